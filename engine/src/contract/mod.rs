@@ -1,0 +1,18 @@
+//! The narrow waists: what an implementation must promise, with a law suite beside each trait
+//! (feature `testing`) that every implementation runs.
+//!
+//! | trait | implementations |
+//! |---|---|
+//! | [`Source`] | files, generate, push (connectors); scripted (testing) |
+//! | [`Embedder`] | MiniLM on CPU (operators); hashed (testing) |
+//! | [`Store`] | local directory (durable); memory with injected failures (testing) |
+//!
+//! The fourth waist, the vector index, lives beside its users in `operators::index`.
+
+mod embedder;
+mod source;
+mod store;
+
+pub use embedder::{EmbedError, Embedder, TokenSpans};
+pub use source::{LaneSink, Resume, SinkClosed, Source, SourceBatch, SourceContext};
+pub use store::{AppendFile, Store};

@@ -1,0 +1,110 @@
+//! A source of changes, outside the engine's time.
+//!
+//! A source runs on a thread of its own and writes batches to lanes through a [`LaneSink`]. The
+//! sink logs the batch and gives back-pressure by blocking. Versions, if the outside world has
+//! none, are given by the sink.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value as Json;
+
+use crate::error::{DataError, DeadLetter, WorldError};
+use crate::model::{ContentHash, Key, Row};
+
+/// One batch of one lane, in the lane's order.
+#[derive(Debug, Clone, Default)]
+pub struct SourceBatch {
+    /// The lane: `""` for a source with one order, a path, `topic/3`.
+    pub lane: String,
+    /// `(key, row, version)`: `row = None` deletes; `version = None` lets the sink count from the
+    /// key's last version.
+    pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
+    /// Bad data met on the way.
+    pub dead_letters: Vec<DeadLetter>,
+    /// Where the lane stands after this batch, for resumption: opaque to the engine.
+    pub position: Option<Json>,
+}
+
+/// The engine is shutting down or the source was dropped: return from [`Source::run`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the pipeline no longer takes this source's rows")]
+pub struct SinkClosed;
+
+/// Takes batches into the input log.
+pub trait LaneSink: Send + Sync {
+    /// Stages a batch. Blocks while the source's staged bytes are over the limit (back-pressure).
+    /// On return the batch is on its way to the log, not yet synced.
+    fn stage(&self, batch: SourceBatch) -> Result<(), SinkClosed>;
+    /// Waits until everything staged before is synced; then the upstream may be confirmed.
+    fn sync(&self) -> Result<(), SinkClosed>;
+}
+
+/// What a source finds when it starts again.
+pub trait Resume: Send + Sync {
+    /// The position of the lane's last logged batch.
+    fn position(&self, lane: &str) -> Option<Json>;
+    /// The live keys, with the hash of each packed row ([`ContentHash::of`] its bytes), so that a
+    /// source without positions (files) can find what changed and what vanished.
+    fn live(&self) -> Vec<(Key, ContentHash)>;
+}
+
+/// What a source runs with.
+pub struct SourceContext {
+    /// The name it was declared under.
+    pub name: String,
+    /// Takes its batches.
+    pub sink: Arc<dyn LaneSink>,
+    /// What it finds when it starts again.
+    pub resume: Arc<dyn Resume>,
+    /// Set when the source must return soon.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl SourceContext {
+    /// Whether the source must return.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps in steps short enough to notice a stop; false when stopping.
+    pub fn sleep(&self, duration: std::time::Duration) -> bool {
+        let until = std::time::Instant::now() + duration;
+        while !self.is_stopping() {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            std::thread::sleep(left.min(std::time::Duration::from_millis(20)));
+        }
+        false
+    }
+
+    /// Reports bad data that belongs to no change.
+    pub fn dead_letter(
+        &self,
+        lane: &str,
+        position: String,
+        error: DataError,
+        mut payload: Vec<u8>,
+    ) -> Result<(), SinkClosed> {
+        payload.truncate(crate::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX);
+        let letter = DeadLetter { source: self.name.clone(), position, error, payload };
+        self.sink.stage(SourceBatch {
+            lane: lane.to_owned(),
+            dead_letters: vec![letter],
+            ..SourceBatch::default()
+        })
+    }
+}
+
+/// A reader of the outside world.
+///
+/// Laws, checked by `testing::source_laws`: after any interruption and a new `run` with the
+/// resumed state no change is lost, and a change delivered twice changes nothing; `run` returns
+/// within a second of `stop`.
+pub trait Source: Send {
+    /// Reads until stopped. Returns early only for an error that a person must solve; transient
+    /// trouble is retried inside with back-off and a log line.
+    fn run(self: Box<Self>, context: SourceContext) -> Result<(), WorldError>;
+}

@@ -1,0 +1,15 @@
+//! The ground floor of Headwater: nouns, time, limits, errors, contracts, the runtime that turns
+//! an input log into sealed collections, durable state and telemetry.
+//!
+//! Reading order: [`model`] (what flows), [`contract`] (what others promise us), [`durable`] (what
+//! survives), [`runtime`] (how time is made and sealed), [`telemetry`].
+
+pub mod contract;
+pub mod durable;
+pub mod error;
+pub mod limits;
+pub mod model;
+pub mod runtime;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,0 +1,50 @@
+//! Document keys: canonical JSON text, so that they are stable on disk, ordered, hashable and
+//! can be shown as they came.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The key of a document within its source, as canonical JSON: the bare value of a one-column key
+/// (`"T-1"`, `42`), an object with the columns in declared order otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Key(Arc<str>);
+
+impl Default for Key {
+    fn default() -> Self {
+        Key(Arc::from("null"))
+    }
+}
+
+impl Key {
+    /// A key from one JSON value. Object members keep their order.
+    pub fn from_json(value: &serde_json::Value) -> Key {
+        Key(Arc::from(value.to_string()))
+    }
+
+    /// A key from a text column.
+    pub fn text(text: &str) -> Key {
+        Key(Arc::from(serde_json::Value::from(text).to_string()))
+    }
+
+    /// The canonical JSON text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key as a JSON value, for replies.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.0).unwrap_or_else(|_| serde_json::Value::from(&*self.0))
+    }
+
+    /// A stable 64-bit hash: chooses the worker that owns the document. Equal in every process.
+    pub fn shard_hash(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(self.0.as_bytes())
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,209 @@
+//! Declared objects, as plain serialisable values: what the catalog stores and what rendering is a
+//! pure function of (PROTOCOLS §8.2).
+
+use engine::model::{ObjectId, Schema};
+use serde::{Deserialize, Serialize};
+
+/// A declared object with its identity and the statement that made it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Object {
+    /// Never reused.
+    pub id: ObjectId,
+    /// Folded name; one namespace for all kinds.
+    pub name: String,
+    /// The statement, normalised: `SHOW CREATE` prints it and reconciliation compares it.
+    pub statement: String,
+    /// What it is.
+    pub definition: Definition,
+}
+
+/// What can be declared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Definition {
+    /// `CREATE SOURCE`
+    Source(SourceDef),
+    /// `CREATE MODEL`
+    Model(ModelDef),
+    /// `CREATE VIEW`
+    View(ViewDef),
+    /// `CREATE INDEX`
+    Index(IndexDef),
+    /// `CREATE CACHE`
+    Cache(CacheDef),
+}
+
+impl Definition {
+    /// `source`, `model`, `view`, `index` or `cache`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Definition::Source(_) => "source",
+            Definition::Model(_) => "model",
+            Definition::View(_) => "view",
+            Definition::Index(_) => "index",
+            Definition::Cache(_) => "cache",
+        }
+    }
+
+    /// Names of the objects that this one reads.
+    pub fn depends_on(&self) -> Vec<&str> {
+        match self {
+            Definition::Source(_) | Definition::Model(_) => Vec::new(),
+            Definition::View(view) => vec![&view.from],
+            Definition::Index(index) => {
+                let model = index.model.as_deref();
+                std::iter::once(&*index.on).chain(model).collect()
+            }
+            Definition::Cache(cache) => vec![&cache.index],
+        }
+    }
+}
+
+/// `CREATE SOURCE … FROM …`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceDef {
+    /// Columns and key.
+    pub schema: Schema,
+    /// Where rows come from.
+    pub connector: Connector,
+}
+
+/// Where the rows of a source come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Connector {
+    /// `FROM FILES (PATH '…', PATTERN '…')`
+    Files {
+        /// Folder, as written.
+        path: String,
+        /// Glob, relative to the folder.
+        pattern: String,
+    },
+    /// `FROM PUSH (columns)`
+    Push,
+    /// `FROM GENERATE (…)`: rows and vectors from a seed.
+    Generate {
+        /// How many rows.
+        rows: u64,
+        /// Rows a second; 0 as fast as they are taken.
+        rate: u64,
+        /// The seed.
+        seed: u64,
+        /// Length of the vector column, if there is one.
+        dimensions: Option<u32>,
+    },
+}
+
+/// `CREATE MODEL`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ModelDef {
+    /// `FROM 'sentence-transformers/all-MiniLM-L6-v2' WITH (DEVICE = …, PRECISION = …)`
+    Pretrained {
+        /// Hub name or folder.
+        location: String,
+        /// `auto` or `cpu` in this version.
+        device: String,
+        /// `full` in this version.
+        precision: String,
+    },
+    /// `FROM COLUMN WITH (DIMENSIONS = n)`: vectors arrive in a column.
+    Column {
+        /// Length of a vector.
+        dimensions: u32,
+    },
+}
+
+/// `CREATE VIEW … AS SELECT …` over one relation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ViewDef {
+    /// The relation that it reads.
+    pub from: String,
+    /// The query's text, planned again from here wherever it is rendered.
+    pub query: String,
+    /// The columns that come out, and the key among them.
+    pub schema: Schema,
+}
+
+/// `CREATE INDEX`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IndexDef {
+    /// The indexed relation.
+    pub on: String,
+    /// The base source when the key comes from exactly one; else `on`. For `document.source`.
+    pub source: String,
+    /// Whether it has a vector leg.
+    pub vector: bool,
+    /// Whether it has a keyword leg.
+    pub keyword: bool,
+    /// The indexed column.
+    pub column: String,
+    /// How texts are cut.
+    pub chunking: Chunking,
+    /// The model of the vector leg.
+    pub model: Option<String>,
+    /// Columns that filters and replies may name.
+    pub include: Vec<String>,
+    /// `simple`, `english`, `german`, …
+    pub analyzer: String,
+    /// `bf16` or `f32`
+    pub quantization: String,
+    /// Time travel, microseconds.
+    pub retain_micros: u64,
+    /// How long rows wait for vectors before binding, milliseconds.
+    pub embed_deadline_ms: u64,
+    /// How legs are fused.
+    pub fusion: Fusion,
+}
+
+/// How the two legs become one score (API §3).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Fusion {
+    /// weight · (1 + cos)/2 + (1 − weight) · bm25 / its upper bound
+    Convex {
+        /// Weight of the vector leg, in [0, 1].
+        weight: f64,
+    },
+    /// Σ 1/(60 + rank in its leg)
+    Rrf,
+}
+
+/// `CHUNK BY …`
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Chunking {
+    /// How to cut.
+    pub strategy: ChunkStrategy,
+    /// Longest chunk in model tokens, special tokens included.
+    pub max_tokens: u32,
+    /// Tokens repeated from the chunk before (`fixed` and `recursive`).
+    pub overlap: u32,
+    /// Whether the heading path is put before the text that is embedded.
+    pub heading_prefix: bool,
+}
+
+/// Ways to cut a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ChunkStrategy {
+    /// Along headings, blocks, sentences.
+    Markdown,
+    /// Along paragraphs, lines, sentences, words.
+    Recursive,
+    /// Every `max_tokens` tokens.
+    Fixed,
+    /// One chunk a row.
+    None,
+}
+
+/// `CREATE CACHE`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CacheDef {
+    /// The index whose answers it keeps.
+    pub index: String,
+    /// Size of the retrieval list.
+    pub k: usize,
+    /// Least cosine of a similarity hit.
+    pub similarity: f64,
+    /// Life of an entry, microseconds.
+    pub ttl_micros: u64,
+    /// Most live entries.
+    pub capacity: usize,
+    /// `RETRIEVAL = 'exact'`
+    pub exact: bool,
+}

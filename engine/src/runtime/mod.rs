@@ -1,1 +1,410 @@
-//! placeholder
+//! The runtime: workers, the command stream, the sequencer that makes time, admission, and the
+//! table of who may read what.
+//!
+//! ```text
+//!  sources ──stage──▶ Ingest ──▶ log (Stage) ──▶ lanes ──▶ tick T ──▶ log (Tick)
+//!                                  │ prepare threads           │
+//!                                  └── wants vectors           ▼ one ordered command stream
+//!  questions ──ask──▶ sequencer (T, hold) ───────────▶ workers: feed · step · ask · maintain
+//!                          ▲                                   │
+//!                          └──────────── uppers ◀──────────────┘
+//! ```
+//!
+//! Invariants: [`sequencer`] alone makes T and publishes what is sealed; [`board`] alone moves
+//! `since`; a [`Program`] sees the same commands in the same order on every worker; no call in
+//! here waits for a model. Limits: [`crate::limits`].
+
+mod board;
+mod bus;
+mod clock;
+mod command;
+mod dead_letters;
+mod ingest;
+mod lanes;
+mod message;
+mod preparer;
+mod program;
+mod questions;
+mod replay;
+mod sequencer;
+mod sink;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+pub use timely::CommunicationConfig;
+use timely::communication::WorkerGuards;
+
+pub use board::Readable;
+pub use clock::{Clock, SystemClock, VirtualClock};
+pub use command::Tick;
+pub use dead_letters::{DeadLetters, NumberedLetter};
+pub use lanes::StagedBatch;
+pub use message::{AskError, AskTime, CatalogChange, Declared, WriteToken};
+pub use preparer::{Prepared, Preparer, Want};
+pub use program::{Program, ProgramFactory, QuestionId, Wire};
+pub use replay::Recovered;
+pub use sink::{EngineSink, PUSH_LANE, Staged};
+
+use crate::durable::{EmbeddingStore, InputLog};
+use crate::error::WorldError;
+use crate::model::{ObjectId, Time, VectorFact};
+use board::Board;
+use ingest::Ingest;
+use message::{AskRequest, Message};
+use sequencer::Sequencer;
+
+/// What an engine runs with.
+pub struct EngineOptions {
+    /// How the workers talk: `Process(n)` for n workers in this process, `Cluster` for several.
+    pub communication: CommunicationConfig,
+    /// Workers of this process.
+    pub local_workers: usize,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// Threads that prepare batches.
+    pub prepare_threads: usize,
+    /// Compact the log when it has grown by so many bytes.
+    pub compact_bytes: u64,
+}
+
+impl EngineOptions {
+    /// `workers` in one process, on the operating system's clock.
+    pub fn workers(workers: usize) -> Self {
+        EngineOptions {
+            communication: CommunicationConfig::Process(workers),
+            local_workers: workers,
+            clock: Arc::new(SystemClock),
+            prepare_threads: 1,
+            compact_bytes: 256 << 20,
+        }
+    }
+}
+
+/// What sealed and newest times are now.
+#[derive(Debug, Clone, Default)]
+pub struct Published {
+    /// The collections.
+    pub collections: BTreeMap<ObjectId, Readable>,
+    /// The last time minted.
+    pub last: Time,
+}
+
+/// What threads share.
+pub(crate) struct Shared<P: Program> {
+    pub(crate) mailbox: Sender<Message<P>>,
+    pub(crate) log: Arc<InputLog>,
+    pub(crate) vectors: Arc<EmbeddingStore>,
+    pub(crate) ingest: Ingest,
+    pub(crate) dead_letters: Arc<DeadLetters>,
+    pub(crate) preparer: Arc<dyn Preparer>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) is_cluster: bool,
+    prepare: [Sender<StagedBatch>; 2],
+    published: Mutex<Published>,
+    sealed: Condvar,
+    next_question: AtomicU64,
+}
+
+impl<P: Program> Shared<P> {
+    /// Shows what is published to readers outside the sequencer.
+    pub(crate) fn show(&self, board: &Board, last: Time) {
+        let mut published = self.published.lock().expect("no panic while held");
+        published.collections = board.all();
+        published.last = last;
+        metrics::gauge!("headwater_read_holds").set(board.holds() as f64);
+        drop(published);
+        self.sealed.notify_all();
+    }
+
+    /// Hands a batch to the prepare threads.
+    pub(crate) fn prepare(&self, batch: StagedBatch) {
+        // Gone only when the engine stops.
+        let _ = self.prepare[usize::from(!batch.is_push)].send(batch);
+    }
+}
+
+/// Announces stored vectors to the engine, from any thread.
+#[derive(Clone)]
+pub struct Announcer(Arc<dyn Fn(VectorFact) + Send + Sync>);
+
+impl Announcer {
+    /// The vector is stored; it will be bound to a tick.
+    pub fn vector_stored(&self, fact: VectorFact) {
+        (self.0)(fact);
+    }
+}
+
+/// A running engine. Dropping it stops it; [`Engine::stop`] also seals what is bound.
+pub struct Engine<P: Program> {
+    shared: Arc<Shared<P>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    workers: Mutex<Option<WorkerGuards<()>>>,
+}
+
+/// A running question: dropping it cancels the question and releases its hold.
+pub struct AskGuard<P: Program> {
+    shared: Arc<Shared<P>>,
+    id: QuestionId,
+    is_done: bool,
+}
+
+impl<P: Program> AskGuard<P> {
+    /// The question's id, as the program's reply names it.
+    pub fn id(&self) -> QuestionId {
+        self.id
+    }
+
+    /// The reply has come: release the hold, nothing to cancel.
+    pub fn done(mut self) {
+        self.is_done = true;
+        let _ = self.shared.mailbox.send(Message::Done(self.id));
+    }
+}
+
+impl<P: Program> Drop for AskGuard<P> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            let _ = self.shared.mailbox.send(Message::Cancel(self.id));
+        }
+    }
+}
+
+impl<P: Program> Engine<P> {
+    /// Starts the workers, replays the log, and leaves the sequencer running.
+    ///
+    /// Nothing is prepared or bound before [`Engine::resume`]: the caller first declares to its
+    /// preparer what `Recovered` lists.
+    pub fn start(
+        options: EngineOptions,
+        log: Arc<InputLog>,
+        replay: crate::durable::Replay,
+        vectors: Arc<EmbeddingStore>,
+        factory: Arc<ProgramFactory<P>>,
+        preparer: impl FnOnce(Announcer) -> Arc<dyn Preparer>,
+    ) -> Result<(Self, Recovered<P>), WorldError> {
+        let (mailbox, inbox) = unbounded();
+        let announce = mailbox.clone();
+        let announcer = Announcer(Arc::new(move |fact| {
+            let _ = announce.send(Message::Vector(fact));
+        }));
+        let (push_sender, push_receiver) = unbounded();
+        let (bulk_sender, bulk_receiver) = unbounded();
+        let shared = Arc::new(Shared {
+            mailbox,
+            log,
+            vectors,
+            ingest: Ingest::default(),
+            dead_letters: Arc::default(),
+            preparer: preparer(announcer),
+            clock: Arc::clone(&options.clock),
+            is_cluster: matches!(options.communication, CommunicationConfig::Cluster { .. }),
+            prepare: [push_sender, bulk_sender],
+            published: Mutex::default(),
+            sealed: Condvar::new(),
+            next_question: AtomicU64::new(1),
+        });
+        let (bus, workers) = start_workers(&options, &shared, factory)?;
+        let mut threads = Vec::new();
+        for i in 0..options.prepare_threads.max(1) {
+            let shared = Arc::clone(&shared);
+            let queues = [push_receiver.clone(), bulk_receiver.clone()];
+            threads.push(spawn(&format!("prepare-{i}"), move || prepare_loop(&shared, &queues)));
+        }
+        let durable = shared.mailbox.clone();
+        shared.log.set_durable_listener(Box::new(move |through| {
+            let _ = durable.send(Message::Durable(through));
+        }));
+        let mut sequencer = Sequencer::new(Arc::clone(&shared), bus);
+        let recovered = replay::replay(&mut sequencer, replay, &inbox)?;
+        threads.push(spawn("sequencer", move || sequencer.run(&inbox)));
+        let threads = Mutex::new(threads);
+        Ok((Engine { shared, threads, workers: Mutex::new(Some(workers)) }, recovered))
+    }
+
+    /// Prepares what replay found unbound, and begins to bind.
+    pub fn resume(&self, recovered: &mut Recovered<P>) {
+        for batch in std::mem::take(&mut recovered.unbound) {
+            self.shared.prepare(batch);
+        }
+        let _ = self.shared.mailbox.send(Message::Resume);
+    }
+
+    /// Declares or drops an object; `declared` is called when that is durable.
+    pub fn declare(&self, change: CatalogChange<P::Definition>, declared: Declared) {
+        let _ = self.shared.mailbox.send(Message::Declare(change, declared));
+    }
+
+    /// Asks a question over some collections. `accepted` gets the time, or why not, from the
+    /// sequencer's thread. `question: None` takes a time and a hold only.
+    pub fn ask(
+        &self,
+        over: Vec<ObjectId>,
+        at: AskTime,
+        timeout: Duration,
+        question: impl FnOnce(QuestionId) -> Option<P::Question>,
+        accepted: Box<dyn FnOnce(Result<Time, AskError>) + Send>,
+    ) -> AskGuard<P> {
+        let id = self.shared.next_question.fetch_add(1, Ordering::Relaxed);
+        let deadline = Instant::now() + timeout;
+        let question = question(id);
+        let ask = AskRequest { id, over, at, deadline, question, accepted };
+        let _ = self.shared.mailbox.send(Message::Ask(ask));
+        AskGuard { shared: Arc::clone(&self.shared), id, is_done: false }
+    }
+
+    /// Adds an operation to the next tick; `bound` gets its time.
+    pub fn operate(&self, operation: P::Operation, bound: Box<dyn FnOnce(Time) + Send>) {
+        let _ = self.shared.mailbox.send(Message::Operate(operation, bound));
+    }
+
+    /// Asks for a tick not later than a time.
+    pub fn due(&self, at: Time) {
+        let _ = self.shared.mailbox.send(Message::Due(at));
+    }
+
+    /// Where sources put their batches.
+    pub fn sink(&self, source: ObjectId, name: &str, is_push: bool) -> EngineSink<P> {
+        EngineSink::new(Arc::clone(&self.shared), source, name, is_push)
+    }
+
+    /// Sealed times now.
+    pub fn published(&self) -> Published {
+        self.shared.published.lock().expect("no panic while held").clone()
+    }
+
+    /// Waits until a collection is sealed through a time; false when the time-out passed first.
+    pub fn wait_sealed(&self, over: &[ObjectId], at: Time, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut published = self.shared.published.lock().expect("no panic while held");
+        loop {
+            let is_sealed = over.iter().all(|id| {
+                published.collections.get(id).is_some_and(|readable| readable.upper > at)
+            });
+            if is_sealed {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let wait = self.shared.sealed.wait_timeout(published, left);
+            published = wait.expect("no panic while held").0;
+        }
+    }
+
+    /// The dead letters.
+    pub fn dead_letters(&self) -> Arc<DeadLetters> {
+        Arc::clone(&self.shared.dead_letters)
+    }
+
+    /// The engine's clock.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
+    }
+
+    /// Live rows and staged bytes of a source.
+    pub fn source_sizes(&self, source: ObjectId) -> (usize, usize) {
+        self.shared.ingest.sizes(source)
+    }
+
+    /// The input log: its sizes and whether it is failing.
+    pub fn log(&self) -> &Arc<InputLog> {
+        &self.shared.log
+    }
+
+    /// Compacts the log to what can still be read; returns at once when there is nothing to do.
+    pub fn compact_log(&self) -> Result<(), WorldError> {
+        let published = self.published();
+        let Some(since) = published.collections.values().map(|readable| readable.since).min() else {
+            return Ok(());
+        };
+        self.shared.log.compact(since)
+    }
+
+    /// Stops: no further input, what is bound gets sealed and durable, workers end.
+    pub fn stop(&self) {
+        let _ = self.shared.mailbox.send(Message::Stop);
+        let Some(workers) = self.workers.lock().expect("no panic while held").take() else {
+            return;
+        };
+        for result in workers.join() {
+            if let Err(error) = result {
+                tracing::error!(%error, "a worker panicked");
+            }
+        }
+        let threads = std::mem::take(&mut *self.threads.lock().expect("no panic while held"));
+        for thread in threads {
+            // The prepare threads end with the last sender; do not wait for them here.
+            if thread.thread().name() == Some("sequencer") {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl<P: Program> Drop for Engine<P> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::thread::JoinHandle<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .expect("the operating system gives a thread at start")
+}
+
+fn start_workers<P: Program>(
+    options: &EngineOptions,
+    shared: &Arc<Shared<P>>,
+    factory: Arc<ProgramFactory<P>>,
+) -> Result<(bus::CommandSender<P>, WorkerGuards<()>), WorldError> {
+    let (bus, receivers) = bus::command_bus::<P>(options.local_workers);
+    let mailbox = shared.mailbox.clone();
+    let mut config = timely::WorkerConfig::default();
+    // Spines keep merging while a worker is otherwise idle, instead of at the next insertion.
+    differential_dataflow::configure(
+        &mut config,
+        &differential_dataflow::Config { idle_merge_effort: Some(1000) },
+    );
+    let timely_config = timely::Config { communication: options.communication.clone(), worker: config };
+    let workers = timely::execute(timely_config, move |worker| {
+        let mailbox = mailbox.clone();
+        let report = move |uppers: &[(ObjectId, Time)]| {
+            let _ = mailbox.send(Message::Uppers(uppers.to_vec()));
+        };
+        worker::run_worker(worker, &receivers, &*factory, &report);
+    })
+    .map_err(|detail| WorldError::Service {
+        service: "workers".to_owned(),
+        detail,
+        is_transient: false,
+    })?;
+    Ok((bus, workers))
+}
+
+/// Prepares batches, pushes first, until the engine is gone.
+fn prepare_loop<P: Program>(shared: &Arc<Shared<P>>, queues: &[Receiver<StagedBatch>; 2]) {
+    let [push, bulk] = queues;
+    loop {
+        let batch = match push.try_recv() {
+            Ok(batch) => batch,
+            Err(_) => crossbeam_channel::select_biased! {
+                recv(push) -> batch => match batch { Ok(batch) => batch, Err(_) => return },
+                recv(bulk) -> batch => match batch { Ok(batch) => batch, Err(_) => return },
+            },
+        };
+        let prepared = shared.preparer.prepare(&batch);
+        let lane = (batch.source, batch.lane);
+        let message = Message::Prepared { lane, sequence: batch.sequence, prepared };
+        if shared.mailbox.send(message).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Admission: versions, order, and the bounds of what may be staged.
+//!
+//! A source's batch gets versions and a place in its lane, is appended to the log, and goes to the
+//! sequencer. Nothing is bound to a time here. Invariants: a key's admitted versions strictly
+//! increase; a lane's sequence numbers have no gap; staged bytes are bounded per source.
+
+use std::sync::{Condvar, Mutex};
+
+use ahash::AHashMap;
+
+use crate::limits;
+use crate::model::{Change, ContentHash, Key, ObjectId, Row};
+
+/// The last admitted version of a key: one that lives, or one that was deleted.
+#[derive(Debug, Clone, Copy)]
+struct LastVersion {
+    version: u64,
+    live: Option<ContentHash>,
+}
+
+#[derive(Debug, Default)]
+struct SourceState {
+    keys: AHashMap<Key, LastVersion>,
+    lanes: AHashMap<String, LaneState>,
+    staged_bytes: usize,
+}
+
+#[derive(Debug, Default, Clone)]
+struct LaneState {
+    sequence: u64,
+    position: Option<String>,
+}
+
+/// What admission made of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Admitted {
+    pub(super) changes: Vec<Change>,
+    pub(super) ignored: u64,
+    pub(super) sequence: u64,
+    pub(super) bytes: usize,
+}
+
+/// The admission state of all sources.
+#[derive(Debug, Default)]
+pub(super) struct Ingest {
+    sources: Mutex<AHashMap<ObjectId, SourceState>>,
+    room: Condvar,
+}
+
+impl Ingest {
+    /// Gives versions and a sequence number; calls `log` while the lane's order is held.
+    pub(super) fn admit<R>(
+        &self,
+        source: ObjectId,
+        lane: &str,
+        changes: Vec<(Key, Option<Row>, Option<u64>)>,
+        position: Option<String>,
+        log: impl FnOnce(Admitted) -> R,
+    ) -> R {
+        let mut sources = self.sources.lock().expect("no panic while held");
+        let state = sources.entry(source).or_default();
+        let mut admitted = Admitted::default();
+        for (key, row, version) in changes {
+            match state.next_version(&key, version) {
+                Some(version) => {
+                    state.note(&key, version, row.as_ref());
+                    admitted.bytes += key.as_str().len() + row.as_ref().map_or(0, row_len) + 32;
+                    admitted.changes.push(Change { key, row, version });
+                }
+                None => admitted.ignored += 1,
+            }
+        }
+        state.staged_bytes += admitted.bytes;
+        let lane = state.lanes.entry(lane.to_owned()).or_default();
+        lane.sequence += 1;
+        lane.position = position.or(lane.position.take());
+        admitted.sequence = lane.sequence;
+        log(admitted)
+    }
+
+    /// Notes a logged batch again, at start.
+    pub(super) fn replay(
+        &self,
+        source: ObjectId,
+        lane: &str,
+        sequence: u64,
+        changes: &[Change],
+        position: Option<String>,
+    ) {
+        let mut sources = self.sources.lock().expect("no panic while held");
+        let state = sources.entry(source).or_default();
+        for change in changes {
+            state.note(&change.key, change.version, change.row.as_ref());
+        }
+        let lane = state.lanes.entry(lane.to_owned()).or_default();
+        lane.sequence = lane.sequence.max(sequence);
+        lane.position = position.or(lane.position.take());
+    }
+
+    /// Notes staged bytes that replay found unbound.
+    pub(super) fn note_staged(&self, source: ObjectId, bytes: usize) {
+        let mut sources = self.sources.lock().expect("no panic while held");
+        sources.entry(source).or_default().staged_bytes += bytes;
+    }
+
+    /// Bytes were bound or dropped.
+    pub(super) fn release(&self, source: ObjectId, bytes: usize) {
+        let mut sources = self.sources.lock().expect("no panic while held");
+        if let Some(state) = sources.get_mut(&source) {
+            state.staged_bytes = state.staged_bytes.saturating_sub(bytes);
+        }
+        drop(sources);
+        self.room.notify_all();
+    }
+
+    /// Whether a source may stage more.
+    pub(super) fn has_room(&self, source: ObjectId) -> bool {
+        let sources = self.sources.lock().expect("no panic while held");
+        sources.get(&source).is_none_or(|s| s.staged_bytes < limits::STAGED_BYTES_MAX)
+    }
+
+    /// Waits for room, at most 100 ms.
+    pub(super) fn wait_room(&self, source: ObjectId) {
+        let sources = self.sources.lock().expect("no panic while held");
+        let is_full =
+            sources.get(&source).is_some_and(|s| s.staged_bytes >= limits::STAGED_BYTES_MAX);
+        if is_full {
+            let pause = std::time::Duration::from_millis(100);
+            drop(self.room.wait_timeout(sources, pause).expect("no panic while held"));
+        }
+    }
+
+    /// The position of a lane's last batch.
+    pub(super) fn position(&self, source: ObjectId, lane: &str) -> Option<String> {
+        let sources = self.sources.lock().expect("no panic while held");
+        sources.get(&source)?.lanes.get(lane)?.position.clone()
+    }
+
+    /// The live keys of a source with the hash of their rows.
+    pub(super) fn live(&self, source: ObjectId) -> Vec<(Key, ContentHash)> {
+        let sources = self.sources.lock().expect("no panic while held");
+        let Some(state) = sources.get(&source) else { return Vec::new() };
+        let live = state.keys.iter().filter_map(|(key, last)| Some((key.clone(), last.live?)));
+        live.collect()
+    }
+
+    /// Rows live at the end of what was admitted, and bytes staged, of a source.
+    pub(super) fn sizes(&self, source: ObjectId) -> (usize, usize) {
+        let sources = self.sources.lock().expect("no panic while held");
+        sources.get(&source).map_or((0, 0), |state| {
+            (state.keys.values().filter(|last| last.live.is_some()).count(), state.staged_bytes)
+        })
+    }
+
+    /// Forgets a source.
+    pub(super) fn drop_source(&self, source: ObjectId) {
+        self.sources.lock().expect("no panic while held").remove(&source);
+        self.room.notify_all();
+    }
+}
+
+fn row_len(row: &Row) -> usize {
+    row.as_bytes().len()
+}
+
+impl SourceState {
+    /// The version to admit, or `None` for one that is not above the last.
+    fn next_version(&self, key: &Key, version: Option<u64>) -> Option<u64> {
+        let last = self.keys.get(key).map(|last| last.version);
+        match (version, last) {
+            (Some(version), Some(last)) if version <= last => None,
+            (Some(version), _) => Some(version),
+            (None, last) => Some(last.map_or(1, |last| last + 1)),
+        }
+    }
+
+    fn note(&mut self, key: &Key, version: u64, row: Option<&Row>) {
+        let live = row.map(|row| ContentHash::of(row.as_bytes()));
+        self.keys.insert(key.clone(), LastVersion { version, live });
+    }
+}

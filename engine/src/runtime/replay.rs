@@ -1,0 +1,198 @@
+//! Coming back: the log, applied again in its order, gives the same collections at the same times.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use super::lanes::StagedBatch;
+use super::message::{CatalogChange, Message};
+use super::program::Program;
+use super::sequencer::Sequencer;
+use crate::durable::{Replay, Replayed, Stage};
+use crate::error::WorldError;
+use crate::model::{Change, Key, ObjectId, Row, Time, VectorFact};
+
+/// What replay found, for the crates above.
+pub struct Recovered<P: Program> {
+    /// Catalog changes in order.
+    pub catalog: Vec<CatalogChange<P::Definition>>,
+    /// Remembered replies: (source, key, body hash, reply, wall clock).
+    pub replies: Vec<(ObjectId, crate::durable::Idempotency, u64)>,
+    /// Staged and not bound; prepared by [`super::Engine::resume`].
+    pub(super) unbound: Vec<StagedBatch>,
+    /// Rows replayed.
+    pub rows: u64,
+}
+
+/// Applies the log.
+pub(super) fn replay<P: Program>(
+    sequencer: &mut Sequencer<P>,
+    replay: Replay,
+    inbox: &Receiver<Message<P>>,
+) -> Result<Recovered<P>, WorldError> {
+    let mut recovered =
+        Recovered { catalog: Vec::new(), replies: Vec::new(), unbound: Vec::new(), rows: 0 };
+    let mut base: Option<Base> = None;
+    for record in replay {
+        match record? {
+            Replayed::Since(at) => {
+                sequencer.mint.raise(at);
+                base = Some(Base { at, ..Base::default() });
+            }
+            Replayed::Ddl(ddl) => {
+                if base.as_ref().is_some_and(|base| ddl.at > base.at) {
+                    flush(sequencer, &mut base, &mut recovered, inbox);
+                }
+                sequencer.mint.raise(ddl.at);
+                let change: CatalogChange<P::Definition> =
+                    bincode::serde::decode_from_slice(&ddl.payload, bincode::config::standard())
+                        .map_err(|error| WorldError::Corrupt {
+                            path: "input log".to_owned(),
+                            offset: 0,
+                            detail: format!("a catalog change of time {}: {error}", ddl.at),
+                        })?
+                        .0;
+                let at = base.as_ref().map_or(ddl.at, |base| base.at);
+                sequencer.install(at, change.clone());
+                recovered.catalog.push(change);
+                if base.is_none() {
+                    sequencer.broadcast(ddl.at, Vec::new(), &[], Vec::new(), 0);
+                }
+            }
+            Replayed::Reserve(until) => sequencer.mint.raise(until),
+            Replayed::Rows(rows) => {
+                let base = base.get_or_insert_default();
+                let changes = rows.rows.into_iter().map(|row| row.change);
+                base.rows.push((rows.source, changes.collect()));
+            }
+            Replayed::Vectors(facts) => base.get_or_insert_default().facts.extend(facts),
+            Replayed::Lanes(lanes) => {
+                for lane in lanes {
+                    let (shared, id) = (&sequencer.shared, (lane.source, lane.lane.as_str().into()));
+                    shared.ingest.replay(lane.source, &lane.lane, lane.sequence, &[], lane.position);
+                    sequencer.lanes.replayed(&id, lane.sequence, 0);
+                }
+            }
+            Replayed::Replies(replies) => recovered.replies.extend(
+                replies.into_iter().map(|reply| (reply.source, reply.idempotency, reply.at_wall)),
+            ),
+            Replayed::Letters(letters) => {
+                for (_, at_wall, letter) in letters.letters {
+                    sequencer.shared.dead_letters.add(at_wall, letter);
+                }
+            }
+            Replayed::Tick(tick) => {
+                flush(sequencer, &mut base, &mut recovered, inbox);
+                let stages = tick.stages;
+                let batches = stages.into_iter().map(|s| note(sequencer, &mut recovered, s));
+                let batches: Vec<StagedBatch> = batches.collect();
+                for batch in &batches {
+                    let id = (batch.source, Arc::clone(&batch.lane));
+                    sequencer.lanes.replayed(&id, batch.sequence, tick.at);
+                }
+                apply(sequencer, tick.at, batches, &tick.vectors, inbox);
+            }
+            Replayed::Unbound(stage) => {
+                flush(sequencer, &mut base, &mut recovered, inbox);
+                let batch = note(sequencer, &mut recovered, stage);
+                sequencer.shared.ingest.note_staged(batch.source, batch.bytes);
+                sequencer.lanes.stage(batch.clone());
+                recovered.unbound.push(batch);
+            }
+        }
+    }
+    flush(sequencer, &mut base, &mut recovered, inbox);
+    Ok(recovered)
+}
+
+/// The state as of one time, collected before it is fed.
+#[derive(Default)]
+struct Base {
+    at: Time,
+    rows: Vec<(ObjectId, Vec<Change>)>,
+    facts: Vec<VectorFact>,
+}
+
+/// Feeds the base, if it is not fed yet: everything in it exists at its time.
+fn flush<P: Program>(
+    sequencer: &mut Sequencer<P>,
+    base: &mut Option<Base>,
+    recovered: &mut Recovered<P>,
+    inbox: &Receiver<Message<P>>,
+) {
+    let Some(base) = base.take() else { return };
+    let mut batches = Vec::new();
+    for (source, changes) in base.rows {
+        sequencer.shared.ingest.replay(source, "", 0, &changes, None);
+        recovered.rows += changes.len() as u64;
+        batches.push(StagedBatch {
+            source,
+            lane: "".into(),
+            sequence: 0,
+            bytes: size(&changes),
+            changes: Arc::new(changes),
+            is_push: false,
+        });
+    }
+    sequencer.board.raise_sinces(base.at);
+    apply(sequencer, base.at, batches, &base.facts, inbox);
+}
+
+fn size(changes: &[Change]) -> usize {
+    let one = |key: &Key, row: &Option<Row>| {
+        key.as_str().len() + row.as_ref().map_or(0, |row| row.as_bytes().len()) + 32
+    };
+    changes.iter().map(|change| one(&change.key, &change.row)).sum()
+}
+
+fn note<P: Program>(
+    sequencer: &Sequencer<P>,
+    recovered: &mut Recovered<P>,
+    stage: Stage,
+) -> StagedBatch {
+    let shared = &sequencer.shared;
+    let Stage { source, lane, sequence, changes, dead_letters, position, idempotency, at_wall } =
+        stage;
+    for letter in dead_letters {
+        shared.dead_letters.add(at_wall, letter);
+    }
+    if let Some(idempotency) = idempotency {
+        recovered.replies.push((source, idempotency, at_wall));
+    }
+    shared.ingest.replay(source, &lane, sequence, &changes, position);
+    recovered.rows += changes.len() as u64;
+    StagedBatch {
+        source,
+        lane: lane.as_str().into(),
+        sequence,
+        bytes: size(&changes),
+        changes: Arc::new(changes),
+        // The lane is the push lane exactly when its batches were pushes.
+        is_push: &*lane == super::sink::PUSH_LANE,
+    }
+}
+
+/// Broadcasts one replayed tick, not running ahead of the workers.
+fn apply<P: Program>(
+    sequencer: &mut Sequencer<P>,
+    at: Time,
+    batches: Vec<StagedBatch>,
+    facts: &[VectorFact],
+    inbox: &Receiver<Message<P>>,
+) {
+    sequencer.mint.raise(at);
+    for fact in facts {
+        sequencer.bound.insert((fact.model, fact.content));
+    }
+    let bytes = batches.iter().map(|batch| batch.bytes).sum();
+    sequencer.broadcast(at, batches, facts, Vec::new(), bytes);
+    while !sequencer.replay_has_room() {
+        if let Ok(Message::Uppers(uppers)) = inbox.recv_timeout(Duration::from_millis(50)) {
+            for (id, upper) in uppers {
+                sequencer.board.applied(id, upper);
+            }
+        }
+        sequencer.publish();
+    }
+}

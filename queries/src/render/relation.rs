@@ -1,0 +1,150 @@
+//! Sources and views as differential collections, arranged by key and shared by all readers.
+//!
+//! A source's rows are upserts: `arrange_from_upsert` retracts the old row exactly. A view maps the
+//! arranged rows through its program; each row is good or bad (PROTOCOLS §6.1): good ones are
+//! arranged again, bad ones become dead letters that go when the row changes.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use differential_dataflow::AsCollection;
+use differential_dataflow::operators::arrange::upsert::arrange_from_upsert;
+use differential_dataflow::operators::arrange::{ArrangeByKey, TraceAgent};
+use differential_dataflow::trace::TraceReader;
+use differential_dataflow::trace::implementations::{ValBuilder, ValSpine};
+use engine::error::DataError;
+use engine::model::{DocVersion, Key, ObjectId, Time};
+use timely::dataflow::channels::pact::Pipeline as Local;
+use timely::dataflow::operators::generic::Operator;
+use timely::dataflow::operators::{Input, Inspect, Probe};
+use timely::dataflow::{InputHandle, ProbeHandle};
+use timely::progress::frontier::AntichainRef;
+use timely::worker::Worker;
+
+use super::pipeline::Pipeline;
+use super::question::ProgramReply;
+use crate::sql::RowProgram;
+
+/// The arranged rows of a relation.
+pub(super) type Documents = TraceAgent<ValSpine<Key, DocVersion, Time, isize>>;
+
+/// Feeds upserts.
+pub(super) type Upserts = InputHandle<
+    Time,
+    timely::container::CapacityContainerBuilder<Vec<(Key, Option<DocVersion>, Time)>>,
+>;
+
+/// A rendered source or view.
+pub(super) struct Relation {
+    pub(super) documents: Documents,
+    pub(super) probe: ProbeHandle<Time>,
+    /// Sources only.
+    pub(super) input: Option<Upserts>,
+    pub(super) dataflow: usize,
+}
+
+impl Relation {
+    /// Nothing before `since` is read again; batches may merge up to what is complete.
+    ///
+    /// Reads filter by time themselves, so physical compaction need not keep batch boundaries.
+    pub(super) fn allow_compaction(&mut self, since: Time) {
+        self.documents.set_logical_compaction(AntichainRef::new(&[since]));
+        let upper = self.probe.with_frontier(|frontier| frontier.to_owned());
+        self.documents.set_physical_compaction(upper.borrow());
+    }
+}
+
+/// Renders a source.
+pub(super) fn source(worker: &mut Worker, name: &str, at: Time) -> Relation {
+    let mut probe = ProbeHandle::new();
+    let dataflow = worker.next_dataflow_index();
+    let (mut input, documents) = worker.dataflow_named(name, |scope| {
+        let (input, stream) = scope.new_input();
+        let arranged = arrange_from_upsert::<
+            ValBuilder<Key, DocVersion, Time, isize>,
+            ValSpine<Key, DocVersion, Time, isize>,
+            Key,
+            DocVersion,
+        >(stream, name);
+        arranged.stream.probe_with(&mut probe);
+        (input, arranged.trace)
+    });
+    input.advance_to(at);
+    Relation { documents, probe, input: Some(input), dataflow }
+}
+
+/// Renders a view over a relation.
+pub(super) fn view(
+    worker: &mut Worker,
+    pipeline: &Arc<Pipeline>,
+    id: ObjectId,
+    name: &str,
+    from: &mut Relation,
+    program: &Arc<RowProgram>,
+) -> Relation {
+    let mut probe = ProbeHandle::new();
+    let dataflow = worker.next_dataflow_index();
+    let program = Arc::clone(program);
+    let errors = Arc::clone(pipeline);
+    let documents = worker.dataflow_named(name, |scope| {
+        let (rows, _button) = from.documents.import_frontier(scope, name);
+        let rows = rows.as_collection(|key, value| (key.clone(), value.clone())).inner;
+        let applied = rows.unary(Local, "Program", |_, _| {
+            move |input, output| {
+                input.for_each(|time, batch| {
+                    let out = apply(&program, std::mem::take(batch));
+                    output.session(&time).give_iterator(out.into_iter());
+                });
+            }
+        });
+        let good = applied.clone().flat_map_ok();
+        applied.inspect(move |((key, result), _, diff)| {
+            if let Err(error) = result {
+                let (key, error, diff) = (key.clone(), error.clone(), *diff as i64);
+                (errors.replies)(ProgramReply::RowError { relation: id, key, error, diff });
+            }
+        });
+        let arranged = good.as_collection().arrange_by_key_named(name);
+        arranged.stream.probe_with(&mut probe);
+        arranged.trace
+    });
+    Relation { documents, probe, input: None, dataflow }
+}
+
+type Update<T> = ((Key, T), Time, isize);
+
+/// Applies a program to a batch of updates; rows that the filter drops are left out.
+fn apply(
+    program: &RowProgram,
+    batch: Vec<Update<DocVersion>>,
+) -> Vec<Update<Result<DocVersion, DataError>>> {
+    let rows: Vec<_> = batch.iter().map(|((_, value), _, _)| value.row.clone()).collect();
+    // Volatile functions are refused in views, so any time will do for `now()`.
+    let results = program.apply(&rows, 0);
+    let paired = batch.into_iter().zip(results);
+    paired
+        .filter_map(|(((key, value), time, diff), result)| {
+            let version = value.version;
+            let result = result.transpose()?.map(|row| DocVersion { version, row });
+            Some(((key, result), time, diff))
+        })
+        .collect()
+}
+
+/// Keeps the good rows of a stream of results.
+trait FlatMapOk<'scope> {
+    fn flat_map_ok(self) -> timely::dataflow::StreamVec<'scope, Time, Update<DocVersion>>;
+}
+
+impl<'scope> FlatMapOk<'scope>
+    for timely::dataflow::StreamVec<'scope, Time, Update<Result<DocVersion, DataError>>>
+{
+    fn flat_map_ok(self) -> timely::dataflow::StreamVec<'scope, Time, Update<DocVersion>> {
+        use timely::dataflow::operators::vec::Map;
+        self.flat_map(|((key, result), time, diff)| result.ok().map(|row| ((key, row), time, diff)))
+    }
+}
+
+/// Shared handles of relations by id.
+pub(super) type Relations = Rc<RefCell<std::collections::BTreeMap<ObjectId, Relation>>>;

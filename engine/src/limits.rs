@@ -44,6 +44,29 @@ pub const ACTIVATION_MICROS_MAX: u64 = 2_000;
 /// Default wait of a row for its vectors before it is bound without them, milliseconds.
 pub const EMBED_DEADLINE_MS: u64 = 2_000;
 
+/// How long a delete guards its version against late, older changes of the key, seconds.
+pub const TOMBSTONE_SECONDS: u64 = 86_400;
+/// How long the reply to a request with an idempotency key is remembered, seconds.
+pub const IDEMPOTENCY_SECONDS: u64 = 86_400;
+/// A segment of the input log or of the embedding store is closed beyond this size: the unit that
+/// compaction reads, rewrites and deletes.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// One record of the input log. Far above any body or transaction, far below the frame's u32.
+pub const RECORD_BYTES_MAX: usize = 1 << 30;
+/// Bytes written to the input log between two syncs (soft for one record): bounds how long the
+/// first record of a group waits for the last.
+pub const GROUP_COMMIT_BYTES_MAX: usize = 8 << 20;
+/// One record of a compacted base (soft for one row).
+pub const BASE_RECORD_BYTES_MAX: usize = 1 << 20;
+/// First and longest pause between two attempts to write while the log fails, milliseconds.
+pub const LOG_RETRY_MS: (u64, u64) = (20, 1_000);
+/// Vectors that the embedding store keeps in memory, bytes; others are read from their file.
+pub const VECTOR_MEMORY_BYTES: usize = 512 << 20;
+
 // A tick must fit the budget of unsealed work, or nothing would ever be bound.
 const _: () = assert!(TICK_BYTES_MAX * 4 <= UNSEALED_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX > TEXT_BYTES_MAX && BODY_BYTES_MAX > LINE_BYTES_MAX);
+const _: () = assert!(RECORD_BYTES_MAX > BODY_BYTES_MAX && GROUP_COMMIT_BYTES_MAX > TICK_BYTES_MAX);
+// A frame says in 32 bits how much of its file was durable: a full segment, a group, one record.
+const _: () =
+    assert!(SEGMENT_BYTES + (GROUP_COMMIT_BYTES_MAX + RECORD_BYTES_MAX) as u64 <= u32::MAX as u64);

@@ -1,1 +1,261 @@
-//! placeholder
+//! Every metric of Headwater, declared once: name, kind, unit, meaning.
+//!
+//! ```text
+//!  declare!{…} ─▶ one constant a metric ─▶ metrics::counter!(telemetry::TICKS.name).increment(1)
+//!             └─▶ METRICS (the table) ───▶ describe_all(), docs, dashboards' test
+//!  install()  ─▶ Telemetry ─▶ render(): Prometheus text for /metrics
+//! ```
+//!
+//! Names begin with `headwater_`; counters end in `_total`, others in their unit. Label values are
+//! bounded sets (declared names, routes, causes), never keys or texts.
+//!
+//! Invariants: `engine` code names metrics through the constants only, so that a metric without
+//! unit and help cannot exist. Recording is a few nanoseconds while nothing is installed.
+//!
+//! Limits: process figures are read from `/proc/self` and are absent elsewhere.
+
+use metrics::Unit;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// How a metric moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// A present value.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One declared metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// `headwater_…`
+    pub name: &'static str,
+    /// How it moves.
+    pub kind: Kind,
+    /// What is counted.
+    pub unit: Unit,
+    /// The labels it is recorded with.
+    pub labels: &'static [&'static str],
+    /// One sentence for people.
+    pub help: &'static str,
+}
+
+macro_rules! declare {
+    ($($constant:ident $kind:ident $unit:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $constant: Metric = Metric {
+                name: concat!("headwater_", $name),
+                kind: Kind::$kind,
+                unit: Unit::$unit,
+                labels: &[$($label),*],
+                help: $help,
+            };
+        )*
+        /// All metrics, in the order of this file.
+        pub const METRICS: &[Metric] = &[$($constant),*];
+    };
+}
+
+declare! {
+    // The input log and the embedding store.
+    LOG_BYTES Counter Bytes "log_bytes_total" [] "Bytes written to the input log, compaction excluded.";
+    LOG_RECORDS Counter Count "log_records_total" [] "Records made durable in the input log.";
+    LOG_SYNC_SECONDS Histogram Seconds "log_sync_seconds" [] "Time of one sync of the input log (one per group commit).";
+    LOG_FAILURES Counter Count "log_failures_total" [] "Attempts to write the input log that failed.";
+    LOG_COMPACTIONS Counter Count "log_compactions_total" [] "Compactions of the input log.";
+    VECTORS_STORED Counter Count "vectors_stored_total" [] "Vectors put into the embedding store.";
+    VECTOR_READS Counter Count "vector_reads_total" [] "Vectors read from disk because memory no longer had them.";
+
+    // Time.
+    TICKS Counter Count "ticks_total" [] "Ticks made by the sequencer, heartbeats included.";
+    TICK_SEAL_SECONDS Histogram Seconds "tick_seal_seconds" [] "From making a tick to publishing it: applied everywhere and durable.";
+    SEALED_LAG_SECONDS Gauge Seconds "sealed_lag_seconds" ["collection"] "Wall clock minus the newest sealed time.";
+    STAGED_BYTES Gauge Bytes "staged_bytes" ["source"] "Rows accepted and not yet bound to a time.";
+    UNSEALED_TICKS Gauge Count "unsealed_ticks" [] "Ticks given to the workers and not yet sealed.";
+    UNSEALED_BYTES Gauge Bytes "unsealed_bytes" [] "Bytes of the ticks given to the workers and not yet sealed.";
+    ACTIVATION_SECONDS Histogram Seconds "activation_seconds" ["operator"] "One activation of an operator; searches wait behind it.";
+
+    // Rows.
+    ROWS_IN Counter Count "rows_in_total" ["source"] "Rows accepted.";
+    ROWS_REJECTED Counter Count "rows_rejected_total" ["source"] "Rows refused with an error to the sender.";
+    ROWS_IGNORED Counter Count "rows_ignored_total" ["source"] "Rows without effect: delivered before, or older than what is there.";
+    DEAD_LETTERS Counter Count "dead_letters_total" ["source"] "Rows that became dead letters.";
+    DEAD_LETTERS_DROPPED Counter Count "dead_letters_dropped_total" ["source"] "Dead letters forgotten because the source has too many.";
+
+    // Questions.
+    QUESTIONS Counter Count "questions_total" ["kind", "outcome"] "Questions answered or refused.";
+    QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply.";
+    QUESTIONS_IN_FLIGHT Gauge Count "questions_in_flight" [] "Questions being answered.";
+    SEARCH_SECONDS Histogram Seconds "search_seconds" ["index"] "Search in the shards, merged, without the model.";
+
+    // Embedding.
+    EMBED_SECONDS Histogram Seconds "embed_seconds" ["model"] "One batch through a model.";
+    EMBED_QUEUE Gauge Count "embed_queue" ["model"] "Texts that wait for a model.";
+    EMBED_BATCHES Counter Count "embed_batches_total" ["model"] "Batches through a model.";
+    EMBED_TEXTS Counter Count "embed_texts_total" ["model"] "Texts through a model.";
+    EMBED_TOKENS Counter Count "embed_tokens_total" ["model"] "Tokens through a model, padding excluded.";
+    EMBED_MEMO_HITS Counter Count "embed_memo_hits_total" ["model"] "Texts whose vector was stored already.";
+    EMBED_FAILURES Counter Count "embed_failures_total" ["model"] "Batches that failed.";
+    EMBED_BREAKER_OPEN Gauge Count "embed_breaker_open" ["model"] "1 while a failing model is left alone.";
+    VECTORS_PENDING Gauge Count "vectors_pending" ["index"] "Chunks that are live without a vector.";
+
+    // Indexes.
+    INDEX_CHUNKS_LIVE Gauge Count "index_chunks_live" ["index"] "Chunks that a question can find.";
+    INDEX_CHUNKS_DEAD Gauge Count "index_chunks_dead" ["index"] "Chunks kept for older times or until the next rebuild.";
+    INDEX_CHUNKS_HEAD Gauge Count "index_chunks_head" ["index"] "Chunks in the scanned head, not yet in a graph.";
+    INDEX_GENERATIONS Gauge Count "index_generations" ["index"] "Graph generations.";
+    INDEX_BYTES Gauge Bytes "index_bytes" ["index"] "Memory of an index.";
+    INDEX_REBUILDS Counter Count "index_rebuilds_total" ["index"] "Generations rebuilt.";
+
+    // The answer cache.
+    CACHE_ENTRIES Gauge Count "cache_entries" ["cache"] "Live answers.";
+    CACHE_HITS Counter Count "cache_hits_total" ["cache", "kind"] "Look-ups answered: exact or similar.";
+    CACHE_MISSES Counter Count "cache_misses_total" ["cache"] "Look-ups without an answer.";
+    CACHE_NEAR_MISSES Counter Count "cache_near_misses_total" ["cache", "cause"] "Similar questions refused by the second gate.";
+    CACHE_STORES Counter Count "cache_stores_total" ["cache", "outcome"] "Answers stored or refused.";
+    CACHE_RETRACTIONS Counter Count "cache_retractions_total" ["cache", "cause"] "Answers retracted.";
+
+    // The front door and the process.
+    HTTP_REQUESTS Counter Count "http_requests_total" ["route", "status"] "Requests by route and status.";
+    HTTP_SECONDS Histogram Seconds "http_request_seconds" ["route"] "Requests, streamed replies until their first byte.";
+    PROCESS_RESIDENT_BYTES Gauge Bytes "process_resident_bytes" [] "Resident memory.";
+    PROCESS_CPU_SECONDS Gauge Seconds "process_cpu_seconds" [] "Processor time used, user and system, since the start.";
+}
+
+/// Buckets of durations, in seconds: from a fast activation to a slow model.
+const SECONDS_BUCKETS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+/// Tells the installed recorder the unit and meaning of every metric.
+pub fn describe_all() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.unit, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.unit, metric.help),
+            Kind::Histogram => {
+                metrics::describe_histogram!(metric.name, metric.unit, metric.help);
+            }
+        }
+    }
+}
+
+/// Renders what was recorded.
+#[derive(Clone)]
+pub struct Telemetry {
+    handle: PrometheusHandle,
+}
+
+fn builder() -> PrometheusBuilder {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS_BUCKETS)
+        .expect("the buckets are not empty")
+}
+
+/// Installs the recorder of this process, once: a later call gets the same one.
+///
+/// # Panics
+/// When another library installed a recorder of its own.
+pub fn install() -> Telemetry {
+    static INSTALLED: std::sync::OnceLock<Telemetry> = std::sync::OnceLock::new();
+    INSTALLED
+        .get_or_init(|| {
+            let recorder = builder().build_recorder();
+            let handle = recorder.handle();
+            assert!(metrics::set_global_recorder(recorder).is_ok(), "another recorder is installed");
+            describe_all();
+            Telemetry { handle }
+        })
+        .clone()
+}
+
+impl Telemetry {
+    /// Prometheus text, with the process' own figures as of now. Also drains the histograms: call
+    /// it, or [`Telemetry::upkeep`], every few seconds.
+    pub fn render(&self) -> String {
+        record_process();
+        self.handle.run_upkeep();
+        self.handle.render()
+    }
+
+    /// Folds recorded samples into their buckets, so that memory stays small while nobody scrapes.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+/// Resident bytes and processor seconds of this process, where `/proc` tells them.
+pub fn process_figures() -> Option<(u64, f64)> {
+    const PAGE_BYTES: u64 = 4096; // x86-64 and most others; a wrong guess scales one gauge
+    const TICKS_A_SECOND: f64 = 100.0; // USER_HZ, fixed by Linux for every reader of /proc
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in parentheses may hold spaces: count fields behind it. 14 = utime, 15 = stime.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((pages * PAGE_BYTES, (user + system) / TICKS_A_SECOND))
+}
+
+fn record_process() {
+    if let Some((resident_bytes, cpu_seconds)) = process_figures() {
+        metrics::gauge!(PROCESS_RESIDENT_BYTES.name).set(resident_bytes as f64);
+        metrics::gauge!(PROCESS_CPU_SECONDS.name).set(cpu_seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_a_prefix_a_unit_and_a_meaning() {
+        let mut names = std::collections::HashSet::new();
+        for metric in METRICS {
+            let name = metric.name;
+            assert!(names.insert(name), "{name} is declared twice");
+            assert!(name.starts_with("headwater_"), "{name}");
+            assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{name}: {}", metric.help);
+            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            let stem = name.trim_end_matches("_total");
+            match metric.unit {
+                Unit::Seconds => assert!(stem.ends_with("_seconds"), "{name}"),
+                Unit::Bytes => assert!(stem.ends_with("_bytes"), "{name}"),
+                Unit::Count => assert!(!stem.ends_with("_seconds") && !stem.ends_with("_bytes")),
+                other => panic!("{name} has the unexpected unit {other:?}"),
+            }
+            if metric.kind == Kind::Histogram {
+                assert!(metric.unit == Unit::Seconds, "{name}: no buckets for its unit");
+            }
+        }
+    }
+
+    #[test]
+    fn text_has_help_type_buckets_and_process_figures() {
+        let recorder = builder().build_recorder();
+        let telemetry = Telemetry { handle: recorder.handle() };
+        let text = metrics::with_local_recorder(&recorder, || {
+            describe_all();
+            metrics::counter!(ROWS_IN.name, "source" => "docs").increment(3);
+            metrics::histogram!(LOG_SYNC_SECONDS.name).record(0.003);
+            telemetry.render()
+        });
+        for line in [
+            "# HELP headwater_rows_in_total Rows accepted.",
+            "# TYPE headwater_rows_in_total counter",
+            "headwater_rows_in_total{source=\"docs\"} 3",
+            "headwater_log_sync_seconds_bucket{le=\"0.005\"} 1",
+            "# TYPE headwater_process_resident_bytes gauge",
+        ] {
+            assert!(text.contains(line), "no line {line:?} in\n{text}");
+        }
+        let (resident_bytes, cpu_seconds) = process_figures().unwrap();
+        assert!(resident_bytes > 1 << 20 && cpu_seconds >= 0.0);
+    }
+}

@@ -1,0 +1,351 @@
+//! What the input log holds: everything that ever entered, as typed records.
+//!
+//! ```text
+//!  Stage(lane A, 7) ─┐
+//!  Stage(lane B, 3) ─┼─▶ Tick { at: T, lanes: [A 7..=7, B 3..=3], vectors }      "bound to T"
+//!  Stage(lane A, 8)  │      (not bound yet: found again after a restart as `Unbound`)
+//!  Ddl, Reserve ─────┘
+//! ```
+//!
+//! Rows are logged when they are *staged*, before anybody knows their time, so that a push can be
+//! acknowledged at once (PROTOCOLS §2.2); a `Tick` binds ranges of staged records to one `T`
+//! without repeating them. Compaction (see [`super::compact`]) replaces old segments by the
+//! `Since`, `Base*` records: the state as of one time, under which nothing can be asked any more.
+//!
+//! Invariants that writers keep and readers check:
+//! - the sequences of one lane count 1, 2, 3 … without a gap, over restarts too;
+//! - a `Tick` binds only staged records that stand before it in the log, each exactly once and in
+//!   the lane's order; `at` grows from tick to tick;
+//! - which of two changes of a key wins is decided by [`is_admitted`] and by nothing else.
+//!
+//! Payloads are bincode 2 (serde, standard configuration) inside our own frames ([`super::frame`]),
+//! which carry the kind, the format version and the checksum.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{DeadLetter, WorldError};
+use crate::limits::TOMBSTONE_SECONDS;
+use crate::model::{Change, ObjectId, Time, VectorFact};
+
+/// One batch of one lane, on its way to a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stage {
+    /// The source.
+    pub source: ObjectId,
+    /// The lane within the source: `""` for a source with one order.
+    pub lane: String,
+    /// Counts the lane's batches from 1.
+    pub sequence: u64,
+    /// The changes, in the lane's order.
+    pub changes: Vec<Change>,
+    /// Bad data of the batch.
+    pub dead_letters: Vec<DeadLetter>,
+    /// Where the lane stands after the batch: JSON text, opaque to the engine.
+    pub position: Option<String>,
+    /// The request that brought it, when it carried an idempotency key.
+    pub idempotency: Option<Idempotency>,
+    /// Wall clock when it was staged, microseconds since the epoch.
+    pub at_wall: u64,
+}
+
+/// What is remembered of a request with an idempotency key, so that a repetition gets the first
+/// reply and changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The client's key.
+    pub key: String,
+    /// Hash of the request's body: the same key with another body is refused.
+    pub body_hash: [u8; 32],
+    /// The reply, JSON text.
+    pub reply: String,
+}
+
+/// Staged records `from..=through` of one lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneRange {
+    /// The source.
+    pub source: ObjectId,
+    /// The lane.
+    pub lane: String,
+    /// First sequence bound.
+    pub from: u64,
+    /// Last sequence bound.
+    pub through: u64,
+}
+
+/// Binds staged rows and vector facts to a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tick {
+    /// The time.
+    pub at: Time,
+    /// What it binds, applied in this order.
+    pub lanes: Vec<LaneRange>,
+    /// Vectors that exist from `at` on. Their bytes were synced before this record is written.
+    pub vectors: Vec<VectorFact>,
+}
+
+/// A change of the catalog. The log does not look inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ddl {
+    /// When it takes effect.
+    pub at: Time,
+    /// The catalog's own encoding.
+    pub payload: Vec<u8>,
+}
+
+/// The live rows (and young tombstones) of one source as of [`Replayed::Since`].
+///
+/// A large source has many such records, in the order in which its rows were bound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRows {
+    /// The source.
+    pub source: ObjectId,
+    /// The last admitted change of each key.
+    pub rows: Vec<BaseRow>,
+}
+
+/// One row of a [`BaseRows`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRow {
+    /// The time that the change was bound to, before it became part of the base.
+    pub at: Time,
+    /// The change; `row: None` is a tombstone that still guards its version.
+    pub change: Change,
+}
+
+/// Where a lane stood when the base was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneState {
+    /// The source.
+    pub source: ObjectId,
+    /// The lane.
+    pub lane: String,
+    /// The last sequence bound.
+    pub sequence: u64,
+    /// The last position bound.
+    pub position: Option<String>,
+}
+
+/// A remembered reply of a bound request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseReply {
+    /// The source.
+    pub source: ObjectId,
+    /// Key, hash and reply.
+    pub idempotency: Idempotency,
+    /// Wall clock of the first request, microseconds since the epoch.
+    pub at_wall: u64,
+}
+
+/// Dead letters of one source that were bound before the base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseLetters {
+    /// The source.
+    pub source: ObjectId,
+    /// `(time it was bound to, wall clock when it was staged in microseconds, letter)`.
+    pub letters: Vec<(Time, u64, DeadLetter)>,
+}
+
+/// One record of the input log, as it is stored.
+///
+/// Writers append the first four; the others are written by compaction only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Rows enter; their time is not known yet.
+    Stage(Stage),
+    /// Staged rows get their time.
+    Tick(Tick),
+    /// The catalog changes.
+    Ddl(Ddl),
+    /// Times up to this one are taken, also after a crash (PROTOCOLS §1.2).
+    Reserve(Time),
+    /// Opens a base: the state as of this time follows.
+    Since(Time),
+    /// Rows of the base.
+    BaseRows(BaseRows),
+    /// Vector facts of the base.
+    BaseVectors(Vec<VectorFact>),
+    /// Lanes of the base.
+    BaseLanes(Vec<LaneState>),
+    /// Remembered replies of the base.
+    BaseReplies(Vec<BaseReply>),
+    /// Dead letters of the base.
+    BaseLetters(BaseLetters),
+}
+
+/// What a replay tells, in the order in which it must be applied.
+///
+/// ```text
+/// [Since, (Ddl | Reserve | Rows | Vectors | Lanes | Replies | Letters)*]   the base, if there is one
+/// (Ddl | Reserve | Tick)*                                                 what came after it
+/// Unbound*                                                                staged, never bound
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replayed {
+    /// A base follows: all its rows and vectors exist at this time; earlier times are not readable.
+    Since(Time),
+    /// A change of the catalog. Those of the base keep their own, earlier `at`.
+    Ddl(Ddl),
+    /// Times up to this one are taken.
+    Reserve(Time),
+    /// Rows of the base.
+    Rows(BaseRows),
+    /// Vectors of the base.
+    Vectors(Vec<VectorFact>),
+    /// Lanes of the base.
+    Lanes(Vec<LaneState>),
+    /// Remembered replies of the base.
+    Replies(Vec<BaseReply>),
+    /// Dead letters of the base.
+    Letters(BaseLetters),
+    /// A tick with the staged records that it binds, in its order.
+    Tick(BoundTick),
+    /// A staged record that no tick binds: stage it again under the same sequence, without logging
+    /// it again. Comes after everything else, in the order of the log.
+    Unbound(Stage),
+}
+
+/// A [`Tick`] whose lane ranges are resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoundTick {
+    /// The time.
+    pub at: Time,
+    /// The staged records, in the tick's order.
+    pub stages: Vec<Stage>,
+    /// See [`Tick::vectors`].
+    pub vectors: Vec<VectorFact>,
+}
+
+/// What is known of a key when its next change comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The version of its last admitted change.
+    pub version: u64,
+    /// Whether that change was a row; else it was a delete.
+    pub is_live: bool,
+    /// The time that change was bound to.
+    pub at: Time,
+}
+
+/// The admission rule: whether a change of `version`, bound to `at`, takes effect after `held`.
+///
+/// A version must be greater than the last admitted one. A delete guards its version for
+/// [`TOMBSTONE_SECONDS`]; then it is forgotten (PROTOCOLS §7.1) and any version may begin again.
+/// The same function decides in the dataflow and in compaction: were they to differ, a restart
+/// would bring back another row than the one that was served.
+pub fn is_admitted(held: Option<Held>, version: u64, at: Time) -> bool {
+    match held {
+        None => true,
+        Some(held) if version > held.version => true,
+        Some(held) => !held.is_live && is_forgotten(held.at, at),
+    }
+}
+
+/// Whether a delete bound to `deleted_at` no longer guards its version at `now` (both engine time).
+pub fn is_forgotten(deleted_at: Time, now: Time) -> bool {
+    now.saturating_sub(deleted_at) >= TOMBSTONE_SECONDS * 1_000_000
+}
+
+impl Record {
+    /// The number of the record's kind in its frame.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Record::Stage(_) => 1,
+            Record::Tick(_) => 2,
+            Record::Ddl(_) => 3,
+            Record::Reserve(_) => 4,
+            Record::Since(_) => 5,
+            Record::BaseRows(_) => 6,
+            Record::BaseVectors(_) => 7,
+            Record::BaseLanes(_) => 8,
+            Record::BaseReplies(_) => 9,
+            Record::BaseLetters(_) => 10,
+        }
+    }
+
+    /// The greatest engine time that the record speaks of; a segment may be compacted to `since`
+    /// when all of its records lie at or before it.
+    pub fn time(&self) -> Option<Time> {
+        match self {
+            Record::Tick(tick) => Some(tick.at),
+            Record::Ddl(ddl) => Some(ddl.at),
+            Record::Since(at) => Some(*at),
+            _ => None,
+        }
+    }
+
+    /// Encodes the payload. Cost: linear in the record.
+    pub fn encode(&self) -> Vec<u8> {
+        fn to_vec<T: Serialize>(value: &T) -> Vec<u8> {
+            bincode::serde::encode_to_vec(value, bincode::config::standard())
+                .expect("plain data without unsupported types always encodes")
+        }
+        match self {
+            Record::Stage(record) => to_vec(record),
+            Record::Tick(record) => to_vec(record),
+            Record::Ddl(record) => to_vec(record),
+            Record::Reserve(until) => to_vec(until),
+            Record::Since(at) => to_vec(at),
+            Record::BaseRows(record) => to_vec(record),
+            Record::BaseVectors(record) => to_vec(record),
+            Record::BaseLanes(record) => to_vec(record),
+            Record::BaseReplies(record) => to_vec(record),
+            Record::BaseLetters(record) => to_vec(record),
+        }
+    }
+
+    /// Decodes a payload of a kind. The error says what is wrong; the caller knows file and offset.
+    pub fn decode(kind: u8, payload: &[u8]) -> Result<Record, String> {
+        fn from_slice<T: for<'de> Deserialize<'de>>(payload: &[u8]) -> Result<T, String> {
+            match bincode::serde::decode_from_slice(payload, bincode::config::standard()) {
+                Ok((value, read)) if read == payload.len() => Ok(value),
+                Ok((_, read)) => Err(format!("{} bytes too many", payload.len() - read)),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        let record = match kind {
+            1 => from_slice(payload).map(Record::Stage),
+            2 => from_slice(payload).map(Record::Tick),
+            3 => from_slice(payload).map(Record::Ddl),
+            4 => from_slice(payload).map(Record::Reserve),
+            5 => from_slice(payload).map(Record::Since),
+            6 => from_slice(payload).map(Record::BaseRows),
+            7 => from_slice(payload).map(Record::BaseVectors),
+            8 => from_slice(payload).map(Record::BaseLanes),
+            9 => from_slice(payload).map(Record::BaseReplies),
+            10 => from_slice(payload).map(Record::BaseLetters),
+            other => Err(format!("unknown kind {other}")),
+        };
+        record.map_err(|detail| format!("cannot decode the record (kind {kind}): {detail}"))
+    }
+}
+
+/// A stored record that does not fit what stands before it.
+pub(super) fn corrupt(path: &str, offset: u64, detail: impl Into<String>) -> WorldError {
+    WorldError::Corrupt { path: path.to_owned(), offset, detail: detail.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_admitted_once_and_a_delete_guards_it_for_a_day() {
+        let day = TOMBSTONE_SECONDS * 1_000_000;
+        let live = Some(Held { version: 5, is_live: true, at: 10 });
+        assert!(is_admitted(None, 0, 0));
+        assert!(!is_admitted(live, 5, 11) && is_admitted(live, 6, 11));
+        assert!(!is_admitted(live, 1, 10 + day), "a live row never forgets its version");
+        let gone = Some(Held { version: 5, is_live: false, at: 10 });
+        assert!(!is_admitted(gone, 5, 9 + day) && is_admitted(gone, 1, 10 + day));
+    }
+
+    #[test]
+    fn decoding_names_what_is_wrong() {
+        let error = Record::decode(99, &[]).unwrap_err();
+        assert!(error.contains("unknown kind 99"), "{error}");
+        let mut bytes = Record::Reserve(7).encode();
+        bytes.push(0);
+        assert!(Record::decode(4, &bytes).unwrap_err().contains("1 bytes too many"));
+    }
+}

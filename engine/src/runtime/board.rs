@@ -131,11 +131,6 @@ impl Board {
         moved
     }
 
-    /// The least since: the log may be compacted to it.
-    pub(super) fn since_min(&self) -> Option<Time> {
-        self.collections.values().map(|collection| collection.readable.since).min()
-    }
-
     /// All collections.
     pub(super) fn all(&self) -> BTreeMap<ObjectId, Readable> {
         self.collections.iter().map(|(id, collection)| (*id, collection.readable)).collect()

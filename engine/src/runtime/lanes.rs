@@ -199,11 +199,6 @@ impl Lanes {
         out
     }
 
-    /// Batches staged and not bound.
-    pub(super) fn unbound(&self) -> impl Iterator<Item = &StagedBatch> {
-        self.lanes.values().flat_map(|lane| lane.queue.iter().map(|waiting| &waiting.batch))
-    }
-
     /// From which T on everything through `sequence` is visible, vectors included; `None` while
     /// something is on the way.
     pub(super) fn visible_at(&self, id: &LaneId, sequence: u64) -> Option<Time> {

@@ -50,7 +50,7 @@ pub use program::{Program, ProgramFactory, QuestionId, Wire};
 pub use replay::Recovered;
 pub use sink::{EngineSink, PUSH_LANE, Staged};
 
-use crate::durable::{EmbeddingStore, InputLog};
+use crate::durable::{CompactOptions, Compacted, InputLog};
 use crate::error::WorldError;
 use crate::model::{ObjectId, Time, VectorFact};
 use board::Board;
@@ -96,14 +96,13 @@ pub struct Published {
 
 /// What threads share.
 pub(crate) struct Shared<P: Program> {
-    pub(crate) mailbox: Sender<Message<P>>,
-    pub(crate) log: Arc<InputLog>,
-    pub(crate) vectors: Arc<EmbeddingStore>,
-    pub(crate) ingest: Ingest,
-    pub(crate) dead_letters: Arc<DeadLetters>,
-    pub(crate) preparer: Arc<dyn Preparer>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) is_cluster: bool,
+    mailbox: Sender<Message<P>>,
+    log: Arc<InputLog>,
+    ingest: Ingest,
+    dead_letters: Arc<DeadLetters>,
+    preparer: Arc<dyn Preparer>,
+    clock: Arc<dyn Clock>,
+    is_cluster: bool,
     prepare: [Sender<StagedBatch>; 2],
     published: Mutex<Published>,
     sealed: Condvar,
@@ -112,7 +111,7 @@ pub(crate) struct Shared<P: Program> {
 
 impl<P: Program> Shared<P> {
     /// Shows what is published to readers outside the sequencer.
-    pub(crate) fn show(&self, board: &Board, last: Time) {
+    fn show(&self, board: &Board, last: Time) {
         let mut published = self.published.lock().expect("no panic while held");
         published.collections = board.all();
         published.last = last;
@@ -122,11 +121,15 @@ impl<P: Program> Shared<P> {
     }
 
     /// Hands a batch to the prepare threads.
-    pub(crate) fn prepare(&self, batch: StagedBatch) {
+    fn prepare(&self, batch: StagedBatch) {
         // Gone only when the engine stops.
         let _ = self.prepare[usize::from(!batch.is_push)].send(batch);
     }
 }
+
+/// Called for each catalog change that replay finds, before it is rendered.
+pub type OnCatalog<'a, P> =
+    dyn FnMut(&CatalogChange<<P as Program>::Definition>) -> Result<(), WorldError> + 'a;
 
 /// Announces stored vectors to the engine, from any thread.
 #[derive(Clone)]
@@ -177,15 +180,15 @@ impl<P: Program> Drop for AskGuard<P> {
 impl<P: Program> Engine<P> {
     /// Starts the workers, replays the log, and leaves the sequencer running.
     ///
-    /// Nothing is prepared or bound before [`Engine::resume`]: the caller first declares to its
-    /// preparer what `Recovered` lists.
+    /// `on_catalog` resolves each object before workers render it. Nothing is prepared or bound
+    /// before [`Engine::resume`].
     pub fn start(
         options: EngineOptions,
         log: Arc<InputLog>,
         replay: crate::durable::Replay,
-        vectors: Arc<EmbeddingStore>,
         factory: Arc<ProgramFactory<P>>,
         preparer: impl FnOnce(Announcer) -> Arc<dyn Preparer>,
+        on_catalog: &mut OnCatalog<'_, P>,
     ) -> Result<(Self, Recovered<P>), WorldError> {
         let (mailbox, inbox) = unbounded();
         let announce = mailbox.clone();
@@ -197,7 +200,6 @@ impl<P: Program> Engine<P> {
         let shared = Arc::new(Shared {
             mailbox,
             log,
-            vectors,
             ingest: Ingest::default(),
             dead_letters: Arc::default(),
             preparer: preparer(announcer),
@@ -220,7 +222,7 @@ impl<P: Program> Engine<P> {
             let _ = durable.send(Message::Durable(through));
         }));
         let mut sequencer = Sequencer::new(Arc::clone(&shared), bus);
-        let recovered = replay::replay(&mut sequencer, replay, &inbox)?;
+        let recovered = replay::replay(&mut sequencer, replay, &inbox, on_catalog)?;
         threads.push(spawn("sequencer", move || sequencer.run(&inbox)));
         let threads = Mutex::new(threads);
         Ok((Engine { shared, threads, workers: Mutex::new(Some(workers)) }, recovered))
@@ -265,6 +267,19 @@ impl<P: Program> Engine<P> {
     /// Asks for a tick not later than a time.
     pub fn due(&self, at: Time) {
         let _ = self.shared.mailbox.send(Message::Due(at));
+    }
+
+    /// Announces a stored vector.
+    pub fn vector_stored(&self, fact: VectorFact) {
+        let _ = self.shared.mailbox.send(Message::Vector(fact));
+    }
+
+    /// Announces stored vectors from other threads.
+    pub fn announcer(&self) -> Announcer {
+        let mailbox = self.shared.mailbox.clone();
+        Announcer(Arc::new(move |fact| {
+            let _ = mailbox.send(Message::Vector(fact));
+        }))
     }
 
     /// Where sources put their batches.
@@ -318,12 +333,10 @@ impl<P: Program> Engine<P> {
     }
 
     /// Compacts the log to what can still be read; returns at once when there is nothing to do.
-    pub fn compact_log(&self) -> Result<(), WorldError> {
+    pub fn compact_log(&self, options: &CompactOptions) -> Result<Option<Compacted>, WorldError> {
         let published = self.published();
-        let Some(since) = published.collections.values().map(|readable| readable.since).min() else {
-            return Ok(());
-        };
-        self.shared.log.compact(since)
+        let since = published.collections.values().map(|readable| readable.since).min();
+        since.map_or(Ok(None), |since| self.shared.log.compact(since, options))
     }
 
     /// Stops: no further input, what is bound gets sealed and durable, workers end.

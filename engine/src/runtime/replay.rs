@@ -30,6 +30,7 @@ pub(super) fn replay<P: Program>(
     sequencer: &mut Sequencer<P>,
     replay: Replay,
     inbox: &Receiver<Message<P>>,
+    on_catalog: &mut super::OnCatalog<'_, P>,
 ) -> Result<Recovered<P>, WorldError> {
     let mut recovered =
         Recovered { catalog: Vec::new(), replies: Vec::new(), unbound: Vec::new(), rows: 0 };
@@ -54,6 +55,7 @@ pub(super) fn replay<P: Program>(
                         })?
                         .0;
                 let at = base.as_ref().map_or(ddl.at, |base| base.at);
+                on_catalog(&change)?;
                 sequencer.install(at, change.clone());
                 recovered.catalog.push(change);
                 if base.is_none() {

@@ -375,8 +375,8 @@ impl<P: Program> Sequencer<P> {
     fn finish(&mut self, mailbox: &Receiver<Message<P>>) {
         let deadline = Instant::now() + Duration::from_secs(10);
         let last = self.mint.last();
-        self.shared.log.append(Record::Reserve(last), None);
-        self.shared.log.sync();
+        let sequence = self.shared.log.append(Record::Reserve(last), None);
+        self.shared.log.wait_durable(sequence, Duration::from_secs(5));
         self.durable_through = self.shared.log.durable();
         while Instant::now() < deadline
             && self.board.applied_min().is_some_and(|applied| applied <= last)

@@ -1,13 +1,15 @@
 //! Where batches enter: versions, the log, the lane, the prepare threads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::Shared;
 use super::lanes::StagedBatch;
 use super::message::{Message, WriteToken};
 use super::program::Program;
 use crate::contract::{LaneSink, Resume, SinkClosed, SourceBatch};
-use crate::durable::{Idempotency, Record, Stage};
+use crate::durable::{Idempotency, LogSequence, Record, Stage};
 use crate::error::WorldError;
 use crate::model::{ContentHash, Key, ObjectId};
 
@@ -20,6 +22,7 @@ pub struct EngineSink<P: Program> {
     source: ObjectId,
     name: String,
     is_push: bool,
+    last: AtomicU64,
 }
 
 /// What became of a staged batch.
@@ -40,7 +43,7 @@ impl<P: Program> EngineSink<P> {
         name: &str,
         is_push: bool,
     ) -> Self {
-        EngineSink { shared, source, name: name.to_owned(), is_push }
+        EngineSink { shared, source, name: name.to_owned(), is_push, last: AtomicU64::new(0) }
     }
 
     /// Whether there is room for more staged bytes; a push is refused (429) without.
@@ -87,7 +90,8 @@ impl<P: Program> EngineSink<P> {
                     idempotency,
                     at_wall,
                 });
-                shared.log.append(record, on_durable);
+                let logged = shared.log.append(record, on_durable);
+                self.last.fetch_max(logged.0, Ordering::Relaxed);
                 let batch = StagedBatch {
                     source,
                     lane: lane.as_str().into(),
@@ -119,7 +123,8 @@ impl<P: Program> LaneSink for EngineSink<P> {
     }
 
     fn sync(&self) -> Result<(), SinkClosed> {
-        self.shared.log.sync();
+        let last = LogSequence(self.last.load(Ordering::Relaxed));
+        while !self.shared.log.wait_durable(last, Duration::from_secs(1)) {}
         Ok(())
     }
 }

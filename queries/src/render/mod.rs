@@ -22,7 +22,10 @@ mod program;
 mod question;
 mod relation;
 
-pub use pipeline::{ChunkMemo, Declared, IndexSpec, ModelKind, ModelLoader, Pipeline, VectorBytes};
+pub use pipeline::{
+    ChunkMemo, Declared, IndexSpec, IndexedValue, ModelKind, ModelLoader, Pipeline, VectorBytes,
+    vector_content,
+};
 pub use program::WorkerProgram;
 pub use question::{
     Answer, DocumentAnswer, EntryAnswer, LookupAnswer, LookupQuestion, MissingChunk, Operation,

@@ -1,0 +1,209 @@
+//! Declaring and dropping: resolve off the workers, log, render, then start what must run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use engine::contract::SourceContext;
+use engine::error::WorldError;
+use engine::model::{ObjectId, Time};
+use engine::runtime::{AskTime, CatalogChange};
+use tokio::sync::oneshot;
+
+use super::Inner;
+use super::asking::{PATIENCE, ask_problem};
+use crate::api::Reply;
+use crate::definition::{Definition, Object, SourceDef};
+use crate::problem::Problem;
+use crate::render::Declared;
+use crate::sql::{CatalogView, Create};
+
+/// RETAIN of collections that no index reads, microseconds.
+const RETAIN_MICROS: u64 = 60_000_000;
+
+/// A source's thread.
+pub(super) struct RunningSource {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl CatalogView for Inner {
+    fn object(&self, name: &str) -> Option<Object> {
+        self.pipeline.by_name(name).map(|declared| declared.object().clone())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let all = self.pipeline.all();
+        all.iter().map(|declared| declared.object().name.clone()).collect()
+    }
+}
+
+impl Inner {
+    /// Declares an object; on return it is durable and answers questions.
+    pub(super) async fn create(self: &Arc<Self>, create: &Create) -> Reply<Time> {
+        let id = {
+            let mut next = self.next_object.lock().expect("no panic while held");
+            *next += 1;
+            ObjectId(*next - 1)
+        };
+        let object = Object {
+            id,
+            name: create.name.clone(),
+            statement: create.statement.clone(),
+            definition: create.definition.clone(),
+        };
+        let inner = Arc::clone(self);
+        let resolving = object.clone();
+        // Loading a model, or compiling a view, may take long.
+        let declared =
+            tokio::task::spawn_blocking(move || inner.pipeline.register(&resolving)).await;
+        let declared = declared
+            .map_err(|error| Problem::internal(error.to_string()))?
+            .map_err(|error| world_problem(&object.name, &error))?;
+        let retain = self.retains(&object);
+        let is_collection = !matches!(object.definition, Definition::Model(_));
+        let change =
+            CatalogChange::Install { id, object: object.clone(), is_collection, retain };
+        let at = match self.declare(change).await {
+            Ok(at) => at,
+            Err(problem) => {
+                self.pipeline.unregister(id);
+                return Err(problem);
+            }
+        };
+        if is_collection {
+            let sealed = AskTime::NotBefore(at);
+            self.reach(vec![id], sealed, PATIENCE).await.map_err(ask_problem)?;
+        }
+        if let Definition::Source(source) = &object.definition {
+            self.start_source(id, &object.name, source);
+        }
+        if let Declared::Index(index) = &declared {
+            self.fill(index);
+        }
+        Ok(at)
+    }
+
+    /// Drops objects, dependents first.
+    pub(super) async fn drop_objects(self: &Arc<Self>, names: &[String]) -> Reply<()> {
+        for name in names {
+            let Some(declared) = self.pipeline.by_name(name) else { continue };
+            let id = declared.object().id;
+            self.stop_source(id);
+            self.caches.forget(id);
+            self.declare(CatalogChange::Uninstall { id }).await?;
+            self.pipeline.unregister(id);
+        }
+        Ok(())
+    }
+
+    async fn declare(&self, change: CatalogChange<Object>) -> Reply<Time> {
+        let (send, receive) = oneshot::channel();
+        let declared = Box::new(move |result| {
+            let _ = send.send(result);
+        });
+        self.engine.declare(change, declared);
+        match receive.await {
+            Ok(Ok(at)) => Ok(at),
+            Ok(Err(error)) => Err(Problem::internal(format!("not declared: {error}"))),
+            Err(_) => Err(Problem::new(503, "not-ready", "the engine is stopping")),
+        }
+    }
+
+    /// Retention of an object and, through it, of what it reads.
+    fn retains(&self, object: &Object) -> Vec<(ObjectId, u64)> {
+        let mut retain = vec![(object.id, RETAIN_MICROS)];
+        match &object.definition {
+            Definition::Index(index) => {
+                retain[0].1 = index.retain_micros;
+                let mut name = index.on.clone();
+                while let Some(declared) = self.pipeline.by_name(&name) {
+                    let read = self.retained_by_readers(&name).max(index.retain_micros);
+                    retain.push((declared.object().id, read.max(RETAIN_MICROS)));
+                    match &declared.object().definition {
+                        Definition::View(view) => name = view.from.clone(),
+                        _ => break,
+                    }
+                }
+            }
+            Definition::Cache(cache) => {
+                if let Some(Declared::Index(index)) = self.pipeline.by_name(&cache.index) {
+                    retain[0].1 = index.definition.retain_micros;
+                }
+            }
+            _ => {}
+        }
+        retain
+    }
+
+    fn retained_by_readers(&self, relation: &str) -> u64 {
+        let all = self.pipeline.all();
+        let readers = all.iter().filter_map(|declared| match declared {
+            Declared::Index(index) if index.definition.on == relation => {
+                Some(index.definition.retain_micros)
+            }
+            _ => None,
+        });
+        readers.max().unwrap_or(0)
+    }
+
+    /// Starts the thread that reads a source.
+    pub(super) fn start_source(&self, id: ObjectId, name: &str, source: &SourceDef) {
+        let reader = match (self.connect)(source, name) {
+            Ok(Some(reader)) => reader,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(source = name, %error, "the source cannot be read");
+                return;
+            }
+        };
+        let stop = Arc::new(AtomicBool::new(false));
+        let sink = Arc::new(self.engine.sink(id, name, false));
+        let context = SourceContext {
+            name: name.to_owned(),
+            sink: Arc::clone(&sink) as _,
+            resume: sink,
+            stop: Arc::clone(&stop),
+        };
+        let source_name = name.to_owned();
+        let body = move || {
+            if let Err(error) = reader.run(context) {
+                tracing::error!(source = source_name, %error, "the source stopped");
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("source-{name}")).spawn(body);
+        let thread = thread.expect("the operating system gives a thread");
+        let running = RunningSource { stop, thread: Some(thread) };
+        self.sources.lock().expect("no panic while held").insert(id, running);
+    }
+
+    fn stop_source(&self, id: ObjectId) {
+        let source = self.sources.lock().expect("no panic while held").remove(&id);
+        if let Some(mut source) = source {
+            source.stop.store(true, Ordering::Relaxed);
+            if let Some(thread) = source.thread.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+
+    /// Stops all sources and waits for them, at most two seconds.
+    pub(super) fn stop_sources(&self) {
+        let sources = std::mem::take(&mut *self.sources.lock().expect("no panic while held"));
+        for source in sources.values() {
+            source.stop.store(true, Ordering::Relaxed);
+        }
+        let deadline = std::time::Instant::now() + Duration::from_secs(2);
+        for thread in sources.into_values().filter_map(|mut source| source.thread.take()) {
+            while !thread.is_finished() && std::time::Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+/// A world that failed while something was declared.
+fn world_problem(name: &str, error: &WorldError) -> Problem {
+    let problem = Problem::new(503, "unavailable", format!("\"{name}\": {error}"));
+    if error.is_transient() { problem.hint("try again") } else { problem }
+}

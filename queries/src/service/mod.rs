@@ -1,0 +1,343 @@
+//! The engine behind the front door: declares, stages, asks, watches over the cache.
+//!
+//! ```text
+//!  push ──▶ decode ──▶ sink ──▶ log, lanes            search, select ──▶ plan ──▶ ask(T) ──▶ workers ──▶ reply
+//!  DDL  ──▶ resolve (models, programs) ──▶ declare     look-up ──▶ ask(T) ──▶ hit | lease ──▶ operation
+//! ```
+//!
+//! Invariants: every read names its T and holds it until it is answered or its caller is gone; an
+//! acknowledged push is synced; nothing here waits on a worker's thread. Connectors and model
+//! loaders are given in ([`Wiring`]): this crate knows neither Kafka nor weights.
+
+mod asking;
+mod backend;
+mod cache;
+mod declare;
+mod documents;
+mod fill;
+mod prepare;
+mod progress;
+mod push;
+mod search;
+mod statements;
+mod system;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use engine::contract::{Embedder, Source, Store, VectorMemo};
+use engine::durable::{CompactOptions, EmbeddingStore, InputLog, LogOptions, VectorOptions};
+use engine::error::{DataError, DeadLetter, WorldError};
+use engine::model::{Key, ObjectId, Row, Schema, VectorRef};
+use engine::runtime::{CatalogChange, Clock, CommunicationConfig, Engine, EngineOptions};
+use operators::embed::{EmbedConfig, EmbedService};
+use operators::index::BuilderHandle;
+use tokio::sync::oneshot;
+
+use crate::api::PushLine;
+use crate::definition::{Definition, ModelDef, SourceDef};
+use crate::render::{
+    Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram,
+};
+use cache::CacheDesk;
+use declare::RunningSource;
+use prepare::PipelinePreparer;
+use push::Replies;
+
+/// A push body, decoded against a schema.
+#[derive(Debug, Default)]
+pub struct DecodedPush {
+    /// Changes in order, the last of each key.
+    pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
+    /// Lines that were good (also those that a later line of their key replaced).
+    pub accepted: u64,
+    /// `(line, error)` of the bad ones.
+    pub rejected: Vec<(u64, DataError)>,
+}
+
+/// Loads a model by name and definition.
+pub type LoadModel =
+    dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
+/// Makes the reader of a source; `None` for one that is pushed to.
+pub type Connect =
+    dyn Fn(&SourceDef, &str) -> Result<Option<Box<dyn Source>>, WorldError> + Send + Sync;
+/// Decodes the lines of a push.
+pub type DecodePush = dyn Fn(&Schema, &[PushLine]) -> DecodedPush + Send + Sync;
+
+/// What the composition root gives in.
+pub struct Wiring {
+    /// The data folder's files.
+    pub store: Arc<dyn Store>,
+    /// Workers of this process.
+    pub workers: usize,
+    /// How workers talk; `None` for one process.
+    pub communication: Option<CommunicationConfig>,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// Loads models.
+    pub load_model: Arc<LoadModel>,
+    /// Makes readers of sources.
+    pub connect: Arc<Connect>,
+    /// Decodes pushes.
+    pub decode_push: Arc<DecodePush>,
+    /// Renders Prometheus text.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Threads that build graphs.
+    pub builder_threads: usize,
+    /// Told how the replay goes: bytes done, bytes in all.
+    pub on_replay: Arc<dyn Fn(u64, u64) + Send + Sync>,
+}
+
+/// The service. Cheap to clone; the last clone that goes stops the engine.
+#[derive(Clone)]
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+/// A question's waiting reply.
+type Waiting = Mutex<HashMap<u64, oneshot::Sender<Answer>>>;
+
+pub(super) struct Inner {
+    pub(super) engine: Engine<WorkerProgram>,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) embed: Arc<EmbedService>,
+    pub(super) vectors: Arc<EmbeddingStore>,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) caches: CacheDesk,
+    pub(super) sources: Mutex<BTreeMap<ObjectId, RunningSource>>,
+    pub(super) replies: Replies,
+    pub(super) next_object: Mutex<u32>,
+    /// Declarations are made one after another.
+    pub(super) declaring: tokio::sync::Mutex<()>,
+    pub(super) connect: Arc<Connect>,
+    pub(super) decode_push: Arc<DecodePush>,
+    pub(super) metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) is_stopping: Arc<AtomicBool>,
+    pub(super) is_ready: AtomicBool,
+    log_options: CompactOptions,
+}
+
+/// Reads vectors from the store.
+struct StoredVectors(Arc<EmbeddingStore>);
+
+impl VectorBytes for StoredVectors {
+    fn get(&self, at: VectorRef) -> Option<Arc<[f32]>> {
+        self.0.get(at)
+    }
+
+    fn note(&self, _at: VectorRef, _vector: &Arc<[f32]>) {}
+}
+
+impl Service {
+    /// Opens the data folder, replays it, and serves. Call it on a tokio runtime's thread that may
+    /// block; replay is reported through [`Wiring::on_replay`].
+    pub fn start(wiring: Wiring, runtime: tokio::runtime::Handle) -> Result<Service, WorldError> {
+        let vectors = EmbeddingStore::open(Arc::clone(&wiring.store), VectorOptions::default())?;
+        let vectors = Arc::new(vectors);
+        let flush = Arc::clone(&vectors);
+        let options = LogOptions {
+            before_vectors: Some(Arc::new(move || flush.flush())),
+            ..LogOptions::default()
+        };
+        let (log, replay) = InputLog::open(Arc::clone(&wiring.store), options)?;
+        let memo: Arc<dyn VectorMemo> = Arc::clone(&vectors) as _;
+        let embed = EmbedService::new(EmbedConfig::default(), memo);
+        let builder = BuilderHandle::threads(wiring.builder_threads)
+            .map_err(|error| WorldError::io("cannot start", "builder threads".as_ref(), error))?;
+        let (reply_sender, reply_receiver) = crossbeam_channel::unbounded();
+        let waiting: Arc<Waiting> = Arc::default();
+        let answers = Arc::clone(&waiting);
+        let replies = move |reply| match reply {
+            // Answers go straight to their reader: one hop less on the way of a question.
+            ProgramReply::Answer { question, answer } => {
+                let reader = answers.lock().expect("no panic while held").remove(&question);
+                if let Some(reader) = reader {
+                    let _ = reader.send(answer);
+                }
+            }
+            other => {
+                let _ = reply_sender.send(other);
+            }
+        };
+        let load = Arc::clone(&wiring.load_model);
+        let loading = Arc::clone(&embed);
+        let pipeline = Arc::new(Pipeline::new(
+            Box::new(move |name, model| {
+                let encoder = load(name, model)?;
+                loading.register(Arc::clone(&encoder));
+                Ok(encoder)
+            }),
+            builder,
+            Arc::new(StoredVectors(Arc::clone(&vectors))),
+            Arc::new(replies),
+        ));
+        let mut engine_options = EngineOptions::workers(wiring.workers);
+        engine_options.clock = Arc::clone(&wiring.clock);
+        if let Some(communication) = wiring.communication.clone() {
+            engine_options.communication = communication;
+        }
+        let program_pipeline = Arc::clone(&pipeline);
+        let factory =
+            move |index, peers| WorkerProgram::new(Arc::clone(&program_pipeline), index, peers);
+        let preparer_parts = (Arc::clone(&pipeline), Arc::clone(&embed), Arc::clone(&vectors));
+        let mut next_object = 1;
+        let registry = Arc::clone(&pipeline);
+        let replay = replay.with_progress(Arc::clone(&wiring.on_replay));
+        let (engine, mut recovered) = Engine::<WorkerProgram>::start(
+            engine_options,
+            Arc::new(log),
+            replay,
+            Arc::new(factory),
+            |announcer| {
+                let (pipeline, embed, vectors) = preparer_parts;
+                Arc::new(PipelinePreparer { pipeline, embed, vectors, announcer })
+            },
+            &mut |change| {
+                if let CatalogChange::Install { id, object, .. } = change {
+                    next_object = next_object.max(id.0 + 1);
+                    registry.register(object)?;
+                }
+                Ok(())
+            },
+        )?;
+        engine.resume(&mut recovered);
+        let inner = Arc::new(Inner {
+            engine,
+            pipeline,
+            embed,
+            vectors,
+            waiting,
+            caches: CacheDesk::default(),
+            sources: Mutex::default(),
+            replies: Replies::recovered(std::mem::take(&mut recovered.replies)),
+            next_object: Mutex::new(next_object),
+            declaring: tokio::sync::Mutex::new(()),
+            connect: wiring.connect,
+            decode_push: wiring.decode_push,
+            metrics: wiring.metrics,
+            runtime,
+            is_stopping: Arc::default(),
+            is_ready: AtomicBool::new(false),
+            log_options: CompactOptions::default(),
+        });
+        spawn_replies(Arc::downgrade(&inner), reply_receiver);
+        spawn_upkeep(Arc::downgrade(&inner));
+        let service = Service { inner };
+        service.recover();
+        Ok(service)
+    }
+
+    /// Starts the sources of a recovered catalog, and asks for vectors that are still missing.
+    fn recover(&self) {
+        let objects = self.inner.pipeline.all();
+        for declared in &objects {
+            match declared {
+                Declared::Source { object, .. } => {
+                    if let Definition::Source(source) = &object.definition {
+                        self.inner.start_source(object.id, &object.name, source);
+                    }
+                }
+                Declared::Index(index) => self.inner.fill(index),
+                _ => {}
+            }
+        }
+        self.inner.is_ready.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Stops sources, seals what is bound, ends the workers.
+    pub fn stop(&self) {
+        self.inner.stop();
+    }
+
+    /// The engine, for tests and benches.
+    pub fn engine(&self) -> &Engine<WorkerProgram> {
+        &self.inner.engine
+    }
+
+    /// The pipeline, for tests and benches.
+    pub fn pipeline_ref(&self) -> &Arc<Pipeline> {
+        &self.inner.pipeline
+    }
+
+    /// The encoder's queue, for tests and benches.
+    pub fn embed(&self) -> &Arc<EmbedService> {
+        &self.inner.embed
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        self.is_stopping.store(true, std::sync::atomic::Ordering::Release);
+        self.stop_sources();
+        self.engine.stop();
+        self.embed.stop();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Carries the workers' replies, other than answers, to where they belong.
+fn spawn_replies(inner: Weak<Inner>, replies: crossbeam_channel::Receiver<ProgramReply>) {
+    let body = move || {
+        for reply in replies {
+            let Some(inner) = inner.upgrade() else { return };
+            match reply {
+                ProgramReply::Answer { .. } => unreachable!("answers take the short way"),
+                ProgramReply::Due(at) => inner.engine.due(at),
+                ProgramReply::CacheEvents { cache, events } => {
+                    Inner::cache_events(&inner, cache, events);
+                }
+                ProgramReply::RowError { relation, key, error, diff } => {
+                    inner.row_error(relation, &key, error, diff);
+                }
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("replies".to_owned()).spawn(body);
+    thread.expect("the operating system gives a thread at start");
+}
+
+/// Compacts the log when enough of it can go, refreshes gauges.
+fn spawn_upkeep(inner: Weak<Inner>) {
+    let body = move || {
+        let mut rounds = 0_u32;
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let Some(inner) = inner.upgrade() else { return };
+            rounds += 1;
+            inner.refresh_gauges();
+            if rounds.is_multiple_of(30)
+                && let Err(error) = inner.engine.compact_log(&inner.log_options)
+            {
+                tracing::error!(%error, "the input log could not be compacted; trying again later");
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("upkeep".to_owned()).spawn(body);
+    thread.expect("the operating system gives a thread at start");
+}
+
+impl Inner {
+    /// A rendered row turned bad, or is good again.
+    fn row_error(&self, relation: ObjectId, key: &Key, error: DataError, diff: i64) {
+        let Some(declared) = self.pipeline.get(relation) else { return };
+        let source = declared.object().name.clone();
+        let position = format!("key {key}");
+        let letters = self.engine.dead_letters();
+        if diff > 0 {
+            let at = self.engine.clock().now_micros();
+            let payload = key.as_str().as_bytes().to_vec();
+            letters.add(at, DeadLetter { source, position, error, payload });
+        } else {
+            letters.retract(&source, &position);
+        }
+    }
+}
+

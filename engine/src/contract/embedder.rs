@@ -1,6 +1,7 @@
 //! A model that turns texts to vectors.
 
-use crate::model::ModelId;
+use crate::error::WorldError;
+use crate::model::{ContentHash, ModelId, VectorRef};
 
 /// Why a batch was not embedded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,4 +49,20 @@ pub trait Embedder: Send + Sync {
     fn token_spans(&self, text: &str) -> TokenSpans;
     /// Embeds a batch: one vector a text, in order. May take long; never called on a worker.
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
+}
+
+/// Remembers vectors by (model, text): what was embedded once is never embedded again.
+///
+/// Laws: `put` is idempotent, the first vector of a text stays; what `put` returned, `get` finds,
+/// in this process at once and after a restart once it was made durable.
+pub trait VectorMemo: Send + Sync {
+    /// The stored vector of a text, if there is one.
+    fn get(&self, model: ModelId, content: ContentHash) -> Option<VectorRef>;
+    /// Stores a text's vector.
+    fn put(
+        &self,
+        model: ModelId,
+        content: ContentHash,
+        vector: &[f32],
+    ) -> Result<VectorRef, WorldError>;
 }

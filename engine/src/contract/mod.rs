@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`Source`] | files, generate, push (connectors); scripted (testing) |
 //! | [`Embedder`] | MiniLM on CPU (operators); hashed (testing) |
+//! | [`VectorMemo`] | the embedding store (durable) |
 //! | [`Store`] | local directory (durable); memory with injected failures (testing) |
 //!
 //! The fourth waist, the vector index, lives beside its users in `operators::index`.
@@ -13,6 +14,6 @@ mod embedder;
 mod source;
 mod store;
 
-pub use embedder::{EmbedError, Embedder, TokenSpans};
+pub use embedder::{EmbedError, Embedder, TokenSpans, VectorMemo};
 pub use source::{LaneSink, Resume, SinkClosed, Source, SourceBatch, SourceContext};
 pub use store::{AppendFile, Store};

@@ -27,7 +27,8 @@ pub mod log;
 mod manifest;
 pub mod record;
 pub mod replay;
-// pub mod vectors;
+mod vector_file;
+pub mod vectors;
 mod writer;
 
 pub use compact::{CompactOptions, Compacted};
@@ -38,4 +39,4 @@ pub use record::{
     LaneState, Record, Replayed, Stage, Tick, is_admitted, is_forgotten,
 };
 pub use replay::Replay;
-// pub use vectors::{EmbeddingStore, VectorOptions};
+pub use vectors::{Collected, EmbeddingStore, VectorOptions};

@@ -44,6 +44,21 @@ pub const ACTIVATION_MICROS_MAX: u64 = 2_000;
 /// Default wait of a row for its vectors before it is bound without them, milliseconds.
 pub const EMBED_DEADLINE_MS: u64 = 2_000;
 
+/// Candidates of each leg of a search, at least (API §3).
+pub const CANDIDATES_MIN: usize = 64;
+/// Candidates of each leg for each hit that is asked for (API §3).
+pub const CANDIDATES_PER_K: usize = 8;
+/// Vectors of a shard that are scanned before a graph is built over them: a quarter of a
+/// millisecond of scanning at 384 dimensions.
+pub const HEAD_VECTORS_MAX: usize = 8_192;
+/// Vectors of one graph; bounds the time of a rebuild (a minute or two of one core).
+pub const GENERATION_VECTORS_MAX: usize = 262_144;
+/// Graphs of a shard above which small ones are merged even under load: each costs a question a
+/// walk.
+pub const GENERATIONS_MAX: usize = 8;
+/// Rows that a search filter is asked about at once.
+pub const FILTER_BATCH_ROWS: usize = 1_024;
+
 // A tick must fit the budget of unsealed work, or nothing would ever be bound.
 const _: () = assert!(TICK_BYTES_MAX * 4 <= UNSEALED_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX > TEXT_BYTES_MAX && BODY_BYTES_MAX > LINE_BYTES_MAX);

@@ -62,6 +62,20 @@ pub const BASE_RECORD_BYTES_MAX: usize = 1 << 20;
 pub const LOG_RETRY_MS: (u64, u64) = (20, 1_000);
 /// Vectors that the embedding store keeps in memory, bytes; others are read from their file.
 pub const VECTOR_MEMORY_BYTES: usize = 512 << 20;
+/// Candidates of each leg of a search, at least (API §3).
+pub const CANDIDATES_MIN: usize = 64;
+/// Candidates of each leg for each hit that is asked for (API §3).
+pub const CANDIDATES_PER_K: usize = 8;
+/// Vectors of a shard that are scanned before a graph is built over them: a quarter of a
+/// millisecond of scanning at 384 dimensions.
+pub const HEAD_VECTORS_MAX: usize = 8_192;
+/// Vectors of one graph; bounds the time of a rebuild (a minute or two of one core).
+pub const GENERATION_VECTORS_MAX: usize = 262_144;
+/// Graphs of a shard above which small ones are merged even under load: each costs a question a
+/// walk.
+pub const GENERATIONS_MAX: usize = 8;
+/// Rows that a search filter is asked about at once.
+pub const FILTER_BATCH_ROWS: usize = 1_024;
 
 // A tick must fit the budget of unsealed work, or nothing would ever be bound.
 const _: () = assert!(TICK_BYTES_MAX * 4 <= UNSEALED_BYTES_MAX);

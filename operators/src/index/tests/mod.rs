@@ -1,0 +1,1 @@
+//! The laws of the shard, against a naive model.

@@ -31,16 +31,15 @@
 //! Limits: one scope of statistics for all watches of a shard (per tenant later); under RRF each
 //! arrival or departure makes every watch suspect.
 
-mod apply;
 pub mod gate;
 mod lookup;
+mod operations;
 mod ring;
 pub mod score;
 mod shard;
 mod watch;
+mod watches;
 
-#[cfg(test)]
-mod examples;
 #[cfg(test)]
 mod law;
 

@@ -39,6 +39,12 @@ pub(super) struct NetStatistics {
     pub df: HashMap<u64, i64>,
 }
 
+impl NetStatistics {
+    pub(super) fn moved(&self) -> bool {
+        self.chunks != 0 || self.length != 0 || self.df.values().any(|delta| *delta != 0)
+    }
+}
+
 /// Changes in (floor, last applied].
 #[derive(Debug)]
 pub(super) struct Ring {
@@ -46,17 +52,13 @@ pub(super) struct Ring {
     changes: usize,
     changes_max: usize,
     /// Everything after this time is here.
-    floor: Option<Time>,
+    floor: Time,
 }
 
 impl Ring {
-    pub(super) fn new(changes_max: usize) -> Self {
-        Ring { ticks: VecDeque::new(), changes: 0, changes_max, floor: None }
-    }
-
-    /// The first time that the shard saw nothing of: leases read before it are too old.
-    pub(super) fn start(&mut self, at: Time) {
-        self.floor.get_or_insert(at);
+    /// Empty; every change after `begin` will be pushed.
+    pub(super) fn new(changes_max: usize, begin: Time) -> Self {
+        Ring { ticks: VecDeque::new(), changes: 0, changes_max, floor: begin }
     }
 
     pub(super) fn push(
@@ -75,13 +77,13 @@ impl Ring {
             && let Some(oldest) = self.ticks.pop_front()
         {
             self.changes -= oldest.changes.len().max(1);
-            self.floor = Some(oldest.at);
+            self.floor = oldest.at;
         }
     }
 
     /// Whether every change after `at` is known.
     pub(super) fn reaches(&self, at: Time) -> bool {
-        self.floor.is_some_and(|floor| floor <= at)
+        self.floor <= at
     }
 
     fn after(&self, at: Time) -> impl Iterator<Item = &Tick> {

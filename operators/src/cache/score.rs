@@ -11,10 +11,11 @@
 //!
 //! **Drift, convex.** Let r_t = idf_t(T)/idf_t(S0), osc = max ln r − min ln r, δ = |ln(avg_T/avg_0)|.
 //! For two rows x, y the difference of their keyword parts is Σ p_t (u_t(x) − u_t(y)), each bracket
-//! in [−1, 1]. (1) New weights p′ ∝ p·r have ‖p′ − p‖₁ ≤ 2·tanh(osc/4) ≤ osc/2. (2) With
-//! s = ln avg, du/ds = tf·z/(A + z)² with A = tf + 0.3 and z = 0.9·length/avg, which lies in
-//! [0, ¼]; so the difference of two moves by at most δ/4. Hence no difference f(x) − f(y) moves by
-//! more than (1 − w)·(osc/2 + δ/4): the bound of PROTOCOLS §5.6, its second term halved.
+//! in [−1, 1]. (1) New weights p′ ∝ p·r move it by at most ‖p′ − p‖₁ ≤ 2·tanh(osc/4) ≤ osc/2; the
+//! norm itself is known, so it is used. (2) With s = ln avg, du/ds = tf·z/(A + z)² with A = tf + 0.3
+//! and z = 0.9·length/avg, which lies in [0, ¼]; so the difference of two moves by at most δ/4.
+//! Hence no difference f(x) − f(y) moves by more than (1 − w)·(‖p′ − p‖₁ + δ/4): never more than
+//! the bound of PROTOCOLS §5.6, (1 − w)/2 · (osc + δ), and a part of it in practice.
 //!
 //! **Drift, keyword only.** Raw BM25: d ln u/ds = z/(A + z) ∈ [0, 1], so each summand is multiplied
 //! by a factor between e^(min ln r) and e^(max ln r), and by one between 1 and e^(±δ): the ratio of
@@ -93,6 +94,9 @@ impl Scoring {
     /// By how much `high` leads over `low`, two scores that may each be wrong by `epsilon`, on the
     /// scale on which [`Scoring::drift`] is measured. Not positive when they may be equal.
     pub fn lead(self, high: f64, low: f64, epsilon: f64) -> f64 {
+        if high == f64::NEG_INFINITY {
+            return f64::NEG_INFINITY;
+        }
         if low == f64::NEG_INFINITY {
             return f64::INFINITY;
         }
@@ -108,17 +112,38 @@ impl Scoring {
         }
     }
 
-    /// How far the difference of two rows can have moved when the questions' idfs were multiplied
-    /// by e^`low` … e^`high` and ln avg moved by `average`. Infinite when it is unknown.
-    pub fn drift(self, low: f64, high: f64, average: f64) -> f64 {
-        let oscillation = if high > low { high - low } else { 0.0 };
+    /// How far the lead of one row over another can have moved since S0: `terms` are (n_t, idf at
+    /// S0, idf now), `average` is ln(avg now / avg at S0). Exactly 0 when nothing moved; infinite
+    /// when it cannot be said. Cost: two passes over the question's terms.
+    pub fn drift(self, terms: impl Iterator<Item = (f64, f64, f64)> + Clone, average: f64) -> f64 {
+        match self {
+            Scoring::Vector => return 0.0,
+            Scoring::Convex { weight } if weight >= 1.0 => return 0.0,
+            Scoring::Rrf => return f64::INFINITY,
+            _ => {}
+        }
+        let (mut old_sum, mut new_sum, mut count) = (0.0, 0.0, 0usize);
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for (n, old, new) in terms.clone() {
+            if old <= 0.0 || new <= 0.0 {
+                return f64::INFINITY;
+            }
+            (old_sum, new_sum, count) = (old_sum + n * old, new_sum + n * new, count + 1);
+            let moved = (new / old).ln();
+            (low, high) = (low.min(moved), high.max(moved));
+        }
+        if count == 0 {
+            return 0.0;
+        }
         match self {
             Scoring::Convex { weight } => {
-                (1.0 - weight) * (oscillation / 2.0 + average.abs() / 4.0)
+                let moved = |(n, old, new): (f64, f64, f64)| {
+                    (n * new / new_sum - n * old / old_sum).abs()
+                };
+                let weights: f64 = terms.map(moved).sum();
+                (1.0 - weight) * (weights + average.abs() / 4.0)
             }
-            Scoring::Keyword => oscillation + average.abs(),
-            Scoring::Vector => 0.0,
-            Scoring::Rrf => f64::INFINITY,
+            _ => (high - low) + average.abs(),
         }
     }
 
@@ -169,8 +194,6 @@ mod tests {
                 idf.iter().enumerate().map(part).sum()
             };
             let new: Vec<f64> = old.iter().zip(&ratio).map(|(idf, r)| idf * r).collect();
-            let low = ratio.iter().map(|r| r.ln()).fold(f64::INFINITY, f64::min);
-            let high = ratio.iter().map(|r| r.ln()).fold(f64::NEG_INFINITY, f64::max);
             let average = (averages.1 / averages.0).ln();
 
             let share = |row: &[(u32, u32)], idf: &[f64], average: f64| {
@@ -179,7 +202,8 @@ mod tests {
             let before = share(&x, &old, averages.0) - share(&y, &old, averages.0);
             let after = share(&x, &new, averages.1) - share(&y, &new, averages.1);
             let moved = (1.0 - weight) * (after - before).abs();
-            let bound = Scoring::Convex { weight }.drift(low, high, average);
+            let terms = || old.iter().zip(&new).map(|(old, new)| (1.0, *old, *new));
+            let bound = Scoring::Convex { weight }.drift(terms(), average);
             assert!(moved <= bound + 1e-12, "case {case}: convex moved {moved}, bound {bound}");
             tightest[0] = tightest[0].max(moved / bound);
 
@@ -187,7 +211,7 @@ mod tests {
             let (gx, gy) = (raw(&x, &new, averages.1), raw(&y, &new, averages.1));
             if fx > 0.0 && fy > 0.0 {
                 let moved = ((gx / gy).ln() - (fx / fy).ln()).abs();
-                let bound = Scoring::Keyword.drift(low, high, average);
+                let bound = Scoring::Keyword.drift(terms(), average);
                 assert!(moved <= bound + 1e-9, "case {case}: keyword moved {moved}, bound {bound}");
                 tightest[1] = tightest[1].max(moved / bound);
             }

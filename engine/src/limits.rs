@@ -31,6 +31,12 @@ pub const KEY_BYTES_MAX: usize = 4_096;
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// A lease of a cache look-up, seconds.
 pub const LEASE_SECONDS: u64 = 300;
+/// Changed chunks that a cache remembers for leases read in the past; a lease that is older is
+/// refused. With vectors of 384 dimensions about 130 MB at most, shared by all caches of an index.
+pub const CACHE_RING_CHANGES_MAX: usize = 65_536;
+/// Arrived chunks × watched questions that one tick tests; beyond, entries are suspended and
+/// checked again later, so that a bulk load never slows ticks. About 50 ms at 384 dimensions.
+pub const CACHE_TICK_WORK_MAX: usize = 1_000_000;
 /// Payload kept with a dead letter.
 pub const DEAD_LETTER_PAYLOAD_BYTES_MAX: usize = 64 << 10;
 /// Dead letters kept per source; the oldest go first, counted by a metric.

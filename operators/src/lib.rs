@@ -3,3 +3,6 @@
 //! - [`index`]: a worker's retrieval shard of one index.
 
 pub mod index;
+//! The operators of the dataflow: what is done to changes between a source and an answer.
+
+pub mod cache;

@@ -1,1 +1,3 @@
-//! placeholder
+//! Operators: what turns documents to answers.
+
+pub mod embed;

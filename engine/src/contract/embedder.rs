@@ -1,6 +1,7 @@
 //! A model that turns texts to vectors.
 
-use crate::model::ModelId;
+use crate::error::WorldError;
+use crate::model::{ContentHash, ModelId, VectorRef};
 
 /// Why a batch was not embedded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,4 +49,21 @@ pub trait Embedder: Send + Sync {
     fn token_spans(&self, text: &str) -> TokenSpans;
     /// Embeds a batch: one vector a text, in order. May take long; never called on a worker.
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
+}
+
+/// Remembers which `(model, content hash)` has a vector already, and keeps new ones.
+///
+/// The durable embedding store implements it; tests use `testing::MemoryMemo`.
+/// Laws: `get` after a `put` that returned gives its reference; a second `put` for the same pair
+/// returns the first one's. Both are called from several threads at once.
+pub trait VectorMemo: Send + Sync {
+    /// Where the vector lies, if there is one. Cheap: called under no lock, but for every request.
+    fn get(&self, model: ModelId, content: ContentHash) -> Option<VectorRef>;
+    /// Keeps a vector. On return it may be referred to; whether it is synced is the store's rule.
+    fn put(
+        &self,
+        model: ModelId,
+        content: ContentHash,
+        vector: &[f32],
+    ) -> Result<VectorRef, WorldError>;
 }

@@ -13,6 +13,6 @@ mod embedder;
 mod source;
 mod store;
 
-pub use embedder::{EmbedError, Embedder, TokenSpans};
+pub use embedder::{EmbedError, Embedder, TokenSpans, VectorMemo};
 pub use source::{LaneSink, Resume, SinkClosed, Source, SourceBatch, SourceContext};
 pub use store::{AppendFile, Store};

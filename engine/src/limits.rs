@@ -49,6 +49,23 @@ pub const DIMENSIONS_MAX: u32 = 8_192;
 pub const ACTIVATION_MICROS_MAX: u64 = 2_000;
 /// Default wait of a row for its vectors before it is bound without them, milliseconds.
 pub const EMBED_DEADLINE_MS: u64 = 2_000;
+/// Tokens of one call of an encoder: at least this many are taken when they wait. A question waits
+/// for the batch in progress, 512 tokens are about 60 ms of one core.
+pub const EMBED_BATCH_TOKENS_MIN: usize = 512;
+/// Tokens of one call of an encoder, at most, however fast it is.
+pub const EMBED_BATCH_TOKENS_MAX: usize = 16_384;
+/// Aimed length of one call of an encoder, milliseconds: what a question may wait for.
+pub const EMBED_BATCH_MS: u64 = 40;
+/// Batches of questions in a row before waiting documents get one.
+pub const EMBED_QUESTION_BATCHES_MAX: u32 = 8;
+/// Failures of an encoder in a row that open its breaker.
+pub const EMBED_BREAKER_FAILURES: u32 = 3;
+/// First wait after a failure of an encoder, milliseconds; doubles up to the maximum.
+pub const EMBED_BACKOFF_MS: u64 = 100;
+/// Longest wait between two tries of a failing encoder, milliseconds.
+pub const EMBED_BACKOFF_MS_MAX: u64 = 10_000;
+/// Vectors of questions remembered per model (1.5 KiB each at 384 dimensions).
+pub const QUESTION_CACHE_ENTRIES_MAX: usize = 4_096;
 
 /// How long a delete guards its version against late, older changes of the key, seconds.
 pub const TOMBSTONE_SECONDS: u64 = 86_400;

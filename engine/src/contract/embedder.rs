@@ -51,14 +51,15 @@ pub trait Embedder: Send + Sync {
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
 }
 
-/// Remembers vectors by (model, text): what was embedded once is never embedded again.
+/// Remembers which `(model, content hash)` has a vector already, and keeps new ones.
 ///
-/// Laws: `put` is idempotent, the first vector of a text stays; what `put` returned, `get` finds,
-/// in this process at once and after a restart once it was made durable.
+/// The durable embedding store implements it; tests use `testing::MemoryMemo`.
+/// Laws: `get` after a `put` that returned gives its reference; a second `put` for the same pair
+/// returns the first one's. Both are called from several threads at once.
 pub trait VectorMemo: Send + Sync {
-    /// The stored vector of a text, if there is one.
+    /// Where the vector lies, if there is one. Cheap: called under no lock, but for every request.
     fn get(&self, model: ModelId, content: ContentHash) -> Option<VectorRef>;
-    /// Stores a text's vector.
+    /// Keeps a vector. On return it may be referred to; whether it is synced is the store's rule.
     fn put(
         &self,
         model: ModelId,

@@ -5,3 +5,13 @@ mod store_laws;
 
 pub use memory_store::{Faults, MemoryStore};
 pub use store_laws::store_laws;
+//! Test doubles and laws for every crate above (feature `testing`).
+//!
+//! Each contract has a law suite that all its implementations run, and a deterministic double
+//! whose delays and failures are scripted.
+
+mod hashed;
+mod laws;
+
+pub use hashed::{HashedEmbedder, MemoryMemo};
+pub use laws::embedder_laws;

@@ -1,0 +1,248 @@
+//! A pretrained encoder: files in, [`Embedder`] out.
+//!
+//! ```text
+//! ModelFolder ─▶ ModelFiles (bytes + settings) ─▶ PretrainedEmbedder { TextTokenizer, kernels::Encoder }
+//! ```
+//!
+//! Invariants: the id hashes weights, tokenizer, configuration, pooling, maximum length, prompts
+//! and precision class, never the device or the folder; working memory is kept per concurrent
+//! caller, so `embed` may be called from several threads.
+//! Limits: BERT-family encoders, mean or CLS pooling, full precision, no default prompt.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::contract::{EmbedError, Embedder, TokenSpans};
+use engine::error::WorldError;
+use engine::model::ModelId;
+use kernels::{Encoder, Pooling, Scratch, Weights};
+use serde::Deserialize;
+
+use super::download::{ProgressFn, hex};
+use super::tokenizer::TextTokenizer;
+use super::weights::{ModelFolder, pins, pull};
+
+/// Finds, fetches and loads a model: a path, or a name as on the hub.
+///
+/// `device` is `auto` or `cpu`, `precision` `full`; others are refused by name. Cost: reading and
+/// hashing the weights, about 0.2 s for 90 MB, after the fetch.
+pub fn load(
+    location: &str,
+    device: &str,
+    precision: &str,
+    progress: ProgressFn<'_>,
+) -> Result<Arc<dyn Embedder>, WorldError> {
+    let refuse = |what: &str, found: &str, expected: &str| WorldError::Service {
+        service: format!("model '{location}'"),
+        detail: format!("{what} '{found}' is not supported by this version; expected {expected}"),
+        is_transient: false,
+    };
+    if !matches!(device, "auto" | "cpu") {
+        return Err(refuse("DEVICE", device, "'auto' or 'cpu'"));
+    }
+    if precision != "full" {
+        return Err(refuse("PRECISION", precision, "'full'"));
+    }
+    let folder = pull(location, progress)?;
+    Ok(Arc::new(PretrainedEmbedder::new(ModelFiles::read(&folder)?)?))
+}
+
+/// A model's files, read and with their settings understood, before anything is packed.
+pub struct ModelFiles {
+    /// For messages.
+    pub name: String,
+    /// `config.json`.
+    pub config: Vec<u8>,
+    /// `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    /// `model.safetensors`.
+    pub weights: Vec<u8>,
+    /// How token states become a vector.
+    pub pooling: Pooling,
+    /// The longest sequence, special tokens included, if the model says so.
+    pub max_tokens: Option<usize>,
+}
+
+impl ModelFiles {
+    /// Reads a folder. The default model's checksums are held against the pinned ones.
+    pub fn read(folder: &ModelFolder) -> Result<Self, WorldError> {
+        let read = |file: &str| {
+            let path = folder.path.join(file);
+            std::fs::read(&path).map_err(|e| WorldError::io("cannot read", &path, e))
+        };
+        let corrupt = |file: &str, detail: String| WorldError::Corrupt {
+            path: folder.path.join(file).display().to_string(),
+            offset: 0,
+            detail,
+        };
+        let files = ModelFiles {
+            name: folder.name.clone(),
+            config: read("config.json")?,
+            tokenizer: read("tokenizer.json")?,
+            weights: read("model.safetensors")?,
+            pooling: pooling(&folder.path).map_err(|e| corrupt("1_Pooling/config.json", e))?,
+            max_tokens: max_tokens(&folder.path)
+                .map_err(|e| corrupt("sentence_bert_config.json", e))?,
+        };
+        no_prompt(&folder.path).map_err(|e| corrupt("config_sentence_transformers.json", e))?;
+        for (file, expected) in pins(&folder.name) {
+            let bytes = if *file == "tokenizer.json" { &files.tokenizer } else { &files.weights };
+            let found = hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes));
+            if found != *expected {
+                return Err(corrupt(file, format!(
+                    "SHA-256 is {found}, expected {expected}; remove the folder and pull again"
+                )));
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// Parses a file of the folder if it is there.
+fn optional<T: for<'de> Deserialize<'de>>(folder: &Path, file: &str) -> Result<Option<T>, String> {
+    match std::fs::read(folder.join(file)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| e.to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn pooling(folder: &Path) -> Result<Pooling, String> {
+    #[derive(Deserialize)]
+    struct File {
+        #[serde(default)]
+        pooling_mode_cls_token: bool,
+        #[serde(default)]
+        pooling_mode_mean_tokens: bool,
+    }
+    let file: Option<File> = optional(folder, "1_Pooling/config.json")?;
+    match file.map(|f| (f.pooling_mode_mean_tokens, f.pooling_mode_cls_token)) {
+        None | Some((true, false)) => Ok(Pooling::Mean),
+        Some((false, true)) => Ok(Pooling::Cls),
+        Some(_) => Err("neither mean nor CLS pooling; others are not supported".to_owned()),
+    }
+}
+
+fn max_tokens(folder: &Path) -> Result<Option<usize>, String> {
+    #[derive(Deserialize)]
+    struct File {
+        max_seq_length: Option<usize>,
+    }
+    let file: Option<File> = optional(folder, "sentence_bert_config.json")?;
+    Ok(file.and_then(|f| f.max_seq_length))
+}
+
+fn no_prompt(folder: &Path) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct File {
+        default_prompt_name: Option<String>,
+    }
+    let file: Option<File> = optional(folder, "config_sentence_transformers.json")?;
+    match file.and_then(|f| f.default_prompt_name) {
+        None => Ok(()),
+        Some(name) => Err(format!("a default prompt ('{name}') is not supported yet")),
+    }
+}
+
+/// A transformer encoder with its tokenizer, on the CPU.
+pub struct PretrainedEmbedder {
+    id: ModelId,
+    name: String,
+    tokenizer: TextTokenizer,
+    encoder: Encoder,
+    /// Working memory not in use; as many as were ever used at once.
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+impl PretrainedEmbedder {
+    /// Checks and packs a model's files.
+    pub fn new(files: ModelFiles) -> Result<Self, WorldError> {
+        let corrupt = |detail: String| WorldError::Corrupt {
+            path: format!("model '{}'", files.name),
+            offset: 0,
+            detail,
+        };
+        let weights = Weights::parse(&files.config, &files.weights)
+            .map_err(|e| corrupt(e.to_string()))?;
+        let positions = weights.config.max_position_embeddings;
+        let max_tokens = files.max_tokens.unwrap_or(positions).min(positions);
+        let tokenizer = TextTokenizer::parse(&files.tokenizer, max_tokens)
+            .map_err(|e| corrupt(format!("tokenizer.json: {e}")))?;
+        let encoder = Encoder::new(weights, files.pooling);
+        if tokenizer.vocabulary() > encoder.vocabulary() {
+            let (tokens, rows) = (tokenizer.vocabulary(), encoder.vocabulary());
+            return Err(corrupt(format!(
+                "tokenizer.json has {tokens} tokens, the weights only {rows}"
+            )));
+        }
+        let id = model_id(&files, max_tokens);
+        Ok(PretrainedEmbedder {
+            id,
+            name: files.name,
+            tokenizer,
+            encoder,
+            scratch: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// The token ids that the model sees for a text, special tokens included.
+    pub fn token_ids(&self, text: &str) -> Vec<u32> {
+        self.tokenizer.ids(text)
+    }
+
+    /// Bytes held for weights and working memory.
+    pub fn resident_bytes(&self) -> usize {
+        let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        self.encoder.resident_bytes() + scratch.iter().map(Scratch::resident_bytes).sum::<usize>()
+    }
+}
+
+/// Everything that shapes a vector, and nothing that does not.
+fn model_id(files: &ModelFiles, max_tokens: usize) -> ModelId {
+    let mut hasher = blake3::Hasher::new();
+    let settings = format!("f32 {:?} {max_tokens}", files.pooling);
+    for part in [&files.config[..], &files.tokenizer, &files.weights, settings.as_bytes()] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    let mut id = [0; 16];
+    id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    ModelId(id)
+}
+
+impl Embedder for PretrainedEmbedder {
+    fn id(&self) -> ModelId {
+        self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn dimensions(&self) -> usize {
+        self.encoder.dimensions()
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.tokenizer.max_tokens()
+    }
+
+    fn special_tokens(&self) -> usize {
+        self.tokenizer.special_tokens()
+    }
+
+    fn token_spans(&self, text: &str) -> TokenSpans {
+        self.tokenizer.spans(text)
+    }
+
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = pool().pop().unwrap_or_default();
+        let vectors = texts
+            .iter()
+            .map(|text| self.encoder.encode(&self.tokenizer.ids(text), &mut scratch))
+            .collect();
+        pool().push(scratch);
+        Ok(vectors)
+    }
+}

@@ -12,8 +12,12 @@ use serde::de::DeserializeOwned;
 
 /// Types that we read as JSON. The last is what `curl -d` sends by itself; a web page cannot use it
 /// to reach us, because `guard` looks at the origin.
-const JSON_TYPES: [&str; 4] =
-    ["application/json", "text/json", "text/plain", "application/x-www-form-urlencoded"];
+const JSON_TYPES: [&str; 4] = [
+    "application/json",
+    "text/json",
+    "text/plain",
+    "application/x-www-form-urlencoded",
+];
 
 /// Reads the whole body: 413 over [`BODY_BYTES_MAX`], 408 after [`BODY_WAIT_MS`].
 pub(crate) async fn read(request: Request) -> Result<Vec<u8>, Problem> {
@@ -49,7 +53,9 @@ pub(crate) async fn read_json<T: DeserializeOwned>(request: Request) -> Result<T
 /// shape than the route takes.
 pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Err(Problem::new(400, "invalid-json", "the body is empty").expected("a JSON object"));
+        return Err(
+            Problem::new(400, "invalid-json", "the body is empty").expected("a JSON object")
+        );
     }
     serde_json::from_slice(bytes).map_err(|error| {
         let text = error.to_string();
@@ -57,9 +63,17 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         let (line, column) = position(bytes, error.line(), error.column());
         let problem = match error.classify() {
             serde_json::error::Category::Data => Problem::invalid(shape_reason(reason)),
-            _ => Problem::new(400, "invalid-json", format!("the body is not JSON: {reason}")),
+            _ => Problem::new(
+                400,
+                "invalid-json",
+                format!("the body is not JSON: {reason}"),
+            ),
         };
-        if line == 0 { problem } else { problem.at(line, column) }
+        if line == 0 {
+            problem
+        } else {
+            problem.at(line, column)
+        }
     })
 }
 
@@ -77,7 +91,10 @@ fn shape_reason(reason: &str) -> String {
 
 /// serde_json counts a column in bytes; problems count it in characters.
 fn position(bytes: &[u8], line: usize, column: usize) -> (u64, u64) {
-    let Some(row) = line.checked_sub(1).and_then(|n| bytes.split(|b| *b == b'\n').nth(n)) else {
+    let Some(row) = line
+        .checked_sub(1)
+        .and_then(|n| bytes.split(|b| *b == b'\n').nth(n))
+    else {
         return (0, 0);
     };
     let before = &row[..column.min(row.len())];
@@ -87,7 +104,9 @@ fn position(bytes: &[u8], line: usize, column: usize) -> (u64, u64) {
 
 /// 415 when the request says that its body is something else.
 pub(crate) fn expect_type(headers: &HeaderMap, known: &[&str]) -> Result<(), Problem> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
     let text = value.to_str().unwrap_or("not text").to_ascii_lowercase();
     let essence = text.split(';').next().unwrap_or_default().trim();
     if known.contains(&essence) || essence.ends_with("+json") {
@@ -143,7 +162,13 @@ mod tests {
     fn broken_json_is_400_with_its_place_in_characters() {
         let problem = problem("{\"index\":\"a\",\n \"query\":\"é\" x}");
         assert_eq!((problem.status, &*problem.code), (400, "invalid-json"));
-        assert_eq!(problem.position, Some(Position { line: 2, column: 14 }));
+        assert_eq!(
+            problem.position,
+            Some(Position {
+                line: 2,
+                column: 14
+            })
+        );
         assert_eq!(problem.detail, "the body is not JSON: expected `,` or `}`");
     }
 
@@ -151,10 +176,17 @@ mod tests {
     fn json_of_another_shape_is_422_with_its_place() {
         let problem = problem("{\"index\":\"a\",\"colour\":1}");
         assert_eq!((problem.status, &*problem.code), (422, "invalid-request"));
-        assert!(problem.detail.starts_with("unknown field `colour`"), "{}", problem.detail);
+        assert!(
+            problem.detail.starts_with("unknown field `colour`"),
+            "{}",
+            problem.detail
+        );
         assert_eq!(problem.position.map(|p| p.line), Some(1));
         let as_of = self::problem("{\"index\":\"a\",\"as_of\":[]}");
-        assert_eq!(as_of.detail, "as_of must be a time in microseconds or a text in RFC 3339");
+        assert_eq!(
+            as_of.detail,
+            "as_of must be a time in microseconds or a text in RFC 3339"
+        );
     }
 
     #[test]

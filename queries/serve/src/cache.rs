@@ -38,15 +38,23 @@ pub(crate) async fn store<B: Backend>(
     if bytes > ANSWER_BYTES_MAX {
         let most = format!("at most {ANSWER_BYTES_MAX} bytes (ANSWER_BYTES_MAX)");
         let detail = format!("the answer has {bytes} bytes");
-        return Err(Problem::new(413, "answer-too-large", detail).expected(most).into());
+        return Err(Problem::new(413, "answer-too-large", detail)
+            .expected(most)
+            .into());
     }
     if answer.citations.len() > K_MAX {
         let detail = format!("citations = {} is out of range", answer.citations.len());
         let most = format!("at most {K_MAX} (K_MAX)");
-        return Err(Problem::new(422, "limit-exceeded", detail).expected(most).into());
+        return Err(Problem::new(422, "limit-exceeded", detail)
+            .expected(most)
+            .into());
     }
     let stored = front.backend.store(cache, answer).await?;
-    Ok(reply::json_as_of(StatusCode::CREATED, &stored, stored.as_of))
+    Ok(reply::json_as_of(
+        StatusCode::CREATED,
+        &stored,
+        stored.as_of,
+    ))
 }
 
 pub(crate) async fn entry<B: Backend>(

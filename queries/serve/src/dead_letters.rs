@@ -34,19 +34,31 @@ pub(crate) async fn list<B: Backend>(
         }
     };
     // One more than asked for tells whether a next page exists.
-    let mut letters = front.backend.dead_letters(source, limit + 1, cursor).await?;
+    let mut letters = front
+        .backend
+        .dead_letters(source, limit + 1, cursor)
+        .await?;
     let has_more = letters.len() > limit;
     letters.truncate(limit);
-    let next = letters.last().filter(|_| has_more).map(|letter| letter.id.to_string());
+    let next = letters
+        .last()
+        .filter(|_| has_more)
+        .map(|letter| letter.id.to_string());
     let shown: Vec<Json> = letters.iter().map(show).collect();
-    Ok(reply::json(StatusCode::OK, &json!({ "dead_letters": shown, "next_cursor": next })))
+    Ok(reply::json(
+        StatusCode::OK,
+        &json!({ "dead_letters": shown, "next_cursor": next }),
+    ))
 }
 
 /// The payload as text where it is text; otherwise its bytes in hexadecimal.
 fn show(reply: &DeadLetterReply) -> Json {
     let letter = &reply.letter;
     let mut error = json!({ "code": letter.error.code, "detail": letter.error.detail });
-    for (name, value) in [("expected", &letter.error.expected), ("hint", &letter.error.hint)] {
+    for (name, value) in [
+        ("expected", &letter.error.expected),
+        ("hint", &letter.error.hint),
+    ] {
         if let Some(value) = value {
             error[name] = json!(value);
         }
@@ -61,7 +73,11 @@ fn show(reply: &DeadLetterReply) -> Json {
     match std::str::from_utf8(&letter.payload) {
         Ok(text) => shown["payload"] = json!(text),
         Err(_) => {
-            let hex = letter.payload.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let hex = letter
+                .payload
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>();
             shown["payload_hex"] = json!(hex);
         }
     }

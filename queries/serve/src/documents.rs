@@ -21,7 +21,9 @@ pub(crate) async fn by_parameter<B: Backend>(
     let mut params = Params::of(request.uri())?;
     let Some(key) = params.text("key")? else {
         let problem = Problem::invalid("parameter key is missing");
-        return Err(problem.expected("?key=… or /v1/documents/{source}/{key}").into());
+        return Err(problem
+            .expected("?key=… or /v1/documents/{source}/{key}")
+            .into());
     };
     answer(&front, source, &key, params).await
 }
@@ -46,9 +48,16 @@ async fn answer<B: Backend>(
     if key.len() > KEY_BYTES_MAX {
         let detail = format!("the key has {} bytes", key.len());
         let most = format!("at most {KEY_BYTES_MAX} (KEY_BYTES_MAX)");
-        return Err(Problem::new(422, "limit-exceeded", detail).expected(most).into());
+        return Err(Problem::new(422, "limit-exceeded", detail)
+            .expected(most)
+            .into());
     }
-    let request = DocumentRequest { source, key: key_of(key), as_of, history };
+    let request = DocumentRequest {
+        source,
+        key: key_of(key),
+        as_of,
+        history,
+    };
     let document = front.backend.document(request).await?;
     Ok(reply::json_as_of(StatusCode::OK, &document, document.as_of))
 }

@@ -42,20 +42,34 @@ pub(crate) async fn cache<B: Backend>(
     let mut params = Params::of(request.uri())?;
     let parameter = params.text("last_event_id")?;
     params.finish()?;
-    let header = request.headers().get("last-event-id").and_then(|value| value.to_str().ok());
+    let header = request
+        .headers()
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok());
     let after = header.map(str::to_owned).or(parameter);
     let Ok(permit) = Arc::clone(&front.streams).try_acquire_owned() else {
         let detail = format!("{STREAMS_MAX} event streams are open (STREAMS_MAX)");
         return Err(Problem::new(429, "too-many-streams", detail).into());
     };
     // The first answer comes before the head of the reply: an unknown cache is a 404, not a stream.
-    let first = front.backend.cache_events(cache.clone(), after.clone(), 0).await?;
-    let follower =
-        Follower { closing: front.closing.clone(), front, cache, after, _permit: permit };
+    let first = front
+        .backend
+        .cache_events(cache.clone(), after.clone(), 0)
+        .await?;
+    let follower = Follower {
+        closing: front.closing.clone(),
+        front,
+        cache,
+        after,
+        _permit: permit,
+    };
     let stream = stream::unfold(Some((follower, Some(first))), |state| async move {
         let (mut follower, first) = state?;
         let (frames, goes_on) = follower.next(first).await?;
-        Some((Ok::<_, Infallible>(frames), goes_on.then_some((follower, None))))
+        Some((
+            Ok::<_, Infallible>(frames),
+            goes_on.then_some((follower, None)),
+        ))
     });
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -106,7 +120,9 @@ impl<B: Backend> Follower<B> {
         if events.is_empty() {
             return ": waiting\n\n".to_owned();
         }
-        let frames = events.iter().map(|(id, name, data)| frame(Some(id), name, &data.to_string()));
+        let frames = events
+            .iter()
+            .map(|(id, name, data)| frame(Some(id), name, &data.to_string()));
         let frames = frames.collect();
         self.after = events.last().map(|(id, ..)| id.clone());
         frames

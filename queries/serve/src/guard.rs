@@ -26,7 +26,10 @@ pub(crate) async fn guard<B: Backend>(
     next: Next,
 ) -> Response {
     // HTTP/2 names the host in the target, HTTP/1 in a header.
-    let authority = request.uri().authority().map(|authority| authority.as_str());
+    let authority = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str());
     match check(request.headers(), authority, front.options.insecure) {
         Ok(()) => next.run(request).await,
         Err(problem) => Failure::from(problem).into_response(),
@@ -34,14 +37,18 @@ pub(crate) async fn guard<B: Backend>(
 }
 
 fn check(headers: &HeaderMap, authority: Option<&str>, insecure: bool) -> Result<(), Problem> {
-    let host = text(headers, header::HOST).or(authority).unwrap_or("localhost");
+    let host = text(headers, header::HOST)
+        .or(authority)
+        .unwrap_or("localhost");
     if !insecure && !is_local(host_name(host)) {
         let detail = format!("the request is for host {host}, which is not this machine");
         return Err(Problem::new(403, "host-not-allowed", detail)
             .expected("localhost or an address")
             .hint("start the server with --insecure if others may reach it by a name"));
     }
-    let Some(origin) = text(headers, header::ORIGIN) else { return Ok(()) };
+    let Some(origin) = text(headers, header::ORIGIN) else {
+        return Ok(());
+    };
     let from = origin.split_once("://").map_or("", |(_, rest)| rest);
     let is_same_host = from.eq_ignore_ascii_case(host);
     if is_loopback(host_name(from)) || is_same_host {
@@ -67,7 +74,9 @@ fn is_loopback(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     host == "localhost"
         || host.ends_with(".localhost")
-        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 /// A bare address cannot be rebound: no name service was asked for it.
@@ -85,28 +94,52 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(header::ORIGIN, origin.parse().unwrap());
         }
-        check(&headers, None, insecure).err().map(|problem| problem.code)
+        check(&headers, None, insecure)
+            .err()
+            .map(|problem| problem.code)
     }
 
     #[test]
     fn programs_on_this_machine_may_ask() {
-        for host in ["localhost:7654", "127.0.0.1:7654", "[::1]:7654", "app.localhost", "10.0.0.1"] {
+        for host in [
+            "localhost:7654",
+            "127.0.0.1:7654",
+            "[::1]:7654",
+            "app.localhost",
+            "10.0.0.1",
+        ] {
             assert_eq!(code(host, None, false), None, "{host}");
-            assert_eq!(code(host, Some(&format!("http://{host}")), false), None, "{host}");
+            assert_eq!(
+                code(host, Some(&format!("http://{host}")), false),
+                None,
+                "{host}"
+            );
         }
     }
 
     #[test]
     fn pages_of_the_web_may_not() {
-        assert_eq!(code("evil.example:7654", None, false).unwrap(), "host-not-allowed");
-        assert_eq!(code("127.0.0.1", Some("http://evil.example"), false).unwrap(), "origin-not-allowed");
-        assert_eq!(code("127.0.0.1", Some("null"), false).unwrap(), "origin-not-allowed");
+        assert_eq!(
+            code("evil.example:7654", None, false).unwrap(),
+            "host-not-allowed"
+        );
+        assert_eq!(
+            code("127.0.0.1", Some("http://evil.example"), false).unwrap(),
+            "origin-not-allowed"
+        );
+        assert_eq!(
+            code("127.0.0.1", Some("null"), false).unwrap(),
+            "origin-not-allowed"
+        );
     }
 
     #[test]
     fn an_operator_may_open_the_door_for_names_not_for_foreign_pages() {
         assert_eq!(code("search.corp", None, true), None);
         assert_eq!(code("search.corp", Some("http://search.corp"), true), None);
-        assert_eq!(code("search.corp", Some("http://evil.example"), true).unwrap(), "origin-not-allowed");
+        assert_eq!(
+            code("search.corp", Some("http://evil.example"), true).unwrap(),
+            "origin-not-allowed"
+        );
     }
 }

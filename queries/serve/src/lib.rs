@@ -62,7 +62,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { insecure: false, drain_ms: DRAIN_MS }
+        Options {
+            insecure: false,
+            drain_ms: DRAIN_MS,
+        }
     }
 }
 
@@ -94,7 +97,9 @@ pub async fn run<B: Backend>(
         // Nobody listening is fine: then there is no stream to end.
         let _ = close.send(true);
     };
-    let serving = axum::serve(listener, router).with_graceful_shutdown(signal).into_future();
+    let serving = axum::serve(listener, router)
+        .with_graceful_shutdown(signal)
+        .into_future();
     let mut expired = closing;
     let deadline = async move {
         if expired.wait_for(|is_closing| *is_closing).await.is_err() {

@@ -35,7 +35,10 @@ const REQUEST_SECONDS: &str = "headwater_http_request_seconds";
 
 /// Unit and meaning, once.
 pub(crate) fn describe_metrics() {
-    metrics::describe_counter!(REQUESTS_TOTAL, "HTTP requests answered, by route and status");
+    metrics::describe_counter!(
+        REQUESTS_TOTAL,
+        "HTTP requests answered, by route and status"
+    );
     metrics::describe_histogram!(
         REQUEST_SECONDS,
         metrics::Unit::Seconds,
@@ -111,7 +114,9 @@ fn method_label(method: &Method) -> &'static str {
 }
 
 fn span(id: &str, method: &str, route: &str, headers: &HeaderMap) -> tracing::Span {
-    let parent = headers.get("traceparent").and_then(|value| traceparent(value.to_str().ok()?));
+    let parent = headers
+        .get("traceparent")
+        .and_then(|value| traceparent(value.to_str().ok()?));
     let (trace_id, parent_id) = parent.unwrap_or_default();
     tracing::info_span!("request", id, method, route, trace_id, parent_id)
 }
@@ -119,13 +124,21 @@ fn span(id: &str, method: &str, route: &str, headers: &HeaderMap) -> tracing::Sp
 /// Trace and parent of a W3C `traceparent` (`00-<32 hex>-<16 hex>-<2 hex>`); zeros mean none.
 fn traceparent(text: &str) -> Option<(&str, &str)> {
     let mut fields = text.split('-');
-    let (version, trace, parent, flags) =
-        (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (version, trace, parent, flags) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
     let is_hex = |field: &str, length: usize| {
-        field.len() == length && field.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        field.len() == length
+            && field
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
     let is_some = |field: &str| field.bytes().any(|b| b != b'0');
-    let is_whole = is_hex(version, 2) && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
+    let is_whole =
+        is_hex(version, 2) && is_hex(trace, 32) && is_hex(parent, 16) && is_hex(flags, 2);
     let is_known = version != "ff" && (version != "00" || fields.next().is_none());
     (is_whole && is_known && is_some(trace) && is_some(parent)).then_some((trace, parent))
 }

@@ -15,7 +15,10 @@ impl Params {
     pub(crate) fn of(uri: &Uri) -> Result<Params, Problem> {
         let Query(left) = Query::<Vec<(String, String)>>::try_from_uri(uri)
             .map_err(|error| Problem::new(400, "invalid-query", error.body_text()))?;
-        Ok(Params { left, asked: Vec::new() })
+        Ok(Params {
+            left,
+            asked: Vec::new(),
+        })
     }
 
     /// The parameter's text; 422 if it is given twice.
@@ -37,12 +40,15 @@ impl Params {
         name: &'static str,
         (least, most): (u64, u64),
     ) -> Result<Option<u64>, Problem> {
-        let Some(text) = self.text(name)? else { return Ok(None) };
+        let Some(text) = self.text(name)? else {
+            return Ok(None);
+        };
         let number = text.parse().ok().filter(|n| (least..=most).contains(n));
         let Some(number) = number else {
             let detail = format!("parameter {name} = {text} is out of range");
-            return Err(Problem::invalid(detail)
-                .expected(format!("a whole number from {least} to {most}")));
+            return Err(
+                Problem::invalid(detail).expected(format!("a whole number from {least} to {most}"))
+            );
         };
         Ok(Some(number))
     }
@@ -69,7 +75,9 @@ impl Params {
 
     /// Refuses parameters that the route does not know.
     pub(crate) fn finish(self) -> Result<(), Problem> {
-        let Some((name, _)) = self.left.first() else { return Ok(()) };
+        let Some((name, _)) = self.left.first() else {
+            return Ok(());
+        };
         let problem = Problem::invalid(format!("parameter {name} is unknown here"));
         Err(match self.asked.as_slice() {
             [] => problem.expected("no parameters"),
@@ -101,8 +109,14 @@ mod tests {
     fn says_what_a_parameter_takes() {
         let problem = params("limit=0").number("limit", (1, 10)).unwrap_err();
         assert_eq!(problem.detail, "parameter limit = 0 is out of range");
-        assert_eq!(problem.expected.as_deref(), Some("a whole number from 1 to 10"));
-        assert_eq!(params("a=1&a=2").text("a").unwrap_err().detail, "parameter a is given twice");
+        assert_eq!(
+            problem.expected.as_deref(),
+            Some("a whole number from 1 to 10")
+        );
+        assert_eq!(
+            params("a=1&a=2").text("a").unwrap_err().detail,
+            "parameter a is given twice"
+        );
         assert!(params("history=maybe").flag("history").is_err());
     }
 }

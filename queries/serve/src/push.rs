@@ -19,11 +19,11 @@ use engine::limits::{IDEMPOTENCY_KEY_CHARS_MAX, VISIBLE_WAIT_MS, WAIT_MS_MAX};
 use queries::api::{Backend, PushLine, PushRequest};
 use queries::problem::Problem;
 
+use crate::body;
 use crate::observe::RequestId;
 use crate::params::Params;
 use crate::reply::{self, Outcome, REPLAYED, TOKEN};
 use crate::routes::Front;
-use crate::body;
 
 const TYPES: [&str; 6] = [
     "application/x-ndjson",
@@ -56,23 +56,36 @@ pub(crate) async fn push<B: Backend>(
     body::expect_type(request.headers(), &TYPES)?;
     let idempotency_key = idempotency_key(request.headers())?;
     let lines = split(&body::read(request).await?)?;
-    let request =
-        PushRequest { source, lines, atomic, wait_visible_ms, idempotency_key, request_id };
+    let request = PushRequest {
+        source,
+        lines,
+        atomic,
+        wait_visible_ms,
+        idempotency_key,
+        request_id,
+    };
     let done = front.backend.push(request).await?;
     let status = match done.visible {
         Some(true) => StatusCode::OK,
         _ => StatusCode::ACCEPTED,
     };
     let response = reply::with_header(reply::json(status, &done), TOKEN, &done.token);
-    Ok(if done.replayed { reply::with_header(response, REPLAYED, "true") } else { response })
+    Ok(if done.replayed {
+        reply::with_header(response, REPLAYED, "true")
+    } else {
+        response
+    })
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     let text = value.to_str().unwrap_or_default();
     if text.is_empty() || text.len() > IDEMPOTENCY_KEY_CHARS_MAX {
         let most = IDEMPOTENCY_KEY_CHARS_MAX;
-        let expected = format!("1 to {most} printable ASCII characters (IDEMPOTENCY_KEY_CHARS_MAX)");
+        let expected =
+            format!("1 to {most} printable ASCII characters (IDEMPOTENCY_KEY_CHARS_MAX)");
         return Err(Problem::invalid("the Idempotency-Key is not usable").expected(expected));
     }
     Ok(Some(text.to_owned()))
@@ -89,7 +102,10 @@ fn split(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
             .zip(1..)
             .map(|(raw, line)| (raw.trim_ascii(), line))
             .filter(|(raw, _)| !raw.is_empty())
-            .map(|(raw, line)| PushLine { line, raw: raw.to_vec() })
+            .map(|(raw, line)| PushLine {
+                line,
+                raw: raw.to_vec(),
+            })
             .collect(),
     };
     if lines.is_empty() {
@@ -102,7 +118,10 @@ fn split(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
 /// Cuts a JSON array at its top-level commas without parsing the elements, so that a bad element
 /// spoils itself only. Strings hide brackets and commas; a backslash hides a quote.
 fn elements(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
-    let open = body.iter().position(|byte| *byte == b'[').unwrap_or_default();
+    let open = body
+        .iter()
+        .position(|byte| *byte == b'[')
+        .unwrap_or_default();
     let (mut depth, mut in_string, mut is_escaped) = (0usize, false, false);
     let (mut lines, mut from) = (Vec::new(), open + 1);
     let mut line = 1;
@@ -114,7 +133,10 @@ fn elements(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
             _ if in_string => {}
             b'[' | b'{' => depth += 1,
             b',' if depth == 1 => {
-                lines.push(PushLine { line, raw: body[from..at].trim_ascii().to_vec() });
+                lines.push(PushLine {
+                    line,
+                    raw: body[from..at].trim_ascii().to_vec(),
+                });
                 from = at + 1;
                 line += 1;
             }
@@ -123,7 +145,10 @@ fn elements(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
                 if depth == 0 {
                     let last = body[from..at].trim_ascii();
                     if !last.is_empty() || line > 1 {
-                        lines.push(PushLine { line, raw: last.to_vec() });
+                        lines.push(PushLine {
+                            line,
+                            raw: last.to_vec(),
+                        });
                     }
                     return match body[at + 1..].trim_ascii() {
                         [] => Ok(lines),
@@ -140,7 +165,13 @@ fn elements(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
 fn array_problem(what: &str, body: &[u8], at: usize) -> Problem {
     let before = String::from_utf8_lossy(&body[..at]);
     let line = before.matches('\n').count() as u64 + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() as u64 + 1;
+    let column = before
+        .rsplit('\n')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .count() as u64
+        + 1;
     let detail = format!("the body is not JSON: it {what}");
     Problem::new(400, "invalid-json", detail).at(line, column)
 }
@@ -153,7 +184,10 @@ mod tests {
 
     fn cut(body: &str) -> Vec<(u64, String)> {
         let lines = split(body.as_bytes()).unwrap();
-        lines.into_iter().map(|l| (l.line, String::from_utf8(l.raw).unwrap())).collect()
+        lines
+            .into_iter()
+            .map(|l| (l.line, String::from_utf8(l.raw).unwrap()))
+            .collect()
     }
 
     #[test]
@@ -165,23 +199,44 @@ mod tests {
     /// Law: cutting an array's text gives exactly the array's elements, whatever they hold.
     #[test]
     fn an_array_is_cut_into_its_elements() {
-        let nasty = json!([{"a":"],[\"\\"},[1,[2,{}]],"x\\\"",null,-1.5,{"b":{"c":"é\n"}},"",[],{}]);
-        for text in [nasty.to_string(), serde_json::to_string_pretty(&nasty).unwrap()] {
-            let parsed: Vec<Json> =
-                cut(&text).iter().map(|(_, raw)| serde_json::from_str(raw).unwrap()).collect();
+        let nasty =
+            json!([{"a":"],[\"\\"},[1,[2,{}]],"x\\\"",null,-1.5,{"b":{"c":"é\n"}},"",[],{}]);
+        for text in [
+            nasty.to_string(),
+            serde_json::to_string_pretty(&nasty).unwrap(),
+        ] {
+            let parsed: Vec<Json> = cut(&text)
+                .iter()
+                .map(|(_, raw)| serde_json::from_str(raw).unwrap())
+                .collect();
             assert_eq!(Json::from(parsed), nasty);
         }
-        assert_eq!(cut("[1, oops ,3]")[1], (2, "oops".to_owned()), "a bad element stays alone");
+        assert_eq!(
+            cut("[1, oops ,3]")[1],
+            (2, "oops".to_owned()),
+            "a bad element stays alone"
+        );
     }
 
     #[test]
     fn a_broken_array_says_where() {
         let problem = split(b"[{\"a\":1},\n{\"b\"").unwrap_err();
-        assert_eq!(problem.detail, "the body is not JSON: it ends inside the array");
+        assert_eq!(
+            problem.detail,
+            "the body is not JSON: it ends inside the array"
+        );
         assert_eq!(problem.position.map(|p| (p.line, p.column)), Some((2, 5)));
-        assert!(split(b"[1] 2").unwrap_err().detail.ends_with("goes on after the array"));
+        assert!(
+            split(b"[1] 2")
+                .unwrap_err()
+                .detail
+                .ends_with("goes on after the array")
+        );
         assert_eq!(split(b" \n").unwrap_err().detail, "the body has no lines");
         assert_eq!(split(b"[]").unwrap_err().detail, "the body has no lines");
-        assert!(split(b"[1}").is_ok(), "cut only; the element's decoder judges");
+        assert!(
+            split(b"[1}").is_ok(),
+            "cut only; the element's decoder judges"
+        );
     }
 }

@@ -47,13 +47,23 @@ pub(crate) fn status_of(problem: &Problem) -> StatusCode {
 
 /// The problem as a whole reply, with `Retry-After` where the status asks for one.
 pub(crate) fn problem_reply(mut problem: Problem, request_id: &str) -> Response {
-    problem.extra.insert("request_id".to_owned(), request_id.into());
+    problem
+        .extra
+        .insert("request_id".to_owned(), request_id.into());
     let status = status_of(&problem);
     problem.status = status.as_u16();
     let mut response = bytes(status, PROBLEM_JSON, json_bytes(&problem));
-    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-        let wait_s = problem.extra.get("retry_after_s").and_then(serde_json::Value::as_u64);
-        response.headers_mut().insert(header::RETRY_AFTER, wait_s.unwrap_or(1).into());
+    if matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    ) {
+        let wait_s = problem
+            .extra
+            .get("retry_after_s")
+            .and_then(serde_json::Value::as_u64);
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, wait_s.unwrap_or(1).into());
     }
     response
 }

@@ -51,16 +51,56 @@ fn table<B: Backend>() -> Vec<Row<B>> {
     vec![
         (write.clone(), "/v1/sql", post(sql::sql::<B>)),
         (write.clone(), "/v1/search", post(search::search::<B>)),
-        (write.clone(), "/v1/sources/{source}/documents", post(push::push::<B>)),
-        (read.clone(), "/v1/documents/{source}", get(documents::by_parameter::<B>)),
-        (read.clone(), "/v1/documents/{source}/{*key}", get(documents::by_path::<B>)),
-        (write.clone(), "/v1/caches/{cache}/lookup", post(cache::lookup::<B>)),
-        (write.clone(), "/v1/caches/{cache}/store", post(cache::store::<B>)),
-        (read.clone(), "/v1/caches/{cache}/events", get(events::cache::<B>)),
-        (read.clone(), "/v1/caches/{cache}/entries/{id}", get(cache::entry::<B>)),
-        (remove, "/v1/caches/{cache}/entries/{id}", delete(cache::forget::<B>)),
-        (read.clone(), "/v1/dead_letters", get(dead_letters::list::<B>)),
-        (write.clone(), "/v1/dead_letters/replay", post(dead_letters::replay)),
+        (
+            write.clone(),
+            "/v1/sources/{source}/documents",
+            post(push::push::<B>),
+        ),
+        (
+            read.clone(),
+            "/v1/documents/{source}",
+            get(documents::by_parameter::<B>),
+        ),
+        (
+            read.clone(),
+            "/v1/documents/{source}/{*key}",
+            get(documents::by_path::<B>),
+        ),
+        (
+            write.clone(),
+            "/v1/caches/{cache}/lookup",
+            post(cache::lookup::<B>),
+        ),
+        (
+            write.clone(),
+            "/v1/caches/{cache}/store",
+            post(cache::store::<B>),
+        ),
+        (
+            read.clone(),
+            "/v1/caches/{cache}/events",
+            get(events::cache::<B>),
+        ),
+        (
+            read.clone(),
+            "/v1/caches/{cache}/entries/{id}",
+            get(cache::entry::<B>),
+        ),
+        (
+            remove,
+            "/v1/caches/{cache}/entries/{id}",
+            delete(cache::forget::<B>),
+        ),
+        (
+            read.clone(),
+            "/v1/dead_letters",
+            get(dead_letters::list::<B>),
+        ),
+        (
+            write.clone(),
+            "/v1/dead_letters/replay",
+            post(dead_letters::replay),
+        ),
         (read.clone(), "/v1/pipeline", get(status::pipeline::<B>)),
         (read.clone(), "/v1/progress", get(status::progress::<B>)),
         (read.clone(), "/health", get(status::health)),
@@ -69,9 +109,17 @@ fn table<B: Backend>() -> Vec<Row<B>> {
         (read.clone(), "/openapi.json", get(status::openapi)),
         (read.clone(), "/console", get(status::console)),
         // Named by the public interface and not built yet: refused by name, never a bare 404.
-        (write.clone(), "/v1/search/subscribe", post(later::subscribe)),
+        (
+            write.clone(),
+            "/v1/search/subscribe",
+            post(later::subscribe),
+        ),
         (read, "/v1/search/subscribe", get(later::subscribe)),
-        (write.clone(), "/v1/vector_stores/{index}/search", post(later::vector_store)),
+        (
+            write.clone(),
+            "/v1/vector_stores/{index}/search",
+            post(later::vector_store),
+        ),
         (write.clone(), "/v1/embeddings", post(later::embeddings)),
         (write, "/mcp", post(later::mcp)),
     ]
@@ -87,14 +135,19 @@ pub fn served() -> Vec<(String, String)> {
 
 pub(crate) fn router<B: Backend>(front: Arc<Front<B>>) -> Router {
     let routes = table::<B>();
-    let router = routes.into_iter().fold(Router::new(), |router, (_, path, handler)| {
-        router.route(path, handler)
-    });
+    let router = routes
+        .into_iter()
+        .fold(Router::new(), |router, (_, path, handler)| {
+            router.route(path, handler)
+        });
     router
         .fallback(later::nowhere)
         .method_not_allowed_fallback(later::wrong_method)
         .layer(from_fn_with_state(Arc::clone(&front), guard::guard::<B>))
-        .layer(from_fn_with_state(Arc::clone(&front), observe::observe::<B>))
+        .layer(from_fn_with_state(
+            Arc::clone(&front),
+            observe::observe::<B>,
+        ))
         .with_state(front)
 }
 

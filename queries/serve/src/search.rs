@@ -40,7 +40,11 @@ fn check(search: &SearchRequest) -> Result<(), Problem> {
     if search.queries.len() > QUERIES_MAX {
         return Err(over("queries", search.queries.len(), most));
     }
-    search.query.iter().chain(&search.queries).try_for_each(|text| question(text))?;
+    search
+        .query
+        .iter()
+        .chain(&search.queries)
+        .try_for_each(|text| question(text))?;
     range("k", search.k, K_MAX, "K_MAX")?;
     range("per_document", search.per_document, K_MAX, "K_MAX")?;
     if let Some(mode) = search.mode.as_deref().filter(|mode| !MODES.contains(mode)) {
@@ -48,7 +52,11 @@ fn check(search: &SearchRequest) -> Result<(), Problem> {
         return Err(Problem::invalid(detail).expected("hybrid, vector or keyword"));
     }
     if let Some(wait) = search.timeout_ms.filter(|wait| *wait > WAIT_MS_MAX) {
-        return Err(over("timeout_ms", wait, format!("at most {WAIT_MS_MAX} (WAIT_MS_MAX)")));
+        return Err(over(
+            "timeout_ms",
+            wait,
+            format!("at most {WAIT_MS_MAX} (WAIT_MS_MAX)"),
+        ));
     }
     search.vector.as_deref().map_or(Ok(()), vector)
 }
@@ -79,7 +87,9 @@ fn vector(vector: &[f32]) -> Result<(), Problem> {
         return Err(Problem::invalid(detail).expected(format!("1 to {most} (DIMENSIONS_MAX)")));
     }
     match vector.iter().position(|x| !x.is_finite()) {
-        Some(at) => Err(Problem::invalid(format!("component {at} of the vector is not finite"))),
+        Some(at) => Err(Problem::invalid(format!(
+            "component {at} of the vector is not finite"
+        ))),
         None => Ok(()),
     }
 }
@@ -103,7 +113,11 @@ mod tests {
     use super::*;
 
     fn asked() -> SearchRequest {
-        SearchRequest { index: "docs".into(), query: Some("why?".into()), ..Default::default() }
+        SearchRequest {
+            index: "docs".into(),
+            query: Some("why?".into()),
+            ..Default::default()
+        }
     }
 
     fn refused(request: SearchRequest) -> (u16, String, String, String) {
@@ -114,30 +128,84 @@ mod tests {
 
     #[test]
     fn bounds_are_named_word_for_word() {
-        let (status, code, detail, expected) = refused(SearchRequest { k: Some(0), ..asked() });
+        let (status, code, detail, expected) = refused(SearchRequest {
+            k: Some(0),
+            ..asked()
+        });
         assert_eq!((status, &*code), (422, "invalid-request"));
         assert_eq!(detail, "k = 0 is out of range");
         assert_eq!(expected, "from 1 to 1000 (K_MAX)");
-        let (status, code, detail, _) = refused(SearchRequest { k: Some(1001), ..asked() });
+        let (status, code, detail, _) = refused(SearchRequest {
+            k: Some(1001),
+            ..asked()
+        });
         assert_eq!((status, &*code), (422, "limit-exceeded"));
         assert_eq!(detail, "k = 1001 is out of range");
         let long = Some("é".repeat(100_000));
-        let (status, code, detail, expected) = refused(SearchRequest { query: long, ..asked() });
+        let (status, code, detail, expected) = refused(SearchRequest {
+            query: long,
+            ..asked()
+        });
         assert_eq!((status, &*code), (422, "limit-exceeded"));
         assert_eq!(detail, "the question has 100000 characters");
         assert_eq!(expected, "at most 32768 (QUESTION_CHARS_MAX)");
-        let many = SearchRequest { query: None, queries: vec!["q".into(); 17], ..asked() };
+        let many = SearchRequest {
+            query: None,
+            queries: vec!["q".into(); 17],
+            ..asked()
+        };
         assert_eq!(refused(many).2, "queries = 17 is out of range");
     }
 
     #[test]
     fn wrong_questions_are_refused_and_good_ones_pass() {
         assert!(check(&asked()).is_ok());
-        assert!(check(&SearchRequest { k: Some(1000), mode: Some("vector".into()), ..asked() }).is_ok());
-        assert!(check(&SearchRequest { query: Some("é".repeat(32_768)), ..asked() }).is_ok());
-        assert_eq!(refused(SearchRequest { query: Some(" ".into()), ..asked() }).2, "the question is blank");
-        assert_eq!(refused(SearchRequest { mode: Some("magic".into()), ..asked() }).3, "hybrid, vector or keyword");
-        assert_eq!(refused(SearchRequest { vector: Some(vec![0.5, f32::INFINITY]), ..asked() }).2, "component 1 of the vector is not finite");
-        assert_eq!(refused(SearchRequest { index: "docs".into(), ..Default::default() }).2, "the search has no question");
+        assert!(
+            check(&SearchRequest {
+                k: Some(1000),
+                mode: Some("vector".into()),
+                ..asked()
+            })
+            .is_ok()
+        );
+        assert!(
+            check(&SearchRequest {
+                query: Some("é".repeat(32_768)),
+                ..asked()
+            })
+            .is_ok()
+        );
+        assert_eq!(
+            refused(SearchRequest {
+                query: Some(" ".into()),
+                ..asked()
+            })
+            .2,
+            "the question is blank"
+        );
+        assert_eq!(
+            refused(SearchRequest {
+                mode: Some("magic".into()),
+                ..asked()
+            })
+            .3,
+            "hybrid, vector or keyword"
+        );
+        assert_eq!(
+            refused(SearchRequest {
+                vector: Some(vec![0.5, f32::INFINITY]),
+                ..asked()
+            })
+            .2,
+            "component 1 of the vector is not finite"
+        );
+        assert_eq!(
+            refused(SearchRequest {
+                index: "docs".into(),
+                ..Default::default()
+            })
+            .2,
+            "the search has no question"
+        );
     }
 }

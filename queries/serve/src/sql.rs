@@ -62,7 +62,9 @@ fn stamped(response: Response, as_of: Option<Time>) -> Response {
 }
 
 fn accepts_lines(headers: &HeaderMap) -> bool {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
     accept.is_some_and(|accept| accept.contains(NDJSON))
 }
 
@@ -97,5 +99,7 @@ fn reply_lines(reply: SqlReply) -> impl Iterator<Item = Json> {
     }
     let columns = json!({ "columns": reply.columns });
     let rows = reply.rows.into_iter().map(|row| json!({ "row": row }));
-    std::iter::once(columns).chain(rows).chain(std::iter::once(json!({ "end": end })))
+    std::iter::once(columns)
+        .chain(rows)
+        .chain(std::iter::once(json!({ "end": end })))
 }

@@ -24,7 +24,10 @@ pub(crate) async fn pipeline<B: Backend>(
     request: Request,
 ) -> Outcome {
     Params::of(request.uri())?.finish()?;
-    Ok(reply::json(StatusCode::OK, &front.backend.pipeline().await?))
+    Ok(reply::json(
+        StatusCode::OK,
+        &front.backend.pipeline().await?,
+    ))
 }
 
 pub(crate) async fn progress<B: Backend>(
@@ -32,7 +35,10 @@ pub(crate) async fn progress<B: Backend>(
     request: Request,
 ) -> Outcome {
     Params::of(request.uri())?.finish()?;
-    Ok(reply::json(StatusCode::OK, &front.backend.progress().await?))
+    Ok(reply::json(
+        StatusCode::OK,
+        &front.backend.progress().await?,
+    ))
 }
 
 /// Alive means that this answers.
@@ -57,11 +63,19 @@ pub(crate) async fn ready<B: Backend>(State(front): State<Arc<Front<B>>>) -> Out
 
 pub(crate) async fn metrics<B: Backend>(State(front): State<Arc<Front<B>>>) -> Response {
     let text = front.backend.metrics();
-    reply::bytes(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
+    reply::bytes(
+        StatusCode::OK,
+        "text/plain; version=0.0.4; charset=utf-8",
+        text.into_bytes(),
+    )
 }
 
 pub(crate) async fn openapi() -> Response {
-    reply::bytes(StatusCode::OK, "application/json", OPENAPI.as_bytes().to_vec())
+    reply::bytes(
+        StatusCode::OK,
+        "application/json",
+        OPENAPI.as_bytes().to_vec(),
+    )
 }
 
 /// One page without any outside resource; the policy says so to the browser as well.

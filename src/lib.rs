@@ -1,1 +1,10 @@
-//! placeholder
+//! Headwater: a dataflow stream-processing engine for live retrieval.
+//!
+//! Reading order: [`app`] (the composition root: where engine, models, connectors and the front door
+//! become one program), [`cli`] (the commands), [`client`] (how commands talk to a running server),
+//! [`demo`] (the main job, step by step, over HTTP only).
+
+pub mod app;
+pub mod cli;
+pub mod client;
+pub mod demo;

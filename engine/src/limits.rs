@@ -43,6 +43,24 @@ pub const DEAD_LETTER_PAYLOAD_BYTES_MAX: usize = 64 << 10;
 pub const DEAD_LETTERS_MAX: usize = 10_000;
 /// Rows of one SQL reply that is not streamed.
 pub const SQL_ROWS_MAX: usize = 100_000;
+/// Rows of one page of a list (`limit`); the next page follows by its cursor.
+pub const PAGE_ROWS_MAX: usize = 1_000;
+/// Wait that a request may ask for (`timeout_ms`), milliseconds.
+pub const WAIT_MS_MAX: u64 = 60_000;
+/// Wait of a search for its `at_least` when it names none, milliseconds.
+pub const SEARCH_WAIT_MS: u64 = 2_000;
+/// Wait of a push for `wait=visible` when it names none, milliseconds.
+pub const VISIBLE_WAIT_MS: u64 = 10_000;
+/// Time in which a request's body must have arrived, milliseconds.
+pub const BODY_WAIT_MS: u64 = 60_000;
+/// Requests in progress at once; more are told to come back (429).
+pub const REQUESTS_MAX: usize = 4_096;
+/// Open event streams; more are told to come back (429).
+pub const STREAMS_MAX: usize = 1_024;
+/// Time between a signal to stop and the end of requests that still run, milliseconds.
+pub const DRAIN_MS: u64 = 10_000;
+/// Characters of an `Idempotency-Key`.
+pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
 /// Dimensions of a vector.
 pub const DIMENSIONS_MAX: u32 = 8_192;
 /// One activation of an operator, microseconds: searches must not wait behind maintenance.

@@ -1,0 +1,335 @@
+//! What names mean: the declared objects, the objects that earlier statements of the same text
+//! declare ([`Overlay`]), and the system collections.
+//!
+//! Every object that can be read has a [`Schema`]: a source's and a view's own, an index's live
+//! chunks, a cache's live entries.
+
+use std::collections::BTreeMap;
+
+use engine::model::{Column, ObjectId, Schema, SqlType};
+
+use crate::definition::{Definition, IndexDef, Object};
+
+/// The declared objects as they are now.
+pub trait CatalogView {
+    /// The object of a (folded) name.
+    fn object(&self, name: &str) -> Option<Object>;
+    /// All names, in any order.
+    fn names(&self) -> Vec<String>;
+}
+
+/// A catalog without objects: for `check`, and for files that are then reconciled.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct EmptyCatalog;
+
+impl CatalogView for EmptyCatalog {
+    fn object(&self, _name: &str) -> Option<Object> {
+        None
+    }
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl CatalogView for Vec<Object> {
+    fn object(&self, name: &str) -> Option<Object> {
+        self.iter().find(|object| object.name == name).cloned()
+    }
+    fn names(&self) -> Vec<String> {
+        self.iter().map(|object| object.name.clone()).collect()
+    }
+}
+
+/// A catalog with the effects of earlier statements on top.
+pub struct Overlay<'a> {
+    base: &'a dyn CatalogView,
+    changed: BTreeMap<String, Option<Object>>,
+}
+
+impl<'a> Overlay<'a> {
+    /// An overlay without changes.
+    pub fn new(base: &'a dyn CatalogView) -> Self {
+        Overlay { base, changed: BTreeMap::new() }
+    }
+
+    /// Declares an object. Its id is a placeholder: the real one is given when it is installed.
+    pub fn create(&mut self, name: &str, statement: &str, definition: Definition) {
+        let object = Object {
+            id: ObjectId(u32::MAX),
+            name: name.to_owned(),
+            statement: statement.to_owned(),
+            definition,
+        };
+        self.changed.insert(name.to_owned(), Some(object));
+    }
+
+    /// Drops an object.
+    pub fn drop(&mut self, name: &str) {
+        self.changed.insert(name.to_owned(), None);
+    }
+}
+
+impl CatalogView for Overlay<'_> {
+    fn object(&self, name: &str) -> Option<Object> {
+        match self.changed.get(name) {
+            Some(changed) => changed.clone(),
+            None => self.base.object(name),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names = self.base.names();
+        names.retain(|name| !self.changed.contains_key(name));
+        names.extend(self.changed.iter().filter(|(_, o)| o.is_some()).map(|(n, _)| n.clone()));
+        names.sort_unstable();
+        names
+    }
+}
+
+/// The names of objects that read `name`, directly or not, in an order in which they can be
+/// dropped: each before what it reads.
+pub fn dependents(catalog: &dyn CatalogView, name: &str) -> Vec<String> {
+    fn visit(catalog: &dyn CatalogView, all: &[String], name: &str, out: &mut Vec<String>) {
+        for other in all {
+            let reads = catalog
+                .object(other)
+                .is_some_and(|object| object.definition.depends_on().contains(&name));
+            if reads && !out.contains(other) {
+                visit(catalog, all, other, out);
+                // A dependent reached over two ways was pushed by the first.
+                if !out.contains(other) {
+                    out.push(other.clone());
+                }
+            }
+        }
+    }
+    let mut all = catalog.names();
+    all.sort_unstable();
+    let mut out = Vec::new();
+    visit(catalog, &all, name, &mut out);
+    out
+}
+
+/// The columns of anything that can be read; `None` for unknown names and models.
+///
+/// System collections are named with their schema: `headwater.progress`.
+pub fn relation_schema(catalog: &dyn CatalogView, name: &str) -> Option<Schema> {
+    if let Some(system) = name.strip_prefix("headwater.") {
+        return system_schema(system);
+    }
+    match catalog.object(name)?.definition {
+        Definition::Source(source) => Some(source.schema),
+        Definition::View(view) => Some(view.schema),
+        Definition::Index(index) => chunk_schema(catalog, &index),
+        Definition::Cache(_) => Some(cache_schema()),
+        Definition::Model(_) => None,
+    }
+}
+
+/// Names that `search()` gives to its own columns; an included column may not take them.
+pub const SEARCH_COLUMNS: [&str; 6] =
+    ["chunk", "document", "version", "ordinal", "text", "score"];
+
+/// The columns of an index's live chunks: those of `search()` without `score`. The key is `chunk`.
+///
+/// `document` has the type of a one-column key; several columns make a JSON object.
+pub fn chunk_schema(catalog: &dyn CatalogView, index: &IndexDef) -> Option<Schema> {
+    let relation = relation_schema(catalog, &index.on)?;
+    let document = match relation.key[..] {
+        [one] => relation.columns[one].sql_type,
+        _ => SqlType::Jsonb,
+    };
+    let mut columns = vec![
+        required("chunk", SqlType::Text),
+        required("document", document),
+        required("version", SqlType::Int8),
+        required("ordinal", SqlType::Int4),
+        Column::new("text", SqlType::Text),
+    ];
+    columns.extend(include_schema(catalog, index)?.columns);
+    Some(Schema { columns, key: vec![0] })
+}
+
+/// The columns of `search(index, …)`: chunk, document, version, ordinal, text, score, then the
+/// included columns.
+pub fn search_schema(catalog: &dyn CatalogView, index: &IndexDef) -> Option<Schema> {
+    let mut schema = chunk_schema(catalog, index)?;
+    schema.columns.insert(5, required("score", SqlType::Float8));
+    Some(schema)
+}
+
+/// The included columns of an index, in declared order: what filters before k may name. No key.
+pub fn include_schema(catalog: &dyn CatalogView, index: &IndexDef) -> Option<Schema> {
+    let relation = relation_schema(catalog, &index.on)?;
+    let columns: Option<Vec<Column>> = index
+        .include
+        .iter()
+        .map(|name| relation.position(name).map(|at| relation.columns[at].clone()))
+        .collect();
+    Some(Schema { columns: columns?, key: Vec::new() })
+}
+
+/// The columns of a cache's live entries. The key is `entry`.
+pub fn cache_schema() -> Schema {
+    Schema {
+        columns: vec![
+            required("entry", SqlType::Text),
+            required("question", SqlType::Text),
+            required("answer", SqlType::Jsonb),
+            required("citations", SqlType::Jsonb),
+            required("parameters", SqlType::Jsonb),
+            required("stored_at", SqlType::TimestampTz),
+            required("expires_at", SqlType::TimestampTz),
+            required("hits", SqlType::Int8),
+            required("suspended", SqlType::Boolean),
+        ],
+        key: vec![0],
+    }
+}
+
+fn required(name: &str, sql_type: SqlType) -> Column {
+    Column { nullable: false, ..Column::new(name, sql_type) }
+}
+
+/// The system collections, in the schema `headwater`.
+pub const SYSTEM: [&str; 9] = [
+    "sources",
+    "progress",
+    "indexes",
+    "shards",
+    "caches",
+    "retractions",
+    "dead_letters",
+    "dataflows",
+    "operators",
+];
+
+/// The columns of a system collection (its name without `headwater.`).
+pub fn system_schema(name: &str) -> Option<Schema> {
+    use SqlType::{Boolean, Float8, Int4, Int8, Jsonb, Text, TimestampTz};
+    let (key, columns): (usize, &[(&str, SqlType)]) = match name {
+        "sources" => (
+            1,
+            &[
+                ("name", Text),
+                ("connector", Text),
+                ("status", Text),
+                ("rows", Int8),
+                ("bytes", Int8),
+                ("staged_bytes", Int8),
+                ("dead_letters", Int8),
+                ("statement", Text),
+            ],
+        ),
+        "progress" => (
+            1,
+            &[
+                ("collection", Text),
+                ("kind", Text),
+                ("since", Int8),
+                ("upper", Int8),
+                ("lag_ms", Float8),
+                ("rows", Int8),
+                ("bytes", Int8),
+                ("pending", Int8),
+            ],
+        ),
+        "indexes" => (
+            1,
+            &[
+                ("name", Text),
+                ("relation", Text),
+                ("method", Text),
+                ("model", Text),
+                ("version", Int4),
+                ("documents", Int8),
+                ("chunks", Int8),
+                ("pending", Int8),
+                ("bytes", Int8),
+                ("statement", Text),
+            ],
+        ),
+        "shards" => (
+            2,
+            &[
+                ("index", Text),
+                ("worker", Int4),
+                ("chunks", Int8),
+                ("dead", Int8),
+                ("head", Int8),
+                ("generations", Int4),
+                ("bytes", Int8),
+                ("sealed", Int8),
+            ],
+        ),
+        "caches" => (
+            1,
+            &[
+                ("name", Text),
+                ("index", Text),
+                ("entries", Int8),
+                ("suspended", Int8),
+                ("hits", Int8),
+                ("misses", Int8),
+                ("retractions", Int8),
+                ("capacity", Int8),
+                ("statement", Text),
+            ],
+        ),
+        "retractions" => (
+            2,
+            &[
+                ("cache", Text),
+                ("entry", Text),
+                ("cause", Text),
+                ("at", TimestampTz),
+                ("document", Jsonb),
+                ("version", Int8),
+                ("question", Text),
+            ],
+        ),
+        "dead_letters" => (
+            1,
+            &[
+                ("id", Int8),
+                ("source", Text),
+                ("at", TimestampTz),
+                ("position", Text),
+                ("code", Text),
+                ("detail", Text),
+                ("expected", Text),
+                ("hint", Text),
+                ("payload", Text),
+            ],
+        ),
+        "dataflows" => (
+            2,
+            &[
+                ("id", Int8),
+                ("worker", Int4),
+                ("name", Text),
+                ("resident", Boolean),
+                ("operators", Int8),
+                ("installed_at", TimestampTz),
+            ],
+        ),
+        "operators" => (
+            3,
+            &[
+                ("dataflow", Int8),
+                ("worker", Int4),
+                ("id", Int8),
+                ("name", Text),
+                ("activations", Int8),
+                ("busy_ms", Float8),
+                ("longest_ms", Float8),
+            ],
+        ),
+        _ => return None,
+    };
+    let columns = columns.iter().enumerate().map(|(at, (name, sql_type))| Column {
+        nullable: at >= key,
+        ..Column::new(name, *sql_type)
+    });
+    Some(Schema { columns: columns.collect(), key: (0..key).collect() })
+}

@@ -1,0 +1,96 @@
+//! The service as the front door's backend.
+
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use super::Service;
+use crate::api::{
+    Backend, DeadLetterReply, DocumentReply, DocumentRequest, LookupReply, LookupRequest,
+    PushReply, PushRequest, Readiness, Reply, SearchReply, SearchRequest, SqlReply, StoreReply,
+    StoreRequest,
+};
+use crate::problem::Problem;
+
+impl Backend for Service {
+    async fn sql(&self, sql: String, params: Vec<Json>) -> (Vec<SqlReply>, Option<Problem>) {
+        self.inner.run_sql(&sql, &params).await
+    }
+
+    async fn search(&self, request: SearchRequest) -> Reply<SearchReply> {
+        self.inner.search_index(request).await
+    }
+
+    async fn push(&self, request: PushRequest) -> Reply<PushReply> {
+        self.inner.push_rows(request).await
+    }
+
+    async fn document(&self, request: DocumentRequest) -> Reply<DocumentReply> {
+        self.inner.read_document(request).await
+    }
+
+    async fn lookup(&self, cache: String, request: LookupRequest) -> Reply<LookupReply> {
+        self.inner.cache_lookup(&cache, request).await
+    }
+
+    async fn store(&self, cache: String, request: StoreRequest) -> Reply<StoreReply> {
+        // A store that has begun is decided even when its caller goes away.
+        let inner = Arc::clone(&self.inner);
+        let stored = tokio::spawn(async move { inner.cache_store(&cache, request).await });
+        stored.await.unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
+    }
+
+    async fn entry(&self, cache: String, entry: String) -> Reply<Json> {
+        self.inner.cache_entry(&cache, &entry).await
+    }
+
+    async fn forget(&self, cache: String, entry: String) -> Reply<Json> {
+        self.inner.cache_forget(&cache, &entry).await
+    }
+
+    async fn cache_events(
+        &self,
+        cache: String,
+        after: Option<String>,
+        wait_ms: u64,
+    ) -> Reply<Vec<(String, String, Json)>> {
+        self.inner.cache_event_list(&cache, after.as_deref(), wait_ms).await
+    }
+
+    async fn dead_letters(
+        &self,
+        source: Option<String>,
+        limit: usize,
+        cursor: Option<u64>,
+    ) -> Reply<Vec<DeadLetterReply>> {
+        if let Some(name) = &source
+            && self.inner.schema_of(name).is_none()
+        {
+            return Err(Problem::not_found(format!("there is no source \"{name}\"")));
+        }
+        let letters = self.inner.engine.dead_letters();
+        let letters = letters.list(source.as_deref(), cursor.unwrap_or(0), limit);
+        let shown = letters.into_iter().map(|numbered| DeadLetterReply {
+            id: numbered.id,
+            at: numbered.at,
+            letter: numbered.letter,
+        });
+        Ok(shown.collect())
+    }
+
+    async fn pipeline(&self) -> Reply<Json> {
+        Ok(self.inner.pipeline_json())
+    }
+
+    async fn progress(&self) -> Reply<Json> {
+        self.inner.progress_json().await
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.inner.ready()
+    }
+
+    fn metrics(&self) -> String {
+        (self.inner.metrics)()
+    }
+}

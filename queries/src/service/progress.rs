@@ -1,0 +1,105 @@
+//! Readiness, progress and gauges.
+
+use std::sync::atomic::Ordering;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::Inner;
+use crate::api::{Readiness, Reply};
+use crate::definition::Object;
+use crate::render::{Declared, ModelKind};
+use crate::sql::system_schema;
+
+impl Inner {
+    /// Whether everything is served, and what is on the way.
+    pub(super) fn ready(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if !self.is_ready.load(Ordering::Acquire) {
+            reasons.push("the input log is being replayed".to_owned());
+        }
+        let published = self.engine.published();
+        for declared in self.pipeline.all() {
+            let object = declared.object();
+            match (&declared, published.collections.get(&object.id)) {
+                (Declared::Model { .. }, _) => {}
+                (_, Some(readable)) if readable.upper > readable.since => {}
+                _ => reasons.push(format!(
+                    "{} \"{}\" is not sealed yet",
+                    object.definition.kind(),
+                    object.name
+                )),
+            }
+            if let Declared::Model { model: ModelKind::Encoder(encoder), .. } = &declared {
+                let pending = self.embed.pending(encoder.id());
+                if pending > 0 {
+                    reasons.push(format!(
+                        "model \"{}\": {pending} texts wait for their embedding",
+                        object.name
+                    ));
+                }
+                if self.embed.is_open(encoder.id()) {
+                    reasons.push(format!(
+                        "model \"{}\" is failing; texts wait and are tried again",
+                        object.name
+                    ));
+                }
+            }
+        }
+        if let Some(failure) = self.engine.log().failure() {
+            reasons.push(format!("the input log cannot be written: {}", failure.error));
+        }
+        Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// `/v1/progress`
+    pub(super) async fn progress_json(&self) -> Reply<Json> {
+        let schema = system_schema("progress").expect("a system collection");
+        let rows = self.system_rows("progress").await?;
+        let shown = rows.iter().map(|row| {
+            let pairs = schema.columns.iter().zip(row);
+            let object: Map<String, Json> =
+                pairs.map(|(c, value)| (c.name.clone(), value.to_json(c.sql_type))).collect();
+            Json::Object(object)
+        });
+        let published = self.engine.published();
+        Ok(json!({
+            "as_of": published.last,
+            "collections": shown.collect::<Vec<_>>(),
+            "ready": self.ready(),
+        }))
+    }
+
+    /// `/v1/pipeline`
+    pub(super) fn pipeline_json(&self) -> Json {
+        let all = self.pipeline.all();
+        let shown = all.iter().map(Declared::object).map(|object: &Object| {
+            json!({
+                "name": object.name,
+                "kind": object.definition.kind(),
+                "statement": object.statement,
+                "depends_on": object.definition.depends_on(),
+                "definition": object.definition,
+            })
+        });
+        json!({ "objects": shown.collect::<Vec<_>>() })
+    }
+
+    /// Gauges that nobody else keeps.
+    pub(super) fn refresh_gauges(&self) {
+        let published = self.engine.published();
+        let now = self.engine.clock().now_micros();
+        for declared in self.pipeline.all() {
+            let object = declared.object();
+            if let Some(readable) = published.collections.get(&object.id) {
+                let lag = now.saturating_sub(readable.upper) as f64 / 1e6;
+                metrics::gauge!("headwater_sealed_lag_seconds", "collection" => object.name.clone())
+                    .set(lag);
+            }
+            if let Declared::Source { .. } = declared {
+                let (_, staged) = self.engine.source_sizes(object.id);
+                metrics::gauge!("headwater_staged_bytes", "source" => object.name.clone())
+                    .set(staged as f64);
+            }
+        }
+    }
+}

@@ -127,6 +127,7 @@ pub(crate) fn segments(text: &str) -> Vec<Segment> {
         out: Vec::new(),
         state: State::Blank,
         is_after_heading: false,
+        is_list: false,
     };
     let all: Vec<(u32, &str)> = lines(text).collect();
     let mut index = front_matter(&all);
@@ -192,6 +193,8 @@ struct Reader<'a> {
     state: State,
     /// The last thing read was a heading: what follows belongs to it.
     is_after_heading: bool,
+    /// The last segment is an item of a list, or a further part of one.
+    is_list: bool,
 }
 
 impl Reader<'_> {
@@ -342,22 +345,11 @@ impl Reader<'_> {
     }
 
     fn is_in_list(&self) -> bool {
-        matches!(
-            self.state,
-            State::Text { .. } | State::ListBlank | State::Fence { .. }
-        ) && self
-            .out
-            .last()
-            .is_some_and(|segment| self.list_marks(segment))
-    }
-
-    /// A segment of a list begins with a marker, or is the further text of an item.
-    fn list_marks(&self, segment: &Segment) -> bool {
-        let line = self.text[segment.start as usize..]
-            .lines()
-            .next()
-            .unwrap_or("");
-        is_list_marker(line.trim()) || segment.level == Level::Line
+        self.is_list
+            && matches!(
+                self.state,
+                State::Text { .. } | State::ListBlank | State::Fence { .. }
+            )
     }
 
     fn open(&mut self, start: u32, level: Level, whole: bool) {
@@ -368,10 +360,12 @@ impl Reader<'_> {
             heading: None,
         });
         self.is_after_heading = false;
+        self.is_list = level == Level::Line;
     }
 
     fn open_item(&mut self, start: u32, level: Level) {
         self.open(start, level, false);
+        self.is_list = true;
         self.state = State::Text { lines: 1 };
     }
 
@@ -385,6 +379,7 @@ impl Reader<'_> {
             heading,
         });
         self.is_after_heading = true;
+        self.is_list = false;
         self.state = State::Blank;
     }
 

@@ -52,8 +52,8 @@ impl Cut {
     /// A cut before byte `at`.
     pub(crate) fn new(text: &str, at: u32, level: Level) -> Cut {
         let rest = &text.as_bytes()[at as usize..];
-        let rest = rest.trim_ascii_start();
-        let hash = xxhash_rust::xxh3::xxh3_64(&rest[..rest.len().min(HASH_BYTES)]);
+        let rest = rest[..rest.len().min(HASH_BYTES)].trim_ascii();
+        let hash = xxhash_rust::xxh3::xxh3_64(rest);
         Cut {
             at,
             priority: u64::from(level.rank()) << 56 | hash >> 8,

@@ -151,10 +151,11 @@ pub(crate) fn floor_char(text: &str, mut at: usize) -> usize {
     at
 }
 
+/// Some tokenizers count the white space before a word to its token. Looks a bounded way ahead.
 fn skip_blanks(text: &str, at: usize) -> usize {
     let at = floor_char(text, at.min(text.len()));
-    let rest = &text[at..];
-    at + (rest.len() - rest.trim_start().len()).min(UNIT_BYTES_MAX)
+    let near = &text[at..floor_char(text, text.len().min(at + UNIT_BYTES_MAX))];
+    at + near.len() - near.trim_start().len()
 }
 
 /// Adds units for a long stretch without tokens.

@@ -14,8 +14,12 @@ fn main() {
             println!("cargo::rerun-if-changed={path}");
         }
     }
-    let given = std::env::var("HEADWATER_COMMIT").ok().filter(|commit| !commit.is_empty());
-    let commit = given.or_else(from_git).unwrap_or_else(|| "unknown".to_owned());
+    let given = std::env::var("HEADWATER_COMMIT")
+        .ok()
+        .filter(|commit| !commit.is_empty());
+    let commit = given
+        .or_else(from_git)
+        .unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=HEADWATER_COMMIT={commit}");
 }
 
@@ -24,7 +28,10 @@ fn from_git() -> Option<String> {
     if !Path::new(".git").exists() {
         return None;
     }
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+    let output = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output()
+        .ok()?;
     let commit = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (output.status.success() && !commit.is_empty()).then_some(commit)
 }

@@ -57,7 +57,11 @@ pub struct RunningServer {
 /// # Errors
 /// A pipeline that is wrong (exit code 2), a data folder in use, a port in use.
 pub fn start(options: RunOptions) -> anyhow::Result<RunningServer> {
-    bail!("not wired yet: a server on {} with data in {}", options.listen, options.data.display())
+    bail!(
+        "not wired yet: a server on {} with data in {}",
+        options.listen,
+        options.data.display()
+    )
 }
 
 /// What `check` found.
@@ -100,7 +104,9 @@ pub fn model_pull(
     models: Option<&Path>,
     _progress: DownloadProgress<'_>,
 ) -> anyhow::Result<ModelReport> {
-    let folder = models.map(|folder| format!(" into {}", folder.display())).unwrap_or_default();
+    let folder = models
+        .map(|folder| format!(" into {}", folder.display()))
+        .unwrap_or_default();
     bail!("not wired yet: fetch {name}{folder}")
 }
 
@@ -160,5 +166,8 @@ pub fn chunk(
     _models: Option<&Path>,
     _text: &str,
 ) -> anyhow::Result<Vec<ChunkLine>> {
-    bail!("not wired yet: chunk by {strategy} for {}", model.unwrap_or(DEFAULT_MODEL))
+    bail!(
+        "not wired yet: chunk by {strategy} for {}",
+        model.unwrap_or(DEFAULT_MODEL)
+    )
 }

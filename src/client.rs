@@ -36,7 +36,10 @@ impl Client {
             // A proxy of the environment is for the world, and knows another "localhost".
             config = config.proxy(None);
         }
-        Client { agent: config.build().into(), base: url.trim_end_matches('/').to_owned() }
+        Client {
+            agent: config.build().into(),
+            base: url.trim_end_matches('/').to_owned(),
+        }
     }
 
     /// The server's address.
@@ -83,7 +86,8 @@ pub fn encode(text: &str) -> String {
 
 fn text(response: &mut Response<Body>) -> anyhow::Result<String> {
     let body = response.body_mut().with_config().limit(REPLY_BYTES_MAX);
-    body.read_to_string().context("the server's reply broke off")
+    body.read_to_string()
+        .context("the server's reply broke off")
 }
 
 fn json(mut response: Response<Body>) -> anyhow::Result<Json> {
@@ -95,7 +99,10 @@ fn json(mut response: Response<Body>) -> anyhow::Result<Json> {
     match serde_json::from_str::<Problem>(&text) {
         Ok(problem) => Err(problem.into()),
         // Something between us and the server, most likely.
-        Err(_) => Err(anyhow!("the server answered {status} without a problem: {}", head(&text))),
+        Err(_) => Err(anyhow!(
+            "the server answered {status} without a problem: {}",
+            head(&text)
+        )),
     }
 }
 
@@ -121,7 +128,11 @@ mod tests {
 
     #[test]
     fn loopback_needs_no_proxy() {
-        for url in ["http://127.0.0.1:7654", "http://localhost:1/x", "http://[::1]:7654"] {
+        for url in [
+            "http://127.0.0.1:7654",
+            "http://localhost:1/x",
+            "http://[::1]:7654",
+        ] {
             assert!(is_loopback(url), "{url}");
         }
         assert!(!is_loopback("http://search.corp:7654"));

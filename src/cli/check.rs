@@ -24,8 +24,16 @@ pub(crate) fn check(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
     } else {
         output.line(&report.plan)?;
         for problem in &report.problems {
-            output.note(&format!("{}: {}", args.pipeline.display(), problem_text(problem)));
+            output.note(&format!(
+                "{}: {}",
+                args.pipeline.display(),
+                problem_text(problem)
+            ));
         }
     }
-    Ok(ExitCode::from(if report.problems.is_empty() { 0 } else { 2 }))
+    Ok(ExitCode::from(if report.problems.is_empty() {
+        0
+    } else {
+        2
+    }))
 }

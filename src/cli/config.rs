@@ -57,10 +57,18 @@ impl<'a> Layers<'a> {
             Ok(text) => Some((path.to_owned(), parse(path, &text)?)),
             Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => {
-                return Err(InputError::new(format!("cannot read {}: {error}", path.display())));
+                return Err(InputError::new(format!(
+                    "cannot read {}: {error}",
+                    path.display()
+                )));
             }
         };
-        Ok(Layers { variable, file, asked: BTreeSet::new(), shown: Vec::new() })
+        Ok(Layers {
+            variable,
+            file,
+            asked: BTreeSet::new(),
+            shown: Vec::new(),
+        })
     }
 
     /// The value of the first layer that has one. Names are kebab case as in flags; variables are
@@ -71,7 +79,9 @@ impl<'a> Layers<'a> {
         flag: Option<T>,
         default: T,
     ) -> Result<T, InputError> {
-        Ok(self.pick_optional(name, flag, Some(default))?.expect("there is a default"))
+        Ok(self
+            .pick_optional(name, flag, Some(default))?
+            .expect("there is a default"))
     }
 
     /// As [`Layers::pick`], for settings that may be absent.
@@ -89,29 +99,46 @@ impl<'a> Layers<'a> {
             (Some(parsed(&text, &variable)?), Origin::Variable(variable))
         } else if let Some((path, value)) = self.in_file(name) {
             let place = format!("{name} in {}", path.display());
-            (Some(parsed(&plain(value, &place)?, &place)?), Origin::File(path.clone()))
+            (
+                Some(parsed(&plain(value, &place)?, &place)?),
+                Origin::File(path.clone()),
+            )
         } else {
             (default, Origin::Default)
         };
         let shown = value.as_ref().map(T::to_string).unwrap_or_default();
-        self.shown.push(Shown { name, value: shown, origin });
+        self.shown.push(Shown {
+            name,
+            value: shown,
+            origin,
+        });
         Ok(value)
     }
 
     fn in_file(&self, name: &str) -> Option<(&PathBuf, &Value)> {
         let (path, table) = self.file.as_ref()?;
-        let value = table.get(name).or_else(|| table.get(&name.replace('-', "_")))?;
+        let value = table
+            .get(name)
+            .or_else(|| table.get(&name.replace('-', "_")))?;
         Some((path, value))
     }
 
     /// Refuses keys of the file that are no settings: a typo must not silently be a default.
     pub(crate) fn finish(self) -> Result<Vec<Shown>, InputError> {
         if let Some((path, table)) = &self.file {
-            let unknown = table.keys().find(|key| !self.asked.contains(&*key.replace('_', "-")));
+            let unknown = table
+                .keys()
+                .find(|key| !self.asked.contains(&*key.replace('_', "-")));
             if let Some(key) = unknown {
-                let known: Vec<_> = self.asked.iter().map(|name| name.replace('-', "_")).collect();
+                let known: Vec<_> = self
+                    .asked
+                    .iter()
+                    .map(|name| name.replace('-', "_"))
+                    .collect();
                 let message = format!("{} has an unknown key {key}", path.display());
-                return Err(InputError::new(message).hint(format!("known are {}", known.join(", "))));
+                return Err(
+                    InputError::new(message).hint(format!("known are {}", known.join(", ")))
+                );
             }
         }
         Ok(self.shown)
@@ -120,7 +147,11 @@ impl<'a> Layers<'a> {
 
 fn parse(path: &Path, text: &str) -> Result<Table, InputError> {
     text.parse().map_err(|error: toml::de::Error| {
-        InputError::new(format!("{} is not TOML: {}", path.display(), error.to_string().trim()))
+        InputError::new(format!(
+            "{} is not TOML: {}",
+            path.display(),
+            error.to_string().trim()
+        ))
     })
 }
 
@@ -131,13 +162,16 @@ fn plain(value: &Value, place: &str) -> Result<String, InputError> {
         Value::Boolean(flag) => Ok(flag.to_string()),
         other => {
             let found = other.type_str();
-            Err(InputError::new(format!("{place} is a {found}, not a plain value")))
+            Err(InputError::new(format!(
+                "{place} is a {found}, not a plain value"
+            )))
         }
     }
 }
 
 fn parsed<T: FromStr<Err: Display>>(text: &str, place: &str) -> Result<T, InputError> {
-    text.parse().map_err(|error| InputError::new(format!("{place} = {text}: {error}")))
+    text.parse()
+        .map_err(|error| InputError::new(format!("{place} = {text}: {error}")))
 }
 
 #[cfg(test)]
@@ -147,7 +181,12 @@ mod tests {
     fn layers<'a>(file: &str, variable: &'a dyn Fn(&str) -> Option<String>) -> Layers<'a> {
         let path = PathBuf::from("headwater.toml");
         let table = parse(&path, file).unwrap();
-        Layers { variable, file: Some((path, table)), asked: BTreeSet::new(), shown: Vec::new() }
+        Layers {
+            variable,
+            file: Some((path, table)),
+            asked: BTreeSet::new(),
+            shown: Vec::new(),
+        }
     }
 
     #[test]
@@ -158,9 +197,21 @@ mod tests {
         assert_eq!(all.pick("b", None, 5).unwrap(), 3);
         assert_eq!(all.pick("c", None, 5).unwrap(), 4);
         assert_eq!(all.pick("d", None, 5).unwrap(), 5);
-        let origins: Vec<_> =
-            all.finish().unwrap().into_iter().map(|shown| shown.origin.to_string()).collect();
-        assert_eq!(origins, ["flag --a", "variable HEADWATER_B", "file headwater.toml", "default"]);
+        let origins: Vec<_> = all
+            .finish()
+            .unwrap()
+            .into_iter()
+            .map(|shown| shown.origin.to_string())
+            .collect();
+        assert_eq!(
+            origins,
+            [
+                "flag --a",
+                "variable HEADWATER_B",
+                "file headwater.toml",
+                "default"
+            ]
+        );
     }
 
     #[test]
@@ -168,11 +219,17 @@ mod tests {
         let none = |_: &str| None;
         let mut all = layers("workers = 'many'\n", &none);
         let error = all.pick("workers", None, 1usize).unwrap_err();
-        assert_eq!(error.message, "workers in headwater.toml = many: invalid digit found in string");
+        assert_eq!(
+            error.message,
+            "workers in headwater.toml = many: invalid digit found in string"
+        );
         let mut typo = layers("log_fromat = 'json'", &none);
         typo.pick("log-format", None, "text".to_owned()).unwrap();
         let error = typo.finish().unwrap_err();
-        assert_eq!(error.message, "headwater.toml has an unknown key log_fromat");
+        assert_eq!(
+            error.message,
+            "headwater.toml has an unknown key log_fromat"
+        );
         assert_eq!(error.hint.as_deref(), Some("known are log_format"));
     }
 

@@ -43,13 +43,19 @@ enum Action {
 
 pub(crate) fn dlq(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
     match args.action {
-        Action::List { source, limit, server } => {
+        Action::List {
+            source,
+            limit,
+            server,
+        } => {
             let letters = letters(&server.client(), source.as_deref(), limit)?;
             list(&letters, output)?;
         }
         Action::Show { id, server } => show(&server.client(), id, output)?,
         Action::Replay { server } => {
-            let reply: Json = server.client().post("/v1/dead_letters/replay", &json!({}))?;
+            let reply: Json = server
+                .client()
+                .post("/v1/dead_letters/replay", &json!({}))?;
             output.json(&reply)?;
         }
     }
@@ -69,7 +75,12 @@ fn letters(client: &Client, source: Option<&str>, limit: usize) -> anyhow::Resul
             path += &format!("&cursor={}", encode(cursor));
         }
         let reply = client.get(&path)?;
-        letters.extend(reply["dead_letters"].as_array().cloned().unwrap_or_default());
+        letters.extend(
+            reply["dead_letters"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default(),
+        );
         cursor = reply["next_cursor"].as_str().map(str::to_owned);
         if cursor.is_none() {
             break;
@@ -88,7 +99,13 @@ fn list(letters: &[Json], output: &Output) -> anyhow::Result<()> {
     let heads = ["id", "source", "position", "code", "detail"].map(str::to_owned);
     let row = |letter: &Json| {
         let error = &letter["error"];
-        let fields = [&letter["id"], &letter["source"], &letter["position"], &error["code"], &error["detail"]];
+        let fields = [
+            &letter["id"],
+            &letter["source"],
+            &letter["position"],
+            &error["code"],
+            &error["detail"],
+        ];
         fields.map(Json::clone).to_vec()
     };
     output.line(&output.table(&heads, &letters.iter().map(row).collect::<Vec<_>>()))
@@ -101,12 +118,22 @@ fn show(client: &Client, id: u64, output: &Output) -> anyhow::Result<()> {
     let letter = &page["dead_letters"][0];
     if letter["id"].as_str() != Some(&id.to_string()) {
         let message = format!("there is no dead letter {id}");
-        return Err(InputError::new(message).hint("`headwater dlq list` shows those kept").into());
+        return Err(InputError::new(message)
+            .hint("`headwater dlq list` shows those kept")
+            .into());
     }
     if output.is_json {
         return output.json(letter);
     }
-    for name in ["id", "at", "source", "position", "error", "payload", "payload_hex"] {
+    for name in [
+        "id",
+        "at",
+        "source",
+        "position",
+        "error",
+        "payload",
+        "payload_hex",
+    ] {
         match &letter[name] {
             Json::Null => {}
             Json::String(text) => output.line(&format!("{}: {text}", output.bold(name)))?,

@@ -40,7 +40,11 @@ pub(crate) fn doctor(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
             }))?;
             continue;
         }
-        let mark = if finding.is_good { output.green("✓") } else { output.red("!") };
+        let mark = if finding.is_good {
+            output.green("✓")
+        } else {
+            output.red("!")
+        };
         let topic = output.bold(&format!("{:<8}", finding.topic));
         output.line(&format!("{mark} {topic} {}", finding.found))?;
         output.line(&output.dim(&format!("           {}", finding.effect)))?;
@@ -55,7 +59,11 @@ fn findings(models: anyhow::Result<Vec<ModelReport>>) -> Vec<Finding> {
         effect: format!("on {} {}", std::env::consts::OS, std::env::consts::ARCH),
         is_good: true,
     };
-    [program, cores()].into_iter().chain(memory()).chain([features(), gpu(), model(models), port()]).collect()
+    [program, cores()]
+        .into_iter()
+        .chain(memory())
+        .chain([features(), gpu(), model(models), port()])
+        .collect()
 }
 
 fn cores() -> Finding {
@@ -66,7 +74,12 @@ fn cores() -> Finding {
         _ => format!("{workers} dataflow workers, one core left for HTTP and embedding"),
     };
     let found = format!("{cores} usable (limits of a container are respected)");
-    Finding { topic: "cores", found, effect, is_good: cores > 1 }
+    Finding {
+        topic: "cores",
+        found,
+        effect,
+        is_good: cores > 1,
+    }
 }
 
 fn memory() -> Option<Finding> {
@@ -98,7 +111,10 @@ fn feature_names() -> Vec<&'static str> {
         ("avx512bf16", has!("avx512bf16")),
         ("avx512fp16", has!("avx512fp16")),
     ];
-    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    all.into_iter()
+        .filter(|(_, has)| *has)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -112,7 +128,10 @@ fn feature_names() -> Vec<&'static str> {
         ("i8mm", has!("i8mm")),
         ("sve", has!("sve")),
     ];
-    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    all.into_iter()
+        .filter(|(_, has)| *has)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -131,13 +150,24 @@ fn features() -> Finding {
     } else {
         "matrix products are scalar: embedding will be slow"
     };
-    let found = if names.is_empty() { "none of interest".to_owned() } else { names.join(" ") };
-    Finding { topic: "cpu", found, effect: effect.to_owned(), is_good: !names.is_empty() }
+    let found = if names.is_empty() {
+        "none of interest".to_owned()
+    } else {
+        names.join(" ")
+    };
+    Finding {
+        topic: "cpu",
+        found,
+        effect: effect.to_owned(),
+        is_good: !names.is_empty(),
+    }
 }
 
 /// The first of the named files that a folder has.
 fn first_file(folders: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
-    let paths = folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name)));
+    let paths = folders
+        .iter()
+        .flat_map(|folder| names.iter().map(|name| folder.join(name)));
     paths.into_iter().find(|path| path.exists())
 }
 
@@ -151,7 +181,9 @@ fn gpu() -> Finding {
         "/usr/local/cuda/compat",
     ];
     let mut folders: Vec<PathBuf> = libraries.iter().map(PathBuf::from).collect();
-    folders.extend(std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default()));
+    folders.extend(std::env::split_paths(
+        &std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default(),
+    ));
     let library = first_file(&folders, &["libcuda.so.1", "libcuda.so"]);
     let device = first_file(&[PathBuf::from("/dev")], &["nvidia0", "dxg"]);
     let programs: Vec<_> =
@@ -169,11 +201,18 @@ fn gpu() -> Finding {
     );
     let effect = match (&library, &device) {
         (Some(_), Some(_)) => "present; this version embeds on the CPU all the same",
-        (Some(_), None) => "a library without a device (a container without --gpus?): the CPU embeds",
+        (Some(_), None) => {
+            "a library without a device (a container without --gpus?): the CPU embeds"
+        }
         (None, Some(_)) => "a device without the driver's library: the CPU embeds",
         (None, None) => "no GPU: the CPU embeds",
     };
-    Finding { topic: "gpu", found, effect: effect.to_owned(), is_good: true }
+    Finding {
+        topic: "gpu",
+        found,
+        effect: effect.to_owned(),
+        is_good: true,
+    }
 }
 
 fn display(path: &Path) -> String {
@@ -182,35 +221,68 @@ fn display(path: &Path) -> String {
 
 fn model(models: anyhow::Result<Vec<ModelReport>>) -> Finding {
     let (found, effect, is_good) = match models {
-        Err(error) => (format!("{error:#}"), "models could not be listed".to_owned(), false),
+        Err(error) => (
+            format!("{error:#}"),
+            "models could not be listed".to_owned(),
+            false,
+        ),
         Ok(models) if models.is_empty() => (
             "none".to_owned(),
-            format!("the first use fetches one; `headwater model pull {}` does it now", app::DEFAULT_MODEL),
+            format!(
+                "the first use fetches one; `headwater model pull {}` does it now",
+                app::DEFAULT_MODEL
+            ),
             false,
         ),
         Ok(models) => {
             let names: Vec<_> = models.iter().map(|model| &*model.name).collect();
             let folder = display(&models[0].folder);
-            (names.join(", "), format!("loaded from {folder}, without the network"), true)
+            (
+                names.join(", "),
+                format!("loaded from {folder}, without the network"),
+                true,
+            )
         }
     };
-    Finding { topic: "models", found, effect, is_good }
+    Finding {
+        topic: "models",
+        found,
+        effect,
+        is_good,
+    }
 }
 
 fn port() -> Finding {
     let address = DEFAULT_URL.trim_start_matches("http://");
     let (found, effect, is_good) = match TcpListener::bind(address) {
-        Ok(_) => (format!("{address} is free"), "`headwater run` will listen there".to_owned(), true),
+        Ok(_) => (
+            format!("{address} is free"),
+            "`headwater run` will listen there".to_owned(),
+            true,
+        ),
         Err(error) => {
             let is_ours = Client::new(DEFAULT_URL).get("/health").is_ok();
             let found = format!("{address}: {error}");
             match is_ours {
-                true => (found, "a Headwater server is running there".to_owned(), true),
-                false => (found, "another program has it: use `headwater run --listen`".to_owned(), false),
+                true => (
+                    found,
+                    "a Headwater server is running there".to_owned(),
+                    true,
+                ),
+                false => (
+                    found,
+                    "another program has it: use `headwater run --listen`".to_owned(),
+                    false,
+                ),
             }
         }
     };
-    Finding { topic: "port", found, effect, is_good }
+    Finding {
+        topic: "port",
+        found,
+        effect,
+        is_good,
+    }
 }
 
 #[cfg(test)]
@@ -222,7 +294,11 @@ mod tests {
         let findings = findings(Ok(Vec::new()));
         assert!(findings.len() >= 6);
         for finding in findings {
-            assert!(!finding.found.is_empty() && !finding.effect.is_empty(), "{}", finding.topic);
+            assert!(
+                !finding.found.is_empty() && !finding.effect.is_empty(),
+                "{}",
+                finding.topic
+            );
         }
     }
 }

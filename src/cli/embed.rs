@@ -30,7 +30,9 @@ pub(crate) fn embed(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
     let mut batch = Vec::with_capacity(BATCH_TEXTS);
     let mut flush = |batch: &mut Vec<String>| -> anyhow::Result<()> {
         if !batch.is_empty() {
-            embed(batch)?.iter().try_for_each(|embedded| output.json(embedded))?;
+            embed(batch)?
+                .iter()
+                .try_for_each(|embedded| output.json(embedded))?;
             batch.clear();
         }
         Ok(())

@@ -38,7 +38,10 @@ pub struct InputError {
 impl InputError {
     /// An input error without a hint.
     pub fn new(message: impl Into<String>) -> InputError {
-        InputError { message: message.into(), hint: None }
+        InputError {
+            message: message.into(),
+            hint: None,
+        }
     }
 
     /// Adds a hint.
@@ -51,7 +54,9 @@ impl InputError {
 impl std::fmt::Display for InputError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)?;
-        self.hint.iter().try_for_each(|hint| write!(f, "\nhint: {hint}"))
+        self.hint
+            .iter()
+            .try_for_each(|hint| write!(f, "\nhint: {hint}"))
     }
 }
 
@@ -192,6 +197,9 @@ mod tests {
     #[test]
     fn the_version_names_commit_and_format() {
         let version = version();
-        assert!(version.contains("commit ") && version.contains("format 1"), "{version}");
+        assert!(
+            version.contains("commit ") && version.contains("format 1"),
+            "{version}"
+        );
     }
 }

@@ -61,7 +61,11 @@ pub(crate) fn model(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
 
 /// Fetches with a bar on stderr, if that is a terminal.
 pub(crate) fn pull(name: &str, models: Option<&std::path::Path>) -> anyhow::Result<ModelReport> {
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::no_length() } else { ProgressBar::hidden() };
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::no_length()
+    } else {
+        ProgressBar::hidden()
+    };
     let style = "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta}";
     bar.set_style(ProgressStyle::with_template(style)?.progress_chars("━╸ "));
     let report = app::model_pull(name, models, &mut |file, bytes, total| {
@@ -79,7 +83,11 @@ fn show(report: &ModelReport, output: &Output) -> anyhow::Result<()> {
     if output.is_json {
         return output.json(report);
     }
-    output.line(&format!("{} in {}", output.bold(&report.name), report.folder.display()))?;
+    output.line(&format!(
+        "{} in {}",
+        output.bold(&report.name),
+        report.folder.display()
+    ))?;
     for (file, sum) in &report.sha256 {
         output.line(&format!("  {sum}  {file}"))?;
     }
@@ -100,7 +108,13 @@ fn list(reports: &[ModelReport], output: &Output) -> anyhow::Result<()> {
     let heads = ["name", "bytes", "folder"].map(str::to_owned);
     let rows: Vec<_> = reports
         .iter()
-        .map(|report| vec![json!(report.name), json!(report.bytes), json!(report.folder)])
+        .map(|report| {
+            vec![
+                json!(report.name),
+                json!(report.bytes),
+                json!(report.folder),
+            ]
+        })
         .collect();
     output.line(&output.table(&heads, &rows))
 }

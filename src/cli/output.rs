@@ -68,10 +68,17 @@ impl Output {
             (Some(problem), true) => json!({ "error": problem }).to_string(),
             (None, true) => json!({ "error": { "detail": format!("{error:#}") } }).to_string(),
             (Some(problem), false) => {
-                format!("{} {}", paint(self.is_coloured_error, "1;31", "error:"), problem_text(problem))
+                format!(
+                    "{} {}",
+                    paint(self.is_coloured_error, "1;31", "error:"),
+                    problem_text(problem)
+                )
             }
             (None, false) => {
-                format!("{} {error:#}", paint(self.is_coloured_error, "1;31", "error:"))
+                format!(
+                    "{} {error:#}",
+                    paint(self.is_coloured_error, "1;31", "error:")
+                )
             }
         };
         self.note(&text);
@@ -79,17 +86,28 @@ impl Output {
 
     /// A table with a head; columns of numbers are aligned right.
     pub(crate) fn table(&self, heads: &[String], rows: &[Vec<Json>]) -> String {
-        let cells: Vec<Vec<String>> =
-            rows.iter().map(|row| row.iter().map(cell).collect()).collect();
+        let cells: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| row.iter().map(cell).collect())
+            .collect();
         let width = |column: usize| {
-            let of_rows = cells.iter().filter_map(|row| row.get(column)).map(|c| c.chars().count());
-            of_rows.chain([heads[column].chars().count()]).max().unwrap_or(0)
+            let of_rows = cells
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|c| c.chars().count());
+            of_rows
+                .chain([heads[column].chars().count()])
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..heads.len()).map(width).collect();
         let is_number: Vec<bool> = (0..heads.len())
             .map(|column| {
                 !rows.is_empty()
-                    && rows.iter().all(|row| row.get(column).is_some_and(|v| v.is_number() || v.is_null()))
+                    && rows.iter().all(|row| {
+                        row.get(column)
+                            .is_some_and(|v| v.is_number() || v.is_null())
+                    })
             })
             .collect();
         let line = |row: &[String]| {
@@ -103,14 +121,26 @@ impl Output {
             padded.join("  ").trim_end().to_owned()
         };
         let head = self.bold(&line(heads));
-        let rule = widths.iter().map(|width| "─".repeat(*width)).collect::<Vec<_>>().join("  ");
+        let rule = widths
+            .iter()
+            .map(|width| "─".repeat(*width))
+            .collect::<Vec<_>>()
+            .join("  ");
         let body = cells.iter().map(|row| line(row));
-        [head, self.dim(&rule)].into_iter().chain(body).collect::<Vec<_>>().join("\n")
+        [head, self.dim(&rule)]
+            .into_iter()
+            .chain(body)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
 fn paint(is_coloured: bool, code: &str, text: &str) -> String {
-    if is_coloured { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    if is_coloured {
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// A value in one line: text bare, NULL empty, control characters escaped, long ones cut.
@@ -125,13 +155,25 @@ fn cell(value: &Json) -> String {
 
 /// Escapes what would break the line or reach the terminal as a command.
 pub(crate) fn one_line(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    text.chars()
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
 }
 
 /// The first characters, with an ellipsis where something was cut.
 pub(crate) fn shorten(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
-        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+        Some(_) => text
+            .chars()
+            .take(most.saturating_sub(1))
+            .chain(['…'])
+            .collect(),
         None => text.to_owned(),
     }
 }
@@ -151,7 +193,12 @@ pub(crate) fn problem_text(problem: &Problem) -> String {
     if let Some(statement) = problem.statement {
         lines.push(format!("  in statement {} (the first is 0)", statement));
     }
-    lines.extend(problem.errors.iter().map(|inner| format!("- {}", problem_text(inner))));
+    lines.extend(
+        problem
+            .errors
+            .iter()
+            .map(|inner| format!("- {}", problem_text(inner))),
+    );
     lines.join("\n")
 }
 
@@ -159,27 +206,45 @@ pub(crate) fn problem_text(problem: &Problem) -> String {
 mod tests {
     use super::*;
 
-    const PLAIN: Output = Output { is_json: false, is_coloured: false, is_coloured_error: false };
+    const PLAIN: Output = Output {
+        is_json: false,
+        is_coloured: false,
+        is_coloured_error: false,
+    };
 
     #[test]
     fn tables_align_numbers_right_and_keep_rows_in_one_line() {
         let heads = ["name".to_owned(), "n".to_owned()];
-        let rows = [vec![json!("é\n1"), json!(7)], vec![json!("long name"), json!(1234)]];
+        let rows = [
+            vec![json!("é\n1"), json!(7)],
+            vec![json!("long name"), json!(1234)],
+        ];
         let table = PLAIN.table(&heads, &rows);
-        let want = ["name          n", "─────────  ────", "é\\n1          7", "long name  1234"];
+        let want = [
+            "name          n",
+            "─────────  ────",
+            "é\\n1          7",
+            "long name  1234",
+        ];
         assert_eq!(table.lines().collect::<Vec<_>>(), want);
     }
 
     #[test]
     fn long_cells_are_cut_by_characters() {
-        assert_eq!(cell(&json!("ü".repeat(100))).chars().count(), CELL_CHARS_MAX);
+        assert_eq!(
+            cell(&json!("ü".repeat(100))).chars().count(),
+            CELL_CHARS_MAX
+        );
         assert_eq!(shorten("abc", 3), "abc");
         assert_eq!(shorten("abcd", 3), "ab…");
     }
 
     #[test]
     fn problems_say_what_where_expected_and_hint() {
-        let problem = Problem::syntax("unexpected FORM").at(2, 7).expected("FROM").hint("a typo?");
+        let problem = Problem::syntax("unexpected FORM")
+            .at(2, 7)
+            .expected("FROM")
+            .hint("a typo?");
         let want = "unexpected FORM\n  at line 2, column 7\n  expected: FROM\n  hint: a typo?";
         assert_eq!(problem_text(&problem), want);
     }

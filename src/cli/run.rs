@@ -10,9 +10,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde_json::json;
 
+use super::InputError;
 use super::config::{Layers, Shown};
 use super::output::Output;
-use super::InputError;
 use crate::app::{self, RunOptions};
 
 #[derive(Debug, clap::Args)]
@@ -75,7 +75,9 @@ pub(crate) fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         return print(&settings.shown, output);
     }
     start_log(&settings.log, &settings.log_format)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     // Signals count from here on: one that comes while the server starts must not be lost.
     let signals = runtime.block_on(async { Signals::new() })?;
     let server = app::start(settings.options)?;
@@ -94,7 +96,8 @@ pub(crate) fn run(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(130));
         }
     }
-    stop.join().map_err(|_| anyhow::anyhow!("the server's stop hit a defect"))??;
+    stop.join()
+        .map_err(|_| anyhow::anyhow!("the server's stop hit a defect"))??;
     Ok(ExitCode::from(code))
 }
 
@@ -111,7 +114,10 @@ impl Signals {
     pub(crate) fn new() -> anyhow::Result<Signals> {
         use tokio::signal::unix::{SignalKind, signal};
         let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
-        Ok(Signals { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
+        Ok(Signals {
+            terminate: signal(terminate)?,
+            interrupt: signal(interrupt)?,
+        })
     }
 
     #[cfg(not(unix))]
@@ -162,9 +168,11 @@ fn settings(
         return Err(InputError::new("workers = 0: a server needs at least 1"));
     }
     if !listen.ip().is_loopback() && !insecure {
-        let message = format!("{listen} can be reached by others, and no credentials are configured");
-        return Err(InputError::new(message)
-            .hint("listen on 127.0.0.1, or say --insecure if others may read and write everything"));
+        let message =
+            format!("{listen} can be reached by others, and no credentials are configured");
+        return Err(InputError::new(message).hint(
+            "listen on 127.0.0.1, or say --insecure if others may read and write everything",
+        ));
     }
     let options = RunOptions {
         pipeline: args.pipeline.clone(),
@@ -178,7 +186,12 @@ fn settings(
         process: args.process.unwrap_or(0),
         hosts: args.hosts.clone(),
     };
-    Ok(Settings { options, log, log_format, shown })
+    Ok(Settings {
+        options,
+        log,
+        log_format,
+        shown,
+    })
 }
 
 fn print(shown: &[Shown], output: &Output) -> anyhow::Result<ExitCode> {
@@ -200,18 +213,25 @@ fn print(shown: &[Shown], output: &Output) -> anyhow::Result<ExitCode> {
 
 /// Logs go to stderr: stdout belongs to results.
 fn start_log(filter: &str, format: &str) -> anyhow::Result<()> {
-    let filter: tracing_subscriber::EnvFilter =
-        filter.parse().map_err(|error| InputError::new(format!("log = {filter}: {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let filter: tracing_subscriber::EnvFilter = filter
+        .parse()
+        .map_err(|error| InputError::new(format!("log = {filter}: {error}")))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let started = match format {
         "json" => log.json().try_init(),
-        "text" => log.with_ansi(std::env::var_os("NO_COLOR").is_none()).try_init(),
+        "text" => log
+            .with_ansi(std::env::var_os("NO_COLOR").is_none())
+            .try_init(),
         other => {
             let message = format!("log_format = {other} is unknown");
             return Err(InputError::new(message).hint("text or json").into());
         }
     };
-    started.map_err(|error| anyhow::anyhow!(error)).context("the log cannot be started")
+    started
+        .map_err(|error| anyhow::anyhow!(error))
+        .context("the log cannot be started")
 }
 
 #[cfg(test)]
@@ -226,16 +246,29 @@ mod tests {
         args: Args,
     }
 
-    fn of(words: &[&str], variable: &dyn Fn(&str) -> Option<String>) -> Result<Settings, InputError> {
+    fn of(
+        words: &[&str],
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Settings, InputError> {
         let words = std::iter::once("run").chain(words.iter().copied());
-        settings(&Whole::try_parse_from(words).unwrap_or_else(|e| panic!("{e}")).args, variable)
+        settings(
+            &Whole::try_parse_from(words)
+                .unwrap_or_else(|e| panic!("{e}"))
+                .args,
+            variable,
+        )
     }
 
     #[test]
     fn without_credentials_only_this_machine_may_ask() {
         let none = |_: &str| None;
         let error = of(&["--listen", "0.0.0.0:7654"], &none).unwrap_err();
-        assert!(error.message.starts_with("0.0.0.0:7654 can be reached by others"), "{error}");
+        assert!(
+            error
+                .message
+                .starts_with("0.0.0.0:7654 can be reached by others"),
+            "{error}"
+        );
         assert!(of(&["--listen", "0.0.0.0:7654", "--insecure"], &none).is_ok());
         let variable = |name: &str| (name == "HEADWATER_INSECURE").then(|| "true".to_owned());
         assert!(of(&["--listen", "0.0.0.0:7654"], &variable).is_ok());
@@ -248,6 +281,9 @@ mod tests {
         assert!(of(&["--workers", "0"], &none).is_err());
         let variable = |name: &str| (name == "HEADWATER_LISTEN").then(|| "here".to_owned());
         let error = of(&[], &variable).unwrap_err();
-        assert!(error.message.starts_with("HEADWATER_LISTEN = here: "), "{error}");
+        assert!(
+            error.message.starts_with("HEADWATER_LISTEN = here: "),
+            "{error}"
+        );
     }
 }

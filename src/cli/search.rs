@@ -59,7 +59,9 @@ fn body(args: &Args) -> Json {
         body.insert("mode".to_owned(), json!(mode));
     }
     if let Some(as_of) = &args.as_of {
-        let time = as_of.parse::<u64>().map_or_else(|_| json!(as_of), |time| json!(time));
+        let time = as_of
+            .parse::<u64>()
+            .map_or_else(|_| json!(as_of), |time| json!(time));
         body.insert("as_of".to_owned(), time);
     }
     Json::Object(body)
@@ -76,11 +78,22 @@ fn shown(rank: usize, hit: &Hit, output: &Output) -> String {
         hit.range.0,
         hit.range.1,
         hit.score,
-        hit.heading.iter().map(|h| format!(" · {}", one_line(h))).collect::<String>(),
+        hit.heading
+            .iter()
+            .map(|h| format!(" · {}", one_line(h)))
+            .collect::<String>(),
     );
     let text = shorten(hit.text.as_deref().unwrap_or_default().trim(), TEXT_CHARS);
-    let text: Vec<String> = text.lines().map(|line| format!("    {}", one_line(line))).collect();
-    format!("{rank:>2}. {}  {}\n{}\n", output.bold(&key), output.dim(&place), text.join("\n"))
+    let text: Vec<String> = text
+        .lines()
+        .map(|line| format!("    {}", one_line(line)))
+        .collect();
+    format!(
+        "{rank:>2}. {}  {}\n{}\n",
+        output.bold(&key),
+        output.dim(&place),
+        text.join("\n")
+    )
 }
 
 fn summary(reply: &SearchReply) -> String {

@@ -24,7 +24,13 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "STATEMENT")]
     command: Option<String>,
     /// Parameters of $1, $2, … as JSON; a text that is no JSON is itself
-    #[arg(short, long, value_name = "VALUE", requires = "command", allow_hyphen_values = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "VALUE",
+        requires = "command",
+        allow_hyphen_values = true
+    )]
     param: Vec<String>,
     #[command(flatten)]
     server: Server,
@@ -71,9 +77,14 @@ fn execute(
         Ok(Replies::Several(replies)) => replies,
         Err(mut error) => {
             // What the statements before the failed one answered is shown all the same.
-            let done = error.downcast_mut::<Problem>().and_then(|p| p.extra.remove("replies"));
-            let done: Option<Vec<SqlReply>> = done.and_then(|done| serde_json::from_value(done).ok());
-            done.iter().flatten().try_for_each(|reply| print(reply, output))?;
+            let done = error
+                .downcast_mut::<Problem>()
+                .and_then(|p| p.extra.remove("replies"));
+            let done: Option<Vec<SqlReply>> =
+                done.and_then(|done| serde_json::from_value(done).ok());
+            done.iter()
+                .flatten()
+                .try_for_each(|reply| print(reply, output))?;
             return Err(error);
         }
     };
@@ -84,17 +95,27 @@ fn print(reply: &SqlReply, output: &Output) -> anyhow::Result<()> {
     if output.is_json {
         return output.json(reply);
     }
-    reply.notices.iter().for_each(|notice| output.note(&format!("notice: {notice}")));
+    reply
+        .notices
+        .iter()
+        .for_each(|notice| output.note(&format!("notice: {notice}")));
     if reply.columns.is_empty() {
         return output.line(&reply.tag);
     }
-    let heads: Vec<String> = reply.columns.iter().map(|column| column.name.clone()).collect();
+    let heads: Vec<String> = reply
+        .columns
+        .iter()
+        .map(|column| column.name.clone())
+        .collect();
     output.line(&output.table(&heads, &reply.rows))?;
     let rows = match reply.rows.len() {
         1 => "1 row".to_owned(),
         n => format!("{n} rows"),
     };
-    let as_of = reply.as_of.map(|as_of| format!(" as of {as_of}")).unwrap_or_default();
+    let as_of = reply
+        .as_of
+        .map(|as_of| format!(" as of {as_of}"))
+        .unwrap_or_default();
     output.line(&output.dim(&format!("({rows}{as_of})")))
 }
 
@@ -105,10 +126,17 @@ fn prompt(client: &Client, output: &Output) -> anyhow::Result<()> {
         // The first time there is none.
         let _ = editor.load_history(path);
     }
-    output.note(&format!("{}; statements end with ;  \\q leaves", client.url()));
+    output.note(&format!(
+        "{}; statements end with ;  \\q leaves",
+        client.url()
+    ));
     let mut statement = String::new();
     loop {
-        let prompt = if statement.is_empty() { "headwater> " } else { "       ... " };
+        let prompt = if statement.is_empty() {
+            "headwater> "
+        } else {
+            "       ... "
+        };
         let line = match editor.readline(prompt) {
             Ok(line) => line,
             Err(ReadlineError::Interrupted) => {
@@ -143,9 +171,14 @@ fn prompt(client: &Client, output: &Output) -> anyhow::Result<()> {
 
 fn save(editor: &mut DefaultEditor, path: &PathBuf, output: &Output) {
     let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
-    let saved = folder.map_err(ReadlineError::from).and_then(|()| editor.save_history(path));
+    let saved = folder
+        .map_err(ReadlineError::from)
+        .and_then(|()| editor.save_history(path));
     if let Err(error) = saved {
-        output.note(&format!("the history was not saved to {}: {error}", path.display()));
+        output.note(&format!(
+            "the history was not saved to {}: {error}",
+            path.display()
+        ));
     }
 }
 
@@ -168,7 +201,13 @@ mod tests {
     #[test]
     fn one_reply_and_several_are_told_apart() {
         let one = json!({ "columns": [], "rows": [], "tag": "CREATE SOURCE" });
-        assert!(matches!(serde_json::from_value(one.clone()), Ok(Replies::One(_))));
-        assert!(matches!(serde_json::from_value(json!([one])), Ok(Replies::Several(_))));
+        assert!(matches!(
+            serde_json::from_value(one.clone()),
+            Ok(Replies::One(_))
+        ));
+        assert!(matches!(
+            serde_json::from_value(json!([one])),
+            Ok(Replies::Several(_))
+        ));
     }
 }

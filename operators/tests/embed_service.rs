@@ -18,11 +18,19 @@ use rand_chacha::ChaCha8Rng;
 const MS: Duration = Duration::from_millis(1);
 
 fn quick() -> EmbedConfig {
-    EmbedConfig { backoff: MS, backoff_max: 8 * MS, ..EmbedConfig::default() }
+    EmbedConfig {
+        backoff: MS,
+        backoff_max: 8 * MS,
+        ..EmbedConfig::default()
+    }
 }
 
 fn item(text: &str) -> (ContentHash, Arc<str>, u32) {
-    (ContentHash::of(text.as_bytes()), Arc::from(text), text.split_whitespace().count() as u32 + 2)
+    (
+        ContentHash::of(text.as_bytes()),
+        Arc::from(text),
+        text.split_whitespace().count() as u32 + 2,
+    )
 }
 
 fn within(limit: Duration, what: &str, mut is_true: impl FnMut() -> bool) {
@@ -35,7 +43,9 @@ fn within(limit: Duration, what: &str, mut is_true: impl FnMut() -> bool) {
 
 type Results = Arc<Mutex<HashMap<ContentHash, Vec<Result<VectorRef, EmbedError>>>>>;
 
-fn collect(into: &Results) -> Box<dyn Fn(ContentHash, Result<VectorRef, EmbedError>) + Send + Sync> {
+fn collect(
+    into: &Results,
+) -> Box<dyn Fn(ContentHash, Result<VectorRef, EmbedError>) + Send + Sync> {
     let into = into.clone();
     Box::new(move |hash, result| into.lock().unwrap().entry(hash).or_default().push(result))
 }
@@ -64,7 +74,10 @@ fn nothing_is_lost_and_nothing_is_embedded_twice() {
                 1 => memo.fail_puts(rng.random_range(1..4)),
                 2 => embedder.set_delay(MS * rng.random_range(0..3)),
                 3 | 4 => {
-                    let (count, text) = (questions.clone(), format!("question {}", rng.random_range(0..9)));
+                    let (count, text) = (
+                        questions.clone(),
+                        format!("question {}", rng.random_range(0..9)),
+                    );
                     questions_asked += 1;
                     let done = Box::new(move |_| {
                         count.fetch_add(1, Ordering::SeqCst);
@@ -75,9 +88,14 @@ fn nothing_is_lost_and_nothing_is_embedded_twice() {
                     let texts: Vec<String> = (0..rng.random_range(1..8))
                         .map(|_| format!("text {}", rng.random_range(0..60)))
                         .collect();
-                    texts.iter().for_each(|text| *asked.entry(text.clone()).or_default() += 1);
-                    let priority =
-                        if rng.random() { Priority::Push } else { Priority::Bulk };
+                    texts
+                        .iter()
+                        .for_each(|text| *asked.entry(text.clone()).or_default() += 1);
+                    let priority = if rng.random() {
+                        Priority::Push
+                    } else {
+                        Priority::Bulk
+                    };
                     let items = texts.iter().map(|text| item(text)).collect();
                     service.request(embedder.id(), items, priority, collect(&results));
                 }
@@ -87,7 +105,12 @@ fn nothing_is_lost_and_nothing_is_embedded_twice() {
         within(20 * Duration::from_secs(1), "all are answered", || {
             service.pending(embedder.id()) == 0
                 && questions.load(Ordering::SeqCst) == questions_asked
-                && results.lock().unwrap().values().map(Vec::len).sum::<usize>()
+                && results
+                    .lock()
+                    .unwrap()
+                    .values()
+                    .map(Vec::len)
+                    .sum::<usize>()
                     == asked.values().sum::<usize>()
         });
         let results = results.lock().unwrap();
@@ -95,20 +118,29 @@ fn nothing_is_lost_and_nothing_is_embedded_twice() {
             let got = &results[&item(text).0];
             assert_eq!(got.len(), *count, "{text} was asked {count} times");
             if text == "text 3" {
-                assert!(got.iter().all(|r| r.as_ref().is_err_and(|e| !e.is_transient)));
+                assert!(
+                    got.iter()
+                        .all(|r| r.as_ref().is_err_and(|e| !e.is_transient))
+                );
                 continue;
             }
             let at = *got[0].as_ref().unwrap();
             assert!(got.iter().all(|r| *r == Ok(at)), "one vector for all");
             assert_eq!(embedder.count_of(text), 1, "{text} is embedded once");
-            assert_eq!(memo.vector(at).unwrap(), embedder.embed(&[text]).unwrap()[0]);
+            assert_eq!(
+                memo.vector(at).unwrap(),
+                embedder.embed(&[text]).unwrap()[0]
+            );
         }
     }
 }
 
 #[test]
 fn a_slow_encoder_blocks_no_caller_and_no_other_model() {
-    let (slow, fast) = (HashedEmbedder::new("slow", 8), HashedEmbedder::new("fast", 8));
+    let (slow, fast) = (
+        HashedEmbedder::new("slow", 8),
+        HashedEmbedder::new("fast", 8),
+    );
     slow.set_delay(Duration::from_millis(400));
     let (slow, fast) = (Arc::new(slow), Arc::new(fast));
     let service = EmbedService::new(quick(), Arc::new(MemoryMemo::default()));
@@ -117,14 +149,25 @@ fn a_slow_encoder_blocks_no_caller_and_no_other_model() {
     let results = Results::default();
     let started = Instant::now();
     for i in 0..100 {
-        service.request(slow.id(), vec![item(&format!("t{i}"))], Priority::Bulk, collect(&results));
+        service.request(
+            slow.id(),
+            vec![item(&format!("t{i}"))],
+            Priority::Bulk,
+            collect(&results),
+        );
     }
     let (send, receive) = mpsc::channel();
-    service.embed_question(fast.id(), "a question", Box::new(move |r| send.send(r).unwrap()));
+    service.embed_question(
+        fast.id(),
+        "a question",
+        Box::new(move |r| send.send(r).unwrap()),
+    );
     assert!(receive.recv_timeout(200 * MS).unwrap().is_ok());
     assert!(started.elapsed() < 300 * MS, "took {:?}", started.elapsed());
     assert_eq!(service.pending(slow.id()), 100);
-    within(Duration::from_secs(5), "the slow ones arrive", || service.pending(slow.id()) == 0);
+    within(Duration::from_secs(5), "the slow ones arrive", || {
+        service.pending(slow.id()) == 0
+    });
     assert_eq!(slow.total(), 100);
     assert!(slow.batches() <= 3, "{} batches", slow.batches());
 }
@@ -134,22 +177,41 @@ fn the_breaker_opens_questions_fail_at_once_and_documents_arrive_later() {
     let embedder = Arc::new(HashedEmbedder::new("down", 8));
     embedder.script(vec![Some(true); 6]);
     let service = EmbedService::new(
-        EmbedConfig { backoff: 20 * MS, backoff_max: 60 * MS, ..quick() },
+        EmbedConfig {
+            backoff: 20 * MS,
+            backoff_max: 60 * MS,
+            ..quick()
+        },
         Arc::new(MemoryMemo::default()),
     );
     service.register(embedder.clone());
     let results = Results::default();
-    service.request(embedder.id(), vec![item("a b"), item("c")], Priority::Push, collect(&results));
-    within(Duration::from_secs(2), "the breaker opens", || service.is_open(embedder.id()));
+    service.request(
+        embedder.id(),
+        vec![item("a b"), item("c")],
+        Priority::Push,
+        collect(&results),
+    );
+    within(Duration::from_secs(2), "the breaker opens", || {
+        service.is_open(embedder.id())
+    });
     let (send, receive) = mpsc::channel();
     let started = Instant::now();
     service.embed_question(embedder.id(), "q", Box::new(move |r| send.send(r).unwrap()));
     let answer = receive.recv_timeout(Duration::from_secs(2)).unwrap();
     // Refused at once, or it was the probe itself: an error either way, and quickly.
     assert!(answer.is_err_and(|e| e.is_transient) && started.elapsed() < 100 * MS);
-    within(Duration::from_secs(2), "documents arrive", || service.pending(embedder.id()) == 0);
+    within(Duration::from_secs(2), "documents arrive", || {
+        service.pending(embedder.id()) == 0
+    });
     assert!(!service.is_open(embedder.id()));
-    assert!(results.lock().unwrap().values().all(|r| r.len() == 1 && r[0].is_ok()));
+    assert!(
+        results
+            .lock()
+            .unwrap()
+            .values()
+            .all(|r| r.len() == 1 && r[0].is_ok())
+    );
     assert_eq!(embedder.total(), 2);
 }
 
@@ -157,7 +219,11 @@ fn the_breaker_opens_questions_fail_at_once_and_documents_arrive_later() {
 fn questions_go_first_but_documents_keep_a_share() {
     let embedder = Arc::new(HashedEmbedder::new("busy", 8));
     embedder.set_delay(5 * MS);
-    let config = EmbedConfig { batch_tokens_min: 1, batch_time: Duration::ZERO, ..quick() };
+    let config = EmbedConfig {
+        batch_tokens_min: 1,
+        batch_time: Duration::ZERO,
+        ..quick()
+    };
     let service = EmbedService::new(config, Arc::new(MemoryMemo::default()));
     service.register(embedder.clone());
     let results = Results::default();
@@ -175,12 +241,17 @@ fn questions_go_first_but_documents_keep_a_share() {
         inner(hash, result);
     });
     service.request(embedder.id(), items, Priority::Bulk, done);
-    within(Duration::from_secs(5), "all done", || order.lock().unwrap().len() == 44);
+    within(Duration::from_secs(5), "all done", || {
+        order.lock().unwrap().len() == 44
+    });
     let order = order.lock().unwrap();
     let first = order.iter().position(|name| name == "d").unwrap();
     let last = order.iter().rposition(|name| name == "d").unwrap();
     assert!((1..=9).contains(&first), "{order:?}");
-    assert!((28..=40).contains(&last), "a document after every eight questions: {order:?}");
+    assert!(
+        (28..=40).contains(&last),
+        "a document after every eight questions: {order:?}"
+    );
 }
 
 #[test]
@@ -191,12 +262,30 @@ fn the_memo_is_asked_before_the_encoder_and_questions_are_remembered() {
     let service = EmbedService::new(quick(), memo);
     service.register(embedder.clone());
     let results = Results::default();
-    service.request(embedder.id(), vec![item("known")], Priority::Push, collect(&results));
-    assert_eq!(results.lock().unwrap()[&item("known").0], [Ok(known)], "at once");
+    service.request(
+        embedder.id(),
+        vec![item("known")],
+        Priority::Push,
+        collect(&results),
+    );
+    assert_eq!(
+        results.lock().unwrap()[&item("known").0],
+        [Ok(known)],
+        "at once"
+    );
     for _ in 0..3 {
         let (send, receive) = mpsc::channel();
-        service.embed_question(embedder.id(), "same", Box::new(move |r| send.send(r).unwrap()));
-        assert!(receive.recv_timeout(Duration::from_secs(2)).unwrap().is_ok());
+        service.embed_question(
+            embedder.id(),
+            "same",
+            Box::new(move |r| send.send(r).unwrap()),
+        );
+        assert!(
+            receive
+                .recv_timeout(Duration::from_secs(2))
+                .unwrap()
+                .is_ok()
+        );
     }
     assert_eq!(embedder.total(), 1);
 }
@@ -208,16 +297,40 @@ fn stopping_and_unregistering_fail_what_waits() {
     let memo = Arc::new(MemoryMemo::default());
     let service = EmbedService::new(quick(), memo.clone());
     let results = Results::default();
-    service.request(embedder.id(), vec![item("x")], Priority::Push, collect(&results));
-    assert!(results.lock().unwrap()[&item("x").0][0].as_ref().is_err_and(|e| !e.is_transient));
+    service.request(
+        embedder.id(),
+        vec![item("x")],
+        Priority::Push,
+        collect(&results),
+    );
+    assert!(
+        results.lock().unwrap()[&item("x").0][0]
+            .as_ref()
+            .is_err_and(|e| !e.is_transient)
+    );
     service.register(embedder.clone());
-    service.request(embedder.id(), vec![item("y")], Priority::Push, collect(&results));
+    service.request(
+        embedder.id(),
+        vec![item("y")],
+        Priority::Push,
+        collect(&results),
+    );
     std::thread::sleep(20 * MS);
     let started = Instant::now();
     service.stop();
-    assert!(started.elapsed() < 100 * MS, "it does not wait for the batch");
-    assert!(results.lock().unwrap()[&item("y").0][0].as_ref().is_err_and(|e| e.is_transient));
+    assert!(
+        started.elapsed() < 100 * MS,
+        "it does not wait for the batch"
+    );
+    assert!(
+        results.lock().unwrap()[&item("y").0][0]
+            .as_ref()
+            .is_err_and(|e| e.is_transient)
+    );
     std::thread::sleep(250 * MS);
-    assert!(memo.is_empty(), "a batch that ends after the stop is dropped");
+    assert!(
+        memo.is_empty(),
+        "a batch that ends after the stop is dropped"
+    );
     assert!(service.is_open(embedder.id()));
 }

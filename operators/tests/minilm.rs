@@ -25,7 +25,9 @@ fn model() -> Arc<PretrainedEmbedder> {
 }
 
 fn data(file: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/minilm").join(file)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/data/minilm")
+        .join(file)
 }
 
 fn json<T: serde::de::DeserializeOwned>(file: &str) -> T {
@@ -48,7 +50,10 @@ fn ids_and_vectors_are_those_of_sentence_transformers() {
         assert_eq!(&model.token_ids(text), ids, "token ids of {text:.60?}");
         let vector = &model.embed(&[text]).unwrap()[0];
         let dot = |a: &[f32], b: &[f32]| -> f64 {
-            a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum()
+            a.iter()
+                .zip(b)
+                .map(|(&x, &y)| f64::from(x) * f64::from(y))
+                .sum()
         };
         let norms = (dot(vector, vector) * dot(reference, reference)).sqrt();
         let cosine = dot(vector, reference) / norms;
@@ -83,7 +88,10 @@ fn a_large_text_has_the_spans_of_its_parts() {
     assert_eq!(many.starts.len(), 2_000 * one.starts.len());
     for (i, start) in many.starts.iter().enumerate() {
         let (row, column) = (i / one.starts.len(), i % one.starts.len());
-        assert_eq!(*start as usize, row * line.len() + one.starts[column] as usize);
+        assert_eq!(
+            *start as usize,
+            row * line.len() + one.starts[column] as usize
+        );
     }
 }
 
@@ -91,9 +99,17 @@ fn a_large_text_has_the_spans_of_its_parts() {
 fn the_id_names_the_content_and_the_checksums_hold() {
     let again = load("minilm", "cpu", "full", &|_| {}).unwrap();
     assert_eq!(again.id(), model().id());
-    assert!(verify(DEFAULT_MODEL).unwrap().iter().all(|checked| checked.is_good()));
+    assert!(
+        verify(DEFAULT_MODEL)
+            .unwrap()
+            .iter()
+            .all(|checked| checked.is_good())
+    );
     let refused = |device: &str, precision: &str| {
-        load(DEFAULT_MODEL, device, precision, &|_| {}).err().unwrap().to_string()
+        load(DEFAULT_MODEL, device, precision, &|_| {})
+            .err()
+            .unwrap()
+            .to_string()
     };
     assert!(refused("cuda", "full").contains("DEVICE 'cuda' is not supported by this version"));
     assert!(refused("auto", "int8").contains("PRECISION 'int8' is not supported"));

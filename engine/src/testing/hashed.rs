@@ -97,15 +97,29 @@ impl HashedEmbedder {
         add_word(&mut vector, "", 0.05);
         let room = self.max_tokens - SPECIAL_TOKENS;
         for (&start, &end) in spans.starts.iter().zip(&spans.ends).take(room) {
-            add_word(&mut vector, &text[start as usize..end as usize].to_lowercase(), 1.0);
+            add_word(
+                &mut vector,
+                &text[start as usize..end as usize].to_lowercase(),
+                1.0,
+            );
         }
-        let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+        let norm = vector
+            .iter()
+            .map(|x| f64::from(*x).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        vector
+            .iter_mut()
+            .for_each(|x| *x = (f64::from(*x) / norm) as f32);
         vector
     }
 
     fn error(&self, detail: &str, is_transient: bool) -> EmbedError {
-        EmbedError { model: self.name.clone(), detail: detail.to_owned(), is_transient }
+        EmbedError {
+            model: self.name.clone(),
+            detail: detail.to_owned(),
+            is_transient,
+        }
     }
 }
 
@@ -121,7 +135,10 @@ fn add_word(vector: &mut [f32], word: &str, weight: f32) {
 
 impl Embedder for HashedEmbedder {
     fn id(&self) -> ModelId {
-        let text = format!("hashed {} {} {}", self.name, self.dimensions, self.max_tokens);
+        let text = format!(
+            "hashed {} {} {}",
+            self.name, self.dimensions, self.max_tokens
+        );
         ModelId(ContentHash::of(text.as_bytes()).0)
     }
 
@@ -160,7 +177,10 @@ impl Embedder for HashedEmbedder {
         if let Some(Some(is_transient)) = lock(&self.script).pop_front() {
             return Err(self.error("scripted failure", is_transient));
         }
-        if texts.iter().any(|text| lock(&self.poisoned).iter().any(|bad| bad == text)) {
+        if texts
+            .iter()
+            .any(|text| lock(&self.poisoned).iter().any(|bad| bad == text))
+        {
             return Err(self.error("a text that always fails", false));
         }
         let mut counts = lock(&self.counts);
@@ -188,7 +208,10 @@ struct MemoInner {
 impl MemoryMemo {
     /// The vector behind a reference.
     pub fn vector(&self, at: VectorRef) -> Option<Vec<f32>> {
-        lock(&self.inner).vectors.get(usize::try_from(at.0).ok()?).cloned()
+        lock(&self.inner)
+            .vectors
+            .get(usize::try_from(at.0).ok()?)
+            .cloned()
     }
 
     /// How many vectors were kept.
@@ -253,7 +276,11 @@ mod tests {
     #[test]
     fn texts_that_share_words_are_near() {
         let embedder = HashedEmbedder::new("hashed", 256);
-        let texts = ["reset the second factor", "the second factor reset", "weather in eu-west"];
+        let texts = [
+            "reset the second factor",
+            "the second factor reset",
+            "weather in eu-west",
+        ];
         let vectors = embedder.embed(&texts).unwrap();
         let dot = |a: usize, b: usize| -> f32 {
             vectors[a].iter().zip(&vectors[b]).map(|(x, y)| x * y).sum()

@@ -32,23 +32,50 @@ pub fn embedder_laws(embedder: &dyn Embedder) {
     let alone: Vec<Vec<f32>> = texts.iter().map(|text| one(embedder, text)).collect();
     let slices: Vec<&str> = texts.iter().map(String::as_str).collect();
 
-    let together = embedder.embed(&slices).expect("a batch of good texts is embedded");
-    assert_eq!(together, alone, "a vector must not depend on what shares its batch");
+    let together = embedder
+        .embed(&slices)
+        .expect("a batch of good texts is embedded");
+    assert_eq!(
+        together, alone,
+        "a vector must not depend on what shares its batch"
+    );
     let mut reversed = embedder
         .embed(&slices.iter().rev().copied().collect::<Vec<_>>())
         .expect("a batch of good texts is embedded");
     reversed.reverse();
-    assert_eq!(reversed, alone, "a vector must not depend on its place in the batch");
-    assert!(embedder.embed(&[]).expect("an empty batch is no error").is_empty());
+    assert_eq!(
+        reversed, alone,
+        "a vector must not depend on its place in the batch"
+    );
+    assert!(
+        embedder
+            .embed(&[])
+            .expect("an empty batch is no error")
+            .is_empty()
+    );
 
     for (text, vector) in texts.iter().zip(&alone) {
-        assert_eq!(vector.len(), embedder.dimensions(), "length of the vector of {text:.40?}");
-        assert!(vector.iter().all(|x| x.is_finite()), "components of {text:.40?} are finite");
-        let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        assert_eq!(
+            vector.len(),
+            embedder.dimensions(),
+            "length of the vector of {text:.40?}"
+        );
+        assert!(
+            vector.iter().all(|x| x.is_finite()),
+            "components of {text:.40?} are finite"
+        );
+        let norm = vector
+            .iter()
+            .map(|x| f64::from(*x).powi(2))
+            .sum::<f64>()
+            .sqrt();
         assert!((norm - 1.0).abs() < 1e-5, "{text:.40?} has length {norm}");
         spans_law(embedder, text);
     }
-    assert!(embedder.special_tokens() < embedder.max_tokens(), "there is room for text");
+    assert!(
+        embedder.special_tokens() < embedder.max_tokens(),
+        "there is room for text"
+    );
 }
 
 fn one(embedder: &dyn Embedder, text: &str) -> Vec<f32> {
@@ -63,13 +90,19 @@ fn spans_law(embedder: &dyn Embedder, text: &str) {
     assert_eq!(spans.starts.len(), spans.ends.len(), "one end a start");
     let pairs = spans.starts.iter().zip(&spans.ends);
     for (&start, &end) in pairs {
-        assert!(start <= end && end as usize <= text.len(), "a span lies in {text:.40?}");
+        assert!(
+            start <= end && end as usize <= text.len(),
+            "a span lies in {text:.40?}"
+        );
         assert!(
             text.is_char_boundary(start as usize) && text.is_char_boundary(end as usize),
             "{start}..{end} cuts a character of {text:.40?}"
         );
     }
-    assert!(spans.starts.is_sorted() && spans.ends.is_sorted(), "spans are in order");
+    assert!(
+        spans.starts.is_sorted() && spans.ends.is_sorted(),
+        "spans are in order"
+    );
     let mut at = 0;
     for (&start, &end) in spans.starts.iter().zip(&spans.ends) {
         let gap = text.get(at..start as usize).unwrap_or_default();

@@ -36,7 +36,14 @@ impl Breaker {
     /// Opens after `failures_to_open` failures in a row; waits from `first`, doubling, to `longest`.
     pub fn new(failures_to_open: u32, first: Duration, longest: Duration) -> Self {
         let (failures, retry_at, is_probing) = (0, None, false);
-        Breaker { failures_to_open, first, longest, failures, retry_at, is_probing }
+        Breaker {
+            failures_to_open,
+            first,
+            longest,
+            failures,
+            retry_at,
+            is_probing,
+        }
     }
 
     /// Whether the last calls failed often enough that nobody should wait for the next.
@@ -46,7 +53,9 @@ impl Breaker {
 
     /// What may be called at `now`.
     pub fn admits(&self, now: Instant) -> Admission {
-        let wait = self.retry_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        let wait = self
+            .retry_at
+            .map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         if !wait.is_zero() {
             return Admission::Wait(wait);
         }
@@ -79,7 +88,10 @@ impl Breaker {
     /// this opened the breaker.
     pub fn fail(&mut self, now: Instant, jitter: f64) -> bool {
         let was_open = self.is_open();
-        let step = self.first.saturating_mul(1 << self.failures.min(20)).min(self.longest);
+        let step = self
+            .first
+            .saturating_mul(1 << self.failures.min(20))
+            .min(self.longest);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + step.mul_f64(0.5 + 0.5 * jitter));
         self.is_probing = false;
@@ -100,12 +112,19 @@ mod tests {
         assert_eq!(breaker.admits(start), Admission::Free);
         assert!(!breaker.fail(start, 0.0) && !breaker.fail(start, 0.0));
         assert!(!breaker.is_open());
-        assert_eq!(breaker.admits(start), Admission::Wait(100 * MS), "half of the second step");
+        assert_eq!(
+            breaker.admits(start),
+            Admission::Wait(100 * MS),
+            "half of the second step"
+        );
         assert_eq!(breaker.admits(start + 100 * MS), Admission::Free);
         assert!(breaker.fail(start, 0.0), "the third opens it");
         assert_eq!(breaker.admits(start + 200 * MS), Admission::Probe);
         breaker.begin_probe();
-        assert!(matches!(breaker.admits(start + 200 * MS), Admission::Wait(_)), "one probe only");
+        assert!(
+            matches!(breaker.admits(start + 200 * MS), Admission::Wait(_)),
+            "one probe only"
+        );
         assert!(!breaker.fail(start + 200 * MS, 0.0), "it was open already");
         assert_eq!(breaker.admits(start + 600 * MS), Admission::Probe);
         assert!(breaker.succeed());

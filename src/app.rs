@@ -8,15 +8,31 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use engine::contract::Embedder;
+use engine::model::{ChunkId, Key};
+use operators::chunk::{Chunker, ChunkingSpec, ModelTokens};
+use operators::embed::{ModelFiles, ModelFolder, PretrainedEmbedder};
+use queries::definition::Definition;
 use queries::problem::Problem;
+use queries::render::chunking;
+use queries::service::Service;
+use queries::sql::{EmptyCatalog, Planned, explain, plan_text};
 use serde::Serialize;
+
+use crate::cli::InputError;
+use crate::wiring;
 
 /// The version of everything on disk; `--version` shows it.
 pub const FORMAT_VERSION: u32 = 1;
 
 /// The model of the demo and of commands that name none.
 pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";
+
+/// Threads that speak HTTP: they parse and wait, workers compute.
+const HTTP_THREADS: usize = 2;
 
 /// What a server is started with.
 #[derive(Debug, Clone)]
@@ -57,11 +73,46 @@ pub struct RunningServer {
 /// # Errors
 /// A pipeline that is wrong (exit code 2), a data folder in use, a port in use.
 pub fn start(options: RunOptions) -> anyhow::Result<RunningServer> {
-    bail!(
-        "not wired yet: a server on {} with data in {}",
-        options.listen,
-        options.data.display()
-    )
+    if options.process != 0 || options.hosts.is_some() {
+        bail!("several processes are not served yet: leave out --process and --hosts");
+    }
+    let text = options.pipeline.as_ref().map(|path| read_pipeline(path)).transpose()?;
+    refuse_open_address(&options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    let listener = runtime.block_on(tokio::net::TcpListener::bind(options.listen))?;
+    let addr = listener.local_addr()?;
+    let service = Service::start(wiring::wiring(&options)?, runtime.handle().clone())?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async move {
+        let _ = stopped.await;
+    };
+    let backend = Arc::new(service.clone());
+    let server =
+        runtime.spawn(serve::run(listener, backend, shutdown, serve::Options { insecure: options.insecure, ..serve::Options::default() }));
+    if let Some(text) = text
+        && let Err(error) = reconcile(&runtime, &service, &text, &options)
+    {
+        service.stop();
+        return Err(error);
+    }
+    let stop = Box::new(move || {
+        let _ = stop.send(());
+        let served = runtime.block_on(async {
+            tokio::time::timeout(std::time::Duration::from_secs(10), server).await
+        });
+        service.stop();
+        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        match served {
+            Ok(Ok(result)) => Ok(result?),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Ok(()),
+        }
+    });
+    Ok(RunningServer { addr, stop })
 }
 
 /// What `check` found.
@@ -75,7 +126,18 @@ pub struct CheckReport {
 
 /// Parses, types and plans a pipeline file without running it.
 pub fn check(path: &Path) -> anyhow::Result<CheckReport> {
-    bail!("not wired yet: check {}", path.display())
+    let text = read_pipeline(path)?;
+    let mut report = CheckReport { plan: String::new(), problems: Vec::new() };
+    for planned in plan_text(&text, &EmptyCatalog) {
+        match planned {
+            Ok(planned) => {
+                report.plan.push_str(&explain(&planned));
+                report.plan.push('\n');
+            }
+            Err(problem) => report.problems.push(problem),
+        }
+    }
+    Ok(report)
 }
 
 /// A model on this machine.
@@ -102,22 +164,28 @@ pub type DownloadProgress<'a> = &'a mut dyn FnMut(&str, u64, Option<u64>);
 pub fn model_pull(
     name: &str,
     models: Option<&Path>,
-    _progress: DownloadProgress<'_>,
+    progress: DownloadProgress<'_>,
 ) -> anyhow::Result<ModelReport> {
-    let folder = models
-        .map(|folder| format!(" into {}", folder.display()))
-        .unwrap_or_default();
-    bail!("not wired yet: fetch {name}{folder}")
+    let before = operators::embed::find_in(models, name)?;
+    let progress = std::cell::RefCell::new(progress);
+    let folder = operators::embed::pull_in(models, name, &|at| {
+        (*progress.borrow_mut())(&at.what, at.done_bytes, at.total_bytes);
+    })?;
+    report(&folder, before.is_some())
 }
 
 /// The models in the model folder.
-pub fn model_list(_models: Option<&Path>) -> anyhow::Result<Vec<ModelReport>> {
-    bail!("not wired yet: list models")
+pub fn model_list(models: Option<&Path>) -> anyhow::Result<Vec<ModelReport>> {
+    let folders = operators::embed::list_of(models)?;
+    folders.iter().map(|folder| report(folder, true)).collect()
 }
 
 /// Reads a model's files again and compares their sums with the pinned ones.
-pub fn model_verify(name: &str, _models: Option<&Path>) -> anyhow::Result<ModelReport> {
-    bail!("not wired yet: verify {name}")
+pub fn model_verify(name: &str, models: Option<&Path>) -> anyhow::Result<ModelReport> {
+    match operators::embed::find_in(models, name)? {
+        Some(folder) => report(&folder, true),
+        None => bail!("model \"{name}\" is not on this machine; `headwater model pull {name}` fetches it"),
+    }
 }
 
 /// One embedded text.
@@ -138,10 +206,20 @@ pub type EmbedTexts = Box<dyn FnMut(&[String]) -> anyhow::Result<Vec<Embedded>>>
 /// Loads a model once for many batches.
 pub fn embedder(
     model: &str,
-    _models: Option<&Path>,
-    _with_ids: bool,
+    models: Option<&Path>,
+    with_ids: bool,
 ) -> anyhow::Result<EmbedTexts> {
-    bail!("not wired yet: embed with {model}")
+    let folder = operators::embed::pull_in(models, model, &|_| {})?;
+    let encoder = PretrainedEmbedder::new(ModelFiles::read(&folder)?)?;
+    Ok(Box::new(move |texts| {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let vectors = encoder.embed(&texts)?;
+        let embedded = texts.iter().zip(vectors).map(|(text, vector)| {
+            let ids = encoder.token_ids(text);
+            Embedded { tokens: ids.len(), vector, ids: with_ids.then_some(ids) }
+        });
+        Ok(embedded.collect())
+    }))
 }
 
 /// One chunk of a text.
@@ -163,11 +241,112 @@ pub struct ChunkLine {
 pub fn chunk(
     strategy: &str,
     model: Option<&str>,
-    _models: Option<&Path>,
-    _text: &str,
+    models: Option<&Path>,
+    text: &str,
 ) -> anyhow::Result<Vec<ChunkLine>> {
-    bail!(
-        "not wired yet: chunk by {strategy} for {}",
-        model.unwrap_or(DEFAULT_MODEL)
-    )
+    let model = model.unwrap_or(DEFAULT_MODEL);
+    let chunking = chunking_of(strategy)?;
+    let folder = operators::embed::pull_in(models, model, &|_| {})?;
+    let encoder: Arc<dyn Embedder> = Arc::new(PretrainedEmbedder::new(ModelFiles::read(&folder)?)?);
+    let chunker = Chunker::new(&chunking, Arc::new(ModelTokens::new(encoder)));
+    let key = Key::text("");
+    let pieces = chunker.cut(text);
+    let lines = pieces.iter().map(|piece| ChunkLine {
+        id: ChunkId::new("", &key, chunker.strategy(), piece.content, piece.occurrence).to_string(),
+        content_hash: piece.content.to_string(),
+        range: piece.range,
+        heading: piece.heading.iter().map(ToString::to_string).collect(),
+        text: text[piece.range.0 as usize..piece.range.1 as usize].to_owned(),
+    });
+    Ok(lines.collect())
+}
+
+/// Reads a pipeline file.
+fn read_pipeline(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path)
+        .map_err(|error| InputError::new(format!("cannot read {}: {error}", path.display())).into())
+}
+
+/// Without credentials only this machine may ask (API §2).
+fn refuse_open_address(options: &RunOptions) -> anyhow::Result<()> {
+    if options.listen.ip().is_loopback() || options.insecure {
+        return Ok(());
+    }
+    Err(InputError::new(format!(
+        "{} can be reached from other machines and no credentials are configured; \
+         listen on 127.0.0.1, or pass --insecure",
+        options.listen
+    ))
+    .into())
+}
+
+/// Brings the catalog to what a pipeline file says.
+fn reconcile(
+    runtime: &tokio::runtime::Runtime,
+    service: &Service,
+    text: &str,
+    options: &RunOptions,
+) -> anyhow::Result<()> {
+    match runtime.block_on(service.reconcile(text, options.replace, options.prune)) {
+        Ok(done) => {
+            for warning in done.warnings {
+                tracing::warn!("{warning}");
+            }
+            Ok(())
+        }
+        Err(mut problems) if problems.len() == 1 => Err(problems.remove(0).into()),
+        Err(problems) => {
+            let mut all = Problem::new(
+                422,
+                "invalid-pipeline",
+                format!("{} statements are wrong", problems.len()),
+            );
+            all.errors = problems;
+            Err(all.into())
+        }
+    }
+}
+
+/// A model's files with their sums.
+fn report(folder: &ModelFolder, was_present: bool) -> anyhow::Result<ModelReport> {
+    let checked = operators::embed::checked(folder)?;
+    let is_pinned = checked.iter().any(|file| file.expected.is_some());
+    let mut bytes = 0;
+    for file in &checked {
+        let path = folder.path.join(&file.file);
+        bytes += std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+    }
+    Ok(ModelReport {
+        name: folder.name.clone(),
+        folder: folder.path.clone(),
+        bytes,
+        is_verified: is_pinned.then(|| checked.iter().all(operators::embed::Checked::is_good)),
+        sha256: checked.into_iter().map(|file| (file.file, file.sha256)).collect(),
+        was_present,
+    })
+}
+
+/// A CHUNK BY clause on its own.
+fn chunking_of(strategy: &str) -> anyhow::Result<ChunkingSpec> {
+    let text = format!(
+        "CREATE SOURCE s FROM PUSH (id TEXT PRIMARY KEY, body TEXT); \
+         CREATE MODEL m FROM '{DEFAULT_MODEL}'; \
+         CREATE INDEX i ON s USING HYBRID (body) EMBED WITH m CHUNK BY {strategy}"
+    );
+    let mut problems = Vec::new();
+    for planned in plan_text(&text, &EmptyCatalog) {
+        match planned {
+            Ok(Planned::Create(create)) => {
+                if let Definition::Index(index) = &create.definition {
+                    return Ok(chunking(index));
+                }
+            }
+            Ok(_) => {}
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let mut problem = problems.pop().unwrap_or_else(|| Problem::syntax("not a CHUNK BY clause"));
+    // Its place is one in the text around the clause.
+    problem.position = None;
+    Err(problem.into())
 }

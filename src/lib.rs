@@ -8,3 +8,4 @@ pub mod app;
 pub mod cli;
 pub mod client;
 pub mod demo;
+mod wiring;

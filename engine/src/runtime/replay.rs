@@ -1,7 +1,7 @@
 //! Coming back: the log, applied again in its order, gives the same collections at the same times.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
@@ -28,14 +28,20 @@ pub struct Recovered<P: Program> {
 /// Applies the log.
 pub(super) fn replay<P: Program>(
     sequencer: &mut Sequencer<P>,
-    replay: Replay,
+    mut replay: Replay,
     inbox: &Receiver<Message<P>>,
     on_catalog: &mut super::OnCatalog<'_, P>,
 ) -> Result<Recovered<P>, WorldError> {
     let mut recovered =
         Recovered { catalog: Vec::new(), replies: Vec::new(), unbound: Vec::new(), rows: 0 };
     let mut base: Option<Base> = None;
-    for record in replay {
+    let mut told = Instant::now();
+    while let Some(record) = replay.next() {
+        if told.elapsed() > Duration::from_secs(1) {
+            told = Instant::now();
+            let (done, total) = (replay.bytes_done(), replay.bytes_total());
+            tracing::info!(done, total, rows = recovered.rows, "replaying the input log");
+        }
         match record? {
             Replayed::Since(at) => {
                 sequencer.mint.raise(at);

@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use engine::model::{ChunkId, Key, Time};
+use serde::{Deserialize, Serialize};
 
 use super::score::dot;
 use super::watch::Seat;
@@ -119,7 +120,7 @@ impl Entries {
 }
 
 /// A cached answer that may be served.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hit {
     /// Which entry.
     pub entry: EntryId,
@@ -138,7 +139,7 @@ pub struct Hit {
 }
 
 /// A similar question that the second gate refused.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NearMiss {
     /// Which entry.
     pub entry: EntryId,
@@ -149,7 +150,7 @@ pub struct NearMiss {
 }
 
 /// What one shard answers; merge the shards' outcomes by [`LookupOutcome::merge`].
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LookupOutcome {
     /// The best entry that may be served.
     pub hit: Option<Hit>,
@@ -204,7 +205,7 @@ impl Rank {
 }
 
 /// One entry as a row of the cache's collection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EntryView {
     /// Which.
     pub entry: EntryId,

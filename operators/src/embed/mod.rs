@@ -22,6 +22,8 @@ pub mod service;
 pub mod tokenizer;
 pub mod weights;
 
-pub use model::{PretrainedEmbedder, load};
+pub use model::{ModelFiles, PretrainedEmbedder, load, load_in};
 pub use service::{EmbedConfig, EmbedService, Priority};
-pub use weights::{ModelFolder, list, pull, verify};
+pub use weights::{
+    Checked, ModelFolder, checked, find_in, list, list_of, pull, pull_in, verify,
+};

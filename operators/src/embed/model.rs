@@ -20,13 +20,24 @@ use serde::Deserialize;
 
 use super::download::{ProgressFn, hex};
 use super::tokenizer::TextTokenizer;
-use super::weights::{ModelFolder, pins, pull};
+use super::weights::{ModelFolder, pins, pull_in};
 
 /// Finds, fetches and loads a model: a path, or a name as on the hub.
 ///
 /// `device` is `auto` or `cpu`, `precision` `full`; others are refused by name. Cost: reading and
 /// hashing the weights, about 0.2 s for 90 MB, after the fetch.
 pub fn load(
+    location: &str,
+    device: &str,
+    precision: &str,
+    progress: ProgressFn<'_>,
+) -> Result<Arc<dyn Embedder>, WorldError> {
+    load_in(None, location, device, precision, progress)
+}
+
+/// [`load`] with a model folder of one's own.
+pub fn load_in(
+    models: Option<&Path>,
     location: &str,
     device: &str,
     precision: &str,
@@ -43,7 +54,7 @@ pub fn load(
     if precision != "full" {
         return Err(refuse("PRECISION", precision, "'full'"));
     }
-    let folder = pull(location, progress)?;
+    let folder = pull_in(models, location, progress)?;
     Ok(Arc::new(PretrainedEmbedder::new(ModelFiles::read(
         &folder,
     )?)?))

@@ -119,6 +119,34 @@ pub fn pull(location: &str, progress: ProgressFn<'_>) -> Result<ModelFolder, Wor
     pull_with(&environment, location, progress)
 }
 
+/// The environment with another model folder, if one is given.
+fn with_folder(models: Option<&Path>) -> impl Fn(&str) -> Option<String> {
+    let folder = models.map(|path| path.display().to_string());
+    move |name| match (&folder, name) {
+        (Some(folder), "HEADWATER_MODELS") => Some(folder.clone()),
+        _ => environment(name),
+    }
+}
+
+/// [`pull`] into a model folder of one's own.
+pub fn pull_in(
+    models: Option<&Path>,
+    location: &str,
+    progress: ProgressFn<'_>,
+) -> Result<ModelFolder, WorldError> {
+    pull_with(&with_folder(models), location, progress)
+}
+
+/// A model that is on this machine; nothing is fetched.
+pub fn find_in(models: Option<&Path>, location: &str) -> Result<Option<ModelFolder>, WorldError> {
+    find(&with_folder(models), location, &mut Vec::new())
+}
+
+/// The models in a model folder, by name.
+pub fn list_of(models: Option<&Path>) -> Result<Vec<ModelFolder>, WorldError> {
+    list_in(&models_in(&with_folder(models))?)
+}
+
 /// The models in the model folder, by name.
 pub fn list() -> Result<Vec<ModelFolder>, WorldError> {
     list_in(&model_folder()?)
@@ -402,7 +430,8 @@ fn list_in(models: &Path) -> Result<Vec<ModelFolder>, WorldError> {
     Ok(found)
 }
 
-fn checked(folder: &ModelFolder) -> Result<Vec<Checked>, WorldError> {
+/// The checksums of a folder's files. Cost: reads them once.
+pub fn checked(folder: &ModelFolder) -> Result<Vec<Checked>, WorldError> {
     let noted = manifest(&folder.path).map(|m| m.sha256).unwrap_or_default();
     let pins: BTreeMap<_, _> = pins(&folder.name).iter().copied().collect();
     let files = FILES

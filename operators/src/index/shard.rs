@@ -79,7 +79,7 @@ pub struct ShardChunk {
 }
 
 /// A document as of a time, for `GET /v1/documents`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DocumentView {
     /// Version, attributes, text, pieces.
     pub state: Arc<DocumentState>,
@@ -90,7 +90,7 @@ pub struct DocumentView {
 }
 
 /// A live chunk of a [`DocumentView`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkView {
     /// Index into `state.chunks`.
     pub ordinal: u32,
@@ -560,6 +560,14 @@ impl Shard {
             state: version.state.clone(),
             from: version.from,
             chunks,
+        })
+    }
+
+    /// All documents as of `at`, by number.
+    pub fn documents(&self, at: Time) -> impl Iterator<Item = (&Key, DocumentView)> {
+        self.documents.at(at).filter_map(move |(number, _)| {
+            let key = &self.documents.get(number).key;
+            Some((key, self.document(key, at)?))
         })
     }
 

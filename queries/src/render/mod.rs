@@ -24,7 +24,7 @@ mod relation;
 
 pub use pipeline::{
     ChunkMemo, Declared, IndexSpec, IndexedValue, ModelKind, ModelLoader, Pipeline, VectorBytes,
-    vector_content,
+    chunking, vector_content,
 };
 pub use program::WorkerProgram;
 pub use question::{

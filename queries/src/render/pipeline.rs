@@ -333,7 +333,7 @@ fn broken(object: &Object, problem: &crate::problem::Problem) -> WorldError {
 }
 
 /// The operators' form of a CHUNK BY clause.
-fn chunking(index: &IndexDef) -> ChunkingSpec {
+pub fn chunking(index: &IndexDef) -> ChunkingSpec {
     use operators::chunk::ChunkStrategy as Strategy;
     ChunkingSpec {
         strategy: match index.chunking.strategy {

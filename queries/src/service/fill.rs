@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use engine::contract::VectorMemo;
 use engine::model::{ContentHash, VectorFact};
 use engine::runtime::AskTime;
 use operators::embed::Priority;

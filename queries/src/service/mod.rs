@@ -30,7 +30,7 @@ use std::time::Duration;
 use engine::contract::{Embedder, Source, Store, VectorMemo};
 use engine::durable::{CompactOptions, EmbeddingStore, InputLog, LogOptions, VectorOptions};
 use engine::error::{DataError, DeadLetter, WorldError};
-use engine::model::{Key, ObjectId, Row, Schema, VectorRef};
+use engine::model::{ContentHash, Key, ModelId, ObjectId, Row, Schema, VectorRef};
 use engine::runtime::{CatalogChange, Clock, CommunicationConfig, Engine, EngineOptions};
 use operators::embed::{EmbedConfig, EmbedService};
 use operators::index::BuilderHandle;
@@ -86,8 +86,6 @@ pub struct Wiring {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Threads that build graphs.
     pub builder_threads: usize,
-    /// Told how the replay goes: bytes done, bytes in all.
-    pub on_replay: Arc<dyn Fn(u64, u64) + Send + Sync>,
 }
 
 /// The service. Cheap to clone; the last clone that goes stops the engine.
@@ -117,7 +115,6 @@ pub(super) struct Inner {
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) is_stopping: Arc<AtomicBool>,
     pub(super) is_ready: AtomicBool,
-    log_options: CompactOptions,
 }
 
 /// Reads vectors from the store.
@@ -131,9 +128,24 @@ impl VectorBytes for StoredVectors {
     fn note(&self, _at: VectorRef, _vector: &Arc<[f32]>) {}
 }
 
+impl VectorMemo for StoredVectors {
+    fn get(&self, model: ModelId, content: ContentHash) -> Option<VectorRef> {
+        self.0.find(model, content)
+    }
+
+    fn put(
+        &self,
+        model: ModelId,
+        content: ContentHash,
+        vector: &[f32],
+    ) -> Result<VectorRef, WorldError> {
+        Ok(self.0.put(model, content, vector))
+    }
+}
+
 impl Service {
-    /// Opens the data folder, replays it, and serves. Call it on a tokio runtime's thread that may
-    /// block; replay is reported through [`Wiring::on_replay`].
+    /// Opens the data folder, replays it, and serves. Blocks until the log is
+    /// replayed.
     pub fn start(wiring: Wiring, runtime: tokio::runtime::Handle) -> Result<Service, WorldError> {
         let vectors = EmbeddingStore::open(Arc::clone(&wiring.store), VectorOptions::default())?;
         let vectors = Arc::new(vectors);
@@ -143,7 +155,7 @@ impl Service {
             ..LogOptions::default()
         };
         let (log, replay) = InputLog::open(Arc::clone(&wiring.store), options)?;
-        let memo: Arc<dyn VectorMemo> = Arc::clone(&vectors) as _;
+        let memo: Arc<dyn VectorMemo> = Arc::new(StoredVectors(Arc::clone(&vectors)));
         let embed = EmbedService::new(EmbedConfig::default(), memo);
         let builder = BuilderHandle::threads(wiring.builder_threads)
             .map_err(|error| WorldError::io("cannot start", "builder threads".as_ref(), error))?;
@@ -185,7 +197,6 @@ impl Service {
         let preparer_parts = (Arc::clone(&pipeline), Arc::clone(&embed), Arc::clone(&vectors));
         let mut next_object = 1;
         let registry = Arc::clone(&pipeline);
-        let replay = replay.with_progress(Arc::clone(&wiring.on_replay));
         let (engine, mut recovered) = Engine::<WorkerProgram>::start(
             engine_options,
             Arc::new(log),
@@ -221,7 +232,6 @@ impl Service {
             runtime,
             is_stopping: Arc::default(),
             is_ready: AtomicBool::new(false),
-            log_options: CompactOptions::default(),
         });
         spawn_replies(Arc::downgrade(&inner), reply_receiver);
         spawn_upkeep(Arc::downgrade(&inner));
@@ -314,7 +324,7 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             rounds += 1;
             inner.refresh_gauges();
             if rounds.is_multiple_of(30)
-                && let Err(error) = inner.engine.compact_log(&inner.log_options)
+                && let Err(error) = inner.engine.compact_log(&inner.compact_options())
             {
                 tracing::error!(%error, "the input log could not be compacted; trying again later");
             }
@@ -325,6 +335,16 @@ fn spawn_upkeep(inner: Weak<Inner>) {
 }
 
 impl Inner {
+    /// What compaction may forget: rows of dropped sources, what is older than a day.
+    fn compact_options(&self) -> CompactOptions {
+        let pipeline = Arc::clone(&self.pipeline);
+        CompactOptions {
+            now: self.engine.clock().now_micros(),
+            keep_vector: None,
+            keep_source: Some(Arc::new(move |source| pipeline.get(source).is_some())),
+        }
+    }
+
     /// A rendered row turned bad, or is good again.
     fn row_error(&self, relation: ObjectId, key: &Key, error: DataError, diff: i64) {
         let Some(declared) = self.pipeline.get(relation) else { return };

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use engine::contract::VectorMemo;
 use engine::durable::EmbeddingStore;
 use engine::limits;
 use engine::model::{ContentHash, ModelId, Row, VectorFact, VectorRef};
@@ -94,13 +93,7 @@ impl PipelinePreparer {
         let (ModelKind::Column { id, .. }, IndexedValue::Vector(vector)) = (model, value) else {
             return None;
         };
-        match self.vectors.put(*id, content, vector) {
-            Ok(at) => Some(at),
-            Err(error) => {
-                tracing::error!(%error, "a vector could not be stored; its chunk stays pending");
-                None
-            }
-        }
+        Some(self.vectors.put(*id, content, vector))
     }
 }
 

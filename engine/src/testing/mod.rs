@@ -1,17 +1,14 @@
 //! Test doubles and law suites for every crate above the ground floor (feature `testing`).
-
-mod memory_store;
-mod store_laws;
-
-pub use memory_store::{Faults, MemoryStore};
-pub use store_laws::store_laws;
-//! Test doubles and laws for every crate above (feature `testing`).
 //!
 //! Each contract has a law suite that all its implementations run, and a deterministic double
 //! whose delays and failures are scripted.
 
 mod hashed;
 mod laws;
+mod memory_store;
+mod store_laws;
 
 pub use hashed::{HashedEmbedder, MemoryMemo};
 pub use laws::embedder_laws;
+pub use memory_store::{Faults, MemoryStore};
+pub use store_laws::store_laws;

@@ -1,0 +1,220 @@
+//! The naive program: everything from scratch, from all changes at or before a time.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use engine::contract::{Embedder, Store};
+use engine::durable::{InputLog, LogOptions, Replayed};
+use engine::model::{Change, ChunkId, ContentHash, Key, RowCodec, Time, Value};
+use operators::chunk::{Chunker, ModelTokens};
+use operators::index::Analyzer;
+use queries::render::{Declared, chunking};
+use serde_json::json;
+
+use super::rig::Rig;
+
+/// What the log says was bound when.
+pub struct Timeline {
+    ticks: BTreeMap<Time, (Vec<Change>, Vec<ContentHash>)>,
+    codec: RowCodec,
+    chunker: Chunker,
+    encoder: Arc<dyn Embedder>,
+    begin: Time,
+}
+
+impl Timeline {
+    /// Reads the engine's own log, as a restart would.
+    pub fn read(rig: &Rig) -> Timeline {
+        let store = Arc::clone(&rig.store) as Arc<dyn Store>;
+        let pipeline = rig.service.pipeline_ref();
+        let Some(Declared::Index(index)) = pipeline.by_name("found") else { panic!("declared") };
+        let Some(Declared::Source { codec, .. }) = pipeline.by_name("docs") else {
+            panic!("declared")
+        };
+        let encoder = Arc::clone(&rig.encoder) as Arc<dyn Embedder>;
+        let tokens = Arc::new(ModelTokens::new(Arc::clone(&encoder)));
+        let mut timeline = Timeline {
+            ticks: BTreeMap::new(),
+            codec: RowCodec::new(codec.schema().clone()).expect("packable"),
+            chunker: Chunker::new(&chunking(&index.definition), tokens),
+            encoder,
+            begin: 0,
+        };
+        let (_log, replay) = InputLog::open(store, LogOptions::default()).expect("readable");
+        for record in replay {
+            match record.expect("whole") {
+                Replayed::Ddl(ddl) => timeline.begin = timeline.begin.max(ddl.at),
+                Replayed::Tick(tick) => {
+                    let changes = tick.stages.into_iter().flat_map(|stage| stage.changes);
+                    let facts = tick.vectors.iter().map(|fact| fact.content);
+                    timeline.ticks.insert(tick.at, (changes.collect(), facts.collect()));
+                }
+                _ => {}
+            }
+        }
+        timeline
+    }
+
+    /// The ticks that everything declared can be read at.
+    pub fn times(&self) -> Vec<Time> {
+        self.ticks.keys().copied().filter(|at| *at >= self.begin).collect()
+    }
+}
+
+struct Chunk {
+    id: String,
+    text: String,
+    content: ContentHash,
+    lang: String,
+    terms: HashMap<String, u32>,
+    length: u32,
+}
+
+/// The state at a time.
+pub struct Naive<'a> {
+    timeline: &'a Timeline,
+    rows: BTreeSet<String>,
+    kept: usize,
+    chunks: Vec<Chunk>,
+    vectors: HashSet<ContentHash>,
+    pending: u64,
+}
+
+fn terms(text: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    Analyzer::parse("english").expect("known").words(text, |word| out.push(word.to_owned()));
+    out
+}
+
+impl<'a> Naive<'a> {
+    /// Recomputes the state at a time.
+    pub fn at(timeline: &'a Timeline, at: Time) -> Naive<'a> {
+        let mut live: BTreeMap<Key, &Change> = BTreeMap::new();
+        let mut vectors = HashSet::new();
+        for (changes, facts) in timeline.ticks.range(..=at).map(|(_, tick)| tick) {
+            for change in changes {
+                live.insert(change.key.clone(), change);
+            }
+            vectors.extend(facts.iter().copied());
+        }
+        let mut naive = Naive {
+            timeline,
+            rows: BTreeSet::new(),
+            kept: 0,
+            chunks: Vec::new(),
+            vectors,
+            pending: 0,
+        };
+        for (key, change) in live {
+            if let Some(row) = &change.row {
+                naive.add(&key, &timeline.codec.unpack(row));
+            }
+        }
+        naive
+    }
+
+    fn add(&mut self, key: &Key, values: &[Value]) {
+        let texts: Vec<&str> = values
+            .iter()
+            .map(|value| match value {
+                Value::Text(text) => &**text,
+                _ => panic!("scripts push texts"),
+            })
+            .collect();
+        self.rows.insert(json!(texts).to_string());
+        if texts[2] == "xx" {
+            return;
+        }
+        self.kept += 1;
+        let chunker = &self.timeline.chunker;
+        let mut is_pending = false;
+        for piece in chunker.cut(texts[1]) {
+            let text = &texts[1][piece.range.0 as usize..piece.range.1 as usize];
+            let id =
+                ChunkId::new("docs", key, chunker.strategy(), piece.content, piece.occurrence);
+            let words = terms(text);
+            let mut counted = HashMap::new();
+            words.iter().for_each(|word| *counted.entry(word.clone()).or_default() += 1);
+            is_pending |= !self.vectors.contains(&piece.content);
+            self.chunks.push(Chunk {
+                id: id.to_string(),
+                text: text.to_owned(),
+                content: piece.content,
+                lang: texts[2].to_owned(),
+                length: words.len() as u32,
+                terms: counted,
+            });
+        }
+        self.pending += u64::from(is_pending);
+    }
+
+    pub fn rows(&self) -> BTreeSet<String> {
+        self.rows.clone()
+    }
+
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// All visible chunks with their scores, best first, ties by id (API §3).
+    pub fn search(&self, question: &str, lang: Option<&str>) -> Vec<(String, f64)> {
+        let asked = terms(question);
+        let embed = |text: &str| -> Vec<f32> {
+            let mut vectors = self.timeline.encoder.embed(&[text]).expect("not scripted any more");
+            vectors.pop().expect("one in, one out")
+        };
+        let query = embed(question);
+        let n = self.chunks.len() as f64;
+        let average = self.chunks.iter().map(|c| f64::from(c.length)).sum::<f64>() / n.max(1.0);
+        let idf = |term: &String| {
+            let df = self.chunks.iter().filter(|c| c.terms.contains_key(term)).count() as f64;
+            (1.0 + (n - df + 0.5) / (df + 0.5)).ln()
+        };
+        let bound: f64 = asked.iter().map(|term| idf(term) * 2.2).sum();
+        let mut scored: Vec<(String, f64)> = self
+            .chunks
+            .iter()
+            .filter(|chunk| lang.is_none_or(|lang| chunk.lang == lang))
+            .map(|chunk| {
+                let length = f64::from(chunk.length) / average;
+                let bm25: f64 = asked
+                    .iter()
+                    .map(|term| {
+                        let tf = f64::from(chunk.terms.get(term).copied().unwrap_or(0));
+                        idf(term) * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * length))
+                    })
+                    .sum();
+                let near = if self.vectors.contains(&chunk.content) {
+                    let vector = embed(&chunk.text);
+                    let cos: f64 = query
+                        .iter()
+                        .zip(&vector)
+                        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                        .sum();
+                    (1.0 + cos) / 2.0
+                } else {
+                    0.0
+                };
+                let said = if bound > 0.0 { bm25 / bound } else { 0.0 };
+                (chunk.id.clone(), (2.0 * near + said) / 3.0)
+            })
+            .collect();
+        scored.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        scored
+    }
+
+    /// The ids of the k best.
+    pub fn retrieval_set(&self, question: &str, k: usize) -> BTreeSet<String> {
+        self.search(question, None).into_iter().take(k).map(|(id, _)| id).collect()
+    }
+
+    /// Whether the k-th and the next are too close to call.
+    pub fn is_near_tie(&self, question: &str, k: usize, epsilon: f64) -> bool {
+        let scored = self.search(question, None);
+        scored.len() > k && scored[k - 1].1 - scored[k].1 <= epsilon
+    }
+}

@@ -1,0 +1,119 @@
+//! A whole engine on a virtual clock, a store in memory and a scripted encoder.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::contract::{Embedder, Store};
+use engine::error::DataError;
+use engine::model::{Key, RowCodec, Schema, Value};
+use engine::runtime::VirtualClock;
+use engine::testing::{HashedEmbedder, MemoryStore};
+use queries::api::{Backend, PushLine, PushRequest};
+use queries::service::{DecodedPush, Service, Wiring};
+
+/// Length of the encoder's vectors: small, so that near-ties happen.
+pub const DIMENSIONS: usize = 16;
+
+/// What every script declares.
+pub const PIPELINE: &str = "
+CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, body TEXT, lang TEXT);
+CREATE VIEW kept AS SELECT id, body, lang FROM docs WHERE lang <> 'xx';
+CREATE MODEL hashed FROM 'hashed';
+CREATE INDEX found ON kept USING HYBRID (body) CHUNK BY recursive(max_tokens => 16)
+    EMBED WITH hashed INCLUDE (lang) WITH (QUANTIZATION = 'f32', RETAIN = '1 day');
+CREATE CACHE answers ON found WITH (K = 3, RETRIEVAL = 'exact', TTL = '10 minutes');
+";
+
+/// A running engine.
+pub struct Rig {
+    pub service: Service,
+    pub clock: VirtualClock,
+    pub store: Arc<MemoryStore>,
+    pub encoder: Arc<HashedEmbedder>,
+    pub runtime: tokio::runtime::Runtime,
+}
+
+impl Rig {
+    /// An engine with the pipeline declared.
+    pub fn start(workers: usize) -> Rig {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let clock = VirtualClock::new(1_800_000_000_000_000);
+        let store = Arc::new(MemoryStore::new());
+        let encoder = Arc::new(HashedEmbedder::new("hashed", DIMENSIONS));
+        let model = Arc::clone(&encoder);
+        let wiring = Wiring {
+            store: Arc::clone(&store) as Arc<dyn Store>,
+            workers,
+            communication: None,
+            clock: Arc::new(clock.clone()),
+            load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
+            connect: Arc::new(|_, _| Ok(None)),
+            decode_push: Arc::new(decode),
+            metrics: Arc::new(String::new),
+            builder_threads: 1,
+        };
+        let service = Service::start(wiring, runtime.handle().clone()).expect("an empty store");
+        let reconciled = runtime.block_on(service.reconcile(PIPELINE, false, false));
+        reconciled.expect("the pipeline is right");
+        Rig { service, clock, store, encoder, runtime }
+    }
+
+    /// Pushes lines, waiting until all indexes show them when asked to.
+    pub fn push(&self, lines: &[String], wait: bool) -> Result<(), String> {
+        let lines = lines.iter().enumerate().map(|(i, line)| PushLine {
+            line: i as u64 + 1,
+            raw: line.clone().into_bytes(),
+        });
+        let request = PushRequest {
+            source: "docs".to_owned(),
+            lines: lines.collect(),
+            wait_visible_ms: wait.then_some(20_000),
+            ..PushRequest::default()
+        };
+        let reply = self.runtime.block_on(self.service.push(request));
+        let reply = reply.map_err(|problem| problem.to_string())?;
+        match reply.visible {
+            Some(false) => Err("a push did not become visible".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the engine come to rest, moving the clock.
+    pub fn pause(&self, micros: u64) {
+        self.clock.advance(micros);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The schema's codec.
+fn codec(schema: &Schema) -> RowCodec {
+    RowCodec::new(schema.clone()).expect("text columns")
+}
+
+/// A plain decoder: the connectors' own has tests of its own.
+fn decode(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
+    let codec = codec(schema);
+    let mut decoded = DecodedPush::default();
+    for line in lines {
+        let Ok(json) = line.decode() else {
+            decoded.rejected.push((line.line, DataError::new("invalid-json", "bad line")));
+            continue;
+        };
+        let key = Key::from_json(&json["key"]);
+        let row = (json["op"] == "upsert").then(|| {
+            let value = |column: &engine::model::Column| match &*column.name {
+                "id" => Value::from_json(&json["key"], column).expect("a text"),
+                name => Value::from_json(&json["value"][name], column).expect("a text"),
+            };
+            codec.pack(&schema.columns.iter().map(value).collect::<Vec<_>>())
+        });
+        decoded.changes.retain(|(known, ..)| *known != key);
+        decoded.changes.push((key, row, None));
+        decoded.accepted += 1;
+    }
+    decoded
+}

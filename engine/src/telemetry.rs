@@ -167,7 +167,10 @@ pub fn install() -> Telemetry {
         .get_or_init(|| {
             let recorder = builder().build_recorder();
             let handle = recorder.handle();
-            assert!(metrics::set_global_recorder(recorder).is_ok(), "another recorder is installed");
+            assert!(
+                metrics::set_global_recorder(recorder).is_ok(),
+                "another recorder is installed"
+            );
             describe_all();
             Telemetry { handle }
         })
@@ -221,8 +224,16 @@ mod tests {
             let name = metric.name;
             assert!(names.insert(name), "{name} is declared twice");
             assert!(name.starts_with("headwater_"), "{name}");
-            assert!(metric.help.ends_with('.') && metric.help.len() > 10, "{name}: {}", metric.help);
-            assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+            assert!(
+                metric.help.ends_with('.') && metric.help.len() > 10,
+                "{name}: {}",
+                metric.help
+            );
+            assert_eq!(
+                name.ends_with("_total"),
+                metric.kind == Kind::Counter,
+                "{name}"
+            );
             let stem = name.trim_end_matches("_total");
             match metric.unit {
                 Unit::Seconds => assert!(stem.ends_with("_seconds"), "{name}"),
@@ -231,7 +242,10 @@ mod tests {
                 other => panic!("{name} has the unexpected unit {other:?}"),
             }
             if metric.kind == Kind::Histogram {
-                assert!(metric.unit == Unit::Seconds, "{name}: no buckets for its unit");
+                assert!(
+                    metric.unit == Unit::Seconds,
+                    "{name}: no buckets for its unit"
+                );
             }
         }
     }
@@ -239,7 +253,9 @@ mod tests {
     #[test]
     fn text_has_help_type_buckets_and_process_figures() {
         let recorder = builder().build_recorder();
-        let telemetry = Telemetry { handle: recorder.handle() };
+        let telemetry = Telemetry {
+            handle: recorder.handle(),
+        };
         let text = metrics::with_local_recorder(&recorder, || {
             describe_all();
             metrics::counter!(ROWS_IN.name, "source" => "docs").increment(3);

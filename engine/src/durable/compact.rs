@@ -39,15 +39,13 @@ use super::writer::Shared;
 use crate::contract::AppendFile;
 use crate::error::{DeadLetter, WorldError};
 use crate::limits::{BASE_RECORD_BYTES_MAX, DEAD_LETTERS_MAX, IDEMPOTENCY_SECONDS};
-use crate::model::{
-    Change, ContentHash, ModelId, ObjectId, Time, VectorFact, VectorRef,
-};
+use crate::model::{Change, ContentHash, ModelId, ObjectId, Time, VectorFact, VectorRef};
 use crate::telemetry;
 
 /// What compaction may forget.
 #[derive(Clone, Default)]
 pub struct CompactOptions {
-    /// The present, microseconds since the epoch: tombstones and replies older than 24 h go.
+    /// The present, microseconds since the epoch: replies older than 24 h go.
     pub now: Time,
     /// Whether a vector fact is still needed; all are kept when not told.
     pub keep_vector: Option<Arc<dyn Fn(ModelId, ContentHash) -> bool + Send + Sync>>,
@@ -101,7 +99,9 @@ impl InputLog {
 /// The longest prefix of sealed segments at or before `since`.
 pub(super) fn compactable(manifest: &Manifest, since: Time) -> &[Segment] {
     let is_past = |segment: &&Segment| {
-        segment.sealed.is_some_and(|sealed| sealed.time.is_none_or(|time| time <= since))
+        segment
+            .sealed
+            .is_some_and(|sealed| sealed.time.is_none_or(|time| time <= since))
     };
     &manifest.segments[..manifest.segments.iter().take_while(is_past).count()]
 }
@@ -147,25 +147,45 @@ fn run(
     }
     metrics::counter!(telemetry::LOG_COMPACTIONS.name).increment(1);
     let bytes = |segments: &[Segment]| {
-        segments.iter().map(|segment| segment.sealed.map_or(0, |sealed| sealed.bytes)).sum()
+        segments
+            .iter()
+            .map(|segment| segment.sealed.map_or(0, |sealed| sealed.bytes))
+            .sum()
     };
     let (bytes_before, bytes_after) = (bytes(&old), bytes(&base.done));
-    tracing::info!(at, bytes_before, bytes_after, rows, "compacted the input log");
-    Ok(Some(Compacted { at, bytes_before, bytes_after, rows }))
+    tracing::info!(
+        at,
+        bytes_before,
+        bytes_after,
+        rows,
+        "compacted the input log"
+    );
+    Ok(Some(Compacted {
+        at,
+        bytes_before,
+        bytes_after,
+        rows,
+    }))
 }
 
 fn reader(shared: &Shared, segments: &[Segment]) -> Reader {
     let length = |segment: &Segment| segment.sealed.expect("only sealed segments").bytes;
     Reader::new(
         Arc::clone(&shared.store),
-        segments.iter().map(|segment| (segment.name(), length(segment))),
+        segments
+            .iter()
+            .map(|segment| (segment.name(), length(segment))),
     )
 }
 
 /// Lists `new` in the place of `old`.
 fn swap(shared: &Shared, old: &[Segment], new: &[Segment]) -> Result<(), WorldError> {
     let mut manifest = shared.manifest.lock().expect("no panic under this lock");
-    assert_eq!(&manifest.segments[..old.len()], old, "only compaction changes sealed segments");
+    assert_eq!(
+        &manifest.segments[..old.len()],
+        old,
+        "only compaction changes sealed segments"
+    );
     let mut next = manifest.clone();
     next.segments.splice(..old.len(), new.iter().cloned());
     next.save(&*shared.store)?;
@@ -206,13 +226,18 @@ impl Survey {
             survey.event(event);
         }
         let keeps = |source: ObjectId| options.keep_source.as_ref().is_none_or(|keep| keep(source));
+        // By the base's time, not by the present: a tick after the base that was decided while the
+        // delete still guarded its version must be decided the same way again.
+        let at = survey.at;
         survey.winners.retain(|(source, _), winner| {
-            keeps(*source) && (winner.held.is_live || !is_forgotten(winner.held.at, options.now))
+            keeps(*source) && (winner.held.is_live || !is_forgotten(winner.held.at, at))
         });
         survey.lanes.retain(|(source, _), _| keeps(*source));
         survey.letters.retain(|source, _| keeps(*source));
         if let Some(keep) = &options.keep_vector {
-            survey.facts.retain(|(model, content), _| keep(*model, *content));
+            survey
+                .facts
+                .retain(|(model, content), _| keep(*model, *content));
         }
         Ok(survey)
     }
@@ -221,7 +246,11 @@ impl Survey {
         let key = (source, ContentHash::of(change.key.as_str().as_bytes()));
         let held = self.winners.get(&key).map(|winner| winner.held);
         if is_admitted(held, change.version, at) {
-            let held = Held { version: change.version, is_live: change.row.is_some(), at };
+            let held = Held {
+                version: change.version,
+                is_live: change.row.is_some(),
+                at,
+            };
             self.winners.insert(key, Winner { order, held });
         }
     }
@@ -248,14 +277,15 @@ impl Survey {
                 self.at = self.at.max(tick.at);
                 tick.vectors.iter().for_each(|fact| self.fact(fact));
                 for stage in tick.stages {
-                    let lane = self.lanes.entry((stage.source, stage.lane.clone())).or_insert_with(
-                        || LaneState {
+                    let lane = self
+                        .lanes
+                        .entry((stage.source, stage.lane.clone()))
+                        .or_insert_with(|| LaneState {
                             source: stage.source,
                             lane: stage.lane,
                             sequence: 0,
                             position: None,
-                        },
-                    );
+                        });
                     lane.sequence = stage.sequence;
                     lane.position = stage.position.or(lane.position.take());
                 }
@@ -271,11 +301,16 @@ impl Survey {
 fn for_each_change(event: &Replayed, mut f: impl FnMut(ObjectId, Time, &Change)) {
     match event {
         Replayed::Rows(rows) => {
-            rows.rows.iter().for_each(|row| f(rows.source, row.at, &row.change));
+            rows.rows
+                .iter()
+                .for_each(|row| f(rows.source, row.at, &row.change));
         }
         Replayed::Tick(tick) => {
             for stage in &tick.stages {
-                stage.changes.iter().for_each(|change| f(stage.source, tick.at, change));
+                stage
+                    .changes
+                    .iter()
+                    .for_each(|change| f(stage.source, tick.at, change));
             }
         }
         _ => {}
@@ -285,7 +320,9 @@ fn for_each_change(event: &Replayed, mut f: impl FnMut(ObjectId, Time, &Change))
 fn for_each_letter(event: &Replayed, mut f: impl FnMut(ObjectId, Time, u64, &DeadLetter)) {
     match event {
         Replayed::Letters(base) => {
-            base.letters.iter().for_each(|(at, wall, letter)| f(base.source, *at, *wall, letter));
+            base.letters
+                .iter()
+                .for_each(|(at, wall, letter)| f(base.source, *at, *wall, letter));
         }
         Replayed::Tick(tick) => {
             for stage in &tick.stages {
@@ -305,7 +342,11 @@ fn for_each_reply(event: Replayed, mut f: impl FnMut(BaseReply)) {
             for stage in tick.stages {
                 let (source, at_wall) = (stage.source, stage.at_wall);
                 if let Some(idempotency) = stage.idempotency {
-                    f(BaseReply { source, idempotency, at_wall });
+                    f(BaseReply {
+                        source,
+                        idempotency,
+                        at_wall,
+                    });
                 }
             }
         }
@@ -329,8 +370,9 @@ fn write_base(
         base.write(&Record::Reserve(survey.reserved))?;
     }
     let facts = survey.facts.into_iter();
-    let facts: Vec<VectorFact> =
-        facts.map(|((model, content), at)| VectorFact { model, content, at }).collect();
+    let facts: Vec<VectorFact> = facts
+        .map(|((model, content), at)| VectorFact { model, content, at })
+        .collect();
     for facts in facts.chunks(BASE_RECORD_BYTES_MAX / 48) {
         base.write(&Record::BaseVectors(facts.to_vec()))?;
     }
@@ -341,11 +383,13 @@ fn write_base(
 
     // The newest letters of a source are the last ones bound: skip what is too many.
     let too_many = |count: &u64| count.saturating_sub(DEAD_LETTERS_MAX as u64);
-    let mut skip: HashMap<ObjectId, u64> =
-        survey.letters.iter().map(|(source, count)| (*source, too_many(count))).collect();
-    let is_remembered = |at_wall: u64| {
-        options.now.saturating_sub(at_wall) < IDEMPOTENCY_SECONDS * 1_000_000
-    };
+    let mut skip: HashMap<ObjectId, u64> = survey
+        .letters
+        .iter()
+        .map(|(source, count)| (*source, too_many(count)))
+        .collect();
+    let is_remembered =
+        |at_wall: u64| options.now.saturating_sub(at_wall) < IDEMPOTENCY_SECONDS * 1_000_000;
     let keeps = |source: ObjectId| options.keep_source.as_ref().is_none_or(|keep| keep(source));
     let mut pending = Pending::default();
     let mut reader = reader(shared, old);
@@ -354,14 +398,20 @@ fn write_base(
         for_each_change(&event, |source, at, change| {
             order += 1;
             let key = (source, ContentHash::of(change.key.as_str().as_bytes()));
-            if survey.winners.get(&key).is_some_and(|winner| winner.order == order) {
+            if survey
+                .winners
+                .get(&key)
+                .is_some_and(|winner| winner.order == order)
+            {
                 pending.row(source, at, change);
             }
         });
-        for_each_letter(&event, |source, at, wall, letter| match skip.get_mut(&source) {
-            Some(0) => pending.letter(source, at, wall, letter),
-            Some(skip) => *skip -= 1,
-            None => {}
+        for_each_letter(&event, |source, at, wall, letter| {
+            match skip.get_mut(&source) {
+                Some(0) => pending.letter(source, at, wall, letter),
+                Some(skip) => *skip -= 1,
+                None => {}
+            }
         });
         for_each_reply(event, |reply| {
             if is_remembered(reply.at_wall) && keeps(reply.source) {
@@ -392,12 +442,18 @@ impl Pending {
     fn row(&mut self, source: ObjectId, at: Time, change: &Change) {
         let row = change.row.as_ref().map_or(0, |row| row.as_bytes().len());
         self.bytes += row + change.key.as_str().len() + 24;
-        self.rows.entry(source).or_default().push(BaseRow { at, change: change.clone() });
+        self.rows.entry(source).or_default().push(BaseRow {
+            at,
+            change: change.clone(),
+        });
     }
 
     fn letter(&mut self, source: ObjectId, at: Time, wall: u64, letter: &DeadLetter) {
         self.bytes += letter.payload.len() + letter.position.len() + letter.error.detail.len() + 64;
-        self.letters.entry(source).or_default().push((at, wall, letter.clone()));
+        self.letters
+            .entry(source)
+            .or_default()
+            .push((at, wall, letter.clone()));
     }
 
     fn reply(&mut self, reply: BaseReply) {
@@ -432,7 +488,13 @@ struct BaseWriter<'a> {
 
 impl<'a> BaseWriter<'a> {
     fn new(shared: &'a Shared) -> Self {
-        BaseWriter { shared, open: None, time: None, buffer: Vec::new(), done: Vec::new() }
+        BaseWriter {
+            shared,
+            open: None,
+            time: None,
+            buffer: Vec::new(),
+            done: Vec::new(),
+        }
     }
 
     fn write(&mut self, record: &Record) -> Result<(), WorldError> {
@@ -440,7 +502,11 @@ impl<'a> BaseWriter<'a> {
             // A number is taken in memory only: after a crash it is free again, as its file is a
             // stranger then.
             let number = {
-                let mut manifest = self.shared.manifest.lock().expect("no panic under this lock");
+                let mut manifest = self
+                    .shared
+                    .manifest
+                    .lock()
+                    .expect("no panic under this lock");
                 manifest.next += 1;
                 manifest.next - 1
             };
@@ -464,9 +530,18 @@ impl<'a> BaseWriter<'a> {
 
     /// Syncs the segment being written.
     fn finish(&mut self) -> Result<(), WorldError> {
-        let Some((number, mut file)) = self.open.take() else { return Ok(()) };
-        let sealed = Sealed { bytes: file.len() + self.buffer.len() as u64, time: self.time.take() };
-        self.done.push(Segment { number, is_base: true, sealed: Some(sealed) });
+        let Some((number, mut file)) = self.open.take() else {
+            return Ok(());
+        };
+        let sealed = Sealed {
+            bytes: file.len() + self.buffer.len() as u64,
+            time: self.time.take(),
+        };
+        self.done.push(Segment {
+            number,
+            is_base: true,
+            sealed: Some(sealed),
+        });
         file.append(&self.buffer)?;
         self.buffer.clear();
         file.sync()

@@ -67,7 +67,11 @@ pub enum Unreadable {
 /// When the payload is larger than [`RECORD_BYTES_MAX`] or the file larger than 4 GiB: bodies and
 /// segments are bounded far below.
 pub fn encode(out: &mut Vec<u8>, synced: u64, kind: u8, payload: &[u8]) {
-    assert!(payload.len() <= RECORD_BYTES_MAX, "a record of {} bytes", payload.len());
+    assert!(
+        payload.len() <= RECORD_BYTES_MAX,
+        "a record of {} bytes",
+        payload.len()
+    );
     assert_ne!(kind, 0, "kind 0 stands for zeroed bytes");
     let length = (payload.len() as u32).to_le_bytes();
     let synced = u32::try_from(synced).expect("a file of frames is smaller than 4 GiB");
@@ -89,7 +93,9 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Unreadable> {
     let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
     let (length, kind, version) = (word(0) as usize, bytes[12], bytes[13]);
     if kind == 0 || length > RECORD_BYTES_MAX {
-        return Err(Unreadable::Bad(format!("no frame starts here (kind {kind})")));
+        return Err(Unreadable::Bad(format!(
+            "no frame starts here (kind {kind})"
+        )));
     }
     if version != FORMAT_VERSION {
         return Err(Unreadable::Bad(format!(
@@ -105,7 +111,11 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Unreadable> {
             "checksum is {found:08x}, its bytes give {computed:08x}"
         )));
     }
-    Ok(Frame { kind, synced: u64::from(word(8)), payload })
+    Ok(Frame {
+        kind,
+        synced: u64::from(word(8)),
+        payload,
+    })
 }
 
 /// What ends a file of frames.
@@ -128,12 +138,19 @@ pub fn judge_tail(tail: &[u8], offset: u64) -> Tail {
         Ok(_) => panic!("judge_tail is called where no frame can be read"),
         Err(Unreadable::Bad(detail)) => detail,
         Err(Unreadable::Short(needed)) => {
-            format!("a frame of {needed} bytes, but the file ends after {}", tail.len())
+            format!(
+                "a frame of {needed} bytes, but the file ends after {}",
+                tail.len()
+            )
         }
     };
-    let vouched = (1..tail.len())
-        .any(|skip| decode(&tail[skip..]).is_ok_and(|frame| frame.synced > offset));
-    if vouched { Tail::Damaged(offset, wrong) } else { Tail::Torn(offset) }
+    let vouched =
+        (1..tail.len()).any(|skip| decode(&tail[skip..]).is_ok_and(|frame| frame.synced > offset));
+    if vouched {
+        Tail::Damaged(offset, wrong)
+    } else {
+        Tail::Torn(offset)
+    }
 }
 
 fn checksum(length: &[u8], rest: &[u8], payload: &[u8]) -> u32 {
@@ -191,6 +208,9 @@ mod tests {
         // A hole in the last group, with a whole frame behind it, is a torn group all the same.
         let (mut bytes, starts) = file_of(&[&[b"a"], &[b"c", b"d", b"e"]]);
         bytes[starts[2]..starts[3]].fill(0);
-        assert_eq!(judge_tail(&bytes[starts[2]..], starts[2] as u64), Tail::Torn(starts[2] as u64));
+        assert_eq!(
+            judge_tail(&bytes[starts[2]..], starts[2] as u64),
+            Tail::Torn(starts[2] as u64)
+        );
     }
 }

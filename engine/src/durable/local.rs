@@ -39,7 +39,10 @@ impl LocalStore {
         std::fs::create_dir_all(folder)
             .map_err(|error| WorldError::io("cannot create the folder", folder, error))?;
         let lock = lock(folder)?;
-        let store = LocalStore { folder: folder.to_owned(), _lock: lock };
+        let store = LocalStore {
+            folder: folder.to_owned(),
+            _lock: lock,
+        };
         for name in store.names()? {
             if name.ends_with(TEMPORARY) {
                 store.remove(&name)?; // a replace that a crash cut short
@@ -54,10 +57,12 @@ impl LocalStore {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        let is_valid =
-            |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+        let is_valid = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
         assert!(
-            !name.is_empty() && name != LOCK && !name.starts_with('.') && name.bytes().all(is_valid),
+            !name.is_empty()
+                && name != LOCK
+                && !name.starts_with('.')
+                && name.bytes().all(is_valid),
             "{name:?} is not the name of a stored file"
         );
         self.folder.join(name)
@@ -108,7 +113,10 @@ fn lock(folder: &Path) -> Result<File, WorldError> {
                 "" => "another process".to_owned(),
                 holder => holder.to_owned(),
             };
-            return Err(WorldError::Locked { path: folder.display().to_string(), holder });
+            return Err(WorldError::Locked {
+                path: folder.display().to_string(),
+                holder,
+            });
         }
         Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
     }
@@ -127,7 +135,11 @@ impl Store for LocalStore {
         let path = self.path(name);
         let failed = |error| WorldError::io("cannot open", &path, error);
         let is_new = !path.exists();
-        let file = OpenOptions::new().append(true).create(true).open(&path).map_err(failed)?;
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .map_err(failed)?;
         let len = file.metadata().map_err(failed)?.len();
         if is_new {
             self.sync_folder()?;
@@ -211,7 +223,9 @@ impl AppendFile for LocalFile {
     }
 
     fn sync(&mut self) -> Result<(), WorldError> {
-        self.file.sync_data().map_err(|error| WorldError::io("cannot sync", &self.path, error))
+        self.file
+            .sync_data()
+            .map_err(|error| WorldError::io("cannot sync", &self.path, error))
     }
 
     fn len(&self) -> u64 {
@@ -236,7 +250,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = LocalStore::open(folder.path()).unwrap();
         let error = LocalStore::open(folder.path()).unwrap_err().to_string();
-        assert!(error.contains(&format!("process {} (since 2", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("process {} (since 2", std::process::id())),
+            "{error}"
+        );
         drop(store);
         LocalStore::open(folder.path()).unwrap();
     }

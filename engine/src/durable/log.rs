@@ -48,7 +48,10 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        LogOptions { segment_bytes: SEGMENT_BYTES, before_vectors: None }
+        LogOptions {
+            segment_bytes: SEGMENT_BYTES,
+            before_vectors: None,
+        }
     }
 }
 
@@ -86,7 +89,11 @@ impl InputLog {
             None => create(&*store)?,
         };
         manifest.remove_strangers(&*store)?;
-        let open = manifest.segments.last().expect("a manifest has an open segment").clone();
+        let open = manifest
+            .segments
+            .last()
+            .expect("a manifest has an open segment")
+            .clone();
         let (length, time) = recover(&*store, &open)?;
         let mut file = store.append(&open.name())?;
         if file.len() > length {
@@ -110,7 +117,13 @@ impl InputLog {
                 path: MANIFEST.to_owned(),
                 source,
             })?;
-        Ok((InputLog { shared, thread: Some(thread) }, replay))
+        Ok((
+            InputLog {
+                shared,
+                thread: Some(thread),
+            },
+            replay,
+        ))
     }
 
     /// Appends a record. Never waits for the disk.
@@ -129,7 +142,11 @@ impl InputLog {
     /// Called on the writer's thread after each group with the new watermark, after the group's
     /// callbacks. Replaces the one before.
     pub fn set_durable_listener(&self, listener: Box<dyn Fn(LogSequence) + Send + Sync>) {
-        *self.shared.listener.lock().expect("no panic under this lock") = Some(listener.into());
+        *self
+            .shared
+            .listener
+            .lock()
+            .expect("no panic under this lock") = Some(listener.into());
     }
 
     /// Waits until a record is durable; false when `timeout` is over.
@@ -144,7 +161,11 @@ impl InputLog {
 
     /// The present failure, for `/ready`; `None` once a group was written again.
     pub fn failure(&self) -> Option<LogFailure> {
-        self.shared.failure.lock().expect("no panic under this lock").clone()
+        self.shared
+            .failure
+            .lock()
+            .expect("no panic under this lock")
+            .clone()
     }
 
     /// Bytes appended and not yet durable.
@@ -156,11 +177,21 @@ impl InputLog {
     /// rewrite: compact when the second is as large as the first, and the cost of rewriting stays
     /// proportional to what is written.
     pub fn compactable_bytes(&self, since: Time) -> (u64, u64) {
-        let manifest = self.shared.manifest.lock().expect("no panic under this lock");
-        super::compact::compactable(&manifest, since).iter().fold((0, 0), |(base, new), segment| {
-            let bytes = segment.sealed.map_or(0, |sealed| sealed.bytes);
-            if segment.is_base { (base + bytes, new) } else { (base, new + bytes) }
-        })
+        let manifest = self
+            .shared
+            .manifest
+            .lock()
+            .expect("no panic under this lock");
+        super::compact::compactable(&manifest, since)
+            .iter()
+            .fold((0, 0), |(base, new), segment| {
+                let bytes = segment.sealed.map_or(0, |sealed| sealed.bytes);
+                if segment.is_base {
+                    (base + bytes, new)
+                } else {
+                    (base, new + bytes)
+                }
+            })
     }
 }
 
@@ -177,11 +208,22 @@ impl Drop for InputLog {
 
 /// Lays a new log: one open, empty segment.
 fn create(store: &dyn Store) -> Result<Manifest, WorldError> {
-    let open = Segment { number: 1, is_base: false, sealed: None };
-    let manifest = Manifest { next: 2, segments: vec![open.clone()] };
+    let open = Segment {
+        number: 1,
+        is_base: false,
+        sealed: None,
+    };
+    let manifest = Manifest {
+        next: 2,
+        segments: vec![open.clone()],
+    };
     // A segment without a manifest is the log of a lost manifest, never to be written over.
     if store.size(&open.name())?.is_some_and(|bytes| bytes > 0) {
-        return Err(corrupt(MANIFEST, 0, format!("missing, but {} is there", open.name())));
+        return Err(corrupt(
+            MANIFEST,
+            0,
+            format!("missing, but {} is there", open.name()),
+        ));
     }
     store.append(&open.name())?.sync()?;
     manifest.save(store)?;
@@ -192,7 +234,11 @@ fn create(store: &dyn Store) -> Result<Manifest, WorldError> {
 fn recover(store: &dyn Store, open: &Segment) -> Result<(u64, Option<Time>), WorldError> {
     let name = open.name();
     let Some(size) = store.size(&name)? else {
-        return Err(corrupt(&name, 0, "the manifest lists this segment, but it is missing"));
+        return Err(corrupt(
+            &name,
+            0,
+            "the manifest lists this segment, but it is missing",
+        ));
     };
     let mut reader = SegmentReader::new(name.clone(), size);
     let mut time = None;

@@ -68,10 +68,16 @@ pub(super) fn segment_name(number: u64) -> String {
 impl Manifest {
     /// Reads it; `None` when the folder has no log yet.
     pub fn load(store: &dyn Store) -> Result<Option<Manifest>, WorldError> {
-        let Some(size) = store.size(MANIFEST)? else { return Ok(None) };
+        let Some(size) = store.size(MANIFEST)? else {
+            return Ok(None);
+        };
         let bytes = store.read_at(MANIFEST, 0, size as usize)?;
         let payload = match frame::decode(&bytes) {
-            Ok(Frame { kind: KIND, payload, .. }) => payload,
+            Ok(Frame {
+                kind: KIND,
+                payload,
+                ..
+            }) => payload,
             other => return Err(corrupt(MANIFEST, 0, format!("not a manifest: {other:?}"))),
         };
         bincode::serde::decode_from_slice(payload, bincode::config::standard())
@@ -82,7 +88,11 @@ impl Manifest {
     /// Replaces it durably.
     pub fn save(&self, store: &dyn Store) -> Result<(), WorldError> {
         assert!(
-            self.segments.iter().rev().skip(1).all(|segment| segment.sealed.is_some()),
+            self.segments
+                .iter()
+                .rev()
+                .skip(1)
+                .all(|segment| segment.sealed.is_some()),
             "only the last segment may be open"
         );
         let payload = bincode::serde::encode_to_vec(self, bincode::config::standard())

@@ -322,7 +322,11 @@ impl Record {
 
 /// A stored record that does not fit what stands before it.
 pub(super) fn corrupt(path: &str, offset: u64, detail: impl Into<String>) -> WorldError {
-    WorldError::Corrupt { path: path.to_owned(), offset, detail: detail.into() }
+    WorldError::Corrupt {
+        path: path.to_owned(),
+        offset,
+        detail: detail.into(),
+    }
 }
 
 #[cfg(test)]
@@ -332,11 +336,22 @@ mod tests {
     #[test]
     fn a_version_is_admitted_once_and_a_delete_guards_it_for_a_day() {
         let day = TOMBSTONE_SECONDS * 1_000_000;
-        let live = Some(Held { version: 5, is_live: true, at: 10 });
+        let live = Some(Held {
+            version: 5,
+            is_live: true,
+            at: 10,
+        });
         assert!(is_admitted(None, 0, 0));
         assert!(!is_admitted(live, 5, 11) && is_admitted(live, 6, 11));
-        assert!(!is_admitted(live, 1, 10 + day), "a live row never forgets its version");
-        let gone = Some(Held { version: 5, is_live: false, at: 10 });
+        assert!(
+            !is_admitted(live, 1, 10 + day),
+            "a live row never forgets its version"
+        );
+        let gone = Some(Held {
+            version: 5,
+            is_live: false,
+            at: 10,
+        });
         assert!(!is_admitted(gone, 5, 9 + day) && is_admitted(gone, 1, 10 + day));
     }
 
@@ -346,6 +361,10 @@ mod tests {
         assert!(error.contains("unknown kind 99"), "{error}");
         let mut bytes = Record::Reserve(7).encode();
         bytes.push(0);
-        assert!(Record::decode(4, &bytes).unwrap_err().contains("1 bytes too many"));
+        assert!(
+            Record::decode(4, &bytes)
+                .unwrap_err()
+                .contains("1 bytes too many")
+        );
     }
 }

@@ -44,7 +44,13 @@ pub(super) struct PlacedFrame<'a> {
 
 impl SegmentReader {
     pub fn new(name: String, size: u64) -> Self {
-        SegmentReader { name, size, offset: 0, buffer: Vec::new(), start: 0 }
+        SegmentReader {
+            name,
+            size,
+            offset: 0,
+            buffer: Vec::new(),
+            start: 0,
+        }
     }
 
     /// Where the next frame starts.
@@ -61,8 +67,14 @@ impl SegmentReader {
         if let Err(Unreadable::Short(needed)) = frame::decode(&self.buffer[self.start..]) {
             self.fill(store, needed)?;
         }
-        let Ok(frame) = frame::decode(&self.buffer[self.start..]) else { return Ok(None) };
-        let placed = PlacedFrame { offset: self.offset, kind: frame.kind, payload: frame.payload };
+        let Ok(frame) = frame::decode(&self.buffer[self.start..]) else {
+            return Ok(None);
+        };
+        let placed = PlacedFrame {
+            offset: self.offset,
+            kind: frame.kind,
+            payload: frame.payload,
+        };
         self.start += frame.len();
         self.offset += frame.len() as u64;
         Ok(Some(placed))
@@ -111,7 +123,10 @@ impl Binder {
     pub fn stage(&mut self, stage: Stage) {
         let lane = (stage.source, stage.lane.clone());
         self.staged += 1;
-        self.waiting.entry(lane).or_default().push_back((self.staged, stage));
+        self.waiting
+            .entry(lane)
+            .or_default()
+            .push_back((self.staged, stage));
     }
 
     /// Takes the records that a tick binds; the error says which one is missing.
@@ -120,7 +135,11 @@ impl Binder {
         for range in &tick.lanes {
             self.bind_range(range, &mut stages)?;
         }
-        Ok(BoundTick { at: tick.at, stages, vectors: tick.vectors })
+        Ok(BoundTick {
+            at: tick.at,
+            stages,
+            vectors: tick.vectors,
+        })
     }
 
     fn bind_range(&mut self, range: &LaneRange, out: &mut Vec<Stage>) -> Result<(), String> {
@@ -180,7 +199,9 @@ impl Reader {
     pub fn next(&mut self) -> Result<Option<Replayed>, WorldError> {
         loop {
             if self.current.is_none() {
-                let Some((name, size)) = self.segments.pop_front() else { return Ok(None) };
+                let Some((name, size)) = self.segments.pop_front() else {
+                    return Ok(None);
+                };
                 self.current = Some(SegmentReader::new(name, size));
             }
             let reader = self.current.as_mut().expect("just set");
@@ -242,7 +263,13 @@ impl Replay {
         let bytes_total = segments.iter().map(|(_, bytes)| bytes).sum();
         let reader = Some(Reader::new(Arc::clone(&shared.store), segments));
         let unbound = VecDeque::new();
-        Replay { shared: Arc::clone(shared), reader, unbound, bytes_total, bytes_done: 0 }
+        Replay {
+            shared: Arc::clone(shared),
+            reader,
+            unbound,
+            bytes_total,
+            bytes_done: 0,
+        }
     }
 
     /// Bytes to read.
@@ -252,7 +279,9 @@ impl Replay {
 
     /// Bytes read so far.
     pub fn bytes_done(&self) -> u64 {
-        self.reader.as_ref().map_or(self.bytes_done, |reader| reader.bytes_done)
+        self.reader
+            .as_ref()
+            .map_or(self.bytes_done, |reader| reader.bytes_done)
     }
 }
 
@@ -261,7 +290,10 @@ impl Iterator for Replay {
 
     fn next(&mut self) -> Option<Self::Item> {
         let Some(reader) = &mut self.reader else {
-            return self.unbound.pop_front().map(|stage| Ok(Replayed::Unbound(stage)));
+            return self
+                .unbound
+                .pop_front()
+                .map(|stage| Ok(Replayed::Unbound(stage)));
         };
         match reader.next() {
             Ok(Some(event)) => Some(Ok(event)),

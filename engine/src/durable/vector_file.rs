@@ -53,7 +53,10 @@ pub(super) fn file_name(number: u64) -> String {
 
 /// The number of a file, if it is one of ours.
 pub(super) fn file_number(name: &str) -> Option<u64> {
-    name.strip_prefix("vectors-")?.strip_suffix(".hwv")?.parse().ok()
+    name.strip_prefix("vectors-")?
+        .strip_suffix(".hwv")?
+        .parse()
+        .ok()
 }
 
 /// Bytes of one slot.
@@ -178,14 +181,22 @@ pub(super) fn scan(
     loop {
         let bytes = store.read_at(name, slot_offset(header.dimensions, slot), per_read * size)?;
         for bytes in bytes.chunks(size) {
-            let decoded = if bytes.len() == size { Slot::decode(bytes) } else { None };
+            let decoded = if bytes.len() == size {
+                Slot::decode(bytes)
+            } else {
+                None
+            };
             match (decoded, torn_at) {
                 (Some(decoded), None) => each(slot, decoded),
                 (Some(decoded), Some(torn)) if decoded.synced <= torn => {}
                 (None, _) if !header.is_sealed => torn_at = torn_at.or(Some(slot)),
                 (_, torn) => {
                     let offset = slot_offset(header.dimensions, torn.unwrap_or(slot));
-                    return Err(corrupt(name, offset, "the vector does not pass its checksum"));
+                    return Err(corrupt(
+                        name,
+                        offset,
+                        "the vector does not pass its checksum",
+                    ));
                 }
             }
             slot += 1;

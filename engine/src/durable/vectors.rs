@@ -40,7 +40,10 @@ pub struct VectorOptions {
 
 impl Default for VectorOptions {
     fn default() -> Self {
-        VectorOptions { segment_bytes: SEGMENT_BYTES, memory_bytes: VECTOR_MEMORY_BYTES }
+        VectorOptions {
+            segment_bytes: SEGMENT_BYTES,
+            memory_bytes: VECTOR_MEMORY_BYTES,
+        }
     }
 }
 
@@ -119,12 +122,18 @@ impl EmbeddingStore {
     ///
     /// Errors: the store's; [`WorldError::Corrupt`] when bytes that were durable are damaged.
     pub fn open(store: Arc<dyn Store>, options: VectorOptions) -> Result<Self, WorldError> {
-        let mut index = Index { next_id: 1, next_file: 1, ..Index::default() };
+        let mut index = Index {
+            next_id: 1,
+            next_file: 1,
+            ..Index::default()
+        };
         let mut writing = HashMap::new();
         let mut headers = BTreeMap::new();
         let mut open_files = HashMap::new();
         for name in store.list()? {
-            let Some(number) = file_number(&name) else { continue };
+            let Some(number) = file_number(&name) else {
+                continue;
+            };
             let header = Header::load(&*store, &name)?;
             index.next_file = index.next_file.max(number + 1);
             index.next_id = index.next_id.max(header.next_id);
@@ -136,7 +145,15 @@ impl EmbeddingStore {
         for (number, header) in headers {
             // Only the open file may end torn; all others were synced before they were closed.
             let is_sealed = open_files.get(&header.model) != Some(&number);
-            index.load(&*store, &options, number, &Header { is_sealed, ..header })?;
+            index.load(
+                &*store,
+                &options,
+                number,
+                &Header {
+                    is_sealed,
+                    ..header
+                },
+            )?;
         }
         for (model, number) in open_files {
             let info = index.files.get_mut(&number).expect("loaded above");
@@ -151,10 +168,24 @@ impl EmbeddingStore {
                 file.truncate(bytes)?;
             }
             file.sync()?;
-            writing.insert(model, OpenFile { number, file, slots: info.slots, is_dirty: false });
+            writing.insert(
+                model,
+                OpenFile {
+                    number,
+                    file,
+                    slots: info.slots,
+                    is_dirty: false,
+                },
+            );
         }
         let (index, writing) = (Mutex::new(index), Mutex::new(writing));
-        Ok(EmbeddingStore { store, options, index, writing, collecting: Mutex::new(()) })
+        Ok(EmbeddingStore {
+            store,
+            options,
+            index,
+            writing,
+            collecting: Mutex::new(()),
+        })
     }
 
     /// The vector of a text, if it is stored.
@@ -162,7 +193,11 @@ impl EmbeddingStore {
         let mut index = self.index();
         let id = *index.by_text.get(&(model, content))?;
         let epoch = index.epoch;
-        index.entries.get_mut(&id).expect("every text has its entry").given_in = Some(epoch);
+        index
+            .entries
+            .get_mut(&id)
+            .expect("every text has its entry")
+            .given_in = Some(epoch);
         Some(VectorRef(id))
     }
 
@@ -186,8 +221,14 @@ impl EmbeddingStore {
         let id = index.next_id;
         index.next_id += 1;
         let given_in = Some(index.epoch);
-        let entry =
-            Entry { model, content, place: None, vector: None, references: 0, given_in };
+        let entry = Entry {
+            model,
+            content,
+            place: None,
+            vector: None,
+            references: 0,
+            given_in,
+        };
         index.entries.insert(id, entry);
         index.by_text.insert((model, content), id);
         index.pending.push(id);
@@ -210,18 +251,26 @@ impl EmbeddingStore {
         loop {
             let (place, dimensions) = {
                 let index = self.index();
-                let Some(entry) = index.entries.get(&at.0) else { return Ok(None) };
+                let Some(entry) = index.entries.get(&at.0) else {
+                    return Ok(None);
+                };
                 if let Some(vector) = &entry.vector {
                     return Ok(Some(Arc::clone(vector)));
                 }
-                let place = entry.place.expect("a vector that is not in memory was written");
+                let place = entry
+                    .place
+                    .expect("a vector that is not in memory was written");
                 (place, index.files[&place.file].dimensions)
             };
             metrics::counter!(telemetry::VECTOR_READS.name).increment(1);
             let name = file_name(place.file);
             let loaded = Slot::load(&*self.store, &name, dimensions, place.slot);
             let mut index = self.index();
-            if index.entries.get(&at.0).is_some_and(|entry| entry.place != Some(place)) {
+            if index
+                .entries
+                .get(&at.0)
+                .is_some_and(|entry| entry.place != Some(place))
+            {
                 continue; // collected meanwhile: it lies elsewhere now
             }
             let slot = loaded?;
@@ -237,12 +286,18 @@ impl EmbeddingStore {
 
     /// The (model, text) of a reference.
     pub fn owner(&self, at: VectorRef) -> Option<(ModelId, ContentHash)> {
-        self.index().entries.get(&at.0).map(|entry| (entry.model, entry.content))
+        self.index()
+            .entries
+            .get(&at.0)
+            .map(|entry| (entry.model, entry.content))
     }
 
     /// Whether a vector survives a crash.
     pub fn is_durable(&self, at: VectorRef) -> bool {
-        self.index().entries.get(&at.0).is_some_and(|entry| entry.place.is_some())
+        self.index()
+            .entries
+            .get(&at.0)
+            .is_some_and(|entry| entry.place.is_some())
     }
 
     /// Vectors stored.
@@ -266,7 +321,9 @@ impl EmbeddingStore {
     /// When it was released more often than retained.
     pub fn release(&self, model: ModelId, content: ContentHash) -> bool {
         self.change_references(model, content, |count| {
-            count.checked_sub(1).expect("a vector is released as often as it was retained")
+            count
+                .checked_sub(1)
+                .expect("a vector is released as often as it was retained")
         })
     }
 
@@ -277,8 +334,13 @@ impl EmbeddingStore {
         change: impl FnOnce(u32) -> u32,
     ) -> bool {
         let mut index = self.index();
-        let Some(&id) = index.by_text.get(&(model, content)) else { return false };
-        let entry = index.entries.get_mut(&id).expect("every text has its entry");
+        let Some(&id) = index.by_text.get(&(model, content)) else {
+            return false;
+        };
+        let entry = index
+            .entries
+            .get_mut(&id)
+            .expect("every text has its entry");
         entry.references = change(entry.references);
         true
     }
@@ -292,8 +354,16 @@ impl EmbeddingStore {
             let index = self.index();
             for &id in &index.pending {
                 let entry = &index.entries[&id];
-                let vector = entry.vector.clone().expect("unwritten vectors stay in memory");
-                let slot = Slot { id, content: entry.content, synced: 0, vector };
+                let vector = entry
+                    .vector
+                    .clone()
+                    .expect("unwritten vectors stay in memory");
+                let slot = Slot {
+                    id,
+                    content: entry.content,
+                    synced: 0,
+                    vector,
+                };
                 by_model.entry(entry.model).or_default().push(slot);
             }
         }
@@ -317,9 +387,20 @@ impl EmbeddingStore {
             let closed = writing.insert(model, open);
             let mut index = self.index();
             if let Some(closed) = closed {
-                index.files.get_mut(&closed.number).expect("open files are known").is_open = false;
+                index
+                    .files
+                    .get_mut(&closed.number)
+                    .expect("open files are known")
+                    .is_open = false;
             }
-            index.files.insert(number, FileInfo { dimensions, slots: 0, is_open: true });
+            index.files.insert(
+                number,
+                FileInfo {
+                    dimensions,
+                    slots: 0,
+                    is_open: true,
+                },
+            );
         }
         let open = writing.get_mut(&model).expect("created above");
         let durable_bytes = vector_file::slot_offset(dimensions, open.slots);
@@ -329,7 +410,11 @@ impl EmbeddingStore {
         let mut bytes = Vec::with_capacity(slots.len() * slot_bytes(dimensions));
         let ids: Vec<u64> = slots.iter().map(|slot| slot.id).collect();
         for slot in slots {
-            Slot { synced: open.slots, ..slot }.encode(&mut bytes);
+            Slot {
+                synced: open.slots,
+                ..slot
+            }
+            .encode(&mut bytes);
         }
         open.is_dirty = true;
         if let Err(error) = open.file.append(&bytes).and_then(|()| open.file.sync()) {
@@ -343,10 +428,20 @@ impl EmbeddingStore {
         open.slots += ids.len() as u32;
 
         let mut index = self.index();
-        index.files.get_mut(&open.number).expect("open files are known").slots = open.slots;
+        index
+            .files
+            .get_mut(&open.number)
+            .expect("open files are known")
+            .slots = open.slots;
         for (slot, id) in (first..).zip(&ids) {
-            let entry = index.entries.get_mut(id).expect("unwritten vectors are not collected");
-            entry.place = Some(Place { file: open.number, slot });
+            let entry = index
+                .entries
+                .get_mut(id)
+                .expect("unwritten vectors are not collected");
+            entry.place = Some(Place {
+                file: open.number,
+                slot,
+            });
         }
         let index = &mut *index;
         index.pending.retain(|id| index.entries[id].place.is_none());
@@ -361,10 +456,20 @@ impl EmbeddingStore {
             index.next_file += 1;
             (index.next_file - 1, index.next_id)
         };
-        let header = Header { model, dimensions, next_id, is_sealed: false };
+        let header = Header {
+            model,
+            dimensions,
+            next_id,
+            is_sealed: false,
+        };
         self.store.replace(&file_name(number), &header.encode())?;
         let file = self.store.append(&file_name(number))?;
-        Ok(OpenFile { number, file, slots: 0, is_dirty: false })
+        Ok(OpenFile {
+            number,
+            file,
+            slots: 0,
+            is_dirty: false,
+        })
     }
 
     /// Forgets vectors that nobody needs, in closed files that are more than half garbage.
@@ -399,13 +504,22 @@ impl EmbeddingStore {
         // Without the lock: `keep` is the caller's.
         let mut garbage: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for (id, file, model, content) in candidates {
-            let ids = if keep(model, content) { &mut by_file } else { &mut garbage };
+            let ids = if keep(model, content) {
+                &mut by_file
+            } else {
+                &mut garbage
+            };
             ids.entry(file).or_default().push(id);
         }
         let mut collected = Collected::default();
         let closed: Vec<(u64, FileInfo)> = {
             let index = self.index();
-            index.files.iter().filter(|(_, file)| !file.is_open).map(|(n, f)| (*n, *f)).collect()
+            index
+                .files
+                .iter()
+                .filter(|(_, file)| !file.is_open)
+                .map(|(n, f)| (*n, *f))
+                .collect()
         };
         for (number, info) in closed {
             let live = by_file.get(&number).map_or(0, Vec::len);
@@ -441,9 +555,16 @@ impl EmbeddingStore {
             index.next_file += 1;
             (index.next_file - 1, index.next_id, live)
         };
-        let header = Header { next_id, is_sealed: true, ..header };
+        let header = Header {
+            next_id,
+            is_sealed: true,
+            ..header
+        };
         let (mut bytes, mut ids) = (header.encode(), Vec::new());
-        let old = Header { is_sealed: true, ..header }; // closed: every slot must be readable
+        let old = Header {
+            is_sealed: true,
+            ..header
+        }; // closed: every slot must be readable
         vector_file::scan(&*self.store, &name, &old, |_, slot| {
             if live.contains_key(&slot.id) {
                 ids.push(slot.id);
@@ -457,17 +578,34 @@ impl EmbeddingStore {
             let mut index = self.index();
             let slots = ids.len() as u32;
             for (slot, id) in (0..).zip(&ids) {
-                let entry = index.entries.get_mut(id).expect("only collect removes entries");
-                entry.place = Some(Place { file: new_number, slot });
+                let entry = index
+                    .entries
+                    .get_mut(id)
+                    .expect("only collect removes entries");
+                entry.place = Some(Place {
+                    file: new_number,
+                    slot,
+                });
             }
             if slots > 0 {
-                index.files.insert(new_number, FileInfo { slots, is_open: false, ..info });
+                index.files.insert(
+                    new_number,
+                    FileInfo {
+                        slots,
+                        is_open: false,
+                        ..info
+                    },
+                );
             }
             index.files.remove(&number);
         }
         self.store.remove(&name)?;
         let before = vector_file::slot_offset(info.dimensions, info.slots);
-        let after = if ids.is_empty() { 0 } else { bytes.len() as u64 };
+        let after = if ids.is_empty() {
+            0
+        } else {
+            bytes.len() as u64
+        };
         collected.files += 1;
         collected.bytes += before.saturating_sub(after);
         Ok(())
@@ -514,19 +652,34 @@ impl Index {
                 entry.place = place;
                 return;
             }
-            let entry =
-                Entry { model, content, place, vector: None, references: 0, given_in: None };
+            let entry = Entry {
+                model,
+                content,
+                place,
+                vector: None,
+                references: 0,
+                given_in: None,
+            };
             self.entries.insert(found.id, entry);
             if self.memory_bytes < options.memory_bytes {
                 self.remember(found.id, found.vector, options.memory_bytes);
             }
         })?;
-        self.files.insert(number, FileInfo { dimensions, slots, is_open: false });
+        self.files.insert(
+            number,
+            FileInfo {
+                dimensions,
+                slots,
+                is_open: false,
+            },
+        );
         Ok(())
     }
 
     fn remember(&mut self, id: u64, vector: Arc<[f32]>, memory_bytes: usize) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
         if entry.vector.is_none() {
             self.memory_bytes += vector.len() * 4;
             entry.vector = Some(vector);
@@ -540,7 +693,9 @@ impl Index {
         let mut looked_at = self.in_memory.len();
         while self.memory_bytes > memory_bytes && looked_at > 0 {
             looked_at -= 1;
-            let Some(id) = self.in_memory.pop_front() else { return };
+            let Some(id) = self.in_memory.pop_front() else {
+                return;
+            };
             match self.entries.get_mut(&id) {
                 Some(entry) if entry.place.is_none() => {
                     // Not written yet: what follows is younger and not written either.
@@ -557,16 +712,25 @@ impl Index {
     }
 
     fn is_unused(&self, entry: &Entry) -> bool {
-        let is_superseded = self.by_text.get(&(entry.model, entry.content)).is_some_and(|id| {
-            self.entries.get(id).is_some_and(|current| current.place != entry.place)
-        });
+        let is_superseded = self
+            .by_text
+            .get(&(entry.model, entry.content))
+            .is_some_and(|id| {
+                self.entries
+                    .get(id)
+                    .is_some_and(|current| current.place != entry.place)
+            });
         is_superseded
             || entry.references == 0
-                && entry.given_in.is_none_or(|given_in| given_in + 2 <= self.epoch)
+                && entry
+                    .given_in
+                    .is_none_or(|given_in| given_in + 2 <= self.epoch)
     }
 
     fn drop_if_unused(&mut self, id: u64) -> bool {
-        let Some(entry) = self.entries.get(&id) else { return false };
+        let Some(entry) = self.entries.get(&id) else {
+            return false;
+        };
         if !self.is_unused(entry) {
             return false;
         }

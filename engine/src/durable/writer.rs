@@ -39,7 +39,11 @@ impl Queued {
     /// Encodes a record, on the caller's thread.
     pub fn new(record: &Record, on_durable: Option<OnDurable>) -> Self {
         let payload = record.encode();
-        assert!(payload.len() <= RECORD_BYTES_MAX, "a record of {} bytes", payload.len());
+        assert!(
+            payload.len() <= RECORD_BYTES_MAX,
+            "a record of {} bytes",
+            payload.len()
+        );
         Queued {
             kind: record.kind(),
             payload,
@@ -127,7 +131,11 @@ impl Shared {
             if left.is_zero() {
                 return false;
             }
-            queue = self.progress.wait_timeout(queue, left).expect("no panic under this lock").0;
+            queue = self
+                .progress
+                .wait_timeout(queue, left)
+                .expect("no panic under this lock")
+                .0;
         }
         true
     }
@@ -172,7 +180,11 @@ impl Shared {
     }
 
     fn take_callbacks(&self) -> Vec<OnDurable> {
-        self.queue().records.iter_mut().filter_map(|record| record.on_durable.take()).collect()
+        self.queue()
+            .records
+            .iter_mut()
+            .filter_map(|record| record.on_durable.take())
+            .collect()
     }
 }
 
@@ -199,9 +211,21 @@ impl Writer {
     ) -> Self {
         let number = {
             let manifest = shared.manifest.lock().expect("no panic under this lock");
-            manifest.segments.last().expect("a manifest has an open segment").number
+            manifest
+                .segments
+                .last()
+                .expect("a manifest has an open segment")
+                .number
         };
-        Writer { shared, file, number, durable_bytes, time, is_dirty: false, buffer: Vec::new() }
+        Writer {
+            shared,
+            file,
+            number,
+            durable_bytes,
+            time,
+            is_dirty: false,
+            buffer: Vec::new(),
+        }
     }
 
     /// Writes groups until the log is closed and empty. On close a failing log gets one last try.
@@ -228,12 +252,20 @@ impl Writer {
     fn failed(&mut self, group: &mut [Queued], error: WorldError) {
         let error = Arc::new(error);
         let attempts = {
-            let mut failure = self.shared.failure.lock().expect("no panic under this lock");
+            let mut failure = self
+                .shared
+                .failure
+                .lock()
+                .expect("no panic under this lock");
             let (since, attempts) = match &*failure {
                 Some(failure) => (failure.since, failure.attempts + 1),
                 None => (Instant::now(), 1),
             };
-            *failure = Some(LogFailure { error: Arc::clone(&error), since, attempts });
+            *failure = Some(LogFailure {
+                error: Arc::clone(&error),
+                since,
+                attempts,
+            });
             attempts
         };
         if attempts.is_power_of_two() {
@@ -245,28 +277,45 @@ impl Writer {
         if self.file.truncate(self.durable_bytes).is_ok() {
             self.is_dirty = false;
         }
-        let waiting = group.iter_mut().filter_map(|record| record.on_durable.take());
+        let waiting = group
+            .iter_mut()
+            .filter_map(|record| record.on_durable.take());
         for on_durable in waiting.chain(self.shared.take_callbacks()) {
             on_durable(Err(Arc::clone(&error)));
         }
     }
 
     fn succeeded(&mut self, group: &mut Vec<Queued>) {
-        if let Some(failure) = self.shared.failure.lock().expect("no panic under this lock").take()
+        if let Some(failure) = self
+            .shared
+            .failure
+            .lock()
+            .expect("no panic under this lock")
+            .take()
         {
-            tracing::info!(attempts = failure.attempts, "the input log can be written again");
+            tracing::info!(
+                attempts = failure.attempts,
+                "the input log can be written again"
+            );
         }
         let watermark = {
             let mut queue = self.shared.queue();
             queue.in_flight_bytes = 0;
-            self.shared.durable.fetch_add(group.len() as u64, Ordering::AcqRel)
+            self.shared
+                .durable
+                .fetch_add(group.len() as u64, Ordering::AcqRel)
                 + group.len() as u64
         };
         self.shared.progress.notify_all();
         for on_durable in group.drain(..).filter_map(|record| record.on_durable) {
             on_durable(Ok(()));
         }
-        let listener = self.shared.listener.lock().expect("no panic under this lock").clone();
+        let listener = self
+            .shared
+            .listener
+            .lock()
+            .expect("no panic under this lock")
+            .clone();
         if let Some(listener) = listener {
             listener(LogSequence(watermark));
         }
@@ -287,7 +336,12 @@ impl Writer {
         }
         self.buffer.clear();
         for record in group {
-            frame::encode(&mut self.buffer, self.durable_bytes, record.kind, &record.payload);
+            frame::encode(
+                &mut self.buffer,
+                self.durable_bytes,
+                record.kind,
+                &record.payload,
+            );
         }
         self.is_dirty = true;
         self.file.append(&self.buffer)?;
@@ -298,21 +352,41 @@ impl Writer {
         metrics::counter!(telemetry::LOG_RECORDS.name).increment(group.len() as u64);
         self.is_dirty = false;
         self.durable_bytes += self.buffer.len() as u64;
-        self.time = group.iter().map(|record| record.time).fold(self.time, Option::max);
+        self.time = group
+            .iter()
+            .map(|record| record.time)
+            .fold(self.time, Option::max);
         self.buffer.shrink_to(GROUP_COMMIT_BYTES_MAX);
         Ok(())
     }
 
     /// Closes the open segment and opens the next. Idempotent: a failed attempt is made again.
     fn rotate(&mut self) -> Result<(), WorldError> {
-        let mut manifest = self.shared.manifest.lock().expect("no panic under this lock");
+        let mut manifest = self
+            .shared
+            .manifest
+            .lock()
+            .expect("no panic under this lock");
         let mut next = manifest.clone();
-        let open = next.segments.last_mut().expect("a manifest has an open segment");
-        assert_eq!(open.number, self.number, "the writer's file is the manifest's open segment");
-        open.sealed = Some(Sealed { bytes: self.durable_bytes, time: self.time });
+        let open = next
+            .segments
+            .last_mut()
+            .expect("a manifest has an open segment");
+        assert_eq!(
+            open.number, self.number,
+            "the writer's file is the manifest's open segment"
+        );
+        open.sealed = Some(Sealed {
+            bytes: self.durable_bytes,
+            time: self.time,
+        });
         let number = next.next;
         next.next += 1;
-        next.segments.push(Segment { number, is_base: false, sealed: None });
+        next.segments.push(Segment {
+            number,
+            is_base: false,
+            sealed: None,
+        });
 
         let mut file = self.shared.store.append(&segment_name(number))?;
         // Left over from an attempt that was cut short.

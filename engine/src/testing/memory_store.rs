@@ -63,7 +63,11 @@ fn failed(what: &'static str, name: &str, kind: ErrorKind) -> WorldError {
 
 impl Inner {
     fn alive(&self, name: &str) -> Result<(), WorldError> {
-        if self.is_frozen { Err(failed("frozen:", name, ErrorKind::BrokenPipe)) } else { Ok(()) }
+        if self.is_frozen {
+            Err(failed("frozen:", name, ErrorKind::BrokenPipe))
+        } else {
+            Ok(())
+        }
     }
 
     /// A call that changes bytes: counts, and fails when it is told to.
@@ -71,10 +75,18 @@ impl Inner {
         self.alive(name)?;
         let operation = self.operations;
         self.operations += 1;
-        let Faults { fail_from_operation, fail_until_operation, .. } = self.faults;
+        let Faults {
+            fail_from_operation,
+            fail_until_operation,
+            ..
+        } = self.faults;
         let fails = fail_from_operation.is_some_and(|from| operation >= from)
             && fail_until_operation.is_none_or(|until| operation < until);
-        if fails { Err(failed("injected:", name, ErrorKind::Other)) } else { Ok(()) }
+        if fails {
+            Err(failed("injected:", name, ErrorKind::Other))
+        } else {
+            Ok(())
+        }
     }
 
     /// A call that makes bytes durable: may be the one that never happens.
@@ -93,7 +105,9 @@ impl Inner {
     }
 
     fn room(&self) -> usize {
-        self.faults.capacity_bytes.map_or(usize::MAX, |full| full.saturating_sub(self.bytes()))
+        self.faults
+            .capacity_bytes
+            .map_or(usize::MAX, |full| full.saturating_sub(self.bytes()))
     }
 }
 
@@ -137,10 +151,21 @@ impl MemoryStore {
             .iter()
             .map(|(name, file)| {
                 let bytes = torn(file, &mut rng);
-                (name.clone(), MemoryFile { durable: bytes.clone(), volatile: bytes })
+                (
+                    name.clone(),
+                    MemoryFile {
+                        durable: bytes.clone(),
+                        volatile: bytes,
+                    },
+                )
             })
             .collect();
-        MemoryStore { inner: Arc::new(Mutex::new(Inner { files, ..Inner::default() })) }
+        MemoryStore {
+            inner: Arc::new(Mutex::new(Inner {
+                files,
+                ..Inner::default()
+            })),
+        }
     }
 
     /// Changes stored bytes behind everybody's back: damage.
@@ -149,7 +174,10 @@ impl MemoryStore {
     /// When there is no such file.
     pub fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut inner = self.inner();
-        let file = inner.files.get_mut(name).expect("the file to damage exists");
+        let file = inner
+            .files
+            .get_mut(name)
+            .expect("the file to damage exists");
         change(&mut file.volatile);
         file.durable = file.volatile.clone();
     }
@@ -158,7 +186,11 @@ impl MemoryStore {
 fn torn(file: &MemoryFile, rng: &mut impl Rng) -> Vec<u8> {
     if !file.volatile.starts_with(&file.durable) {
         // An unsynced truncation: the old bytes may come back.
-        return if rng.random() { file.durable.clone() } else { file.volatile.clone() };
+        return if rng.random() {
+            file.durable.clone()
+        } else {
+            file.volatile.clone()
+        };
     }
     let mut bytes = file.volatile.clone();
     let start = file.durable.len();
@@ -180,7 +212,10 @@ impl Store for MemoryStore {
             inner.point(name)?;
             inner.files.insert(name.to_owned(), MemoryFile::default());
         }
-        Ok(Box::new(Handle { store: self.clone(), name: name.to_owned() }))
+        Ok(Box::new(Handle {
+            store: self.clone(),
+            name: name.to_owned(),
+        }))
     }
 
     fn read_at(&self, name: &str, offset: u64, length: usize) -> Result<Vec<u8>, WorldError> {
@@ -207,7 +242,10 @@ impl Store for MemoryStore {
         if bytes.len() > inner.room() {
             return Err(failed("cannot write", name, ErrorKind::StorageFull));
         }
-        let file = MemoryFile { durable: bytes.to_vec(), volatile: bytes.to_vec() };
+        let file = MemoryFile {
+            durable: bytes.to_vec(),
+            volatile: bytes.to_vec(),
+        };
         inner.files.insert(name.to_owned(), file);
         Ok(())
     }
@@ -234,7 +272,12 @@ struct Handle {
 impl Handle {
     /// Runs `f` on the file; a removed one is gone for its owner too, which no caller does.
     fn with<T>(&self, f: impl FnOnce(&mut MemoryFile) -> T) -> T {
-        f(self.store.inner().files.entry(self.name.clone()).or_default())
+        f(self
+            .store
+            .inner()
+            .files
+            .entry(self.name.clone())
+            .or_default())
     }
 }
 

@@ -18,7 +18,10 @@ pub fn store_laws(open: &dyn Fn() -> Arc<dyn Store>) {
 fn names_come_and_go(store: &dyn Store) {
     assert!(store.list().unwrap().is_empty(), "a fresh store is empty");
     assert_eq!(store.size("a.b_c-1").unwrap(), None);
-    assert!(store.read_at("a.b_c-1", 0, 1).is_err(), "a missing file cannot be read");
+    assert!(
+        store.read_at("a.b_c-1", 0, 1).is_err(),
+        "a missing file cannot be read"
+    );
     store.remove("a.b_c-1").unwrap();
     store.replace("b", b"2").unwrap();
     drop(store.append("a.b_c-1").unwrap());
@@ -36,8 +39,15 @@ fn appends_are_read_back(store: &dyn Store) {
     file.sync().unwrap();
     assert_eq!((file.len(), store.size("log").unwrap()), (11, Some(11)));
     assert_eq!(store.read_at("log", 6, 3).unwrap(), b"wor");
-    assert_eq!(store.read_at("log", 6, 100).unwrap(), b"world", "short at the end");
-    assert!(store.read_at("log", 99, 1).unwrap().is_empty(), "nothing behind the end");
+    assert_eq!(
+        store.read_at("log", 6, 100).unwrap(),
+        b"world",
+        "short at the end"
+    );
+    assert!(
+        store.read_at("log", 99, 1).unwrap().is_empty(),
+        "nothing behind the end"
+    );
     file.truncate(6).unwrap();
     file.append(b"again").unwrap();
     file.sync().unwrap();
@@ -90,7 +100,11 @@ fn random_calls_match_a_map(store: &dyn Store, seed: u64) {
         let names: Vec<String> = model.keys().cloned().collect();
         assert_eq!(store.list().unwrap(), names, "seed {seed}, step {step}");
         for (name, bytes) in &model {
-            assert_eq!(&store.read_at(name, 0, 10_000).unwrap(), bytes, "seed {seed}, step {step}");
+            assert_eq!(
+                &store.read_at(name, 0, 10_000).unwrap(),
+                bytes,
+                "seed {seed}, step {step}"
+            );
         }
     }
 }

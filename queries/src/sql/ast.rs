@@ -25,12 +25,12 @@ const TOKENS_MAX: usize = 4_096;
 
 /// Parses a whole query.
 pub(super) fn parse_query(tokens: &[TokenWithSpan], end: Position) -> Result<Box<Query>, Problem> {
-    parse(tokens, end, Parser::parse_query)
+    parse(tokens, end, |parser| parser.parse_query())
 }
 
 /// Parses a whole expression.
 pub(super) fn parse_expr(tokens: &[TokenWithSpan], end: Position) -> Result<Expr, Problem> {
-    parse(tokens, end, Parser::parse_expr)
+    parse(tokens, end, |parser| parser.parse_expr())
 }
 
 /// Parses an expression that stands alone, like a request's `where`.

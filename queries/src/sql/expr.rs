@@ -81,9 +81,8 @@ impl Scope {
     /// Plans a condition.
     pub fn plan_condition(&self, expr: &ast::Expr, params: &[Json]) -> Result<Typed, Problem> {
         let mut typed = self.plan(expr, params)?;
-        let df_type = typed.expr.get_type(&self.df);
-        if df_type == Ok(DataType::Null) || matches!(&typed.expr, Expr::Literal(v, _) if v.is_null())
-        {
+        // A bare NULL has no type of its own; it lets nothing pass.
+        if matches!(&typed.expr, Expr::Literal(value, _) if value.is_null()) {
             typed.expr = Expr::Literal(ScalarValue::Boolean(None), None);
             typed.sql_type = SqlType::Boolean;
         }

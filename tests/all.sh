@@ -1,0 +1,21 @@
+#!/bin/sh
+# Every test: formatting, lints, docs, licences (when cargo-deny is there), all suites. Installs
+# what it needs: the toolchain of rust-toolchain.toml comes with rustup, the model by itself.
+set -eu
+cd "$(dirname "$0")/.."
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
+if ! command -v c++ >/dev/null 2>&1; then
+    echo "error: a C++ compiler is needed (usearch): apt install g++, or Xcode's command line tools" >&2
+    exit 1
+fi
+step() { echo; echo "== $*"; "$@"; }
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --quiet -- -D warnings
+step cargo test --workspace --quiet
+RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --quiet
+if command -v cargo-deny >/dev/null 2>&1; then
+    step cargo deny check licenses sources
+else
+    echo "skipped: licences (cargo install cargo-deny)"
+fi
+echo; echo "all tests passed"

@@ -1,0 +1,216 @@
+//! Keeps the house: import edges, fences, module docs, lengths, links, metric names.
+//!
+//! An ordinary test, so that one command proves the tree. Change the code, not the limit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Hard limits; aims are half of them.
+const FILE_LINES_MAX: usize = 800;
+const FUNCTION_LINES_MAX: usize = 150;
+
+/// (folder, package, packages of ours that it may name).
+const EDGES: [(&str, &str, &[&str]); 7] = [
+    ("engine", "headwater-engine", &[]),
+    ("operators/kernels", "headwater-kernels", &[]),
+    ("operators", "headwater-operators", &["engine", "kernels"]),
+    ("connectors", "headwater-connectors", &["engine"]),
+    ("queries", "headwater-queries", &["engine", "operators"]),
+    ("queries/serve", "headwater-serve", &["engine", "queries"]),
+    (".", "headwater", &["engine", "operators", "connectors", "queries", "serve", "kernels"]),
+];
+const OURS: [&str; 6] = ["engine", "kernels", "operators", "connectors", "queries", "serve"];
+
+/// (crate as named in `use` paths, the only places that may name it).
+const FENCES: [(&str, &[&str]); 4] = [
+    ("usearch::", &["operators/src/index/usearch.rs", "benches/", "tests/tidy.rs"]),
+    ("axum::", &["queries/serve/", "tests/tidy.rs"]),
+    ("rdkafka::", &["connectors/", "tests/tidy.rs"]),
+    ("cudarc::", &["operators/kernels/", "tests/tidy.rs"]),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(extension: &str) -> Vec<(String, String)> {
+    fn walk(folder: &Path, extension: &str, out: &mut Vec<(String, String)>) {
+        let entries = std::fs::read_dir(folder).expect("a folder of the checkout");
+        for entry in entries.map(|entry| entry.expect("readable").path()) {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if entry.is_dir() {
+                if !name.starts_with('.') && name != "target" && name != "headwater-data" {
+                    walk(&entry, extension, out);
+                }
+            } else if entry.extension().is_some_and(|found| found == extension) {
+                let text = std::fs::read_to_string(&entry).expect("UTF-8");
+                let path = entry.strip_prefix(root()).expect("below the root");
+                out.push((path.to_string_lossy().replace('\\', "/"), text));
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(&root(), extension, &mut out);
+    out.sort();
+    out
+}
+
+fn none(problems: Vec<String>) {
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+#[test]
+fn imports_go_one_way() {
+    let mut problems = Vec::new();
+    for (folder, package, allowed) in EDGES {
+        let path = root().join(folder).join("Cargo.toml");
+        let manifest = std::fs::read_to_string(&path).expect("a manifest");
+        let all = manifest.split("\n[").find(|part| part.starts_with("dependencies]"));
+        for line in all.unwrap_or_default().lines() {
+            let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
+            if OURS.contains(&name) && !allowed.contains(&name) {
+                problems.push(format!("{package} must not depend on {name}"));
+            }
+        }
+    }
+    none(problems);
+}
+
+#[test]
+fn foreign_libraries_stay_behind_their_fences() {
+    let mut problems = Vec::new();
+    for (path, text) in files("rs") {
+        for (name, homes) in FENCES {
+            let is_home = homes.iter().any(|home| path.starts_with(home));
+            if !is_home && text.lines().any(|line| !is_comment(line) && line.contains(name)) {
+                problems.push(format!("{path} names {name}, which lives in {homes:?}"));
+            }
+        }
+    }
+    none(problems);
+}
+
+fn is_comment(line: &str) -> bool {
+    line.trim_start().starts_with("//")
+}
+
+#[test]
+fn unsafe_stays_in_kernels() {
+    let mut problems = Vec::new();
+    for (path, text) in files("rs") {
+        if path.starts_with("operators/kernels/") || path == "tests/tidy.rs" {
+            continue;
+        }
+        let has_unsafe = |line: &str| {
+            !is_comment(line) && (line.contains("unsafe {") || line.contains("unsafe fn"))
+        };
+        if text.lines().any(has_unsafe) {
+            problems.push(format!("{path} has unsafe code"));
+        }
+    }
+    none(problems);
+}
+
+#[test]
+fn every_file_opens_with_module_docs() {
+    let opens = |text: &str| text.trim_start().starts_with("//!");
+    let bare = files("rs").into_iter().filter(|(_, text)| !opens(text));
+    none(bare.map(|(path, _)| format!("{path} has no module docs")).collect());
+}
+
+#[test]
+fn files_and_functions_are_short() {
+    let mut problems = Vec::new();
+    for (path, text) in files("rs") {
+        let is_test = path.contains("tests/") || path.ends_with("tests.rs") || path.ends_with("law.rs");
+        if is_test || path.starts_with("benches/") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]\nmod").next().unwrap_or_default();
+        let lines = code.lines().count();
+        if lines > FILE_LINES_MAX {
+            problems.push(format!("{path}: {lines} lines, at most {FILE_LINES_MAX}"));
+        }
+        for (name, lines) in functions(code) {
+            if lines > FUNCTION_LINES_MAX {
+                problems.push(format!("{path}: fn {name} has {lines} lines"));
+            }
+        }
+    }
+    none(problems);
+}
+
+/// Functions with their lengths, by indentation: rustfmt closes a function where it opened.
+fn functions(code: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = code.lines().collect();
+    let mut out = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let trimmed = line.trim_start();
+        let head = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn "];
+        let Some(rest) = head.iter().find_map(|head| trimmed.strip_prefix(head)) else { continue };
+        let indent = line.len() - trimmed.len();
+        let close = format!("{}}}", " ".repeat(indent));
+        if let Some(length) = lines[start..].iter().position(|line| *line == close) {
+            let name = rest.split(['(', '<']).next().unwrap_or_default();
+            out.push((name.to_owned(), length + 1));
+        }
+    }
+    out
+}
+
+#[test]
+fn nothing_unfinished_is_left() {
+    let mut problems = Vec::new();
+    for (path, text) in files("rs") {
+        if path == "tests/tidy.rs" {
+            continue;
+        }
+        for word in ["todo!(", "unimplemented!(", "dbg!(", "FIXME", "XXX"] {
+            if text.contains(word) {
+                problems.push(format!("{path} contains {word}"));
+            }
+        }
+    }
+    none(problems);
+}
+
+#[test]
+fn links_in_docs_resolve() {
+    let mut problems = Vec::new();
+    for (path, text) in files("md") {
+        let folder = root().join(&path);
+        let folder = folder.parent().expect("a file has a folder");
+        for part in text.split("](").skip(1) {
+            let target = part.split(')').next().unwrap_or_default();
+            let target = target.split('#').next().unwrap_or_default();
+            let is_local = !target.is_empty() && !target.contains("://") && !target.contains(' ');
+            if is_local && !folder.join(target).exists() {
+                problems.push(format!("{path}: {target} does not exist"));
+            }
+        }
+    }
+    none(problems);
+}
+
+#[test]
+fn metrics_in_use_are_declared_and_documented_names_exist() {
+    let declared: BTreeSet<String> = engine::telemetry::METRICS
+        .iter()
+        .map(|metric| metric.name.to_owned())
+        .collect();
+    let mut used: BTreeMap<String, String> = BTreeMap::new();
+    for (path, text) in files("rs") {
+        let is_test = path.contains("tests/") || path.contains("telemetry.rs");
+        for line in text.lines().filter(|line| !is_test && !is_comment(line)) {
+            let is_metric = ["counter!(", "gauge!(", "histogram!(", ": &str = \"headwater_"];
+            if !is_metric.iter().any(|call| line.contains(call)) {
+                continue;
+            }
+            if let Some(name) = line.split('"').find(|part| part.starts_with("headwater_")) {
+                used.insert(name.to_owned(), path.clone());
+            }
+        }
+    }
+    let missing = used.iter().filter(|(name, _)| !declared.contains(*name));
+    none(missing.map(|(name, path)| format!("{path}: {name} is not in METRICS")).collect());
+}

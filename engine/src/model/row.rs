@@ -74,15 +74,9 @@ pub struct RowCodec {
 impl RowCodec {
     /// A codec for a schema.
     pub fn new(schema: Schema) -> Result<Self, ArrowError> {
-        let fields = schema
-            .columns
-            .iter()
-            .map(|column| SortField::new(column.sql_type.arrow()))
-            .collect();
-        Ok(RowCodec {
-            converter: RowConverter::new(fields)?,
-            schema,
-        })
+        let fields =
+            schema.columns.iter().map(|column| SortField::new(column.sql_type.arrow())).collect();
+        Ok(RowCodec { converter: RowConverter::new(fields)?, schema })
     }
 
     /// The schema.
@@ -102,20 +96,13 @@ impl RowCodec {
             .zip(values)
             .map(|(column, value)| column_array(column.sql_type, std::slice::from_ref(value)))
             .collect();
-        self.pack_arrays(&arrays)
-            .pop()
-            .expect("one row in, one row out")
+        self.pack_arrays(&arrays).pop().expect("one row in, one row out")
     }
 
     /// Packs columns of equal length: `arrays[column][row]` to one [`Row`] a row.
     pub fn pack_arrays(&self, arrays: &[ArrayRef]) -> Vec<Row> {
-        let rows = self
-            .converter
-            .convert_columns(arrays)
-            .expect("arrays have the codec's types");
-        rows.iter()
-            .map(|row| Row::from_bytes(row.as_ref()))
-            .collect()
+        let rows = self.converter.convert_columns(arrays).expect("arrays have the codec's types");
+        rows.iter().map(|row| Row::from_bytes(row.as_ref())).collect()
     }
 
     /// Unpacks a batch to columns: `[columns]` arrays of `rows.len()` values.
@@ -124,8 +111,7 @@ impl RowCodec {
         rows: impl IntoIterator<Item = &'a Row>,
     ) -> Result<Vec<ArrayRef>, ArrowError> {
         let parser = self.converter.parser();
-        self.converter
-            .convert_rows(rows.into_iter().map(|row| parser.parse(row.as_bytes())))
+        self.converter.convert_rows(rows.into_iter().map(|row| parser.parse(row.as_bytes())))
     }
 
     /// Unpacks one row to values.
@@ -202,11 +188,7 @@ pub fn array_value(sql_type: SqlType, array: &ArrayRef, row: usize) -> Value {
         SqlType::Bytea => Value::Bytes(Arc::from(array.as_binary::<i32>().value(row))),
         SqlType::Vector(_) => {
             let bytes = array.as_binary::<i32>().value(row);
-            let floats = bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b));
+            let floats = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
             Value::Vector(floats.collect())
         }
         SqlType::TimestampTz | SqlType::Timestamp => {

@@ -6,3 +6,4 @@
 pub mod api;
 pub mod definition;
 pub mod problem;
+pub mod sql;

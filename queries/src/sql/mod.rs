@@ -6,8 +6,8 @@
 //!                                 └─▶ Planned (plain values) ─▶ RowProgram, FilterProgram
 //! ```
 //!
-//! Reading order: [`plan`] (what comes out), [`token`], [`cursor`], [`create`], [`select`],
-//! [`program`]. The reference for users is `docs/language.md`.
+//! Reading order: `plan` (what comes out), `token`, `cursor`, `statement`, `create`, `index`,
+//! `select`, `expr`, `program`. The reference for users is `docs/language.md`.
 //!
 //! Invariants: every error has a place and says what was expected; nothing a statement says is
 //! ignored: what this version cannot do is refused with 422 `not-supported`; a plan is a plain

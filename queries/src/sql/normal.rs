@@ -1,0 +1,180 @@
+//! The normalised statement of a definition: every clause and option written out, in one order.
+//!
+//! Law: planning the statement gives the definition again. It is what `SHOW CREATE` prints, and
+//! since defaults are written out, a stored object does not change when a default does.
+
+use engine::model::Schema;
+
+use super::ast::ident_sql;
+use super::interval::format_micros;
+use crate::definition::{
+    CacheDef, ChunkStrategy, Chunking, Connector, Definition, Fusion, IndexDef, ModelDef,
+};
+
+/// The statement that makes an object again.
+pub fn statement_of(name: &str, definition: &Definition) -> String {
+    let name = ident_sql(name);
+    match definition {
+        Definition::Source(source) => match &source.connector {
+            Connector::Push => {
+                format!(
+                    "CREATE SOURCE {name} FROM PUSH ({})",
+                    columns(&source.schema)
+                )
+            }
+            Connector::Files { path, pattern } => format!(
+                "CREATE SOURCE {name} FROM FILES (PATH = {}, PATTERN = {})",
+                text(path),
+                text(pattern)
+            ),
+            Connector::Generate {
+                rows,
+                rate,
+                seed,
+                dimensions,
+            } => {
+                let dimensions = dimensions.map(|n| format!(", DIMENSIONS = {n}"));
+                format!(
+                    "CREATE SOURCE {name} FROM GENERATE (ROWS = {rows}, RATE = {rate}, \
+                     SEED = {seed}{})",
+                    dimensions.unwrap_or_default()
+                )
+            }
+        },
+        Definition::Model(ModelDef::Pretrained {
+            location,
+            device,
+            precision,
+        }) => format!(
+            "CREATE MODEL {name} FROM {} WITH (DEVICE = {}, PRECISION = {})",
+            text(location),
+            text(device),
+            text(precision)
+        ),
+        Definition::Model(ModelDef::Column { dimensions }) => {
+            format!("CREATE MODEL {name} FROM COLUMN WITH (DIMENSIONS = {dimensions})")
+        }
+        Definition::View(view) => format!("CREATE VIEW {name} AS {}", view.query),
+        Definition::Index(definition) => index(&name, definition),
+        Definition::Cache(definition) => cache(&name, definition),
+    }
+}
+
+/// A string literal.
+pub(super) fn text(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn columns(schema: &Schema) -> String {
+    let mut parts: Vec<String> = schema
+        .columns
+        .iter()
+        .enumerate()
+        .map(|(at, column)| {
+            let constraint = match (schema.key == [at], column.nullable) {
+                (true, _) => " PRIMARY KEY",
+                (false, false) if !schema.key.contains(&at) => " NOT NULL",
+                _ => "",
+            };
+            let sql_type = column.sql_type.to_string().to_uppercase();
+            format!("{} {sql_type}{constraint}", ident_sql(&column.name))
+        })
+        .collect();
+    if schema.key.len() > 1 {
+        let key: Vec<String> = schema
+            .key
+            .iter()
+            .map(|at| ident_sql(&schema.columns[*at].name))
+            .collect();
+        parts.push(format!("PRIMARY KEY ({})", key.join(", ")));
+    }
+    parts.join(", ")
+}
+
+/// `markdown(max_tokens => 256)`: canonical, so that it may be hashed into chunk ids.
+pub(super) fn chunking(chunking: &Chunking) -> String {
+    let Chunking {
+        strategy,
+        max_tokens,
+        overlap,
+        heading_prefix,
+    } = chunking;
+    match strategy {
+        ChunkStrategy::None => "none".to_owned(),
+        ChunkStrategy::Markdown if *heading_prefix => {
+            format!("markdown(max_tokens => {max_tokens}, headings => 'prefix')")
+        }
+        ChunkStrategy::Markdown => format!("markdown(max_tokens => {max_tokens})"),
+        ChunkStrategy::Recursive | ChunkStrategy::Fixed => {
+            let name = if *strategy == ChunkStrategy::Fixed {
+                "fixed"
+            } else {
+                "recursive"
+            };
+            match overlap {
+                0 => format!("{name}(max_tokens => {max_tokens})"),
+                _ => format!("{name}(max_tokens => {max_tokens}, overlap => {overlap})"),
+            }
+        }
+    }
+}
+
+/// `HYBRID`, `VECTOR` or `KEYWORD`.
+pub(super) fn method(index: &IndexDef) -> &'static str {
+    match (index.vector, index.keyword) {
+        (true, true) => "HYBRID",
+        (true, false) => "VECTOR",
+        _ => "KEYWORD",
+    }
+}
+
+fn index(name: &str, index: &IndexDef) -> String {
+    let mut out = format!(
+        "CREATE INDEX {name} ON {} USING {} ({}) CHUNK BY {}",
+        ident_sql(&index.on),
+        method(index),
+        ident_sql(&index.column),
+        chunking(&index.chunking)
+    );
+    if let Some(model) = &index.model {
+        out += &format!(" EMBED WITH {}", ident_sql(model));
+    }
+    if !index.include.is_empty() {
+        let names: Vec<String> = index.include.iter().map(|name| ident_sql(name)).collect();
+        out += &format!(" INCLUDE ({})", names.join(", "));
+    }
+    let mut options = Vec::new();
+    if index.keyword {
+        options.push(format!("ANALYZER = {}", text(&index.analyzer)));
+    }
+    if index.vector {
+        options.push(format!("QUANTIZATION = {}", text(&index.quantization)));
+    }
+    options.push(format!("RETAIN = '{}'", format_micros(index.retain_micros)));
+    if index.vector {
+        let deadline = format_micros(index.embed_deadline_ms.saturating_mul(1_000));
+        options.push(format!("EMBED DEADLINE = '{deadline}'"));
+    }
+    if index.vector && index.keyword {
+        match index.fusion {
+            Fusion::Convex { weight } => {
+                options.push(format!("FUSION = 'convex', WEIGHT = {weight}"));
+            }
+            Fusion::Rrf => options.push("FUSION = 'rrf'".to_owned()),
+        }
+    }
+    out + &format!(" WITH ({})", options.join(", "))
+}
+
+fn cache(name: &str, cache: &CacheDef) -> String {
+    format!(
+        "CREATE CACHE {name} ON {} WITH (K = {}, SIMILARITY = {}, TTL = '{}', CAPACITY = {}, \
+         RETRIEVAL = '{}')",
+        ident_sql(&cache.index),
+        cache.k,
+        cache.similarity,
+        format_micros(cache.ttl_micros),
+        cache.capacity,
+        if cache.exact { "exact" } else { "index" }
+    )
+}

@@ -58,7 +58,9 @@ fn tokenize(text: &str) -> Result<(Vec<TokenWithSpan>, Position), Problem> {
             Some(problem) => Err(problem),
             None => Ok((statement.tokens, statement.end)),
         },
-        None => Err(Problem::syntax("the text is empty").at(1, 1).expected("an expression")),
+        None => Err(Problem::syntax("the text is empty")
+            .at(1, 1)
+            .expected("an expression")),
     }
 }
 
@@ -108,7 +110,9 @@ fn parser_problem(error: &ParserError, end: Position) -> Problem {
         None => (&**message, None),
     };
     let at = at.filter(|at| at.line > 0).unwrap_or(end);
-    let parts = message.strip_prefix("Expected: ").and_then(|rest| rest.split_once(", found: "));
+    let parts = message
+        .strip_prefix("Expected: ")
+        .and_then(|rest| rest.split_once(", found: "));
     match parts {
         Some((expected, "EOF")) => {
             Problem::syntax("the statement ends too early").expected(expected)
@@ -124,7 +128,10 @@ fn parser_problem(error: &ParserError, end: Position) -> Problem {
 
 fn parse_place(place: &str) -> Option<Position> {
     let (line, column) = place.split_once(", Column: ")?;
-    Some(Position { line: line.trim().parse().ok()?, column: column.trim().parse().ok()? })
+    Some(Position {
+        line: line.trim().parse().ok()?,
+        column: column.trim().parse().ok()?,
+    })
 }
 
 /// Where a node of the tree starts, if it knows.
@@ -194,23 +201,34 @@ pub(super) fn folded(ident: &Ident) -> String {
 
 /// `schema.name`, folded; `None` when a part is not a name.
 pub(super) fn object_name(name: &ObjectName) -> Option<String> {
-    let parts: Option<Vec<String>> =
-        name.0.iter().map(|part| part.as_ident().map(folded)).collect();
+    let parts: Option<Vec<String>> = name
+        .0
+        .iter()
+        .map(|part| part.as_ident().map(folded))
+        .collect();
     parts.map(|parts| parts.join("."))
 }
 
 /// A name as SQL text: quoted when it must be.
 pub(super) fn ident_sql(name: &str) -> String {
     let mut chars = name.chars();
-    let plain = chars.next().is_some_and(|c| c.is_ascii_lowercase() || c == '_')
+    let plain = chars
+        .next()
+        .is_some_and(|c| c.is_ascii_lowercase() || c == '_')
         && chars.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if plain && is_plain_word(name) { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    if plain && is_plain_word(name) {
+        name.to_owned()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
 }
 
 /// Whether a word that looks like a name is read as a column, not as syntax.
 fn is_plain_word(name: &str) -> bool {
     let dialect = PostgreSqlDialect {};
-    let Ok(tokens) = Tokenizer::new(&dialect, name).tokenize_with_location() else { return false };
+    let Ok(tokens) = Tokenizer::new(&dialect, name).tokenize_with_location() else {
+        return false;
+    };
     let reserved = match tokens.first().map(|token| &token.token) {
         Some(datafusion_sql::sqlparser::tokenizer::Token::Word(word)) => {
             RESERVED_FOR_COLUMN_ALIAS.contains(&word.keyword)
@@ -227,7 +245,11 @@ pub(super) fn conjuncts(expr: Expr) -> Vec<Expr> {
     let mut open = vec![expr];
     while let Some(expr) = open.pop() {
         match expr {
-            Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
+            Expr::BinaryOp {
+                left,
+                op: BinaryOperator::And,
+                right,
+            } => {
                 open.push(*right);
                 open.push(*left);
             }
@@ -239,7 +261,13 @@ pub(super) fn conjuncts(expr: Expr) -> Vec<Expr> {
 }
 
 fn is_and(expr: &Expr) -> bool {
-    matches!(expr, Expr::BinaryOp { op: BinaryOperator::And, .. })
+    matches!(
+        expr,
+        Expr::BinaryOp {
+            op: BinaryOperator::And,
+            ..
+        }
+    )
 }
 
 /// Puts conjuncts together again, as text; each that binds weaker than `AND` in parentheses.
@@ -247,9 +275,10 @@ pub(super) fn conjunction(exprs: &[Expr]) -> Option<String> {
     let parts: Vec<String> = exprs
         .iter()
         .map(|expr| match expr {
-            Expr::BinaryOp { op: BinaryOperator::Or | BinaryOperator::Xor, .. }
-                if exprs.len() > 1 =>
-            {
+            Expr::BinaryOp {
+                op: BinaryOperator::Or | BinaryOperator::Xor,
+                ..
+            } if exprs.len() > 1 => {
                 format!("({expr})")
             }
             _ => expr.to_string(),

@@ -49,7 +49,10 @@ pub struct Overlay<'a> {
 impl<'a> Overlay<'a> {
     /// An overlay without changes.
     pub fn new(base: &'a dyn CatalogView) -> Self {
-        Overlay { base, changed: BTreeMap::new() }
+        Overlay {
+            base,
+            changed: BTreeMap::new(),
+        }
     }
 
     /// Declares an object. Its id is a placeholder: the real one is given when it is installed.
@@ -80,7 +83,12 @@ impl CatalogView for Overlay<'_> {
     fn names(&self) -> Vec<String> {
         let mut names = self.base.names();
         names.retain(|name| !self.changed.contains_key(name));
-        names.extend(self.changed.iter().filter(|(_, o)| o.is_some()).map(|(n, _)| n.clone()));
+        names.extend(
+            self.changed
+                .iter()
+                .filter(|(_, o)| o.is_some())
+                .map(|(n, _)| n.clone()),
+        );
         names.sort_unstable();
         names
     }
@@ -127,8 +135,7 @@ pub fn relation_schema(catalog: &dyn CatalogView, name: &str) -> Option<Schema> 
 }
 
 /// Names that `search()` gives to its own columns; an included column may not take them.
-pub const SEARCH_COLUMNS: [&str; 6] =
-    ["chunk", "document", "version", "ordinal", "text", "score"];
+pub const SEARCH_COLUMNS: [&str; 6] = ["chunk", "document", "version", "ordinal", "text", "score"];
 
 /// The columns of an index's live chunks: those of `search()` without `score`. The key is `chunk`.
 ///
@@ -147,7 +154,10 @@ pub fn chunk_schema(catalog: &dyn CatalogView, index: &IndexDef) -> Option<Schem
         Column::new("text", SqlType::Text),
     ];
     columns.extend(include_schema(catalog, index)?.columns);
-    Some(Schema { columns, key: vec![0] })
+    Some(Schema {
+        columns,
+        key: vec![0],
+    })
 }
 
 /// The columns of `search(index, …)`: chunk, document, version, ordinal, text, score, then the
@@ -164,9 +174,16 @@ pub fn include_schema(catalog: &dyn CatalogView, index: &IndexDef) -> Option<Sch
     let columns: Option<Vec<Column>> = index
         .include
         .iter()
-        .map(|name| relation.position(name).map(|at| relation.columns[at].clone()))
+        .map(|name| {
+            relation
+                .position(name)
+                .map(|at| relation.columns[at].clone())
+        })
         .collect();
-    Some(Schema { columns: columns?, key: Vec::new() })
+    Some(Schema {
+        columns: columns?,
+        key: Vec::new(),
+    })
 }
 
 /// The columns of a cache's live entries. The key is `entry`.
@@ -188,7 +205,10 @@ pub fn cache_schema() -> Schema {
 }
 
 fn required(name: &str, sql_type: SqlType) -> Column {
-    Column { nullable: false, ..Column::new(name, sql_type) }
+    Column {
+        nullable: false,
+        ..Column::new(name, sql_type)
+    }
 }
 
 /// The system collections, in the schema `headwater`.
@@ -327,9 +347,15 @@ pub fn system_schema(name: &str) -> Option<Schema> {
         ),
         _ => return None,
     };
-    let columns = columns.iter().enumerate().map(|(at, (name, sql_type))| Column {
-        nullable: at >= key,
-        ..Column::new(name, *sql_type)
-    });
-    Some(Schema { columns: columns.collect(), key: (0..key).collect() })
+    let columns = columns
+        .iter()
+        .enumerate()
+        .map(|(at, (name, sql_type))| Column {
+            nullable: at >= key,
+            ..Column::new(name, *sql_type)
+        });
+    Some(Schema {
+        columns: columns.collect(),
+        key: (0..key).collect(),
+    })
 }

@@ -34,18 +34,21 @@ pub(super) fn plan_create(
 ) -> Result<Create, Problem> {
     let or_replace = cursor.eat_all(&["OR", "REPLACE"]);
     if cursor.is("POLICY") || cursor.is("SINK") || cursor.is("SECRET") || cursor.is("CONNECTION") {
-        let what = cursor.peek().map(|token| token.token.to_string().to_uppercase());
+        let what = cursor
+            .peek()
+            .map(|token| token.token.to_string().to_uppercase());
         let what = format!("CREATE {}", what.unwrap_or_default());
         return Err(later(&cursor, &what, later_hint(&what)));
     }
     let kind = kind(&mut cursor)?;
     let if_not_exists = cursor.eat_all(&["IF", "NOT", "EXISTS"]);
-    let Name { value: name, at } =
-        cursor.name(&format!("the {}'s name", kind.to_lowercase()))?;
+    let Name { value: name, at } = cursor.name(&format!("the {}'s name", kind.to_lowercase()))?;
     if or_replace && if_not_exists {
-        return Err(Problem::syntax("OR REPLACE and IF NOT EXISTS exclude each other")
-            .at(start.line, start.column)
-            .expected("one of them"));
+        return Err(
+            Problem::syntax("OR REPLACE and IF NOT EXISTS exclude each other")
+                .at(start.line, start.column)
+                .expected("one of them"),
+        );
     }
     let definition = match kind {
         "SOURCE" => Definition::Source(source(&mut cursor, at)?),
@@ -85,14 +88,20 @@ fn later_hint(what: &str) -> &'static str {
 fn check_name(create: &Create, at: Position, catalog: &dyn CatalogView) -> Result<(), Problem> {
     let name = &create.name;
     if name == "headwater" {
-        return Err(Problem::invalid("\"headwater\" is the schema of the system collections")
-            .at(at.line, at.column)
-            .expected("another name"));
+        return Err(
+            Problem::invalid("\"headwater\" is the schema of the system collections")
+                .at(at.line, at.column)
+                .expected("another name"),
+        );
     }
-    let Some(existing) = catalog.object(name) else { return Ok(()) };
+    let Some(existing) = catalog.object(name) else {
+        return Ok(());
+    };
     let kind = with_article(existing.definition.kind());
     let same_kind = existing.definition.kind() == create.definition.kind();
-    if create.if_not_exists && same_kind || existing.definition == create.definition && create.or_replace {
+    if create.if_not_exists && same_kind
+        || existing.definition == create.definition && create.or_replace
+    {
         return Ok(());
     }
     if create.or_replace && same_kind {
@@ -107,14 +116,22 @@ fn check_name(create: &Create, at: Position, catalog: &dyn CatalogView) -> Resul
         true => "write CREATE OR REPLACE, or IF NOT EXISTS",
         false => "all objects share one namespace: choose another name",
     };
-    Err(Problem::new(409, "already-exists", format!("there is {kind} \"{name}\" already"))
-        .at(at.line, at.column)
-        .hint(hint))
+    Err(Problem::new(
+        409,
+        "already-exists",
+        format!("there is {kind} \"{name}\" already"),
+    )
+    .at(at.line, at.column)
+    .hint(hint))
 }
 
 fn source(cursor: &mut Cursor<'_>, at: Position) -> Result<SourceDef, Problem> {
     const CONNECTORS: [&str; 3] = ["PUSH", "FILES", "GENERATE"];
-    let before = if cursor.is_token(&Token::LParen) { Some((cursor.position(), columns(cursor, at)?)) } else { None };
+    let before = if cursor.is_token(&Token::LParen) {
+        Some((cursor.position(), columns(cursor, at)?))
+    } else {
+        None
+    };
     cursor.expect("FROM")?;
     let declared_twice = |at: Position| {
         Problem::syntax("the columns are declared twice")
@@ -134,7 +151,10 @@ fn source(cursor: &mut Cursor<'_>, at: Position) -> Result<SourceDef, Problem> {
             (Some((_, schema)), false) => schema.clone(),
             (None, _) => columns(cursor, at)?,
         };
-        SourceDef { schema, connector: Connector::Push }
+        SourceDef {
+            schema,
+            connector: Connector::Push,
+        }
     } else if cursor.eat("FILES") {
         no_columns("FILES", "path, text, bytes, modified_at")?;
         files(cursor)?
@@ -155,7 +175,11 @@ fn source(cursor: &mut Cursor<'_>, at: Position) -> Result<SourceDef, Problem> {
     };
     for word in ["FORMAT", "ENVELOPE", "WITH"] {
         if cursor.is(word) {
-            return Err(later(cursor, &format!("{word} of this source"), "leave it out"));
+            return Err(later(
+                cursor,
+                &format!("{word} of this source"),
+                "leave it out",
+            ));
         }
     }
     Ok(source)
@@ -171,13 +195,18 @@ fn required(options: &Options, name: &str, what: &str, at: Position) -> Result<(
 }
 
 fn files(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
-    const KNOWN: Known =
-        Known { what: "FROM FILES", names: &["PATH", "PATTERN"], later: &["INTERVAL", "FOLLOW"] };
+    const KNOWN: Known = Known {
+        what: "FROM FILES",
+        names: &["PATH", "PATTERN"],
+        later: &["INTERVAL", "FOLLOW"],
+    };
     let at = cursor.position();
     let options = Options::parse(cursor, &KNOWN)?;
     required(&options, "PATH", "FROM FILES", at)?;
     let path = options.text("PATH")?.unwrap_or_default();
-    let pattern = options.text("PATTERN")?.unwrap_or_else(|| PATTERN_DEFAULT.to_owned());
+    let pattern = options
+        .text("PATTERN")?
+        .unwrap_or_else(|| PATTERN_DEFAULT.to_owned());
     for (name, text) in [("PATH", &path), ("PATTERN", &pattern)] {
         if text.is_empty() {
             let at = options.position(name).unwrap_or(at);
@@ -185,13 +214,22 @@ fn files(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
         }
     }
     let columns = vec![
-        Column { nullable: false, ..Column::new("path", SqlType::Text) },
+        Column {
+            nullable: false,
+            ..Column::new("path", SqlType::Text)
+        },
         Column::new("text", SqlType::Text),
         Column::new("bytes", SqlType::Int8),
         Column::new("modified_at", SqlType::TimestampTz),
     ];
-    let schema = Schema { columns, key: vec![0] };
-    Ok(SourceDef { schema, connector: Connector::Files { path, pattern } })
+    let schema = Schema {
+        columns,
+        key: vec![0],
+    };
+    Ok(SourceDef {
+        schema,
+        connector: Connector::Files { path, pattern },
+    })
 }
 
 fn generate(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
@@ -203,20 +241,38 @@ fn generate(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
     let at = cursor.position();
     let options = Options::parse(cursor, &KNOWN)?;
     required(&options, "ROWS", "FROM GENERATE", at)?;
-    let rows = options.integer("ROWS", 0..=u64::from(u32::MAX))?.unwrap_or_default();
-    let rate = options.integer("RATE", 0..=u64::from(u32::MAX))?.unwrap_or(0);
+    let rows = options
+        .integer("ROWS", 0..=u64::from(u32::MAX))?
+        .unwrap_or_default();
+    let rate = options
+        .integer("RATE", 0..=u64::from(u32::MAX))?
+        .unwrap_or(0);
     let seed = options.integer("SEED", 0..=u64::MAX)?.unwrap_or(0);
     let dimensions = options
         .integer("DIMENSIONS", 1..=u64::from(DIMENSIONS_MAX))?
         .map(|n| u32::try_from(n).expect("at most DIMENSIONS_MAX"));
     let mut columns = vec![
-        Column { nullable: false, ..Column::new("id", SqlType::Int8) },
+        Column {
+            nullable: false,
+            ..Column::new("id", SqlType::Int8)
+        },
         Column::new("body", SqlType::Text),
         Column::new("grp", SqlType::Int8),
     ];
     columns.extend(dimensions.map(|n| Column::new("embedding", SqlType::Vector(n))));
-    let schema = Schema { columns, key: vec![0] };
-    Ok(SourceDef { schema, connector: Connector::Generate { rows, rate, seed, dimensions } })
+    let schema = Schema {
+        columns,
+        key: vec![0],
+    };
+    Ok(SourceDef {
+        schema,
+        connector: Connector::Generate {
+            rows,
+            rate,
+            seed,
+            dimensions,
+        },
+    })
 }
 
 /// `(name TYPE [NOT NULL] [PRIMARY KEY], …[, PRIMARY KEY (a, b)])`
@@ -241,8 +297,11 @@ fn columns(cursor: &mut Cursor<'_>, name_at: Position) -> Result<Schema, Problem
         } else {
             let name = inner.name("a column's name")?;
             if schema.position(&name.value).is_some() {
-                return Err(Problem::invalid(format!("column \"{}\" is declared twice", name.value))
-                    .at(at.line, at.column));
+                return Err(Problem::invalid(format!(
+                    "column \"{}\" is declared twice",
+                    name.value
+                ))
+                .at(at.line, at.column));
             }
             let mut column = Column::new(&name.value, column_type(&mut inner)?);
             if constraints(&mut inner, &mut column)? {
@@ -286,7 +345,15 @@ fn constraints(inner: &mut Cursor<'_>, column: &mut Column) -> Result<bool, Prob
             break;
         }
     }
-    for word in ["DEFAULT", "UNIQUE", "REFERENCES", "CHECK", "GENERATED", "COLLATE", "CONSTRAINT"] {
+    for word in [
+        "DEFAULT",
+        "UNIQUE",
+        "REFERENCES",
+        "CHECK",
+        "GENERATED",
+        "COLLATE",
+        "CONSTRAINT",
+    ] {
         if inner.is(word) {
             return Err(later(inner, &format!("{word} at a column"), "leave it out"));
         }
@@ -298,9 +365,11 @@ fn apply_key(schema: &mut Schema, key: &[Name]) -> Result<(), Problem> {
     for name in key {
         let at = name.at;
         let Some(position) = schema.position(&name.value) else {
-            return Err(Problem::invalid(format!("there is no column \"{}\"", name.value))
-                .at(at.line, at.column)
-                .expected("a column of this source"));
+            return Err(
+                Problem::invalid(format!("there is no column \"{}\"", name.value))
+                    .at(at.line, at.column)
+                    .expected("a column of this source"),
+            );
         };
         let sql_type = schema.columns[position].sql_type;
         let unfit = matches!(
@@ -308,13 +377,17 @@ fn apply_key(schema: &mut Schema, key: &[Name]) -> Result<(), Problem> {
             SqlType::Vector(_) | SqlType::Jsonb | SqlType::Float4 | SqlType::Float8
         );
         if unfit {
-            return Err(Problem::invalid(format!("a key cannot be of type {sql_type}"))
-                .at(at.line, at.column)
-                .expected("a type with exact equality: TEXT, BIGINT, UUID, …"));
+            return Err(
+                Problem::invalid(format!("a key cannot be of type {sql_type}"))
+                    .at(at.line, at.column)
+                    .expected("a type with exact equality: TEXT, BIGINT, UUID, …"),
+            );
         }
         if schema.key.contains(&position) {
-            return Err(Problem::invalid(format!("\"{}\" is in the key twice", name.value))
-                .at(at.line, at.column));
+            return Err(
+                Problem::invalid(format!("\"{}\" is in the key twice", name.value))
+                    .at(at.line, at.column),
+            );
         }
         schema.key.push(position);
         schema.columns[position].nullable = false;
@@ -327,8 +400,11 @@ fn apply_key(schema: &mut Schema, key: &[Name]) -> Result<(), Problem> {
 fn model(cursor: &mut Cursor<'_>) -> Result<ModelDef, Problem> {
     cursor.expect("FROM")?;
     if cursor.eat("COLUMN") {
-        const KNOWN: Known =
-            Known { what: "FROM COLUMN", names: &["DIMENSIONS"], later: &["METRIC"] };
+        const KNOWN: Known = Known {
+            what: "FROM COLUMN",
+            names: &["DIMENSIONS"],
+            later: &["METRIC"],
+        };
         let at = cursor.position();
         cursor.expect("WITH")?;
         let options = Options::parse(cursor, &KNOWN)?;
@@ -351,9 +427,19 @@ fn model(cursor: &mut Cursor<'_>) -> Result<ModelDef, Problem> {
         true => Options::parse(cursor, &KNOWN)?,
         false => Options::default(),
     };
-    let device = options.choice("DEVICE", &["auto", "cpu"])?.unwrap_or("auto").to_owned();
-    let precision = options.choice("PRECISION", &["full"])?.unwrap_or("full").to_owned();
-    Ok(ModelDef::Pretrained { location, device, precision })
+    let device = options
+        .choice("DEVICE", &["auto", "cpu"])?
+        .unwrap_or("auto")
+        .to_owned();
+    let precision = options
+        .choice("PRECISION", &["full"])?
+        .unwrap_or("full")
+        .to_owned();
+    Ok(ModelDef::Pretrained {
+        location,
+        device,
+        precision,
+    })
 }
 
 fn cache(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<CacheDef, Problem> {
@@ -371,9 +457,11 @@ fn cache(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<CacheDef,
     let object = known(catalog, &index, at, "an index")?;
     let Definition::Index(on) = &object.definition else {
         let found = with_article(object.definition.kind());
-        return Err(Problem::invalid(format!("\"{index}\" is {found}, not an index"))
-            .at(at.line, at.column)
-            .expected("the name of an index"));
+        return Err(
+            Problem::invalid(format!("\"{index}\" is {found}, not an index"))
+                .at(at.line, at.column)
+                .expected("the name of an index"),
+        );
     };
     let model = on.model.as_deref().and_then(|model| catalog.object(model));
     let reads_text = matches!(
@@ -381,19 +469,31 @@ fn cache(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<CacheDef,
         Some(Definition::Model(ModelDef::Pretrained { .. }))
     );
     if !reads_text {
-        return Err(Problem::invalid(format!("index \"{index}\" has no model that reads questions"))
-            .at(at.line, at.column)
-            .expected("an index with EMBED WITH a model of texts")
-            .hint("a cache compares questions by their vectors"));
+        return Err(Problem::invalid(format!(
+            "index \"{index}\" has no model that reads questions"
+        ))
+        .at(at.line, at.column)
+        .expected("an index with EMBED WITH a model of texts")
+        .hint("a cache compares questions by their vectors"));
     }
-    let k = options.integer("K", 1..=K_MAX as u64)?.unwrap_or(super::search::K_DEFAULT as u64);
+    let k = options
+        .integer("K", 1..=K_MAX as u64)?
+        .unwrap_or(super::search::K_DEFAULT as u64);
     let similarity = options
-        .float("SIMILARITY", "a number above 0 and at most 1", |x| x > 0.0 && x <= 1.0)?
+        .float("SIMILARITY", "a number above 0 and at most 1", |x| {
+            x > 0.0 && x <= 1.0
+        })?
         .unwrap_or(SIMILARITY_DEFAULT);
     let ttl_micros = options
-        .duration("TTL", 1..=3_650 * DAY_MICROS, "above 0 and at most 3650 days")?
+        .duration(
+            "TTL",
+            1..=3_650 * DAY_MICROS,
+            "above 0 and at most 3650 days",
+        )?
         .unwrap_or(TTL_DEFAULT_MICROS);
-    let capacity = options.integer("CAPACITY", 1..=CAPACITY_MAX)?.unwrap_or(CAPACITY_DEFAULT);
+    let capacity = options
+        .integer("CAPACITY", 1..=CAPACITY_MAX)?
+        .unwrap_or(CAPACITY_DEFAULT);
     let exact = options.choice("RETRIEVAL", &["index", "exact"])? == Some("exact");
     Ok(CacheDef {
         index,

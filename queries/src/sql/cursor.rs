@@ -44,7 +44,8 @@ impl<'a> Cursor<'a> {
 
     /// Where the next token stands.
     pub fn position(&self) -> Position {
-        self.peek().map_or(self.end, |token| position(token.span.start))
+        self.peek()
+            .map_or(self.end, |token| position(token.span.start))
     }
 
     /// The tokens that are left.
@@ -76,7 +77,11 @@ impl<'a> Cursor<'a> {
 
     /// Takes a keyword.
     pub fn expect(&mut self, word: &str) -> Result<(), Problem> {
-        if self.eat(word) { Ok(()) } else { Err(self.unexpected(&[word])) }
+        if self.eat(word) {
+            Ok(())
+        } else {
+            Err(self.unexpected(&[word]))
+        }
     }
 
     pub fn is_token(&self, token: &Token) -> bool {
@@ -95,8 +100,11 @@ impl<'a> Cursor<'a> {
         match self.peek().map(|token| &token.token) {
             Some(Token::Word(word)) if matches!(word.quote_style, None | Some('"')) => {
                 let folded = word.quote_style.is_none();
-                let value =
-                    if folded { word.value.to_lowercase() } else { word.value.clone() };
+                let value = if folded {
+                    word.value.to_lowercase()
+                } else {
+                    word.value.clone()
+                };
                 if value.is_empty() {
                     return Err(self.unexpected(&[what]));
                 }
@@ -141,9 +149,11 @@ impl<'a> Cursor<'a> {
             }
         }
         let at = self.position();
-        Err(Problem::syntax("the parenthesis that opens here is not closed")
-            .at(at.line, at.column)
-            .expected("\")\""))
+        Err(
+            Problem::syntax("the parenthesis that opens here is not closed")
+                .at(at.line, at.column)
+                .expected("\")\""),
+        )
     }
 
     /// A comma-separated list of names in parentheses, at least one.
@@ -159,7 +169,11 @@ impl<'a> Cursor<'a> {
 
     /// Nothing may follow.
     pub fn finish(&self, expected: &[&str]) -> Result<(), Problem> {
-        if self.is_done() { Ok(()) } else { Err(self.unexpected(expected)) }
+        if self.is_done() {
+            Ok(())
+        } else {
+            Err(self.unexpected(expected))
+        }
     }
 
     /// The problem that the next token is none of these.
@@ -170,8 +184,9 @@ impl<'a> Cursor<'a> {
             Some(found) => format!("unexpected {}", quoted(found)),
             None => "the statement ends too early".to_owned(),
         };
-        let problem =
-            Problem::syntax(detail).at(at.line, at.column).expected(one_of(expected));
+        let problem = Problem::syntax(detail)
+            .at(at.line, at.column)
+            .expected(one_of(expected));
         match found.and_then(|found| nearest(&found, expected.iter().copied())) {
             Some(near) => problem.hint(format!("did you mean {near}?")),
             None => problem,
@@ -193,7 +208,11 @@ pub(super) fn string_literal(token: &Token) -> Option<String> {
 /// In double quotes, unless it is quoted already.
 pub(super) fn quoted(text: &str) -> String {
     let bare = !text.starts_with(['"', '\'']);
-    if bare { format!("\"{text}\"") } else { text.to_owned() }
+    if bare {
+        format!("\"{text}\"")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// `a`, `a or b`, `a, b or c`.
@@ -223,7 +242,8 @@ pub(super) fn nearest<'c>(
 
 /// Edit distance in which the swap of two neighbours counts once (Damerau 1964, restricted).
 fn edit_distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().take(64).collect(), b.chars().take(64).collect());
+    let (a, b): (Vec<char>, Vec<char>) =
+        (a.chars().take(64).collect(), b.chars().take(64).collect());
     let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for i in 1..=a.len() {
@@ -248,7 +268,10 @@ mod tests {
     #[test]
     fn near_words_are_found_and_far_ones_are_not() {
         assert_eq!(nearest("FORM", ["FROM", "ON"]), Some("FROM"));
-        assert_eq!(nearest("anaylzer", ["ANALYZER", "RETAIN"]), Some("ANALYZER"));
+        assert_eq!(
+            nearest("anaylzer", ["ANALYZER", "RETAIN"]),
+            Some("ANALYZER")
+        );
         assert_eq!(nearest("xyz", ["ANALYZER", "K"]), None);
         assert_eq!(edit_distance("kitten", "sitting"), 3);
     }

@@ -20,12 +20,17 @@ pub fn explain(plan: &Planned) -> String {
         Planned::Create(create) => {
             lines.push(create.statement.clone());
             if let Definition::View(view) = &create.definition {
-                let key: Vec<&str> =
-                    view.schema.key.iter().map(|at| &*view.schema.columns[*at].name).collect();
+                let key: Vec<&str> = view
+                    .schema
+                    .key
+                    .iter()
+                    .map(|at| &*view.schema.columns[*at].name)
+                    .collect();
                 lines.push(format!("  key: {}", key.join(", ")));
                 let columns = view.schema.columns.iter();
-                let columns: Vec<String> =
-                    columns.map(|column| format!("{} {}", column.name, column.sql_type)).collect();
+                let columns: Vec<String> = columns
+                    .map(|column| format!("{} {}", column.name, column.sql_type))
+                    .collect();
                 lines.push(format!("  columns: {}", columns.join(", ")));
             }
             let reads = create.definition.depends_on();
@@ -50,7 +55,9 @@ fn explain_select(plan: &SelectPlan, lines: &mut Vec<String>) {
         push(format!("as of {}", as_of_text(as_of)), lines);
     }
     if plan.limit.is_some() || plan.offset > 0 {
-        let limit = plan.limit.map_or_else(|| "all".to_owned(), |limit| limit.to_string());
+        let limit = plan
+            .limit
+            .map_or_else(|| "all".to_owned(), |limit| limit.to_string());
         push(format!("limit {limit} offset {}", plan.offset), lines);
     }
     if !plan.order_by.is_empty() {
@@ -59,16 +66,26 @@ fn explain_select(plan: &SelectPlan, lines: &mut Vec<String>) {
             let nulls = if key.nulls_first { " nulls first" } else { "" };
             format!("{}{direction}{nulls}", plan.program.outputs[key.output].1)
         });
-        push(format!("sort {}", keys.collect::<Vec<_>>().join(", ")), lines);
+        push(
+            format!("sort {}", keys.collect::<Vec<_>>().join(", ")),
+            lines,
+        );
     }
     let outputs = plan.program.outputs.iter().take(plan.columns.len());
     let outputs = outputs.map(|(name, text)| match name == text {
         true => name.clone(),
         false => format!("{text} as {name}"),
     });
-    push(format!("project {}", outputs.collect::<Vec<_>>().join(", ")), lines);
+    push(
+        format!("project {}", outputs.collect::<Vec<_>>().join(", ")),
+        lines,
+    );
     if let Some(filter) = &plan.program.filter {
-        let after = if matches!(plan.from, From::Search(_)) { " after k" } else { "" };
+        let after = if matches!(plan.from, From::Search(_)) {
+            " after k"
+        } else {
+            ""
+        };
         push(format!("filter{after}: {filter}"), lines);
     }
     match &plan.from {

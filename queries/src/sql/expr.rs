@@ -16,13 +16,16 @@ use std::sync::{Arc, OnceLock};
 use arrow_schema::{DataType, Field, FieldRef, Schema as ArrowSchema, TimeUnit};
 use datafusion_common::config::ConfigOptions;
 use datafusion_common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion_common::{Column as DfColumn, DFSchema, DataFusionError, ScalarValue, TableReference};
+use datafusion_common::{
+    Column as DfColumn, DFSchema, DataFusionError, ScalarValue, TableReference,
+};
 use datafusion_expr::execution_props::ExecutionProps;
 use datafusion_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion_expr::planner::{ContextProvider, ExprPlanner, TypePlanner};
 use datafusion_expr::simplify::SimplifyContext;
 use datafusion_expr::{
-    AggregateUDF, Expr, ExprSchemable, HigherOrderUDF, ScalarUDF, TableSource, Volatility, WindowUDF,
+    AggregateUDF, Expr, ExprSchemable, HigherOrderUDF, ScalarUDF, TableSource, Volatility,
+    WindowUDF,
 };
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
@@ -69,13 +72,17 @@ impl Scope {
         let df = DFSchema::try_from(arrow).map_err(|error| {
             Problem::invalid(format!("these columns do not make a relation: {error}"))
         })?;
-        Ok(Scope { schema: schema.clone(), df })
+        Ok(Scope {
+            schema: schema.clone(),
+            df,
+        })
     }
 
     /// Plans an expression; parameters become literals.
     pub fn plan(&self, expr: &ast::Expr, params: &[Json]) -> Result<Typed, Problem> {
         reject_queries(expr)?;
-        self.try_plan(expr, params).map_err(|error| self.locate(expr, params, error))
+        self.try_plan(expr, params)
+            .map_err(|error| self.locate(expr, params, error))
     }
 
     /// Plans a condition.
@@ -106,11 +113,17 @@ impl Scope {
         let options = ParserOptions::new().with_map_string_types_to_utf8view(false);
         let planner = SqlToRel::new_with_options(context, options);
         let expr = planner.sql_to_expr(expr.clone(), &self.df, &mut PlannerContext::new())?;
-        let mut facts = Facts { params, uses_now: false, volatile: None };
+        let mut facts = Facts {
+            params,
+            uses_now: false,
+            volatile: None,
+        };
         let expr = expr.transform_up(|node| facts.replace(node))?.data;
         let schema = Arc::new(self.df.clone());
         let simplifier = ExprSimplifier::new(
-            SimplifyContext::builder().with_schema(Arc::clone(&schema)).build(),
+            SimplifyContext::builder()
+                .with_schema(Arc::clone(&schema))
+                .build(),
         );
         let expr = simplifier.coerce(expr, &schema)?;
         let expr = simplifier.simplify(expr)?;
@@ -123,7 +136,13 @@ impl Scope {
             .collect();
         columns.sort_unstable();
         let (sql_type, expr) = self.output(expr)?;
-        Ok(Typed { expr, sql_type, columns, uses_now: facts.uses_now, volatile: facts.volatile })
+        Ok(Typed {
+            expr,
+            sql_type,
+            columns,
+            uses_now: facts.uses_now,
+            volatile: facts.volatile,
+        })
     }
 
     /// The type that comes out, with a cast where Arrow has more types than we do.
@@ -138,7 +157,11 @@ impl Scope {
             DataFusionError::Plan(format!("a value of type {data_type} has no place in a row"))
         })?;
         let target = sql_type.arrow();
-        let expr = if data_type == target { expr } else { expr.cast_to(&target, &self.df)? };
+        let expr = if data_type == target {
+            expr
+        } else {
+            expr.cast_to(&target, &self.df)?
+        };
         Ok((sql_type, expr))
     }
 
@@ -159,7 +182,10 @@ impl Scope {
                 }
             }
         }
-        match expr.visit(&mut Parts { scope: self, params }) {
+        match expr.visit(&mut Parts {
+            scope: self,
+            params,
+        }) {
             ControlFlow::Break(found) => placed(self.problem(&found.0, &found.1), &found.0),
             ControlFlow::Continue(()) => placed(self.problem(expr, &error), expr),
         }
@@ -169,8 +195,12 @@ impl Scope {
         match part {
             ast::Expr::Identifier(ident) => {
                 let name = super::ast::folded(ident);
-                let names: Vec<&str> =
-                    self.schema.columns.iter().map(|column| &*column.name).collect();
+                let names: Vec<&str> = self
+                    .schema
+                    .columns
+                    .iter()
+                    .map(|column| &*column.name)
+                    .collect();
                 let problem = Problem::invalid(format!("there is no column \"{name}\" here"));
                 let problem = if names.is_empty() {
                     problem.hint("a text is written in single quotes: 'like this'")
@@ -207,8 +237,22 @@ impl Scope {
 }
 
 const AGGREGATES: [&str; 16] = [
-    "count", "sum", "min", "max", "avg", "array_agg", "string_agg", "bool_and", "bool_or", "every",
-    "stddev", "variance", "row_number", "rank", "lag", "lead",
+    "count",
+    "sum",
+    "min",
+    "max",
+    "avg",
+    "array_agg",
+    "string_agg",
+    "bool_and",
+    "bool_or",
+    "every",
+    "stddev",
+    "variance",
+    "row_number",
+    "rank",
+    "lag",
+    "lead",
 ];
 
 fn placed(problem: Problem, expr: &ast::Expr) -> Problem {
@@ -228,8 +272,11 @@ fn unaliased(expr: &Expr) -> &Expr {
 /// A relation's columns as Arrow, all nullable (what is NOT NULL was checked where it entered),
 /// with the hidden time last.
 pub(super) fn batch_schema(schema: &Schema) -> ArrowSchema {
-    let mut fields: Vec<Field> =
-        schema.columns.iter().map(|column| column.field().with_nullable(true)).collect();
+    let mut fields: Vec<Field> = schema
+        .columns
+        .iter()
+        .map(|column| column.field().with_nullable(true))
+        .collect();
     fields.push(Field::new(NOW, now_type(), false));
     ArrowSchema::new(fields)
 }
@@ -331,8 +378,13 @@ pub(super) fn message(error: &DataFusionError) -> String {
         "SQL error: ",
     ]
     .iter()
-    .fold(&*text, |text, prefix| text.strip_prefix(prefix).unwrap_or(text));
-    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("not possible");
+    .fold(&*text, |text, prefix| {
+        text.strip_prefix(prefix).unwrap_or(text)
+    });
+    let line = text
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("not possible");
     super::token::lower_first(line.trim().trim_end_matches('.'))
 }
 
@@ -365,7 +417,13 @@ fn context() -> &'static Context {
             functions.insert(function.name().to_owned(), function);
         }
         // They look at the process or the wall clock, or show Arrow's types.
-        for hidden in ["current_time", "arrow_typeof", "arrow_cast", "arrow_metadata", "version"] {
+        for hidden in [
+            "current_time",
+            "arrow_typeof",
+            "arrow_cast",
+            "arrow_metadata",
+            "version",
+        ] {
             functions.remove(hidden);
         }
         let mut options = ConfigOptions::new();
@@ -402,7 +460,9 @@ impl ContextProvider for Context {
         &self,
         name: TableReference,
     ) -> Result<Arc<dyn TableSource>, DataFusionError> {
-        Err(DataFusionError::Plan(format!("there is no table {name} inside an expression")))
+        Err(DataFusionError::Plan(format!(
+            "there is no table {name} inside an expression"
+        )))
     }
     fn get_expr_planners(&self) -> &[Arc<dyn ExprPlanner>] {
         &self.planners

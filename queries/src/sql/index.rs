@@ -29,9 +29,25 @@ pub(super) const ANALYZER_DEFAULT: &str = "english";
 pub(super) const QUANTIZATION_DEFAULT: &str = "bf16";
 
 const ANALYZERS: [&str; 19] = [
-    "simple", "english", "arabic", "danish", "dutch", "finnish", "french", "german", "greek",
-    "hungarian", "italian", "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish",
-    "tamil", "turkish",
+    "simple",
+    "english",
+    "arabic",
+    "danish",
+    "dutch",
+    "finnish",
+    "french",
+    "german",
+    "greek",
+    "hungarian",
+    "italian",
+    "norwegian",
+    "portuguese",
+    "romanian",
+    "russian",
+    "spanish",
+    "swedish",
+    "tamil",
+    "turkish",
 ];
 
 const OPTIONS: Known = Known {
@@ -82,7 +98,9 @@ pub(super) fn index(
     let chunking = chunking(&clauses, vector && !keyword, column_type)?;
     let options = clauses.options.unwrap_or_default();
     leg_options(&options, vector, keyword)?;
-    let analyzer = options.choice("ANALYZER", &ANALYZERS)?.unwrap_or(ANALYZER_DEFAULT);
+    let analyzer = options
+        .choice("ANALYZER", &ANALYZERS)?
+        .unwrap_or(ANALYZER_DEFAULT);
     let quantization = match options.choice("QUANTIZATION", &["bf16", "f32", "i8"])? {
         Some("i8") => {
             let place = options.position("QUANTIZATION").unwrap_or(column.at);
@@ -94,8 +112,7 @@ pub(super) fn index(
     let retain_micros = options
         .duration("RETAIN", 0..=3_650 * DAY_MICROS, "of at most 3650 days")?
         .unwrap_or(RETAIN_DEFAULT_MICROS);
-    let deadline =
-        options.duration("EMBED DEADLINE", 0..=DAY_MICROS, "of at most 1 day")?;
+    let deadline = options.duration("EMBED DEADLINE", 0..=DAY_MICROS, "of at most 1 day")?;
     Ok(IndexDef {
         source: base_source(catalog, &on.value),
         on: on.value,
@@ -119,9 +136,11 @@ fn at(problem: Problem, place: Position) -> Problem {
 
 /// `VECTOR`, `KEYWORD` or `HYBRID`, as `(vector, keyword)`.
 fn method(cursor: &mut Cursor<'_>) -> Result<(bool, bool), Problem> {
-    for (word, legs) in
-        [("HYBRID", (true, true)), ("VECTOR", (true, false)), ("KEYWORD", (false, true))]
-    {
+    for (word, legs) in [
+        ("HYBRID", (true, true)),
+        ("VECTOR", (true, false)),
+        ("KEYWORD", (false, true)),
+    ] {
         if cursor.eat(word) {
             return Ok(legs);
         }
@@ -134,8 +153,10 @@ fn clauses(cursor: &mut Cursor<'_>) -> Result<Clauses, Problem> {
     while !cursor.is_done() {
         let place = cursor.position();
         let twice = |clause: &str, given: bool| match given {
-            true => Err(at(Problem::syntax(format!("{clause} is given twice")), place)
-                .expected("each clause at most once")),
+            true => Err(
+                at(Problem::syntax(format!("{clause} is given twice")), place)
+                    .expected("each clause at most once"),
+            ),
             false => Ok(()),
         };
         if cursor.eat_all(&["CHUNK", "BY"]) {
@@ -155,7 +176,11 @@ fn clauses(cursor: &mut Cursor<'_>) -> Result<Clauses, Problem> {
             twice("WITH", clauses.options.is_some())?;
             clauses.options = Some(Options::parse(cursor, &OPTIONS)?);
         } else if cursor.is("TENANT") {
-            return Err(later(cursor, "TENANT BY", "INCLUDE the column and filter on it"));
+            return Err(later(
+                cursor,
+                "TENANT BY",
+                "INCLUDE the column and filter on it",
+            ));
         } else if cursor.is("WHERE") {
             return Err(later(cursor, "WHERE in an index", "index a view"));
         } else {
@@ -207,7 +232,10 @@ fn chunk_by(cursor: &mut Cursor<'_>) -> Result<Chunking, Problem> {
             });
         }
         if seen.contains(&option.value) {
-            return Err(at(Problem::syntax(format!("{} is given twice", option.value)), option.at));
+            return Err(at(
+                Problem::syntax(format!("{} is given twice", option.value)),
+                option.at,
+            ));
         }
         if !inner.eat_token(&Token::RArrow) && !inner.eat_token(&Token::Eq) {
             return Err(inner.unexpected(&["\"=>\""]));
@@ -262,7 +290,11 @@ fn chunk_option(
         return Err(at(problem, place).expected(format!("a whole number from {least} to {most}")));
     }
     let number = u32::try_from(number).expect("at most MAX_TOKENS_MAX");
-    if option == "max_tokens" { chunking.max_tokens = number } else { chunking.overlap = number }
+    if option == "max_tokens" {
+        chunking.max_tokens = number
+    } else {
+        chunking.overlap = number
+    }
     Ok(())
 }
 
@@ -284,7 +316,10 @@ fn column_of(schema: &Schema, name: &Name) -> Result<usize, Problem> {
     schema.position(&name.value).ok_or_else(|| {
         let names: Vec<&str> = schema.columns.iter().map(|column| &*column.name).collect();
         let problem = at(
-            Problem::invalid(format!("there is no column \"{}\" in this relation", name.value)),
+            Problem::invalid(format!(
+                "there is no column \"{}\" in this relation",
+                name.value
+            )),
             name.at,
         )
         .expected(format!("one of {}", names.join(", ")));
@@ -306,7 +341,10 @@ fn text_or_vector(
         SqlType::Text => Ok(sql_type),
         SqlType::Vector(_) if vector && !keyword => Ok(sql_type),
         SqlType::Vector(_) => Err(at(
-            Problem::invalid(format!("column \"{}\" is a vector: it has no words", column.value)),
+            Problem::invalid(format!(
+                "column \"{}\" is a vector: it has no words",
+                column.value
+            )),
             column.at,
         )
         .expected("USING VECTOR")),
@@ -314,7 +352,11 @@ fn text_or_vector(
             Problem::invalid(format!("column \"{}\" is of type {other}", column.value)),
             column.at,
         )
-        .expected(if keyword { "a TEXT column" } else { "a TEXT or VECTOR(n) column" })
+        .expected(if keyword {
+            "a TEXT column"
+        } else {
+            "a TEXT or VECTOR(n) column"
+        })
         .hint("cast it in a view: CAST(… AS TEXT)")),
     }
 }
@@ -329,22 +371,30 @@ fn model(
     let name = match (&clauses.model, vector) {
         (None, false) => return Ok(None),
         (Some(name), false) => {
-            return Err(at(Problem::invalid("a KEYWORD index has no vectors"), name.at)
-                .expected("no EMBED WITH")
-                .hint("write USING HYBRID"));
+            return Err(
+                at(Problem::invalid("a KEYWORD index has no vectors"), name.at)
+                    .expected("no EMBED WITH")
+                    .hint("write USING HYBRID"),
+            );
         }
         (None, true) => {
-            return Err(at(Problem::invalid("an index with a vector leg needs a model"), column.at)
-                .expected("EMBED WITH model")
-                .hint("CREATE MODEL minilm FROM 'sentence-transformers/all-MiniLM-L6-v2'"));
+            return Err(at(
+                Problem::invalid("an index with a vector leg needs a model"),
+                column.at,
+            )
+            .expected("EMBED WITH model")
+            .hint("CREATE MODEL minilm FROM 'sentence-transformers/all-MiniLM-L6-v2'"));
         }
         (Some(name), true) => name,
     };
     let object = known(catalog, &name.value, name.at, "a model")?;
     let Definition::Model(model) = object.definition else {
         let kind = with_article(object.definition.kind());
-        return Err(at(Problem::invalid(format!("\"{}\" is {kind}", name.value)), name.at)
-            .expected("a model"));
+        return Err(at(
+            Problem::invalid(format!("\"{}\" is {kind}", name.value)),
+            name.at,
+        )
+        .expected("a model"));
     };
     let wrong = |detail: String| Err(at(Problem::invalid(detail), name.at));
     match (model, column_type) {
@@ -357,9 +407,8 @@ fn model(
                 .map_err(|problem| problem.expected("a model of texts, or a VECTOR(n) column"))
         }
         (ModelDef::Pretrained { .. }, SqlType::Vector(_)) => {
-            wrong(format!("column \"{}\" has vectors already", column.value)).map_err(|problem| {
-                problem.expected("a model FROM COLUMN WITH (DIMENSIONS n)")
-            })
+            wrong(format!("column \"{}\" has vectors already", column.value))
+                .map_err(|problem| problem.expected("a model FROM COLUMN WITH (DIMENSIONS n)"))
         }
         _ => Ok(Some(name.value.clone())),
     }
@@ -373,7 +422,10 @@ fn include(clauses: &Clauses, schema: &Schema) -> Result<Vec<String>, Problem> {
             let detail = format!("an included column cannot be called \"{}\"", name.value);
             return Err(at(Problem::invalid(detail), name.at)
                 .expected(format!("a name other than {}", choices(&SEARCH_COLUMNS)))
-                .hint(format!("rename it in a view: {0} AS {0}_of_row", name.value)));
+                .hint(format!(
+                    "rename it in a view: {0} AS {0}_of_row",
+                    name.value
+                )));
         }
         if out.contains(&name.value) {
             let detail = format!("\"{}\" is included twice", name.value);
@@ -390,13 +442,19 @@ fn include(clauses: &Clauses, schema: &Schema) -> Result<Vec<String>, Problem> {
 
 /// A declared key must be the derived one: there is no other uniqueness to check against yet.
 fn check_key(clauses: &Clauses, schema: &Schema, on: &Name) -> Result<(), Problem> {
-    let derived: Vec<&str> = schema.key.iter().map(|at| &*schema.columns[*at].name).collect();
+    let derived: Vec<&str> = schema
+        .key
+        .iter()
+        .map(|at| &*schema.columns[*at].name)
+        .collect();
     if derived.is_empty() {
         let detail = format!("the rows of \"{}\" have no unique key", on.value);
         return Err(at(Problem::invalid(detail), on.at)
             .expected("a relation whose key columns come through"));
     }
-    let Some(declared) = &clauses.key else { return Ok(()) };
+    let Some(declared) = &clauses.key else {
+        return Ok(());
+    };
     let mut positions = Vec::new();
     for name in declared {
         positions.push(column_of(schema, name)?);
@@ -416,7 +474,11 @@ fn chunking(
     column_type: SqlType,
 ) -> Result<Chunking, Problem> {
     let default = Chunking {
-        strategy: if only_vector { ChunkStrategy::None } else { ChunkStrategy::Recursive },
+        strategy: if only_vector {
+            ChunkStrategy::None
+        } else {
+            ChunkStrategy::Recursive
+        },
         max_tokens: MAX_TOKENS_DEFAULT,
         overlap: 0,
         heading_prefix: false,
@@ -427,8 +489,11 @@ fn chunking(
             if matches!(column_type, SqlType::Vector(_))
                 && chunking.strategy != ChunkStrategy::None =>
         {
-            Err(at(Problem::invalid("a vector cannot be cut into chunks"), *place)
-                .expected("CHUNK BY none"))
+            Err(at(
+                Problem::invalid("a vector cannot be cut into chunks"),
+                *place,
+            )
+            .expected("CHUNK BY none"))
         }
         Some((chunking, _)) => Ok(chunking.clone()),
     }
@@ -454,15 +519,22 @@ fn leg_options(options: &Options, vector: bool, keyword: bool) -> Result<(), Pro
 
 fn fusion(options: &Options) -> Result<Fusion, Problem> {
     let fusion = options.choice("FUSION", &["convex", "rrf"])?;
-    let weight = options.float("WEIGHT", "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))?;
+    let weight = options.float("WEIGHT", "a number from 0 to 1", |x| {
+        (0.0..=1.0).contains(&x)
+    })?;
     match (fusion, weight) {
         (Some("rrf"), Some(_)) => {
             let place = options.position("WEIGHT").expect("given");
-            Err(at(Problem::invalid("option WEIGHT has no meaning for FUSION 'rrf'"), place)
-                .expected("FUSION 'convex'"))
+            Err(at(
+                Problem::invalid("option WEIGHT has no meaning for FUSION 'rrf'"),
+                place,
+            )
+            .expected("FUSION 'convex'"))
         }
         (Some("rrf"), None) => Ok(Fusion::Rrf),
-        (_, weight) => Ok(Fusion::Convex { weight: weight.unwrap_or(WEIGHT_DEFAULT) }),
+        (_, weight) => Ok(Fusion::Convex {
+            weight: weight.unwrap_or(WEIGHT_DEFAULT),
+        }),
     }
 }
 

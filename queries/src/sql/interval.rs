@@ -4,7 +4,10 @@
 /// Units by name, microseconds.
 const UNITS: [(&[&str], u64); 7] = [
     (&["microsecond", "microseconds", "us", "usec", "usecs"], 1),
-    (&["millisecond", "milliseconds", "ms", "msec", "msecs"], 1_000),
+    (
+        &["millisecond", "milliseconds", "ms", "msec", "msecs"],
+        1_000,
+    ),
     (&["second", "seconds", "sec", "secs", "s"], 1_000_000),
     (&["minute", "minutes", "min", "mins", "m"], 60_000_000),
     (&["hour", "hours", "hr", "hrs", "h"], 3_600_000_000),
@@ -24,7 +27,9 @@ pub(super) fn parse_micros(text: &str) -> Result<u64, String> {
         let micros = if word.contains(':') {
             clock(word)?
         } else {
-            let unit = words.next().ok_or_else(|| format!("\"{word}\" has no unit"))?;
+            let unit = words
+                .next()
+                .ok_or_else(|| format!("\"{word}\" has no unit"))?;
             scaled(word, unit_micros(unit)?)?
         };
         total = total.checked_add(micros).ok_or("it is too long")?;
@@ -65,7 +70,9 @@ fn unit_micros(unit: &str) -> Result<u64, String> {
         return Err(format!("\"{unit}\" has no fixed length; count days"));
     }
     let found = UNITS.iter().find(|(names, _)| names.contains(&&*folded));
-    found.map(|(_, micros)| *micros).ok_or_else(|| format!("\"{unit}\" is not a unit of time"))
+    found
+        .map(|(_, micros)| *micros)
+        .ok_or_else(|| format!("\"{unit}\" is not a unit of time"))
 }
 
 /// `number × unit`, exact to the microsecond for up to nine decimals.
@@ -73,12 +80,20 @@ fn scaled(number: &str, unit: u64) -> Result<u64, String> {
     let bad = || format!("\"{number}\" is not a positive number");
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let is_digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if number.is_empty() || number == "." || !is_digits(whole) || !is_digits(fraction) || fraction.len() > 9 {
+    if number.is_empty()
+        || number == "."
+        || !is_digits(whole)
+        || !is_digits(fraction)
+        || fraction.len() > 9
+    {
         return Err(bad());
     }
     let digits: u128 = format!("{whole}{fraction}").parse().map_err(|_| bad())?;
     let power = 10u128.pow(u32::try_from(fraction.len()).expect("at most nine"));
-    let micros = digits.checked_mul(u128::from(unit)).ok_or("it is too long")? / power;
+    let micros = digits
+        .checked_mul(u128::from(unit))
+        .ok_or("it is too long")?
+        / power;
     u64::try_from(micros).map_err(|_| "it is too long".to_owned())
 }
 
@@ -91,7 +106,9 @@ fn clock(word: &str) -> Result<u64, String> {
     let units = [3_600_000_000, 60_000_000, 1_000_000];
     let mut total = 0u64;
     for (part, unit) in parts.iter().zip(units) {
-        total = total.checked_add(scaled(part, unit)?).ok_or("it is too long")?;
+        total = total
+            .checked_add(scaled(part, unit)?)
+            .ok_or("it is too long")?;
     }
     Ok(total)
 }
@@ -115,7 +132,16 @@ mod tests {
             assert_eq!(parse_micros(text), Ok(micros), "{text}");
             assert_eq!(parse_micros(&format_micros(micros)), Ok(micros), "{text}");
         }
-        for bad in ["", "1", "hour", "1 month", "-1 hour", "1 moon", "1:2:3:4", "99999999999999 weeks"] {
+        for bad in [
+            "",
+            "1",
+            "hour",
+            "1 month",
+            "-1 hour",
+            "1 moon",
+            "1:2:3:4",
+            "99999999999999 weeks",
+        ] {
             assert!(parse_micros(bad).is_err(), "{bad}");
         }
     }

@@ -17,14 +17,22 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
     match definition {
         Definition::Source(source) => match &source.connector {
             Connector::Push => {
-                format!("CREATE SOURCE {name} FROM PUSH ({})", columns(&source.schema))
+                format!(
+                    "CREATE SOURCE {name} FROM PUSH ({})",
+                    columns(&source.schema)
+                )
             }
             Connector::Files { path, pattern } => format!(
                 "CREATE SOURCE {name} FROM FILES (PATH = {}, PATTERN = {})",
                 text(path),
                 text(pattern)
             ),
-            Connector::Generate { rows, rate, seed, dimensions } => {
+            Connector::Generate {
+                rows,
+                rate,
+                seed,
+                dimensions,
+            } => {
                 let dimensions = dimensions.map(|n| format!(", DIMENSIONS = {n}"));
                 format!(
                     "CREATE SOURCE {name} FROM GENERATE (ROWS = {rows}, RATE = {rate}, \
@@ -33,7 +41,11 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
                 )
             }
         },
-        Definition::Model(ModelDef::Pretrained { location, device, precision }) => format!(
+        Definition::Model(ModelDef::Pretrained {
+            location,
+            device,
+            precision,
+        }) => format!(
             "CREATE MODEL {name} FROM {} WITH (DEVICE = {}, PRECISION = {})",
             text(location),
             text(device),
@@ -69,8 +81,11 @@ fn columns(schema: &Schema) -> String {
         })
         .collect();
     if schema.key.len() > 1 {
-        let key: Vec<String> =
-            schema.key.iter().map(|at| ident_sql(&schema.columns[*at].name)).collect();
+        let key: Vec<String> = schema
+            .key
+            .iter()
+            .map(|at| ident_sql(&schema.columns[*at].name))
+            .collect();
         parts.push(format!("PRIMARY KEY ({})", key.join(", ")));
     }
     parts.join(", ")
@@ -78,7 +93,12 @@ fn columns(schema: &Schema) -> String {
 
 /// `markdown(max_tokens => 256)`: canonical, so that it may be hashed into chunk ids.
 pub(super) fn chunking(chunking: &Chunking) -> String {
-    let Chunking { strategy, max_tokens, overlap, heading_prefix } = chunking;
+    let Chunking {
+        strategy,
+        max_tokens,
+        overlap,
+        heading_prefix,
+    } = chunking;
     match strategy {
         ChunkStrategy::None => "none".to_owned(),
         ChunkStrategy::Markdown if *heading_prefix => {
@@ -86,7 +106,11 @@ pub(super) fn chunking(chunking: &Chunking) -> String {
         }
         ChunkStrategy::Markdown => format!("markdown(max_tokens => {max_tokens})"),
         ChunkStrategy::Recursive | ChunkStrategy::Fixed => {
-            let name = if *strategy == ChunkStrategy::Fixed { "fixed" } else { "recursive" };
+            let name = if *strategy == ChunkStrategy::Fixed {
+                "fixed"
+            } else {
+                "recursive"
+            };
             match overlap {
                 0 => format!("{name}(max_tokens => {max_tokens})"),
                 _ => format!("{name}(max_tokens => {max_tokens}, overlap => {overlap})"),

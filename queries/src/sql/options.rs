@@ -75,11 +75,17 @@ impl Options {
 
     /// Where an option's name stands, if it was given.
     pub fn position(&self, name: &str) -> Option<Position> {
-        self.given.iter().find(|(given, ..)| *given == name).map(|(_, _, at, _)| *at)
+        self.given
+            .iter()
+            .find(|(given, ..)| *given == name)
+            .map(|(_, _, at, _)| *at)
     }
 
     fn raw(&self, name: &str) -> Option<(&Raw, Position)> {
-        self.given.iter().find(|(given, ..)| *given == name).map(|(_, raw, _, at)| (raw, *at))
+        self.given
+            .iter()
+            .find(|(given, ..)| *given == name)
+            .map(|(_, raw, _, at)| (raw, *at))
     }
 
     /// A string, if given.
@@ -97,9 +103,13 @@ impl Options {
         name: &str,
         choices: &[&'static str],
     ) -> Result<Option<&'static str>, Problem> {
-        let Some((raw, at)) = self.raw(name) else { return Ok(None) };
+        let Some((raw, at)) = self.raw(name) else {
+            return Ok(None);
+        };
         let (Raw::Text(text) | Raw::Word(text) | Raw::Number(text)) = raw;
-        let found = choices.iter().find(|choice| choice.eq_ignore_ascii_case(text));
+        let found = choices
+            .iter()
+            .find(|choice| choice.eq_ignore_ascii_case(text));
         match found {
             Some(choice) => Ok(Some(choice)),
             None => {
@@ -116,7 +126,9 @@ impl Options {
 
     /// A whole number in a range.
     pub fn integer(&self, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, Problem> {
-        let Some((raw, at)) = self.raw(name) else { return Ok(None) };
+        let Some((raw, at)) = self.raw(name) else {
+            return Ok(None);
+        };
         let expected = if *range.end() == u64::MAX {
             format!("a whole number from {}", range.start())
         } else {
@@ -138,7 +150,9 @@ impl Options {
         expected: &str,
         is_valid: impl Fn(f64) -> bool,
     ) -> Result<Option<f64>, Problem> {
-        let Some((raw, at)) = self.raw(name) else { return Ok(None) };
+        let Some((raw, at)) = self.raw(name) else {
+            return Ok(None);
+        };
         let number = match raw {
             Raw::Number(text) => text.parse().ok(),
             _ => None,
@@ -156,9 +170,13 @@ impl Options {
         range: RangeInclusive<u64>,
         bounds: &str,
     ) -> Result<Option<u64>, Problem> {
-        let Some((raw, at)) = self.raw(name) else { return Ok(None) };
+        let Some((raw, at)) = self.raw(name) else {
+            return Ok(None);
+        };
         let expected = format!("an interval {bounds}, like '1 hour' or '90 seconds'");
-        let Raw::Text(text) = raw else { return Err(wrong(name, raw, at, &expected)) };
+        let Raw::Text(text) = raw else {
+            return Err(wrong(name, raw, at, &expected));
+        };
         match parse_micros(text) {
             Ok(micros) if range.contains(&micros) => Ok(Some(micros)),
             Ok(_) => Err(wrong(name, raw, at, &expected)),
@@ -199,7 +217,9 @@ fn option_name(inner: &mut Cursor<'_>, known: &Known) -> Result<&'static str, Pr
     }
     let expected = one_of(known.names);
     let Some(Token::Word(word)) = inner.peek().map(|token| &token.token) else {
-        return Err(inner.unexpected(&["an option's name"]).hint(format!("known: {expected}")));
+        return Err(inner
+            .unexpected(&["an option's name"])
+            .hint(format!("known: {expected}")));
     };
     let found = word.value.to_uppercase();
     let problem = Problem::invalid(format!("{} has no option {found}", known.what))

@@ -267,6 +267,9 @@ impl AsOfClause {
 pub(super) fn reply_columns(schema: &Schema, visible: usize) -> Vec<ReplyColumn> {
     let columns = schema.columns.iter().take(visible);
     columns
-        .map(|c| ReplyColumn { name: c.name.clone(), type_name: c.sql_type.to_string() })
+        .map(|c| ReplyColumn {
+            name: c.name.clone(),
+            type_name: c.sql_type.to_string(),
+        })
         .collect()
 }

@@ -80,7 +80,10 @@ impl RowProgram {
         };
         let mut outputs = Vec::with_capacity(spec.outputs.len());
         for (name, text) in &spec.outputs {
-            outputs.push((name.as_str(), scope.plan(&parse_expr_text(text)?, &spec.params)?));
+            outputs.push((
+                name.as_str(),
+                scope.plan(&parse_expr_text(text)?, &spec.params)?,
+            ));
         }
         RowProgram::of_typed(&scope, filter.as_ref(), &outputs)
     }
@@ -92,8 +95,10 @@ impl RowProgram {
         outputs: &[(&str, Typed)],
     ) -> Result<(RowProgram, Schema), Problem> {
         let schema = output_schema(&scope.schema, outputs);
-        let compiled: Result<Vec<_>, Problem> =
-            outputs.iter().map(|(_, typed)| scope.compile(&typed.expr)).collect();
+        let compiled: Result<Vec<_>, Problem> = outputs
+            .iter()
+            .map(|(_, typed)| scope.compile(&typed.expr))
+            .collect();
         let program = RowProgram {
             core: Core::new(scope, filter)?,
             outputs: compiled?,
@@ -115,7 +120,9 @@ impl RowProgram {
     /// Runs the program: `Ok(None)` for a row that the filter holds back. One result a row, in
     /// order. `now` is what `now()` means.
     pub fn apply(&self, rows: &[Row], now: Time) -> Vec<Result<Option<Row>, DataError>> {
-        let Some(batch) = self.core.batch(rows, now) else { return Vec::new() };
+        let Some(batch) = self.core.batch(rows, now) else {
+            return Vec::new();
+        };
         let mut out = Vec::with_capacity(rows.len());
         self.halve(&batch, &mut out);
         out
@@ -152,7 +159,9 @@ impl RowProgram {
             _ => self.project(&passing)?,
         }
         .into_iter();
-        Ok((0..rows).map(|row| if mask.value(row) { packed.next() } else { None }).collect())
+        Ok((0..rows)
+            .map(|row| if mask.value(row) { packed.next() } else { None })
+            .collect())
     }
 
     fn project(&self, batch: &RecordBatch) -> Result<Vec<Row>, DataFusionError> {
@@ -168,7 +177,9 @@ impl RowProgram {
 impl FilterProgram {
     /// Evaluates the condition: NULL and errors are false. One result a row, in order.
     pub fn matches(&self, rows: &[&Row], now: Time) -> Vec<bool> {
-        let Some(batch) = self.core.batch(rows.iter().copied(), now) else { return Vec::new() };
+        let Some(batch) = self.core.batch(rows.iter().copied(), now) else {
+            return Vec::new();
+        };
         let mut out = Vec::with_capacity(rows.len());
         // An error is false here; `try_matches` is for those who want to know.
         let _ = self.halve(&batch, &mut out, &mut |_| Ok(false));
@@ -177,7 +188,9 @@ impl FilterProgram {
 
     /// Evaluates the condition; the first row with an error ends it.
     pub fn try_matches(&self, rows: &[&Row], now: Time) -> Result<Vec<bool>, DataError> {
-        let Some(batch) = self.core.batch(rows.iter().copied(), now) else { return Ok(Vec::new()) };
+        let Some(batch) = self.core.batch(rows.iter().copied(), now) else {
+            return Ok(Vec::new());
+        };
         let mut out = Vec::with_capacity(rows.len());
         self.halve(&batch, &mut out, &mut Err)?;
         Ok(out)
@@ -196,7 +209,11 @@ impl FilterProgram {
             Err(_) => {
                 let middle = batch.num_rows() / 2;
                 self.halve(&batch.slice(0, middle), out, on_error)?;
-                self.halve(&batch.slice(middle, batch.num_rows() - middle), out, on_error)?;
+                self.halve(
+                    &batch.slice(middle, batch.num_rows() - middle),
+                    out,
+                    on_error,
+                )?;
             }
         }
         Ok(())
@@ -218,10 +235,14 @@ pub fn filter_program(
     let scope = Scope::new(include)?;
     let typed = scope.plan_condition(&expr, params)?;
     if let Some(name) = &typed.volatile {
-        return Err(Problem::invalid(format!("{name}() changes from call to call"))
-            .expected("a condition that depends on included columns only"));
+        return Err(
+            Problem::invalid(format!("{name}() changes from call to call"))
+                .expected("a condition that depends on included columns only"),
+        );
     }
-    Ok(FilterProgram { core: Core::new(&scope, Some(&typed))? })
+    Ok(FilterProgram {
+        core: Core::new(&scope, Some(&typed))?,
+    })
 }
 
 impl Core {
@@ -246,7 +267,10 @@ impl Core {
         }
         let columns = match self.input.schema().columns.is_empty() {
             true => Vec::new(),
-            false => self.input.unpack_arrays(rows).expect("rows of this program's schema"),
+            false => self
+                .input
+                .unpack_arrays(rows)
+                .expect("rows of this program's schema"),
         };
         Some(self.batch_of(columns, count, now))
     }
@@ -262,10 +286,16 @@ impl Core {
 
     /// Which rows pass, without NULLs; `None` when there is no filter.
     fn mask(&self, batch: &RecordBatch) -> Result<Option<BooleanArray>, DataFusionError> {
-        let Some(filter) = &self.filter else { return Ok(None) };
+        let Some(filter) = &self.filter else {
+            return Ok(None);
+        };
         let array = filter.evaluate(batch)?.into_array(batch.num_rows())?;
         let mask = array.as_boolean();
-        Ok(Some(if mask.null_count() > 0 { prep_null_mask_filter(mask) } else { mask.clone() }))
+        Ok(Some(if mask.null_count() > 0 {
+            prep_null_mask_filter(mask)
+        } else {
+            mask.clone()
+        }))
     }
 }
 
@@ -291,9 +321,16 @@ fn output_schema(input: &Schema, outputs: &[(&str, Typed)]) -> Schema {
     let key: Option<Vec<usize>> = input
         .key
         .iter()
-        .map(|key| outputs.iter().position(|(_, typed)| origin(typed) == Some(*key)))
+        .map(|key| {
+            outputs
+                .iter()
+                .position(|(_, typed)| origin(typed) == Some(*key))
+        })
         .collect();
-    Schema { columns, key: key.unwrap_or_default() }
+    Schema {
+        columns,
+        key: key.unwrap_or_default(),
+    }
 }
 
 /// An evaluation's error as data.

@@ -61,7 +61,9 @@ pub fn reconcile(
     let mut problems = Vec::new();
     let mut changed: Vec<String> = Vec::new();
     for create in &wanted {
-        let Some(old) = catalog.object(&create.name) else { continue };
+        let Some(old) = catalog.object(&create.name) else {
+            continue;
+        };
         if old.definition != create.definition {
             if replace || create.or_replace {
                 changed.push(create.name.clone());
@@ -113,7 +115,9 @@ pub fn reconcile(
     for create in wanted {
         let stays = catalog.object(&create.name).is_some() && !dropped.contains(&create.name);
         actions.push(match stays {
-            true => Action::Keep { name: create.name.clone() },
+            true => Action::Keep {
+                name: create.name.clone(),
+            },
             false => Action::Create(create.clone()),
         });
     }
@@ -145,21 +149,37 @@ fn in_drop_order(catalog: &Vec<Object>, mut names: Vec<String>) -> impl Iterator
 fn difference(old: &Object, new: &Create) -> Problem {
     let kind = old.definition.kind();
     let (before, after) = (&old.statement, &new.statement);
-    let common = before.bytes().zip(after.bytes()).take_while(|(a, b)| a == b).count();
+    let common = before
+        .bytes()
+        .zip(after.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
     // Whole words: from the space before the first difference.
-    let cut = before[..floor(before, common)].rfind([' ', '(']).map_or(0, |at| at + 1);
+    let cut = before[..floor(before, common)]
+        .rfind([' ', '('])
+        .map_or(0, |at| at + 1);
     let show = |text: &str| match cut {
         0 => text.to_owned(),
         _ => format!("… {}", &text[floor(text, cut)..]),
     };
-    Problem::new(409, "definition-changed", format!("{kind} \"{}\" is not what the file says", new.name))
-        .at(new.position.line, new.position.column)
-        .expected(format!("stored: {}", show(before)))
-        .hint(format!("in the file: {}; --replace makes it again", show(after)))
-        .with("stored", before.clone())
-        .with("declared", after.clone())
+    Problem::new(
+        409,
+        "definition-changed",
+        format!("{kind} \"{}\" is not what the file says", new.name),
+    )
+    .at(new.position.line, new.position.column)
+    .expected(format!("stored: {}", show(before)))
+    .hint(format!(
+        "in the file: {}; --replace makes it again",
+        show(after)
+    ))
+    .with("stored", before.clone())
+    .with("declared", after.clone())
 }
 
 fn floor(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    (0..=at.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
 }

@@ -21,8 +21,15 @@ use crate::problem::{Position, Problem};
 
 /// Results without `k`.
 pub(super) const K_DEFAULT: usize = 10;
-const NAMES: [&str; 7] =
-    ["question", "vector", "k", "mode", "exact", "min_score", "per_document"];
+const NAMES: [&str; 7] = [
+    "question",
+    "vector",
+    "k",
+    "mode",
+    "exact",
+    "min_score",
+    "per_document",
+];
 
 /// One argument: its name (positions have names too), its expression, its place.
 struct Argument<'a> {
@@ -43,10 +50,14 @@ pub(super) fn plan_call(
     let object = super::statement::known(catalog, &index_name, index_at, "an index")?;
     let Definition::Index(index) = &object.definition else {
         let kind = super::statement::with_article(object.definition.kind());
-        return Err(Problem::invalid(format!("\"{index_name}\" is {kind}, not an index"))
-            .at(index_at.line, index_at.column)
-            .expected("the name of an index")
-            .hint(format!("declare one: CREATE INDEX … ON {index_name} USING HYBRID (…)")));
+        return Err(
+            Problem::invalid(format!("\"{index_name}\" is {kind}, not an index"))
+                .at(index_at.line, index_at.column)
+                .expected("the name of an index")
+                .hint(format!(
+                    "declare one: CREATE INDEX … ON {index_name} USING HYBRID (…)"
+                )),
+        );
     };
     let mut call = SearchCall {
         index: index_name,
@@ -64,11 +75,15 @@ pub(super) fn plan_call(
         set(&mut call, argument, params)?;
     }
     check(&call, index, catalog, at)?;
-    let (Some(output), Some(include)) =
-        (search_schema(catalog, index), include_schema(catalog, index))
-    else {
-        return Err(Problem::not_found(format!("\"{}\" reads a relation that is gone", call.index))
-            .at(index_at.line, index_at.column));
+    let (Some(output), Some(include)) = (
+        search_schema(catalog, index),
+        include_schema(catalog, index),
+    ) else {
+        return Err(Problem::not_found(format!(
+            "\"{}\" reads a relation that is gone",
+            call.index
+        ))
+        .at(index_at.line, index_at.column));
     };
     Ok((call, output, include))
 }
@@ -80,16 +95,25 @@ fn arguments(args: &[FunctionArg], at: Position) -> Result<Vec<Argument<'_>>, Pr
         let wrong = |detail: String| Problem::invalid(detail).at(place.line, place.column);
         let (name, value) = match arg {
             FunctionArg::Unnamed(value) => {
-                let name = ["index", "question"].get(out.len()).copied().unwrap_or_default();
+                let name = ["index", "question"]
+                    .get(out.len())
+                    .copied()
+                    .unwrap_or_default();
                 if name.is_empty() {
-                    return Err(wrong("search() takes two arguments without a name".to_owned())
-                        .expected("search(index, question, k => 10)")
-                        .hint("name the others: k => 5"));
+                    return Err(
+                        wrong("search() takes two arguments without a name".to_owned())
+                            .expected("search(index, question, k => 10)")
+                            .hint("name the others: k => 5"),
+                    );
                 }
                 (name.to_owned(), value)
             }
             FunctionArg::Named { name, arg, .. } => (folded(name), arg),
-            FunctionArg::ExprNamed { name: Ast::Identifier(name), arg, .. } => (folded(name), arg),
+            FunctionArg::ExprNamed {
+                name: Ast::Identifier(name),
+                arg,
+                ..
+            } => (folded(name), arg),
             FunctionArg::ExprNamed { .. } => {
                 return Err(wrong("an argument's name is a plain word".to_owned())
                     .expected("name => value"));
@@ -110,7 +134,11 @@ fn arguments(args: &[FunctionArg], at: Position) -> Result<Vec<Argument<'_>>, Pr
         if out.iter().any(|other| other.name == name) {
             return Err(wrong(format!("{name} is given twice")));
         }
-        out.push(Argument { name, expr, at: place });
+        out.push(Argument {
+            name,
+            expr,
+            at: place,
+        });
     }
     Ok(out)
 }
@@ -152,7 +180,9 @@ fn set(call: &mut SearchCall, argument: &Argument<'_>, params: &[Json]) -> Resul
                 return Err(Problem::new(
                     413,
                     "question-too-long",
-                    format!("the question has {chars} characters; the limit is {QUESTION_CHARS_MAX}"),
+                    format!(
+                        "the question has {chars} characters; the limit is {QUESTION_CHARS_MAX}"
+                    ),
                 )
                 .at(argument.at.line, argument.at.column));
             }
@@ -166,9 +196,15 @@ fn set(call: &mut SearchCall, argument: &Argument<'_>, params: &[Json]) -> Resul
         }
         ("vector", _) => return Err(not_a_vector(argument.at)),
         ("k" | "per_document", Value::Int(count)) => {
-            let count = usize::try_from(*count).ok().filter(|n| (1..=K_MAX).contains(n));
+            let count = usize::try_from(*count)
+                .ok()
+                .filter(|n| (1..=K_MAX).contains(n));
             let count = count.ok_or_else(|| wrong(&format!("a whole number from 1 to {K_MAX}")))?;
-            if name == "k" { call.k = count } else { call.per_document = Some(count) }
+            if name == "k" {
+                call.k = count
+            } else {
+                call.per_document = Some(count)
+            }
         }
         ("k" | "per_document", _) => {
             return Err(wrong(&format!("a whole number from 1 to {K_MAX}")));
@@ -191,15 +227,23 @@ fn set(call: &mut SearchCall, argument: &Argument<'_>, params: &[Json]) -> Resul
 /// The array behind a `$n`, if that is what it is.
 fn parameter_vector(expr: &Ast, params: &[Json]) -> Option<Vec<Json>> {
     let Ast::Value(value) = expr else { return None };
-    let AstValue::Placeholder(id) = &value.value else { return None };
-    let at = id.strip_prefix('$')?.parse::<usize>().ok()?.checked_sub(1)?;
+    let AstValue::Placeholder(id) = &value.value else {
+        return None;
+    };
+    let at = id
+        .strip_prefix('$')?
+        .parse::<usize>()
+        .ok()?
+        .checked_sub(1)?;
     params.get(at)?.as_array().cloned()
 }
 
 #[allow(clippy::cast_possible_truncation)]
 fn floats(items: &[Json]) -> Option<Vec<f32>> {
-    let floats: Option<Vec<f32>> =
-        items.iter().map(|x| x.as_f64().map(|x| x as f32).filter(|x| x.is_finite())).collect();
+    let floats: Option<Vec<f32>> = items
+        .iter()
+        .map(|x| x.as_f64().map(|x| x as f32).filter(|x| x.is_finite()))
+        .collect();
     floats.filter(|floats| !floats.is_empty())
 }
 
@@ -226,25 +270,31 @@ fn check(
         None => (index.vector, index.keyword),
         Some(mode) => (mode != "keyword", mode != "vector"),
     };
-    for (wanted, has, leg) in [(vector, index.vector, "vector"), (keyword, index.keyword, "keyword")]
-    {
+    for (wanted, has, leg) in [
+        (vector, index.vector, "vector"),
+        (keyword, index.keyword, "keyword"),
+    ] {
         if wanted && !has {
             return wrong(format!("index \"{name}\" has no {leg} leg"));
         }
     }
-    let model = index.model.as_deref().and_then(|model| catalog.object(model));
+    let model = index
+        .model
+        .as_deref()
+        .and_then(|model| catalog.object(model));
     let dimensions = match model.map(|model| model.definition) {
         Some(Definition::Model(ModelDef::Column { dimensions })) => Some(dimensions),
         _ => None,
     };
     if dimensions.is_some() && vector && call.vector.is_none() {
-        return wrong(format!("index \"{name}\" has bare vectors: it cannot read a question"))
-            .map_err(|problem| problem.hint("give the question's vector: vector => $1"));
+        return wrong(format!(
+            "index \"{name}\" has bare vectors: it cannot read a question"
+        ))
+        .map_err(|problem| problem.hint("give the question's vector: vector => $1"));
     }
     if call.question.is_none() && !vector {
-        return wrong(format!("index \"{name}\" has no vector leg")).map_err(|problem| {
-            problem.hint("give the question as a text")
-        });
+        return wrong(format!("index \"{name}\" has no vector leg"))
+            .map_err(|problem| problem.hint("give the question as a text"));
     }
     if let (Some(dimensions), Some(vector)) = (dimensions, &call.vector)
         && vector.len() != dimensions as usize
@@ -267,14 +317,18 @@ pub(super) fn plan_as_of(
     const TIME: &str = "engine time in microseconds, an RFC 3339 time, or AT LEAST …";
     let mut cursor = Cursor::new(tokens, end);
     if cursor.is_done() {
-        return Err(Problem::syntax("AS OF needs a time").at(end.line, end.column).expected(TIME));
+        return Err(Problem::syntax("AS OF needs a time")
+            .at(end.line, end.column)
+            .expected(TIME));
     }
     if cursor.eat_all(&["AT", "LEAST"]) {
         return plan_at_least(&mut cursor, end, params);
     }
     let expr = parse_last(cursor.rest(), end)?;
     let wrong = |detail: String| {
-        Problem::invalid(detail).at(at.line, at.column).expected(TIME)
+        Problem::invalid(detail)
+            .at(at.line, at.column)
+            .expected(TIME)
     };
     match fold(&expr, params)? {
         (Value::Int(time), _) if time >= 0 => Ok(AsOfClause::Time(time.unsigned_abs())),
@@ -286,20 +340,28 @@ pub(super) fn plan_as_of(
             Err(_) => Err(wrong(format!("\"{text}\" is not a time"))
                 .hint("write it with its zone: '2026-11-21T10:00:00Z'")),
         },
-        (value, sql_type) => Err(wrong(format!("AS OF cannot be {}", value.to_json(sql_type)))),
+        (value, sql_type) => Err(wrong(format!(
+            "AS OF cannot be {}",
+            value.to_json(sql_type)
+        ))),
     }
 }
 
 /// `AS OF` is the last clause: say so when something follows.
 fn parse_last(tokens: &[TokenWithSpan], end: Position) -> Result<Ast, Problem> {
     const CLAUSES: [&str; 6] = ["WHERE", "ORDER", "LIMIT", "OFFSET", "FROM", "GROUP"];
-    let clause =
-        tokens.iter().find(|token| CLAUSES.iter().any(|word| super::token::is_word(token, word)));
+    let clause = tokens.iter().find(|token| {
+        CLAUSES
+            .iter()
+            .any(|word| super::token::is_word(token, word))
+    });
     if let Some(clause) = clause {
         let at = super::token::position(clause.span.start);
-        return Err(Problem::syntax(format!("{} stands behind AS OF", clause.token))
-            .at(at.line, at.column)
-            .expected("AS OF as the last clause of the statement"));
+        return Err(
+            Problem::syntax(format!("{} stands behind AS OF", clause.token))
+                .at(at.line, at.column)
+                .expected("AS OF as the last clause of the statement"),
+        );
     }
     super::ast::parse_expr(tokens, end)
 }
@@ -321,12 +383,18 @@ fn plan_at_least(
         let mut position = Map::new();
         position.insert("source".to_owned(), Json::from(source));
         if is_lsn {
-            position.insert("lsn".to_owned(), Json::from(inner.string("an LSN like '0/16B3748'")?));
+            position.insert(
+                "lsn".to_owned(),
+                Json::from(inner.string("an LSN like '0/16B3748'")?),
+            );
         } else {
             let partition = whole(&mut inner, "a partition's number")?;
             comma(&mut inner)?;
             let offset = whole(&mut inner, "an offset")?;
-            position.insert("offsets".to_owned(), json!({ partition.to_string(): offset }));
+            position.insert(
+                "offsets".to_owned(),
+                json!({ partition.to_string(): offset }),
+            );
         }
         inner.finish(&["\")\""])?;
         ahead.finish(&["the end of the statement"])?;
@@ -345,5 +413,9 @@ fn plan_at_least(
 }
 
 fn comma(cursor: &mut Cursor<'_>) -> Result<(), Problem> {
-    if cursor.eat_token(&Token::Comma) { Ok(()) } else { Err(cursor.unexpected(&["\",\""])) }
+    if cursor.eat_token(&Token::Comma) {
+        Ok(())
+    } else {
+        Err(cursor.unexpected(&["\",\""]))
+    }
 }

@@ -9,12 +9,12 @@
 
 use std::cmp::Ordering;
 
+use datafusion_expr::Operator;
 use datafusion_sql::sqlparser::ast::{
     Expr as Ast, FunctionArg, GroupByExpr, LimitClause, OrderByExpr, OrderByKind, Query, Select,
     SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Spanned, TableFactor, Value as AstValue,
     WildcardAdditionalOptions,
 };
-use datafusion_expr::Operator;
 use engine::error::DataError;
 use engine::limits::SQL_ROWS_MAX;
 use engine::model::{Row, RowCodec, Schema, SqlType, Time, Value};
@@ -31,8 +31,14 @@ use crate::problem::{Position, Problem};
 #[derive(Debug)]
 pub(super) enum Relation {
     Nothing,
-    Named { name: String, at: Position },
-    Search { args: Vec<FunctionArg>, at: Position },
+    Named {
+        name: String,
+        at: Position,
+    },
+    Search {
+        args: Vec<FunctionArg>,
+        at: Position,
+    },
 }
 
 /// A query, taken apart.
@@ -83,14 +89,25 @@ impl PartsPlan {
                 name => format!("{} AS {name}", output.text),
             })
             .collect();
-        let filter = self.filter_text().map(|text| format!(" WHERE {text}")).unwrap_or_default();
-        format!("SELECT {} FROM {}{filter}", outputs.join(", "), ident_sql(from))
+        let filter = self
+            .filter_text()
+            .map(|text| format!(" WHERE {text}"))
+            .unwrap_or_default();
+        format!(
+            "SELECT {} FROM {}{filter}",
+            outputs.join(", "),
+            ident_sql(from)
+        )
     }
 }
 
 fn refuse(node: Option<&impl Spanned>, detail: &str, hint: &str) -> Problem {
     let problem = Problem::not_supported(format!("{detail} not supported by this version"));
-    let problem = if hint.is_empty() { problem } else { problem.hint(hint) };
+    let problem = if hint.is_empty() {
+        problem
+    } else {
+        problem.hint(hint)
+    };
     match node.and_then(start_of) {
         Some(at) => problem.at(at.line, at.column),
         None => problem,
@@ -120,28 +137,48 @@ impl Parts {
             || query.format_clause.is_some()
             || !query.pipe_operators.is_empty()
         {
-            return Err(refuse(None::<&Query>, "a clause behind the query is", "leave it out"));
+            return Err(refuse(
+                None::<&Query>,
+                "a clause behind the query is",
+                "leave it out",
+            ));
         }
         let order_by = match query.order_by {
             None => Vec::new(),
             Some(order) => match order.kind {
                 OrderByKind::Expressions(keys) if order.interpolate.is_none() => keys,
-                _ => return Err(refuse(None::<&Query>, "ORDER BY ALL is", "name the columns")),
+                _ => {
+                    return Err(refuse(
+                        None::<&Query>,
+                        "ORDER BY ALL is",
+                        "name the columns",
+                    ));
+                }
             },
         };
         let (limit, offset) = match query.limit_clause {
             None => (None, None),
-            Some(LimitClause::LimitOffset { limit, offset, limit_by }) if limit_by.is_empty() => {
-                (limit, offset.map(|offset| offset.value))
-            }
+            Some(LimitClause::LimitOffset {
+                limit,
+                offset,
+                limit_by,
+            }) if limit_by.is_empty() => (limit, offset.map(|offset| offset.value)),
             Some(other) => {
-                return Err(refuse(Some(&other), "this LIMIT is", "write LIMIT n OFFSET m"));
+                return Err(refuse(
+                    Some(&other),
+                    "this LIMIT is",
+                    "write LIMIT n OFFSET m",
+                ));
             }
         };
         let select = match *query.body {
             SetExpr::Select(select) => *select,
             other => {
-                return Err(refuse(Some(&other), "UNION, VALUES or a nested query is", ""));
+                return Err(refuse(
+                    Some(&other),
+                    "UNION, VALUES or a nested query is",
+                    "",
+                ));
             }
         };
         reject_clauses(&select)?;
@@ -188,7 +225,12 @@ impl Parts {
         for item in &self.projection {
             self.outputs(item, &scope, params, &mut outputs)?;
         }
-        Ok(PartsPlan { scope, filter, outputs, conjuncts })
+        Ok(PartsPlan {
+            scope,
+            filter,
+            outputs,
+            conjuncts,
+        })
     }
 
     fn outputs(
@@ -202,7 +244,11 @@ impl Parts {
             if *options == WildcardAdditionalOptions::default() || is_bare(options) {
                 Ok(())
             } else {
-                Err(refuse(Some(item), "* with EXCEPT, REPLACE or the like is", "name the columns"))
+                Err(refuse(
+                    Some(item),
+                    "* with EXCEPT, REPLACE or the like is",
+                    "name the columns",
+                ))
             }
         };
         match item {
@@ -336,10 +382,18 @@ fn relation(select: &Select) -> Result<(Relation, Vec<String>), Problem> {
         index_hints,
     } = &from.relation
     else {
-        return Err(refuse(Some(&from.relation), "this kind of FROM is", "name one relation"));
+        return Err(refuse(
+            Some(&from.relation),
+            "this kind of FROM is",
+            "name one relation",
+        ));
     };
     if !with_hints.is_empty() || !partitions.is_empty() || !index_hints.is_empty() {
-        return Err(refuse(Some(&from.relation), "this kind of FROM is", "name one relation"));
+        return Err(refuse(
+            Some(&from.relation),
+            "this kind of FROM is",
+            "name one relation",
+        ));
     }
     let at = start_of(name).unwrap_or(Position { line: 1, column: 1 });
     let Some(folded_name) = object_name(name) else {
@@ -347,21 +401,37 @@ fn relation(select: &Select) -> Result<(Relation, Vec<String>), Problem> {
     };
     let qualifiers = match alias {
         Some(alias) if !alias.columns.is_empty() || alias.at.is_some() => {
-            return Err(refuse(Some(alias), "an alias with columns is", "use AS in the outputs"));
+            return Err(refuse(
+                Some(alias),
+                "an alias with columns is",
+                "use AS in the outputs",
+            ));
         }
         Some(alias) => vec![folded(&alias.name)],
         None => {
-            let bare = folded_name.rsplit('.').next().unwrap_or_default().to_owned();
+            let bare = folded_name
+                .rsplit('.')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             vec![folded_name.clone(), bare]
         }
     };
     let relation = match args {
-        None => Relation::Named { name: folded_name, at },
-        Some(args) if folded_name == "search" => Relation::Search { args: args.args.clone(), at },
+        None => Relation::Named {
+            name: folded_name,
+            at,
+        },
+        Some(args) if folded_name == "search" => Relation::Search {
+            args: args.args.clone(),
+            at,
+        },
         Some(_) => {
-            return Err(Problem::invalid(format!("there is no table function {folded_name}()"))
-                .at(at.line, at.column)
-                .expected("search(index, question, k => 10)"));
+            return Err(
+                Problem::invalid(format!("there is no table function {folded_name}()"))
+                    .at(at.line, at.column)
+                    .expected("search(index, question, k => 10)"),
+            );
         }
     };
     Ok((relation, qualifiers))
@@ -383,7 +453,13 @@ fn output(
         // PostgreSQL's name for what has none.
         _ => "?column?".to_owned(),
     });
-    Ok(Output { given_name, name, text: expr.to_string(), typed, at: start_of(expr) })
+    Ok(Output {
+        given_name,
+        name,
+        text: expr.to_string(),
+        typed,
+        at: start_of(expr),
+    })
 }
 
 fn plan_filter(
@@ -423,22 +499,33 @@ pub(super) fn plan_select(
     };
     if let From::Search(call) = &mut from {
         call.filter = conjunction(&before);
-        call.params = if before.is_empty() { Vec::new() } else { params.to_vec() };
+        call.params = if before.is_empty() {
+            Vec::new()
+        } else {
+            params.to_vec()
+        };
     }
     let mut plan = parts.plan_over(scope, after, params)?;
     let visible = plan.outputs.len();
     let order_by = sort_keys(&parts, &mut plan, params)?;
     let limit = fold_count(parts.limit.as_ref(), "LIMIT", params)?;
     let offset = fold_count(parts.offset.as_ref(), "OFFSET", params)?.unwrap_or(0);
-    let typed: Vec<(&str, Typed)> =
-        plan.outputs.iter().map(|output| (&*output.name, output.typed.clone())).collect();
+    let typed: Vec<(&str, Typed)> = plan
+        .outputs
+        .iter()
+        .map(|output| (&*output.name, output.typed.clone()))
+        .collect();
     let (_, schema) = RowProgram::of_typed(&plan.scope, plan.filter.as_ref(), &typed)?;
     Ok(SelectPlan {
         from,
         program: ProgramSpec {
             input,
             filter: plan.filter_text(),
-            outputs: plan.outputs.iter().map(|o| (o.name.clone(), o.text.clone())).collect(),
+            outputs: plan
+                .outputs
+                .iter()
+                .map(|o| (o.name.clone(), o.text.clone()))
+                .collect(),
             params: params.to_vec(),
         },
         order_by,
@@ -467,16 +554,31 @@ fn resolve(
                 let Some(schema) = relation_schema(catalog, name) else {
                     return Err(super::statement::unknown_system(system, *at));
                 };
-                return Ok((From::System { name: system.to_owned() }, schema, Schema::default()));
+                return Ok((
+                    From::System {
+                        name: system.to_owned(),
+                    },
+                    schema,
+                    Schema::default(),
+                ));
             }
             let object = super::statement::known(catalog, name, *at, "a relation")?;
             let kind = object.definition.kind().to_owned();
             let Some(schema) = relation_schema(catalog, name) else {
-                return Err(Problem::invalid(format!("\"{name}\" is a model: it has no rows"))
-                    .at(at.line, at.column)
-                    .expected("a source, a view, an index, a cache or search(…)"));
+                return Err(
+                    Problem::invalid(format!("\"{name}\" is a model: it has no rows"))
+                        .at(at.line, at.column)
+                        .expected("a source, a view, an index, a cache or search(…)"),
+                );
             };
-            Ok((From::Collection { name: name.clone(), kind }, schema, Schema::default()))
+            Ok((
+                From::Collection {
+                    name: name.clone(),
+                    kind,
+                },
+                schema,
+                Schema::default(),
+            ))
         }
     }
 }
@@ -491,8 +593,15 @@ fn split_filter(
     let (mut before, mut after) = (Vec::new(), Vec::new());
     for conjunct in conjuncts {
         let typed = scope.plan_condition(conjunct, params)?;
-        let included = typed.columns.iter().all(|column| include.position(column).is_some());
-        let side = if included && typed.volatile.is_none() { &mut before } else { &mut after };
+        let included = typed
+            .columns
+            .iter()
+            .all(|column| include.position(column).is_some());
+        let side = if included && typed.volatile.is_none() {
+            &mut before
+        } else {
+            &mut after
+        };
         side.push(conjunct.clone());
     }
     Ok((before, after))
@@ -532,7 +641,8 @@ fn sort_keys(
         let at = match named {
             Some(at) => at,
             None => {
-                plan.outputs.push(output(&key.expr, None, &plan.scope, params)?);
+                plan.outputs
+                    .push(output(&key.expr, None, &plan.scope, params)?);
                 plan.outputs.len() - 1
             }
         };
@@ -543,7 +653,12 @@ fn sort_keys(
         }
         let descending = key.options.asc == Some(false);
         let nulls_first = key.options.nulls_first.unwrap_or(descending);
-        keys.push(SortKey { output: at, sql_type, descending, nulls_first });
+        keys.push(SortKey {
+            output: at,
+            sql_type,
+            descending,
+            nulls_first,
+        });
     }
     Ok(keys)
 }
@@ -640,8 +755,11 @@ impl SelectProgram {
             false => self.program.apply(rows, now),
         };
         let passed: Result<Vec<Option<Row>>, DataError> = results.into_iter().collect();
-        let passed: Vec<Row> =
-            passed.map_err(|error| row_problem(&error))?.into_iter().flatten().collect();
+        let passed: Vec<Row> = passed
+            .map_err(|error| row_problem(&error))?
+            .into_iter()
+            .flatten()
+            .collect();
         self.finish(&passed)
     }
 
@@ -654,7 +772,9 @@ impl SelectProgram {
             rows.sort_by(|a, b| self.compare(a, b));
         }
         let skip = usize::try_from(self.offset).unwrap_or(usize::MAX);
-        let take = self.limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let take = self
+            .limit
+            .map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
         let left = rows.len().saturating_sub(skip).min(take);
         if left > SQL_ROWS_MAX {
             return Err(Problem::new(
@@ -666,7 +786,10 @@ impl SelectProgram {
         }
         let json = |row: Vec<Value>| {
             let columns = schema.columns.iter().take(self.visible);
-            columns.zip(&row).map(|(column, value)| value.to_json(column.sql_type)).collect()
+            columns
+                .zip(&row)
+                .map(|(column, value)| value.to_json(column.sql_type))
+                .collect()
         };
         Ok(rows.into_iter().skip(skip).take(take).map(json).collect())
     }
@@ -696,9 +819,9 @@ fn value_order(a: &Value, b: &Value) -> Ordering {
     match (a, b) {
         (Value::Bool(a), Value::Bool(b)) => a.cmp(b),
         (Value::Int(a), Value::Int(b)) | (Value::Timestamp(a), Value::Timestamp(b)) => a.cmp(b),
-        (Value::Float(a), Value::Float(b)) => {
-            a.partial_cmp(b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
-        }
+        (Value::Float(a), Value::Float(b)) => a
+            .partial_cmp(b)
+            .unwrap_or_else(|| a.is_nan().cmp(&b.is_nan())),
         (Value::Numeric(a, _), Value::Numeric(b, _)) => a.cmp(b),
         (Value::Text(a), Value::Text(b)) => a.cmp(b),
         (Value::Bytes(a), Value::Bytes(b)) => a.cmp(b),

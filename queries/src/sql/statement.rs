@@ -51,22 +51,62 @@ const FIRST_WORDS: [&str; 6] = ["CREATE", "SELECT", "SHOW", "DESCRIBE", "DROP", 
 
 /// Statements of PostgreSQL or of later versions: what to say instead of "unexpected".
 const LATER: [(&str, &str, &str); 17] = [
-    ("SUBSCRIBE", "SUBSCRIBE is", "POST /v1/search/subscribe will stream a live top-k"),
+    (
+        "SUBSCRIBE",
+        "SUBSCRIBE is",
+        "POST /v1/search/subscribe will stream a live top-k",
+    ),
     ("ALTER", "ALTER is", "use CREATE OR REPLACE"),
-    ("INSERT", "INSERT is", "push rows: POST /v1/sources/{source}/documents"),
-    ("UPDATE", "UPDATE is", "push the changed row: POST /v1/sources/{source}/documents"),
+    (
+        "INSERT",
+        "INSERT is",
+        "push rows: POST /v1/sources/{source}/documents",
+    ),
+    (
+        "UPDATE",
+        "UPDATE is",
+        "push the changed row: POST /v1/sources/{source}/documents",
+    ),
     ("DELETE", "DELETE is", "push {\"op\":\"delete\",\"key\":…}"),
-    ("COPY", "COPY is", "push rows: POST /v1/sources/{source}/documents"),
+    (
+        "COPY",
+        "COPY is",
+        "push rows: POST /v1/sources/{source}/documents",
+    ),
     ("MERGE", "MERGE is", "a push is an upsert already"),
-    ("TRUNCATE", "TRUNCATE is", "drop the source and create it again"),
+    (
+        "TRUNCATE",
+        "TRUNCATE is",
+        "drop the source and create it again",
+    ),
     ("VALUES", "VALUES is", "write SELECT …"),
     ("TABLE", "TABLE is", "write SELECT * FROM …"),
-    ("BEGIN", "BEGIN is", "every statement is its own transaction"),
-    ("COMMIT", "COMMIT is", "every statement is its own transaction"),
-    ("ROLLBACK", "ROLLBACK is", "every statement is its own transaction"),
+    (
+        "BEGIN",
+        "BEGIN is",
+        "every statement is its own transaction",
+    ),
+    (
+        "COMMIT",
+        "COMMIT is",
+        "every statement is its own transaction",
+    ),
+    (
+        "ROLLBACK",
+        "ROLLBACK is",
+        "every statement is its own transaction",
+    ),
     ("SET", "SET is", "pass settings to `headwater run`"),
-    ("GRANT", "GRANT is", "permissions will be declared by CREATE POLICY"),
-    ("REVOKE", "REVOKE is", "permissions will be declared by CREATE POLICY"),
+    (
+        "GRANT",
+        "GRANT is",
+        "permissions will be declared by CREATE POLICY",
+    ),
+    (
+        "REVOKE",
+        "REVOKE is",
+        "permissions will be declared by CREATE POLICY",
+    ),
     ("EVALUATE", "EVALUATE is", ""),
 ];
 
@@ -122,7 +162,9 @@ fn dispatch(
             if cursor.is(word) {
                 let at = cursor.position();
                 let detail = format!("EXPLAIN {word} is not supported by this version");
-                return Err(Problem::not_supported(detail).at(at.line, at.column).hint(hint));
+                return Err(Problem::not_supported(detail)
+                    .at(at.line, at.column)
+                    .hint(hint));
             }
         }
         if cursor.is("EXPLAIN") {
@@ -130,13 +172,20 @@ fn dispatch(
         }
         let plan = dispatch(cursor, statement, catalog, params)?;
         let text = super::explain::explain(&plan);
-        return Ok(Planned::Explain(ExplainPlan { text, plan: Box::new(plan) }));
+        return Ok(Planned::Explain(ExplainPlan {
+            text,
+            plan: Box::new(plan),
+        }));
     }
     for (word, what, hint) in LATER {
         if cursor.is(word) {
             let problem = Problem::not_supported(format!("{what} not supported by this version"))
                 .at(start.line, start.column);
-            return Err(if hint.is_empty() { problem } else { problem.hint(hint) });
+            return Err(if hint.is_empty() {
+                problem
+            } else {
+                problem.hint(hint)
+            });
         }
     }
     Err(cursor.unexpected(&FIRST_WORDS))
@@ -148,11 +197,19 @@ fn select(
     catalog: &dyn CatalogView,
     params: &[Json],
 ) -> Result<SelectPlan, Problem> {
-    let end = statement.as_of.as_ref().map_or(statement.end, |(at, _)| *at);
+    let end = statement
+        .as_of
+        .as_ref()
+        .map_or(statement.end, |(at, _)| *at);
     let query = super::ast::parse_query(cursor.rest(), end)?;
     let mut plan = super::select::plan_select(*query, catalog, params)?;
     if let Some((at, tokens)) = &statement.as_of {
-        plan.as_of = Some(super::search::plan_as_of(tokens, *at, statement.end, params)?);
+        plan.as_of = Some(super::search::plan_as_of(
+            tokens,
+            *at,
+            statement.end,
+            params,
+        )?);
     }
     Ok(plan)
 }
@@ -169,8 +226,10 @@ pub(super) fn kind(cursor: &mut Cursor<'_>) -> Result<&'static str, Problem> {
         return Ok(kind);
     }
     if let Some(kind) = LATER_KINDS.iter().find(|kind| cursor.is(kind)) {
-        return Err(Problem::not_supported(format!("{kind} is not supported by this version"))
-            .at(at.line, at.column));
+        return Err(
+            Problem::not_supported(format!("{kind} is not supported by this version"))
+                .at(at.line, at.column),
+        );
     }
     if cursor.is("TABLE") || cursor.is("MATERIALIZED") || cursor.is("UNIQUE") {
         let hint = match () {
@@ -198,7 +257,9 @@ pub(super) fn known(
         .at(at.line, at.column)
         .expected(expected);
     let hint = if SYSTEM.contains(&name) {
-        Some(format!("system collections have a schema: headwater.{name}"))
+        Some(format!(
+            "system collections have a schema: headwater.{name}"
+        ))
     } else {
         nearest(name, names.iter().map(|name| &**name)).map(|near| format!("did you mean {near}?"))
     };
@@ -233,7 +294,9 @@ fn plan_drop(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         cursor.eat("RESTRICT");
     }
     if cursor.is_token(&Token::Comma) {
-        return Err(cursor.unexpected(&["the end of the statement"]).hint("drop one at a time"));
+        return Err(cursor
+            .unexpected(&["the end of the statement"])
+            .hint("drop one at a time"));
     }
     cursor.finish(&["CASCADE", "the end of the statement"])?;
     let objects = match catalog.object(&name) {
@@ -241,8 +304,11 @@ fn plan_drop(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         None => return Err(known(catalog, &name, at, &with_article(&kind)).expect_err("missing")),
         Some(object) if object.definition.kind() != kind => {
             let found = object.definition.kind();
-            let detail =
-                format!("\"{name}\" is {}, not {}", with_article(found), with_article(&kind));
+            let detail = format!(
+                "\"{name}\" is {}, not {}",
+                with_article(found),
+                with_article(&kind)
+            );
             return Err(Problem::invalid(detail)
                 .at(at.line, at.column)
                 .hint(format!("write DROP {} {name}", found.to_uppercase())));
@@ -257,7 +323,13 @@ fn plan_drop(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
             objects
         }
     };
-    Ok(Planned::Drop(DropPlan { kind, name, if_exists, cascade, objects }))
+    Ok(Planned::Drop(DropPlan {
+        kind,
+        name,
+        if_exists,
+        cascade,
+        objects,
+    }))
 }
 
 /// 409: others read it.
@@ -267,17 +339,32 @@ pub(super) fn has_dependents(
     dependents: &[String],
     at: Position,
 ) -> Problem {
-    let verb = if dependents.len() == 1 { "reads" } else { "read" };
-    let list = dependents.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-    Problem::new(409, "has-dependents", format!("\"{name}\" cannot be {what}: {list} {verb} it"))
-        .at(at.line, at.column)
+    let verb = if dependents.len() == 1 {
+        "reads"
+    } else {
+        "read"
+    };
+    let list = dependents
+        .iter()
+        .map(|name| format!("\"{name}\""))
+        .collect::<Vec<_>>()
+        .join(", ");
+    Problem::new(
+        409,
+        "has-dependents",
+        format!("\"{name}\" cannot be {what}: {list} {verb} it"),
+    )
+    .at(at.line, at.column)
 }
 
 fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planned, Problem> {
-    const WORDS: [&str; 8] =
-        ["SOURCES", "MODELS", "VIEWS", "INDEXES", "CACHES", "PROGRESS", "ALL", "CREATE"];
+    const WORDS: [&str; 8] = [
+        "SOURCES", "MODELS", "VIEWS", "INDEXES", "CACHES", "PROGRESS", "ALL", "CREATE",
+    ];
     if cursor.eat("CREATE") {
-        let kind = KINDS.iter().find(|kind| cursor.is(kind) && cursor.rest().len() > 1);
+        let kind = KINDS
+            .iter()
+            .find(|kind| cursor.is(kind) && cursor.rest().len() > 1);
         if kind.is_some() {
             cursor.next();
         }
@@ -309,14 +396,22 @@ fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         }
     }
     let at = cursor.position();
-    for word in ["POLICIES", "SINKS", "SECRETS", "CONNECTIONS", "SUBSCRIPTIONS"] {
+    for word in [
+        "POLICIES",
+        "SINKS",
+        "SECRETS",
+        "CONNECTIONS",
+        "SUBSCRIPTIONS",
+    ] {
         if cursor.is(word) {
             let detail = format!("SHOW {word} is not supported by this version");
             return Err(Problem::not_supported(detail).at(at.line, at.column));
         }
     }
     if cursor.is("TABLES") {
-        return Err(cursor.unexpected(&WORDS).hint("there are sources and views: SHOW ALL"));
+        return Err(cursor
+            .unexpected(&WORDS)
+            .hint("there are sources and views: SHOW ALL"));
     }
     Err(cursor.unexpected(&WORDS))
 }
@@ -327,14 +422,26 @@ fn plan_describe(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Pl
     }
     let mut ahead = cursor;
     let system = ahead.eat("headwater") && ahead.eat_token(&Token::Period);
-    let name = if system { ahead.name("a system collection")? } else { cursor.name("a name")? };
+    let name = if system {
+        ahead.name("a system collection")?
+    } else {
+        cursor.name("a name")?
+    };
     let rest = if system { ahead } else { cursor };
     rest.finish(&["the end of the statement"])?;
     let (full, kind, statement) = if system {
-        (format!("headwater.{}", name.value), "system".to_owned(), None)
+        (
+            format!("headwater.{}", name.value),
+            "system".to_owned(),
+            None,
+        )
     } else {
         let object = known(catalog, &name.value, name.at, "an object's name")?;
-        (name.value.clone(), object.definition.kind().to_owned(), Some(object.statement))
+        (
+            name.value.clone(),
+            object.definition.kind().to_owned(),
+            Some(object.statement),
+        )
     };
     let schema = relation_schema(catalog, &full);
     if system && schema.is_none() {
@@ -343,9 +450,19 @@ fn plan_describe(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Pl
     let schema = schema.unwrap_or_default();
     let columns = schema.columns.iter().enumerate().map(|(at, column)| {
         let is_key = schema.key.contains(&at);
-        (column.name.clone(), column.sql_type.to_string(), column.nullable, is_key)
+        (
+            column.name.clone(),
+            column.sql_type.to_string(),
+            column.nullable,
+            is_key,
+        )
     });
-    Ok(Planned::Describe(Describe { name: full, kind, columns: columns.collect(), statement }))
+    Ok(Planned::Describe(Describe {
+        name: full,
+        kind,
+        columns: columns.collect(),
+        statement,
+    }))
 }
 
 /// The problem that a clause of the language is not in this version.

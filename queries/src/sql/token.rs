@@ -35,8 +35,8 @@ pub struct SpannedStatement {
 /// Cuts a text into statements. Empty ones are left out. Linear in the text.
 pub fn split(text: &str) -> Vec<SpannedStatement> {
     let mut tokens = Vec::new();
-    let result = Tokenizer::new(&PostgreSqlDialect {}, text)
-        .tokenize_with_location_into_buf(&mut tokens);
+    let result =
+        Tokenizer::new(&PostgreSqlDialect {}, text).tokenize_with_location_into_buf(&mut tokens);
     tokens.retain(|t| !matches!(t.token, Token::Whitespace(_) | Token::EOF));
     let lines = Lines::new(text);
     let mut out: Vec<SpannedStatement> = tokens
@@ -45,7 +45,8 @@ pub fn split(text: &str) -> Vec<SpannedStatement> {
         .map(|tokens| statement(tokens, text, &lines))
         .collect();
     if let Err(error) = result {
-        let problem = lexical_problem(&error.message).at(error.location.line, error.location.column);
+        let problem =
+            lexical_problem(&error.message).at(error.location.line, error.location.column);
         // The statement in which the text broke off is the last one, unless that ended before.
         let broken = tokens.last().is_some_and(|t| t.token != Token::SemiColon);
         match out.last_mut().filter(|_| broken) {
@@ -79,7 +80,9 @@ fn statement(tokens: &[TokenWithSpan], text: &str, lines: &Lines) -> SpannedStat
 
 /// Cuts at the last `AS OF` outside parentheses.
 #[allow(clippy::type_complexity)]
-fn cut_as_of(tokens: &[TokenWithSpan]) -> (&[TokenWithSpan], Option<(Position, Vec<TokenWithSpan>)>) {
+fn cut_as_of(
+    tokens: &[TokenWithSpan],
+) -> (&[TokenWithSpan], Option<(Position, Vec<TokenWithSpan>)>) {
     let mut depth = 0i64;
     let mut found = None;
     for (at, token) in tokens.iter().enumerate() {
@@ -110,15 +113,21 @@ pub(super) fn is_word(token: &TokenWithSpan, word: &str) -> bool {
 
 /// A place in the text.
 pub(super) fn position(at: Location) -> Position {
-    Position { line: at.line.max(1), column: at.column.max(1) }
+    Position {
+        line: at.line.max(1),
+        column: at.column.max(1),
+    }
 }
 
 fn lexical_problem(message: &str) -> Problem {
-    let problem = Problem::syntax(format!("cannot read the text here: {}", lower_first(message)));
+    let problem = Problem::syntax(format!(
+        "cannot read the text here: {}",
+        lower_first(message)
+    ));
     if message.contains("nterminated") {
-        problem.expected("the closing quote or comment end").hint(
-            "close it; inside a string a quote is written twice: 'it''s'",
-        )
+        problem
+            .expected("the closing quote or comment end")
+            .hint("close it; inside a string a quote is written twice: 'it''s'")
     } else {
         problem.expected("a word, a number, a string or an operator")
     }
@@ -138,16 +147,24 @@ struct Lines(Vec<usize>);
 
 impl Lines {
     fn new(text: &str) -> Lines {
-        let starts = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1);
+        let starts = text
+            .bytes()
+            .enumerate()
+            .filter(|(_, b)| *b == b'\n')
+            .map(|(at, _)| at + 1);
         Lines(std::iter::once(0).chain(starts).collect())
     }
 
     fn offset(&self, text: &str, at: Location) -> usize {
         let line = usize::try_from(at.line.max(1) - 1).unwrap_or(usize::MAX);
-        let Some(&start) = self.0.get(line) else { return text.len() };
+        let Some(&start) = self.0.get(line) else {
+            return text.len();
+        };
         let column = usize::try_from(at.column.max(1) - 1).unwrap_or(usize::MAX);
         let rest = &text[start..];
-        rest.char_indices().nth(column).map_or(text.len(), |(byte, _)| start + byte)
+        rest.char_indices()
+            .nth(column)
+            .map_or(text.len(), |(byte, _)| start + byte)
     }
 }
 
@@ -162,7 +179,10 @@ mod tests {
         assert_eq!(statements.len(), 2);
         assert_eq!(statements[0].text, "SHOW SOURCES");
         assert_eq!(statements[1].position, Position { line: 3, column: 3 });
-        assert_eq!(statements[1].text, "SELECT ';' /* ; */ AS x\nFROM é AS OF 5");
+        assert_eq!(
+            statements[1].text,
+            "SELECT ';' /* ; */ AS x\nFROM é AS OF 5"
+        );
         let (at, clause) = statements[1].as_of.clone().unwrap();
         assert_eq!((at, clause.len()), (Position { line: 4, column: 8 }, 1));
     }
@@ -172,6 +192,15 @@ mod tests {
         let statements = split("SHOW SOURCES; SELECT 'abc");
         assert_eq!(statements.len(), 2);
         assert!(statements[0].lexical.is_none());
-        assert_eq!(statements[1].lexical.as_ref().unwrap().position.unwrap().column, 22);
+        assert_eq!(
+            statements[1]
+                .lexical
+                .as_ref()
+                .unwrap()
+                .position
+                .unwrap()
+                .column,
+            22
+        );
     }
 }

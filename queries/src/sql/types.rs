@@ -73,7 +73,10 @@ pub(super) fn column_type(cursor: &mut Cursor<'_>) -> Result<SqlType, Problem> {
                 let problem = Problem::invalid(format!("there is no type {}", name.to_uppercase()))
                     .at(at.line, at.column)
                     .expected(EXPECTED);
-                let instead = INSTEAD.iter().find(|(known, _)| *known == name).map(|(_, to)| *to);
+                let instead = INSTEAD
+                    .iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, to)| *to);
                 let near = nearest(&name, NAMES.iter().map(|(known, _)| *known));
                 return Err(match (instead, near) {
                     (Some(instead), _) => problem.hint(format!("use {instead}")),
@@ -106,8 +109,9 @@ fn no_modifier(cursor: &Cursor<'_>, name: &str) -> Result<(), Problem> {
     let problem = if is_array {
         Problem::not_supported(format!("arrays of {name} are not supported")).hint("use JSONB")
     } else {
-        Problem::not_supported(format!("{name} takes no length or precision here"))
-            .hint(format!("write {name} alone; times always have microseconds"))
+        Problem::not_supported(format!("{name} takes no length or precision here")).hint(format!(
+            "write {name} alone; times always have microseconds"
+        ))
     };
     Err(problem.at(at.line, at.column))
 }
@@ -120,7 +124,11 @@ fn numeric(cursor: &mut Cursor<'_>) -> Result<SqlType, Problem> {
     let at = cursor.position();
     let mut inner = cursor.group("(precision, scale)")?;
     let precision = whole(&mut inner, "a precision from 1 to 38")?;
-    let scale = if inner.eat_token(&Token::Comma) { whole(&mut inner, "a scale")? } else { 0 };
+    let scale = if inner.eat_token(&Token::Comma) {
+        whole(&mut inner, "a scale")?
+    } else {
+        0
+    };
     inner.finish(&["\")\""])?;
     make_numeric(precision, scale).ok_or_else(|| {
         Problem::invalid(format!("NUMERIC({precision}, {scale}) cannot be kept"))
@@ -130,8 +138,12 @@ fn numeric(cursor: &mut Cursor<'_>) -> Result<SqlType, Problem> {
 }
 
 fn make_numeric(precision: u64, scale: u64) -> Option<SqlType> {
-    let precision = u8::try_from(precision).ok().filter(|p| (1..=NUMERIC_DIGITS_MAX).contains(p))?;
-    let scale = i8::try_from(scale).ok().filter(|s| u8::try_from(*s).is_ok_and(|s| s <= precision))?;
+    let precision = u8::try_from(precision)
+        .ok()
+        .filter(|p| (1..=NUMERIC_DIGITS_MAX).contains(p))?;
+    let scale = i8::try_from(scale)
+        .ok()
+        .filter(|s| u8::try_from(*s).is_ok_and(|s| s <= precision))?;
     Some(SqlType::Numeric(precision, scale))
 }
 
@@ -144,9 +156,11 @@ fn vector(cursor: &mut Cursor<'_>) -> Result<SqlType, Problem> {
         Ok(dimensions) if (1..=DIMENSIONS_MAX).contains(&dimensions) => {
             Ok(SqlType::Vector(dimensions))
         }
-        _ => Err(Problem::invalid(format!("a vector cannot have {dimensions} dimensions"))
-            .at(at.line, at.column)
-            .expected(format!("from 1 to {DIMENSIONS_MAX}"))),
+        _ => Err(
+            Problem::invalid(format!("a vector cannot have {dimensions} dimensions"))
+                .at(at.line, at.column)
+                .expected(format!("from 1 to {DIMENSIONS_MAX}")),
+        ),
     }
 }
 
@@ -222,7 +236,11 @@ pub(super) fn plan_cast_type(sql_type: &AstType) -> Result<DataType, String> {
         AstType::Interval { .. } => {
             return Ok(DataType::Interval(arrow_schema::IntervalUnit::MonthDayNano));
         }
-        other => return Err(format!("a cast to {other} is not supported by this version")),
+        other => {
+            return Err(format!(
+                "a cast to {other} is not supported by this version"
+            ));
+        }
     };
     Ok(known.arrow())
 }

@@ -30,8 +30,10 @@ pub(super) fn view_definition(
     let query = super::ast::parse_query(cursor.rest(), end)?;
     let parts = Parts::of(*query)?;
     let Relation::Named { name, at, .. } = &parts.relation else {
-        return Err(at_start(cursor, Problem::invalid("a view reads one source or view"))
-            .expected("FROM a source or a view"));
+        return Err(
+            at_start(cursor, Problem::invalid("a view reads one source or view"))
+                .expected("FROM a source or a view"),
+        );
     };
     let from = name.clone();
     let input = readable(catalog, &from, *at)?;
@@ -43,29 +45,56 @@ pub(super) fn view_definition(
         .hint("order and limit in the question that reads the view"));
     }
     let plan = parts.plan(&input, &[])?;
-    for typed in plan.filter.iter().chain(plan.outputs.iter().map(|output| &output.typed)) {
+    for typed in plan
+        .filter
+        .iter()
+        .chain(plan.outputs.iter().map(|output| &output.typed))
+    {
         is_maintainable(typed).map_err(|problem| at_start(cursor, problem))?;
     }
     for (index, output) in plan.outputs.iter().enumerate() {
         let Some(name) = &output.given_name else {
-            return Err(placed(output.at, Problem::invalid("a column of a view needs a name"))
-                .hint(format!("write {} AS name", output.text)));
+            return Err(placed(
+                output.at,
+                Problem::invalid("a column of a view needs a name"),
+            )
+            .hint(format!("write {} AS name", output.text)));
         };
-        if plan.outputs[..index].iter().any(|other| other.given_name.as_ref() == Some(name)) {
+        if plan.outputs[..index]
+            .iter()
+            .any(|other| other.given_name.as_ref() == Some(name))
+        {
             let problem = Problem::invalid(format!("column \"{name}\" comes out twice"));
             return Err(placed(output.at, problem).hint("give one of them another name with AS"));
         }
     }
-    let typed: Vec<(&str, Typed)> =
-        plan.outputs.iter().map(|output| (&*output.name, output.typed.clone())).collect();
+    let typed: Vec<(&str, Typed)> = plan
+        .outputs
+        .iter()
+        .map(|output| (&*output.name, output.typed.clone()))
+        .collect();
     let (_, schema) = RowProgram::of_typed(&plan.scope, plan.filter.as_ref(), &typed)?;
     if schema.key.is_empty() {
-        let key: Vec<&str> = input.key.iter().map(|at| &*input.columns[*at].name).collect();
-        return Err(at_start(cursor, Problem::invalid("the view would lose the key of its rows"))
-            .expected(format!("the key columns of \"{from}\" among the outputs: {}", key.join(", ")))
-            .hint("name them as plain columns; AS may rename them"));
+        let key: Vec<&str> = input
+            .key
+            .iter()
+            .map(|at| &*input.columns[*at].name)
+            .collect();
+        return Err(at_start(
+            cursor,
+            Problem::invalid("the view would lose the key of its rows"),
+        )
+        .expected(format!(
+            "the key columns of \"{from}\" among the outputs: {}",
+            key.join(", ")
+        ))
+        .hint("name them as plain columns; AS may rename them"));
     }
-    Ok(ViewDef { query: plan.query_text(&from), from, schema })
+    Ok(ViewDef {
+        query: plan.query_text(&from),
+        from,
+        schema,
+    })
 }
 
 /// The columns of a source or view.
@@ -84,13 +113,17 @@ fn readable(catalog: &dyn CatalogView, name: &str, at: Position) -> Result<Schem
 
 fn is_maintainable(typed: &Typed) -> Result<(), Problem> {
     if let Some(name) = &typed.volatile {
-        return Err(Problem::invalid(format!("{name}() changes from call to call"))
-            .expected("functions that depend on the row only")
-            .hint("compute it where the row is made"));
+        return Err(
+            Problem::invalid(format!("{name}() changes from call to call"))
+                .expected("functions that depend on the row only")
+                .hint("compute it where the row is made"),
+        );
     }
     if typed.uses_now {
-        return Err(Problem::not_supported("now() in a view is not supported by this version")
-            .hint("compare with now() in the question, for example WHERE over search()"));
+        return Err(
+            Problem::not_supported("now() in a view is not supported by this version")
+                .hint("compare with now() in the question, for example WHERE over search()"),
+        );
     }
     Ok(())
 }
@@ -116,14 +149,24 @@ pub fn view_program(view: &ViewDef, input: &Schema) -> Result<RowProgram, Proble
     let spec = ProgramSpec {
         input: input.clone(),
         filter: plan.filter_text(),
-        outputs: plan.outputs.iter().map(|o| (o.name.clone(), o.text.clone())).collect(),
+        outputs: plan
+            .outputs
+            .iter()
+            .map(|o| (o.name.clone(), o.text.clone()))
+            .collect(),
         params: Vec::new(),
     };
     let (program, schema) = RowProgram::compile(&spec)?;
     let same = schema.columns.len() == view.schema.columns.len()
-        && schema.columns.iter().zip(&view.schema.columns).all(|(a, b)| a.sql_type == b.sql_type);
+        && schema
+            .columns
+            .iter()
+            .zip(&view.schema.columns)
+            .all(|(a, b)| a.sql_type == b.sql_type);
     if !same {
-        return Err(Problem::invalid("the view's columns changed with what it reads"));
+        return Err(Problem::invalid(
+            "the view's columns changed with what it reads",
+        ));
     }
     Ok(program)
 }

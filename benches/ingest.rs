@@ -18,12 +18,15 @@ use operators::index::*;
 
 const SEED: u64 = 42;
 const DIMENSIONS: usize = 384;
-const COUNT: usize = 60_000;
 
 fn main() {
-    println!("seed {SEED}, {COUNT} × {DIMENSIONS}");
+    let count = std::env::var("HEADWATER_BENCH_VECTORS")
+        .ok()
+        .and_then(|n| n.parse().ok());
+    let count: usize = count.unwrap_or(60_000);
+    println!("seed {SEED}, {count} × {DIMENSIONS}");
     let mut generator = Clustered::new(SEED, 2_000, DIMENSIONS);
-    let vectors: Vec<Arc<[f32]>> = (0..COUNT).map(|_| generator.draw()).collect();
+    let vectors: Vec<Arc<[f32]>> = (0..count).map(|_| generator.draw()).collect();
     let raw = raw(&vectors);
     println!("raw usearch {raw:.0} vectors/s");
     // As fast as one thread can, then at about half of what one builder can index.
@@ -116,14 +119,15 @@ fn through_a_shard(vectors: &[Arc<[f32]>], generator: &mut Clustered, pace: Opti
             questions.push(start.elapsed());
         }
     }
-    let visible = COUNT as f64 / start.elapsed().as_secs_f64();
+    let visible = vectors.len() as f64 / start.elapsed().as_secs_f64();
     let loaded = shard.sizes();
     // The open head stays scanned by design.
     while shard.sizes().head as usize >= engine::limits::HEAD_VECTORS_MAX {
         shard.maintain();
         std::thread::sleep(Duration::from_millis(1));
     }
-    let indexed = (COUNT - shard.sizes().head as usize) as f64 / start.elapsed().as_secs_f64();
+    let indexed =
+        (vectors.len() - shard.sizes().head as usize) as f64 / start.elapsed().as_secs_f64();
     println!(
         "{:10} visible {visible:.0}/s  indexed {indexed:.0}/s = {:.2} × raw  scanned at the end of \
          loading {}  generations {}",

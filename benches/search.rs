@@ -198,12 +198,13 @@ fn vector_leg(vectors: &[Arc<[f32]>], questions: &[Arc<[f32]>], truth: &[Vec<usi
     };
     println!("shard, just loaded: {:?}", shard.sizes());
     run("shard, while building", &shard, None, truth);
-    let mut quiet = Instant::now();
-    while quiet.elapsed() < Duration::from_secs(3) {
+    let (mut quiet, start) = (Instant::now(), Instant::now());
+    while quiet.elapsed() < Duration::from_secs(3) && start.elapsed() < Duration::from_secs(300) {
         let done = shard.maintain();
         let sizes = shard.sizes();
-        // A merge under way keeps several generations.
-        if done != Maintenance::default() || sizes.generations > 1 && sizes.head > 0 {
+        // Frozen rows without a graph are being built.
+        let is_building = sizes.head as usize >= engine::limits::HEAD_VECTORS_MAX;
+        if done != Maintenance::default() || is_building || sizes.generations > 1 {
             quiet = Instant::now();
         }
         std::thread::sleep(Duration::from_millis(20));

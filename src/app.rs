@@ -248,7 +248,7 @@ pub fn chunk(
     let chunking = chunking_of(strategy)?;
     let folder = operators::embed::pull_in(models, model, &|_| {})?;
     let encoder: Arc<dyn Embedder> = Arc::new(PretrainedEmbedder::new(ModelFiles::read(&folder)?)?);
-    let chunker = Chunker::new(&chunking, Arc::new(ModelTokens::new(encoder)));
+    let chunker = Chunker::new(&chunking, Arc::new(ModelTokens(encoder)));
     let key = Key::text("");
     let pieces = chunker.cut(text);
     let lines = pieces.iter().map(|piece| ChunkLine {

@@ -32,7 +32,7 @@ impl Timeline {
             panic!("declared")
         };
         let encoder = Arc::clone(&rig.encoder) as Arc<dyn Embedder>;
-        let tokens = Arc::new(ModelTokens::new(Arc::clone(&encoder)));
+        let tokens = Arc::new(ModelTokens(Arc::clone(&encoder)));
         let mut timeline = Timeline {
             ticks: BTreeMap::new(),
             codec: RowCodec::new(codec.schema().clone()).expect("packable"),

@@ -283,7 +283,7 @@ impl Pipeline {
             key: Vec::new(),
         };
         let tokens: Arc<dyn TokenCounter> = match &model {
-            Some(ModelKind::Encoder(encoder)) => Arc::new(ModelTokens::new(Arc::clone(encoder))),
+            Some(ModelKind::Encoder(encoder)) => Arc::new(ModelTokens(Arc::clone(encoder))),
             _ => Arc::new(WordTokens),
         };
         let spec = IndexSpec {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use differential_dataflow::AsCollection;
 use differential_dataflow::operators::arrange::upsert::arrange_from_upsert;
-use differential_dataflow::operators::arrange::{ArrangeByKey, TraceAgent};
+use differential_dataflow::operators::arrange::TraceAgent;
 use differential_dataflow::trace::TraceReader;
 use differential_dataflow::trace::implementations::{ValBuilder, ValSpine};
 use engine::error::DataError;

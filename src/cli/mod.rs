@@ -18,6 +18,7 @@ mod sql;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 use queries::problem::Problem;
@@ -119,7 +120,12 @@ struct Models {
     models: Option<PathBuf>,
 }
 
-fn version() -> String {
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(version_text);
+    &VERSION
+}
+
+fn version_text() -> String {
     let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("HEADWATER_COMMIT"));
     format!("{version} (commit {commit}, format {FORMAT_VERSION})")
 }

@@ -180,12 +180,9 @@ impl Demo<'_> {
             .as_str()
             .context("the store named no entry")?
             .to_owned();
+        let (entry, count) = (&self.entry, citations.len());
+        let detail = format!("missed, stored as {entry} with {count} citations");
         self.hits = hits;
-        let detail = format!(
-            "missed, stored as {} with {} citations",
-            self.entry,
-            citations.len()
-        );
         self.seen("answer cached", detail, took);
         Ok(())
     }

@@ -50,10 +50,6 @@ impl FactTable {
         let (at, bound) = self.facts.get(&(model, content))?;
         (*bound <= by).then_some(*at)
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.facts.len()
-    }
 }
 
 /// Feeds the contents whose vectors are bound.

@@ -98,23 +98,23 @@ pub struct Service {
 type Waiting = Mutex<HashMap<u64, oneshot::Sender<Answer>>>;
 
 pub(super) struct Inner {
-    pub(super) engine: Engine<WorkerProgram>,
-    pub(super) pipeline: Arc<Pipeline>,
-    pub(super) embed: Arc<EmbedService>,
-    pub(super) vectors: Arc<EmbeddingStore>,
-    pub(super) waiting: Arc<Waiting>,
-    pub(super) caches: CacheDesk,
-    pub(super) sources: Mutex<BTreeMap<ObjectId, RunningSource>>,
-    pub(super) replies: Replies,
-    pub(super) next_object: Mutex<u32>,
+    engine: Engine<WorkerProgram>,
+    pipeline: Arc<Pipeline>,
+    embed: Arc<EmbedService>,
+    vectors: Arc<EmbeddingStore>,
+    waiting: Arc<Waiting>,
+    caches: CacheDesk,
+    sources: Mutex<BTreeMap<ObjectId, RunningSource>>,
+    replies: Replies,
+    next_object: Mutex<u32>,
     /// Declarations are made one after another.
-    pub(super) declaring: tokio::sync::Mutex<()>,
-    pub(super) connect: Arc<Connect>,
-    pub(super) decode_push: Arc<DecodePush>,
-    pub(super) metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    pub(super) runtime: tokio::runtime::Handle,
-    pub(super) is_stopping: Arc<AtomicBool>,
-    pub(super) is_ready: AtomicBool,
+    declaring: tokio::sync::Mutex<()>,
+    connect: Arc<Connect>,
+    decode_push: Arc<DecodePush>,
+    metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    runtime: tokio::runtime::Handle,
+    is_stopping: Arc<AtomicBool>,
+    is_ready: AtomicBool,
 }
 
 /// Reads vectors from the store.

@@ -49,7 +49,10 @@ impl Features {
     pub fn of(text: &str) -> Features {
         let normalised = normalise(text);
         let tokens = tokenise(text);
-        let words: Vec<String> = tokens.iter().map(|token| alias(&token.lower)).collect();
+        let words: Vec<String> = tokens
+            .iter()
+            .map(|token| alias(token.lower.strip_suffix("'s").unwrap_or(&token.lower)))
+            .collect();
         let numbers = numbers(&words, &tokens);
         let (polar, directed) = (signs(words::POLAR, &words), signs(words::DIRECTED, &words));
         let content = content(&words);
@@ -92,10 +95,17 @@ impl Features {
             keys
         };
         // The order matters as well ("from 2 to 3"), but only where both have the same numbers.
-        let same_order =
-            self.numbers.iter().map(|n| &n.0).eq(other.numbers.iter().map(|number| &number.0));
+        let same_order = self
+            .numbers
+            .iter()
+            .map(|n| &n.0)
+            .eq(other.numbers.iter().map(|number| &number.0));
         if canonical(&self.numbers) == canonical(&other.numbers) {
-            return if same_order { Ok(()) } else { Err("numbers stand in another order".into()) };
+            return if same_order {
+                Ok(())
+            } else {
+                Err("numbers stand in another order".into())
+            };
         }
         let only = |a: &Features, b: &Features| {
             let known: Vec<&String> = b.numbers.iter().map(|(key, _)| key).collect();
@@ -110,7 +120,10 @@ impl Features {
             let only = |a: &BTreeSet<String>, b: &BTreeSet<String>| {
                 a.difference(b).cloned().collect::<Vec<_>>()
             };
-            let (a, b) = (only(&self.quotes, &other.quotes), only(&other.quotes, &self.quotes));
+            let (a, b) = (
+                only(&self.quotes, &other.quotes),
+                only(&other.quotes, &self.quotes),
+            );
             return Err(differ("quotes", a, b));
         }
         let only = |a: &Features, b: &Features| -> Vec<String> {
@@ -118,7 +131,11 @@ impl Features {
             own.map(|(_, text)| text.clone()).collect()
         };
         let (a, b) = (only(self, other), only(other, self));
-        if a.is_empty() && b.is_empty() { Ok(()) } else { Err(differ("names", a, b)) }
+        if a.is_empty() && b.is_empty() {
+            Ok(())
+        } else {
+            Err(differ("names", a, b))
+        }
     }
 
     fn polarity_agrees(&self, other: &Features) -> Result<(), String> {
@@ -130,10 +147,17 @@ impl Features {
             }
         }
         let turned = |a: &Features, b: &Features| -> Vec<String> {
-            a.words.iter().filter(|word| is_opposite(word, &b.words)).cloned().collect()
+            a.words
+                .iter()
+                .filter(|word| is_opposite(word, &b.words))
+                .cloned()
+                .collect()
         };
         let (mine, theirs) = (turned(self, other), turned(other, self));
-        let negations = (self.negations.len() + mine.len(), other.negations.len() + theirs.len());
+        let negations = (
+            self.negations.len() + mine.len(),
+            other.negations.len() + theirs.len(),
+        );
         if negations.0 % 2 == negations.1 % 2 {
             for (concept, mine) in &self.polar {
                 if let Some(theirs) = other.polar.get(concept)
@@ -144,7 +168,12 @@ impl Features {
             }
         }
         let weight = |features: &Features, turned: &[String]| {
-            let negative = features.polar.values().flatten().filter(|(sign, _)| !sign).count();
+            let negative = features
+                .polar
+                .values()
+                .flatten()
+                .filter(|(sign, _)| !sign)
+                .count();
             negative + features.negations.len() + turned.len()
         };
         if weight(self, &mine) % 2 == weight(other, &theirs) % 2 {
@@ -157,7 +186,11 @@ impl Features {
             all.extend(turned);
             all
         };
-        Err(differ("polarity", reasons(self, mine), reasons(other, theirs)))
+        Err(differ(
+            "polarity",
+            reasons(self, mine),
+            reasons(other, theirs),
+        ))
     }
 
     fn roles_agree(&self, other: &Features) -> Result<(), String> {
@@ -165,8 +198,13 @@ impl Features {
             features.content.iter().any(|(known, _)| known == stem)
         };
         for (role, mine) in &self.roles {
-            let Some(theirs) = other.roles.get(role) else { continue };
-            let (a, b) = (mine.difference(theirs).next(), theirs.difference(mine).next());
+            let Some(theirs) = other.roles.get(role) else {
+                continue;
+            };
+            let (a, b) = (
+                mine.difference(theirs).next(),
+                theirs.difference(mine).next(),
+            );
             if let (Some(a), Some(b)) = (a, b)
                 && has(other, a)
                 && has(self, b)
@@ -177,7 +215,10 @@ impl Features {
         // "dog bites man" / "man bites dog": the same words but for two, not adjacent, exchanged.
         if self.content.len() == other.content.len() {
             let pairs = self.content.iter().zip(&other.content).enumerate();
-            let moved: Vec<usize> = pairs.filter(|(_, (a, b))| a.0 != b.0).map(|(i, _)| i).collect();
+            let moved: Vec<usize> = pairs
+                .filter(|(_, (a, b))| a.0 != b.0)
+                .map(|(i, _)| i)
+                .collect();
             if let [i, j] = moved[..]
                 && j > i + 1
                 && self.content[i].0 == other.content[j].0
@@ -202,10 +243,19 @@ impl Features {
         if a.len() == 1 && b.len() == 1 && shared >= 1 || shared == 0 && a.len() + b.len() > 0 {
             // A polar word that was exchanged for one of the same sign has been judged already.
             let is_judged = |word: &String| {
-                let holds = |pairs: &[(bool, String)]| pairs.iter().any(|(_, known)| known == word);
-                self.polar.values().chain(other.polar.values()).any(|pairs| holds(pairs))
+                let holds = |pairs: &[(bool, String)]| {
+                    pairs
+                        .iter()
+                        .any(|(_, known)| known.split(' ').any(|part| part == word))
+                };
+                self.polar
+                    .values()
+                    .chain(other.polar.values())
+                    .any(|pairs| holds(pairs))
             };
-            if !(a.iter().all(is_judged) && b.iter().all(is_judged)) {
+            let is_turned = a.iter().any(|word| is_opposite(word, &other.words))
+                || b.iter().any(|word| is_opposite(word, &self.words));
+            if !is_turned && !(a.iter().all(is_judged) && b.iter().all(is_judged)) {
                 return Err(differ("words", a, b));
             }
         }
@@ -216,9 +266,17 @@ impl Features {
 /// "kind differ: a/b", with a dash where one side has none.
 fn differ(kind: &str, a: Vec<String>, b: Vec<String>) -> String {
     let side = |words: Vec<String>| {
-        if words.is_empty() { "–".to_owned() } else { words.join(", ") }
+        if words.is_empty() {
+            "–".to_owned()
+        } else {
+            words.join(", ")
+        }
     };
-    let verb = if kind.ends_with('s') { "differ" } else { "differs" };
+    let verb = if kind.ends_with('s') {
+        "differ"
+    } else {
+        "differs"
+    };
     let reason = format!("{kind} {verb}: {}/{}", side(a), side(b));
     // A reason is shown in replies and logs: a question of 32,768 characters must not be.
     reason.chars().take(160).collect()
@@ -235,7 +293,11 @@ fn said(pairs: &[(bool, String)]) -> Vec<String> {
 }
 
 fn normalise(text: &str) -> String {
-    let spaced = text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+    let spaced = text
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .to_lowercase();
     spaced.trim_end_matches(['?', '!', '.', ' ']).to_owned()
 }
 
@@ -252,20 +314,41 @@ struct Token {
 fn tokenise(text: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
     let mut opens = true;
-    for raw in text.split(|c: char| c.is_whitespace() || "()[]{}<>\"“”«»`,;?!|=".contains(c)) {
+    let text = &without_separators(text);
+    for raw in text.split(|c: char| c.is_whitespace() || "()[]{}<>\"“”«»`,;?!|=".contains(c))
+    {
         let word = raw.trim_matches(|c: char| !c.is_alphanumeric() && !"%$€£+#_".contains(c));
         // "C#" and "C++" keep their marks; a bare mark is no word.
         if word.chars().any(char::is_alphanumeric) {
-            let parts: Vec<&str> = if is_code(word) { vec![word] } else { word.split('/').collect() };
+            let parts: Vec<&str> = if is_code(word) {
+                vec![word]
+            } else {
+                word.split('/').collect()
+            };
             for part in parts.into_iter().filter(|part| !part.is_empty()) {
                 let lower = part.to_lowercase().replace('’', "'");
-                tokens.push(Token { text: part.to_owned(), lower, opens });
+                tokens.push(Token {
+                    text: part.to_owned(),
+                    lower,
+                    opens,
+                });
                 opens = false;
             }
         }
         opens |= raw.ends_with(['.', '?', '!', ':']);
     }
     tokens
+}
+
+/// "1,000" → "1000": a comma between digits groups them.
+fn without_separators(text: &str) -> String {
+    let chars: Vec<char> = text.chars().collect();
+    let is_digit = |at: usize| chars.get(at).is_some_and(char::is_ascii_digit);
+    let groups = |at: usize| chars[at] == ',' && at > 0 && is_digit(at - 1) && is_digit(at + 1);
+    (0..chars.len())
+        .filter(|at| !groups(*at))
+        .map(|at| chars[at])
+        .collect()
 }
 
 fn is_code(word: &str) -> bool {
@@ -278,7 +361,10 @@ fn alias(word: &str) -> String {
 }
 
 fn lookup(table: &[(&'static str, &'static str)], word: &str) -> Option<&'static str> {
-    table.iter().find(|(known, _)| *known == word).map(|(_, canonical)| *canonical)
+    table
+        .iter()
+        .find(|(known, _)| *known == word)
+        .map(|(_, canonical)| *canonical)
 }
 
 /// Numbers with their units in canonical form: "five minutes", "5min" → `5 min`; "two-factor",
@@ -310,7 +396,10 @@ fn numbers(words: &[String], tokens: &[Token]) -> Vec<(String, String)> {
                     (with_unit(head, tail), text.clone())
                 }
                 // v2.1 and 2.1 name the same version.
-                _ => (word.strip_prefix('v').unwrap_or(word).to_owned(), text.clone()),
+                _ => (
+                    word.strip_prefix('v').unwrap_or(word).to_owned(),
+                    text.clone(),
+                ),
             });
         }
     }
@@ -319,7 +408,10 @@ fn numbers(words: &[String], tokens: &[Token]) -> Vec<(String, String)> {
 
 fn is_plain_number(text: &str) -> bool {
     let text = text.trim_start_matches(['$', '€', '£', '+', '#']);
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.' || c == ',')
+    !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_digit() || c == '.' || c == ',')
 }
 
 fn with_unit(number: &str, next: Option<&str>) -> String {
@@ -344,7 +436,10 @@ fn with_unit(number: &str, next: Option<&str>) -> String {
 /// Capitalised words inside a sentence, acronyms, and code: what names something.
 fn names(tokens: &[Token]) -> BTreeMap<String, String> {
     let capital = |token: &&Token| token.text.chars().next().is_some_and(char::is_uppercase);
-    let letters = tokens.iter().filter(|token| token.text.chars().any(char::is_alphabetic)).count();
+    let letters = tokens
+        .iter()
+        .filter(|token| token.text.chars().any(char::is_alphabetic))
+        .count();
     // A title ("How Do I Reset It") capitalises everything: capitals say nothing then.
     let is_title = letters >= 4 && tokens.iter().filter(capital).count() * 10 >= letters * 7;
     let mut names = BTreeMap::new();
@@ -353,6 +448,7 @@ fn names(tokens: &[Token]) -> BTreeMap<String, String> {
         if text.chars().any(|c| c.is_ascii_digit())
             || words::STOP_WORDS.contains(&token.lower.replace('\'', "").as_str())
             || is_word_of_polarity(&token.lower)
+            || lookup(words::UNITS, &token.lower).is_some()
         {
             continue;
         }
@@ -373,7 +469,9 @@ fn names(tokens: &[Token]) -> BTreeMap<String, String> {
 
 fn is_word_of_polarity(word: &str) -> bool {
     is_negation(word)
-        || words::POLAR.iter().any(|(yes, no)| yes.contains(&word) || no.contains(&word))
+        || words::POLAR
+            .iter()
+            .any(|(yes, no)| yes.contains(&word) || no.contains(&word))
 }
 
 fn quotes(text: &str) -> BTreeSet<String> {
@@ -429,10 +527,12 @@ fn signs(
         let (one, two, three) = (&words[at], words.get(at + 1), words.get(at + 2));
         let pair = two.map(|two| format!("{one} {two}"));
         let apart = three.map(|three| format!("{one} {three}"));
-        let phrase = [(pair, 2), (apart, 3)].into_iter().find_map(|(phrase, length)| {
-            let phrase = phrase?;
-            Some((find(&phrase)?, phrase, length))
-        });
+        let phrase = [(pair, 2), (apart, 3)]
+            .into_iter()
+            .find_map(|(phrase, length)| {
+                let phrase = phrase?;
+                Some((find(&phrase)?, phrase, length))
+            });
         if let Some(((concept, sign), phrase, length)) = phrase {
             found.entry(concept).or_default().push((sign, phrase));
             at += length;
@@ -455,7 +555,9 @@ fn is_opposite(word: &str, others: &BTreeSet<String>) -> bool {
         return false;
     }
     words::OPPOSITE_PREFIXES.iter().any(|prefix| {
-        let rest = word.strip_prefix(prefix).map(|rest| rest.trim_start_matches('-'));
+        let rest = word
+            .strip_prefix(prefix)
+            .map(|rest| rest.trim_start_matches('-'));
         rest.is_some_and(|rest| rest.len() >= 3 && others.contains(rest))
     })
 }
@@ -464,12 +566,18 @@ fn stem(word: &str) -> String {
     let word = word.trim_end_matches("'s");
     let stemmer = Stemmer::create(Algorithm::English);
     let canonical = |word: &str| {
-        words::SYNONYMS.iter().find(|group| group.contains(&word)).map(|group| group[0].to_owned())
+        words::SYNONYMS
+            .iter()
+            .find(|group| group.contains(&word))
+            .map(|group| group[0].to_owned())
     };
     let stemmed = stemmer.stem(word).into_owned();
     let by_stem = || {
         let same = |group: &&&[&str]| group.iter().any(|known| stemmer.stem(known) == stemmed);
-        words::SYNONYMS.iter().find(same).map(|group| group[0].to_owned())
+        words::SYNONYMS
+            .iter()
+            .find(same)
+            .map(|group| group[0].to_owned())
     };
     canonical(word).or_else(by_stem).unwrap_or(stemmed)
 }
@@ -494,7 +602,9 @@ fn content(words: &[String]) -> Vec<(String, String)> {
 fn roles(words: &[String]) -> BTreeMap<&'static str, BTreeSet<String>> {
     let mut roles: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
     for (at, word) in words.iter().enumerate() {
-        let Some(role) = words::ROLES.iter().find(|role| *role == word) else { continue };
+        let Some(role) = words::ROLES.iter().find(|role| *role == word) else {
+            continue;
+        };
         if let Some(object) = words[at + 1..].iter().take(3).find(|word| is_content(word)) {
             roles.entry(role).or_default().insert(stem(object));
         }
@@ -513,6 +623,11 @@ fn is_same_word(a: &str, b: &str) -> bool {
     }
     let start = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
     let (a_rest, b_rest) = (&a[start..], &b[start..]);
-    let end = a_rest.iter().rev().zip(b_rest.iter().rev()).take_while(|(x, y)| x == y).count();
+    let end = a_rest
+        .iter()
+        .rev()
+        .zip(b_rest.iter().rev())
+        .take_while(|(x, y)| x == y)
+        .count();
     a_rest.len().max(b_rest.len()) - end.min(a_rest.len().min(b_rest.len())) <= 1
 }

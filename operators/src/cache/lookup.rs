@@ -46,7 +46,10 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn is_live(&self, at: Time) -> bool {
         at < self.due
-            && self.live.iter().any(|(from, to)| *from <= at && to.is_none_or(|to| at < to))
+            && self
+                .live
+                .iter()
+                .any(|(from, to)| *from <= at && to.is_none_or(|to| at < to))
     }
 
     /// Ends the open interval, if there is one.
@@ -85,7 +88,11 @@ impl Entries {
     pub(super) fn insert(&mut self, id: EntryId, entry: Entry) {
         let scope = self.scopes.entry(entry.question.scope.clone()).or_default();
         scope.ids.push(id);
-        scope.by_text.entry(entry.features.normalised().to_owned()).or_default().push(id);
+        scope
+            .by_text
+            .entry(entry.features.normalised().to_owned())
+            .or_default()
+            .push(id);
         self.rows.insert(id, entry);
     }
 
@@ -96,11 +103,19 @@ impl Entries {
     /// Drops what was retracted at or before `since`, and old intervals and versions.
     pub(super) fn compact(&mut self, since: Time) {
         let gone = |entry: &Entry| entry.retracted.as_ref().is_some_and(|(at, _)| *at <= since);
-        let dead: Vec<EntryId> =
-            self.rows.iter().filter(|(_, entry)| gone(entry)).map(|(id, _)| *id).collect();
+        let dead: Vec<EntryId> = self
+            .rows
+            .iter()
+            .filter(|(_, entry)| gone(entry))
+            .map(|(id, _)| *id)
+            .collect();
         for id in dead {
-            let Some(entry) = self.rows.remove(&id) else { continue };
-            let Some(scope) = self.scopes.get_mut(&entry.question.scope) else { continue };
+            let Some(entry) = self.rows.remove(&id) else {
+                continue;
+            };
+            let Some(scope) = self.scopes.get_mut(&entry.question.scope) else {
+                continue;
+            };
             scope.ids.retain(|known| *known != id);
             if let Some(ids) = scope.by_text.get_mut(entry.features.normalised()) {
                 ids.retain(|known| *known != id);
@@ -154,7 +169,7 @@ pub struct NearMiss {
 pub struct LookupOutcome {
     /// The best entry that may be served.
     pub hit: Option<Hit>,
-    /// The most similar one that may not.
+    /// The most similar one that may not; only when nothing hits.
     pub near_miss: Option<NearMiss>,
 }
 
@@ -163,17 +178,26 @@ impl LookupOutcome {
     pub fn merge(self, other: LookupOutcome) -> LookupOutcome {
         let hit = match (self.hit, other.hit) {
             (Some(a), Some(b)) => {
-                Some(if rank(&a).total_cmp_rank(&rank(&b)) == Ordering::Greater { b } else { a })
+                Some(if rank(&a).total_cmp_rank(&rank(&b)) == Ordering::Greater {
+                    b
+                } else {
+                    a
+                })
             }
             (a, b) => a.or(b),
         };
         let near_miss = match (self.near_miss, other.near_miss) {
             (Some(a), Some(b)) => {
-                let order = b.similarity.total_cmp(&a.similarity).then(a.entry.cmp(&b.entry));
+                let order = b
+                    .similarity
+                    .total_cmp(&a.similarity)
+                    .then(a.entry.cmp(&b.entry));
                 Some(if order == Ordering::Greater { b } else { a })
             }
             (a, b) => a.or(b),
         };
+        // A near miss explains a miss; beside a hit it would depend on which shard looked first.
+        let near_miss = near_miss.filter(|_| hit.is_none());
         LookupOutcome { hit, near_miss }
     }
 }
@@ -240,16 +264,28 @@ impl CacheShard {
         if at < self.since || at > self.applied {
             return outcome;
         }
-        let Some(scope) = self.entries.scopes.get(scope) else { return outcome };
-        for id in scope.by_text.get(question.normalised()).into_iter().flatten() {
+        let Some(scope) = self.entries.scopes.get(scope) else {
+            return outcome;
+        };
+        for id in scope
+            .by_text
+            .get(question.normalised())
+            .into_iter()
+            .flatten()
+        {
             if let Some(entry) = self.entries.get(*id)
                 && entry.is_live(at)
             {
                 let hit = self.hit(at, *id, entry, 1.0, true);
-                outcome = outcome.merge(LookupOutcome { hit: Some(hit), near_miss: None });
+                outcome = outcome.merge(LookupOutcome {
+                    hit: Some(hit),
+                    near_miss: None,
+                });
             }
         }
-        let Some(vector) = vector.filter(|_| outcome.hit.is_none()) else { return outcome };
+        let Some(vector) = vector.filter(|_| outcome.hit.is_none()) else {
+            return outcome;
+        };
         self.similar(at, scope, vector, question)
     }
 
@@ -279,7 +315,11 @@ impl CacheShard {
                 },
                 Err(refused) => LookupOutcome {
                     hit: None,
-                    near_miss: Some(NearMiss { entry: *id, similarity, refused }),
+                    near_miss: Some(NearMiss {
+                        entry: *id,
+                        similarity,
+                        refused,
+                    }),
                 },
             };
             outcome = outcome.merge(found);
@@ -300,7 +340,10 @@ impl CacheShard {
     }
 
     fn citations(&self, at: Time, entry: &Entry) -> Vec<(ChunkId, Key, u64)> {
-        let seats = self.watches.get(entry.lease).map_or(&entry.seats, |watch| &watch.seats);
+        let seats = self
+            .watches
+            .get(entry.lease)
+            .map_or(&entry.seats, |watch| &watch.seats);
         let cited = |chunk: &ChunkId| {
             let seat = seats.iter().find(|seat| seat.chunk == *chunk)?;
             Some((*chunk, seat.key.clone(), seat.version_at(at)))

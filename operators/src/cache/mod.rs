@@ -124,7 +124,10 @@ pub struct Statistics {
 impl Statistics {
     /// Chunks that contain `term`.
     pub fn df(&self, term: u64) -> u64 {
-        self.df.iter().find(|(known, _)| *known == term).map_or(0, |(_, df)| *df)
+        self.df
+            .iter()
+            .find(|(known, _)| *known == term)
+            .map_or(0, |(_, df)| *df)
     }
 }
 

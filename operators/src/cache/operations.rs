@@ -24,10 +24,19 @@ use super::{
 impl CacheShard {
     pub(super) fn operate(&mut self, at: Time, op: CacheOp, events: &mut Vec<CacheEvent>) {
         match op {
-            CacheOp::Lease { lease, question, retrieval } => {
+            CacheOp::Lease {
+                lease,
+                question,
+                retrieval,
+            } => {
                 self.lease(at, lease, question, &retrieval, events);
             }
-            CacheOp::Store { lease, entry, answer, citations } => {
+            CacheOp::Store {
+                lease,
+                entry,
+                answer,
+                citations,
+            } => {
                 self.store(at, lease, entry, answer, &citations, events);
             }
             CacheOp::Touch { entry } => {
@@ -43,7 +52,10 @@ impl CacheShard {
             CacheOp::Recheck { watch, retrieval } => self.recheck(at, watch, &retrieval, events),
             CacheOp::InvalidateAll => {
                 for lease in self.watches.leases() {
-                    let death = Death { cause: Cause::Pipeline, by: Vec::new() };
+                    let death = Death {
+                        cause: Cause::Pipeline,
+                        by: Vec::new(),
+                    };
                     self.end(at, lease, death, events);
                 }
             }
@@ -65,11 +77,26 @@ impl CacheShard {
         let expires = at.saturating_add(self.config.lease_micros);
         self.lease_dues.insert((expires, lease));
         if !self.ring.reaches(retrieval.read_at) {
-            let death = Death { cause: Cause::TooOld, by: Vec::new() };
-            self.leases.insert(lease, LeaseRow { expires, fate: LeaseFate::Dead(death) });
+            let death = Death {
+                cause: Cause::TooOld,
+                by: Vec::new(),
+            };
+            self.leases.insert(
+                lease,
+                LeaseRow {
+                    expires,
+                    fate: LeaseFate::Dead(death),
+                },
+            );
             return;
         }
-        self.leases.insert(lease, LeaseRow { expires, fate: LeaseFate::Open });
+        self.leases.insert(
+            lease,
+            LeaseRow {
+                expires,
+                fate: LeaseFate::Open,
+            },
+        );
         let mut watch = Watch {
             lease,
             entry: None,
@@ -118,7 +145,12 @@ impl CacheShard {
         }
         let refuse = |refusal| {
             let kind = EventKind::Refused(refusal);
-            CacheEvent { at, lease, entry: None, kind }
+            CacheEvent {
+                at,
+                lease,
+                entry: None,
+                kind,
+            }
         };
         let citations = self.cited(lease, citations);
         match self.leases.get(&lease) {
@@ -130,12 +162,21 @@ impl CacheShard {
                 }
                 LeaseFate::Stored(known) => {
                     let (known, entry) = (*known, self.entries.get(*known));
-                    let is_same = entry
-                        .is_some_and(|entry| entry.answer == answer && entry.citations == citations);
+                    let is_same = entry.is_some_and(|entry| {
+                        entry.answer == answer && entry.citations == citations
+                    });
                     events.push(if is_same {
                         let suspect = self.watches.get(lease).is_some_and(|w| w.is_suspect);
-                        let kind = EventKind::Stored { suspect, repeated: true };
-                        CacheEvent { at, lease, entry: Some(known), kind }
+                        let kind = EventKind::Stored {
+                            suspect,
+                            repeated: true,
+                        };
+                        CacheEvent {
+                            at,
+                            lease,
+                            entry: Some(known),
+                            kind,
+                        }
                     } else {
                         refuse(Refusal::AlreadyStored(known))
                     });
@@ -166,7 +207,10 @@ impl CacheShard {
         citations: Vec<ChunkId>,
         events: &mut Vec<CacheEvent>,
     ) {
-        let watch = self.watches.get_mut(lease).expect("an open lease has a watch");
+        let watch = self
+            .watches
+            .get_mut(lease)
+            .expect("an open lease has a watch");
         watch.entry = Some(id);
         let (question, suspect) = (watch.question.clone(), watch.is_suspect);
         let due = at.saturating_add(self.config.ttl_micros);
@@ -181,7 +225,11 @@ impl CacheShard {
                 stored_at: at,
                 due,
                 last_used: at,
-                live: if suspect { Vec::new() } else { vec![(at, None)] },
+                live: if suspect {
+                    Vec::new()
+                } else {
+                    vec![(at, None)]
+                },
                 retracted: None,
                 seats: Vec::new(),
             },
@@ -189,8 +237,16 @@ impl CacheShard {
         self.entry_dues.insert((due, id));
         self.uses.insert((at, id));
         self.leases.get_mut(&lease).expect("seen above").fate = LeaseFate::Stored(id);
-        let kind = EventKind::Stored { suspect, repeated: false };
-        events.push(CacheEvent { at, lease, entry: Some(id), kind });
+        let kind = EventKind::Stored {
+            suspect,
+            repeated: false,
+        };
+        events.push(CacheEvent {
+            at,
+            lease,
+            entry: Some(id),
+            kind,
+        });
     }
 
     fn recheck(
@@ -206,7 +262,12 @@ impl CacheShard {
         let entry = watch.entry;
         if !self.ring.reaches(retrieval.read_at) {
             let kind = EventKind::RecheckRequested(watch.question.clone());
-            events.push(CacheEvent { at, lease, entry, kind });
+            events.push(CacheEvent {
+                at,
+                lease,
+                entry,
+                kind,
+            });
             return;
         }
         let seats: BTreeSet<ChunkId> = watch.seats.iter().map(|seat| seat.chunk).collect();
@@ -221,23 +282,43 @@ impl CacheShard {
             && let Some(row) = entry.and_then(|id| self.entries.get_mut(id))
         {
             row.live.push((at, None));
-            events.push(CacheEvent { at, lease, entry, kind: EventKind::Reinstated });
+            events.push(CacheEvent {
+                at,
+                lease,
+                entry,
+                kind: EventKind::Reinstated,
+            });
         }
     }
 }
 
 /// Why another list is not the watched one: the best newcomer, or else the member it lacks.
 fn overtaken(watch: &Watch, retrieval: &Retrieval) -> Death {
-    let newcomer = retrieval.list.iter().find(|member| !watch.is_member(member.chunk));
+    let newcomer = retrieval
+        .list
+        .iter()
+        .find(|member| !watch.is_member(member.chunk));
     if let Some(member) = newcomer {
-        let by = vec![DocumentAt { key: member.key.clone(), version: member.version }];
-        return Death { cause: Cause::Entered, by };
+        let by = vec![DocumentAt {
+            key: member.key.clone(),
+            version: member.version,
+        }];
+        return Death {
+            cause: Cause::Entered,
+            by,
+        };
     }
     let is_missing = |chunk| retrieval.list.iter().all(|member| member.chunk != chunk);
     let mut by: Vec<DocumentAt> = (watch.seats.iter())
         .filter(|seat| is_missing(seat.chunk))
-        .map(|seat| DocumentAt { key: seat.key.clone(), version: seat.version_at(Time::MAX) })
+        .map(|seat| DocumentAt {
+            key: seat.key.clone(),
+            version: seat.version_at(Time::MAX),
+        })
         .collect();
     by.sort_unstable();
-    Death { cause: Cause::Changed, by }
+    Death {
+        cause: Cause::Changed,
+        by,
+    }
 }

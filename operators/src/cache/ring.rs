@@ -58,7 +58,12 @@ pub(super) struct Ring {
 impl Ring {
     /// Empty; every change after `begin` will be pushed.
     pub(super) fn new(changes_max: usize, begin: Time) -> Self {
-        Ring { ticks: VecDeque::new(), changes: 0, changes_max, floor: begin }
+        Ring {
+            ticks: VecDeque::new(),
+            changes: 0,
+            changes_max,
+            floor: begin,
+        }
     }
 
     pub(super) fn push(
@@ -72,7 +77,11 @@ impl Ring {
         }
         // A tick weighs at least one, so that empty ones cannot pile up for ever.
         self.changes += changes.len().max(1);
-        self.ticks.push_back(Tick { at, changes, statistics });
+        self.ticks.push_back(Tick {
+            at,
+            changes,
+            statistics,
+        });
         while self.changes > self.changes_max
             && let Some(oldest) = self.ticks.pop_front()
         {
@@ -117,11 +126,7 @@ impl Ring {
 }
 
 /// Adds one change to the net effect so far.
-pub(super) fn fold<'a>(
-    net: &mut BTreeMap<ChunkId, Net<'a>>,
-    at: Time,
-    change: &'a ChunkChange,
-) {
+pub(super) fn fold<'a>(net: &mut BTreeMap<ChunkId, Net<'a>>, at: Time, change: &'a ChunkChange) {
     let row = net.entry(change.chunk).or_insert(Net {
         last: change,
         arrival: None,

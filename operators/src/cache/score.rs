@@ -66,8 +66,12 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut sums = [0.0f32; LANES];
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 =
-        a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(x, y)| x * y).sum();
+    let rest: f32 = a_chunks
+        .remainder()
+        .iter()
+        .zip(b_chunks.remainder())
+        .map(|(x, y)| x * y)
+        .sum();
     for (x, y) in a_chunks.zip(b_chunks) {
         for lane in 0..LANES {
             sums[lane] += x[lane] * y[lane];
@@ -137,9 +141,8 @@ impl Scoring {
         }
         match self {
             Scoring::Convex { weight } => {
-                let moved = |(n, old, new): (f64, f64, f64)| {
-                    (n * new / new_sum - n * old / old_sum).abs()
-                };
+                let moved =
+                    |(n, old, new): (f64, f64, f64)| (n * new / new_sum - n * old / old_sum).abs();
                 let weights: f64 = terms.map(moved).sum();
                 (1.0 - weight) * (weights + average.abs() / 4.0)
             }
@@ -180,17 +183,23 @@ mod tests {
             let terms = rng.random_range(1..6);
             let weight: f64 = rng.random_range(0.0..1.0);
             let old: Vec<f64> = (0..terms).map(|_| rng.random_range(0.01..9.0)).collect();
-            let ratio: Vec<f64> = (0..terms).map(|_| rng.random_range(-0.7f64..0.7).exp()).collect();
-            let averages = (rng.random_range(1.0..300.0f64), rng.random_range(1.0..300.0f64));
+            let ratio: Vec<f64> = (0..terms)
+                .map(|_| rng.random_range(-0.7f64..0.7).exp())
+                .collect();
+            let averages = (
+                rng.random_range(1.0..300.0f64),
+                rng.random_range(1.0..300.0f64),
+            );
             let mut row = |_: u8| -> Vec<(u32, u32)> {
                 let length = rng.random_range(1..500);
-                (0..terms).map(|_| (rng.random_range(0..6), length)).collect()
+                (0..terms)
+                    .map(|_| (rng.random_range(0..6), length))
+                    .collect()
             };
             let (x, y) = (row(0), row(1));
             let raw = |row: &[(u32, u32)], idf: &[f64], average: f64| -> f64 {
-                let part = |(at, idf): (usize, &f64)| {
-                    idf * saturated(row[at].0, row[at].1, 1.0 / average)
-                };
+                let part =
+                    |(at, idf): (usize, &f64)| idf * saturated(row[at].0, row[at].1, 1.0 / average);
                 idf.iter().enumerate().map(part).sum()
             };
             let new: Vec<f64> = old.iter().zip(&ratio).map(|(idf, r)| idf * r).collect();
@@ -204,7 +213,10 @@ mod tests {
             let moved = (1.0 - weight) * (after - before).abs();
             let terms = || old.iter().zip(&new).map(|(old, new)| (1.0, *old, *new));
             let bound = Scoring::Convex { weight }.drift(terms(), average);
-            assert!(moved <= bound + 1e-12, "case {case}: convex moved {moved}, bound {bound}");
+            assert!(
+                moved <= bound + 1e-12,
+                "case {case}: convex moved {moved}, bound {bound}"
+            );
             tightest[0] = tightest[0].max(moved / bound);
 
             let (fx, fy) = (raw(&x, &old, averages.0), raw(&y, &old, averages.0));
@@ -212,7 +224,10 @@ mod tests {
             if fx > 0.0 && fy > 0.0 {
                 let moved = ((gx / gy).ln() - (fx / fy).ln()).abs();
                 let bound = Scoring::Keyword.drift(terms(), average);
-                assert!(moved <= bound + 1e-9, "case {case}: keyword moved {moved}, bound {bound}");
+                assert!(
+                    moved <= bound + 1e-9,
+                    "case {case}: keyword moved {moved}, bound {bound}"
+                );
                 tightest[1] = tightest[1].max(moved / bound);
             }
         }
@@ -232,7 +247,11 @@ mod tests {
     fn dot_agrees_with_the_plain_sum() {
         let a: Vec<f32> = (0..77).map(|i| (i as f32 * 0.37).sin()).collect();
         let b: Vec<f32> = (0..77).map(|i| (i as f32 * 0.91).cos()).collect();
-        let plain: f64 = a.iter().zip(&b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
+        let plain: f64 = a
+            .iter()
+            .zip(&b)
+            .map(|(x, y)| f64::from(*x) * f64::from(*y))
+            .sum();
         assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-5);
         assert_eq!(dot(&[], &[]), 0.0);
     }

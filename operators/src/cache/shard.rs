@@ -91,7 +91,11 @@ impl CacheShard {
         statistics: &StatisticsDelta,
         ops: Vec<CacheOp>,
     ) -> Vec<CacheEvent> {
-        assert!(at > self.applied, "tick {at} after {}: times must increase", self.applied);
+        assert!(
+            at > self.applied,
+            "tick {at} after {}: times must increase",
+            self.applied
+        );
         self.applied = at;
         let mut events = Vec::new();
         if !changes.is_empty() || !statistics.is_empty() {
@@ -99,7 +103,9 @@ impl CacheShard {
             for change in changes.iter() {
                 fold(&mut net, at, change);
             }
-            let verdicts = self.watches.observe(&net, statistics, self.config.tick_work_max);
+            let verdicts = self
+                .watches
+                .observe(&net, statistics, self.config.tick_work_max);
             drop(net);
             self.ring.push(at, changes, statistics.clone());
             for (lease, verdict) in verdicts {
@@ -140,7 +146,11 @@ impl CacheShard {
 
     /// Entries that are not retracted, and how many of them are suspended.
     pub fn counts(&self) -> (usize, usize) {
-        let suspended = self.watches.suspects().filter(|watch| watch.entry.is_some()).count();
+        let suspended = self
+            .watches
+            .suspects()
+            .filter(|watch| watch.entry.is_some())
+            .count();
         (self.uses.len(), suspended)
     }
 
@@ -163,16 +173,28 @@ impl CacheShard {
             Verdict::Dead(death) => self.end(at, lease, death, events),
             Verdict::Suspect => {
                 self.watches.suspect(lease);
-                let Some(watch) = self.watches.get(lease) else { return };
+                let Some(watch) = self.watches.get(lease) else {
+                    return;
+                };
                 let (entry, question) = (watch.entry, watch.question.clone());
                 if let Some(row) = entry.and_then(|id| self.entries.get_mut(id))
                     && row.live.last().is_some_and(|(_, to)| to.is_none())
                 {
                     row.end(at);
-                    events.push(CacheEvent { at, lease, entry, kind: EventKind::Suspended });
+                    events.push(CacheEvent {
+                        at,
+                        lease,
+                        entry,
+                        kind: EventKind::Suspended,
+                    });
                 }
                 let kind = EventKind::RecheckRequested(question);
-                events.push(CacheEvent { at, lease, entry, kind });
+                events.push(CacheEvent {
+                    at,
+                    lease,
+                    entry,
+                    kind,
+                });
             }
         }
     }
@@ -185,7 +207,9 @@ impl CacheShard {
         death: Death,
         events: &mut Vec<CacheEvent>,
     ) {
-        let Some(watch) = self.watches.remove(lease) else { return };
+        let Some(watch) = self.watches.remove(lease) else {
+            return;
+        };
         if let Some(id) = watch.entry
             && let Some(row) = self.entries.get_mut(id)
         {
@@ -195,7 +219,12 @@ impl CacheShard {
             self.entry_dues.remove(&(row.due, id));
             self.uses.remove(&(row.last_used, id));
             let kind = EventKind::Retracted(death.clone());
-            events.push(CacheEvent { at, lease, entry: Some(id), kind });
+            events.push(CacheEvent {
+                at,
+                lease,
+                entry: Some(id),
+                kind,
+            });
         }
         if let Some(row) = self.leases.get_mut(&lease) {
             row.fate = LeaseFate::Dead(death);
@@ -213,7 +242,11 @@ impl CacheShard {
             && due <= at
         {
             self.lease_dues.pop_first();
-            if let Some(LeaseRow { fate: LeaseFate::Open, .. }) = self.leases.remove(&lease) {
+            if let Some(LeaseRow {
+                fate: LeaseFate::Open,
+                ..
+            }) = self.leases.remove(&lease)
+            {
                 self.watches.remove(lease);
             }
         }
@@ -235,13 +268,23 @@ impl CacheShard {
         if let Some(entry) = self.entries.get(id)
             && entry.retracted.is_none()
         {
-            self.end(at, entry.lease, Death { cause, by: Vec::new() }, events);
+            self.end(
+                at,
+                entry.lease,
+                Death {
+                    cause,
+                    by: Vec::new(),
+                },
+                events,
+            );
         }
     }
 
     /// Seats named in `citations`, in that order, each once.
     pub(super) fn cited(&self, lease: LeaseId, citations: &[ChunkId]) -> Vec<ChunkId> {
-        let Some(watch) = self.watches.get(lease) else { return Vec::new() };
+        let Some(watch) = self.watches.get(lease) else {
+            return Vec::new();
+        };
         let mut cited: Vec<ChunkId> = Vec::new();
         for chunk in citations {
             if watch.is_member(*chunk) && !cited.contains(chunk) {

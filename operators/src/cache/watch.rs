@@ -48,7 +48,10 @@ impl Seat {
 
     /// Forgets versions that no reader at or after `since` can ask for.
     pub(super) fn compact(&mut self, since: Time) {
-        let keep = self.versions.partition_point(|(from, _)| *from <= since).saturating_sub(1);
+        let keep = self
+            .versions
+            .partition_point(|(from, _)| *from <= since)
+            .saturating_sub(1);
         self.versions.drain(..keep);
     }
 }
@@ -168,11 +171,22 @@ impl Frozen {
                 });
             }
         }
-        let upper: f64 = terms.iter().map(|term| term.count * term.idf * SATURATION).sum();
+        let upper: f64 = terms
+            .iter()
+            .map(|term| term.count * term.idf * SATURATION)
+            .sum();
         let (chunks, length) = running.totals();
-        let tau = retrieval.list.iter().map(|member| member.score).fold(f64::INFINITY, f64::min);
+        let tau = retrieval
+            .list
+            .iter()
+            .map(|member| member.score)
+            .fold(f64::INFINITY, f64::min);
         Frozen {
-            scale: if scoring == Scoring::Keyword { 1.0 } else { upper },
+            scale: if scoring == Scoring::Keyword {
+                1.0
+            } else {
+                upper
+            },
             inverse_average: inverse_average(s0.chunks as i64, s0.length as i64),
             chunks_base: s0.chunks as i64 + net.chunks - chunks,
             length_base: s0.length as i64 + net.length - length,
@@ -215,7 +229,9 @@ impl Frozen {
     ) -> Option<Box2> {
         // All visible rows are in the list: no order among them matters.
         // Ranks have no margin to measure: whatever moves makes them suspect at once.
-        if self.is_open || self.terms.is_empty() || matches!(scoring, Scoring::Vector | Scoring::Rrf)
+        if self.is_open
+            || self.terms.is_empty()
+            || matches!(scoring, Scoring::Vector | Scoring::Rrf)
         {
             return Some(Box2::ANYWHERE);
         }
@@ -227,7 +243,10 @@ impl Frozen {
         let next = chunks.max(0) as f64 + 1.0;
         if drift == 0.0 && slack <= 0.0 {
             // A tie under the very statistics that decided it.
-            return Some(Box2 { chunks: (next, next), average: (average, average) });
+            return Some(Box2 {
+                chunks: (next, next),
+                average: (average, average),
+            });
         }
         if slack.is_nan() || slack <= 0.0 {
             return None;
@@ -239,9 +258,16 @@ impl Frozen {
         // With df fixed, y = Δ ln(N + 1) moves every idf by y, each ln r in the same direction by
         // at most 2|y|/idf (for |y| ≤ idf/2): osc by at most that. Half of the slack each.
         let running_idf = |term: &WatchedTerm| {
-            idf(next - 1.0, (term.df_base + running.df(term.hash)).max(0) as f64)
+            idf(
+                next - 1.0,
+                (term.df_base + running.df(term.hash)).max(0) as f64,
+            )
         };
-        let least = self.terms.iter().map(running_idf).fold(f64::INFINITY, f64::min);
+        let least = self
+            .terms
+            .iter()
+            .map(running_idf)
+            .fold(f64::INFINITY, f64::min);
         let (y, delta) = ((slack / 4.0).min(0.49) * least * 0.999, slack / 2.0 * 0.999);
         Some(Box2 {
             chunks: (next * (-y).exp(), next * y.exp()),
@@ -310,13 +336,19 @@ impl Watch {
     #[must_use]
     pub(super) fn rescore(&mut self, scoring: Scoring, row: &ChunkChange) -> bool {
         let legs = self.frozen.legs(scoring, &self.question, row);
-        let Some(score) = scoring.fuse(legs.cos, legs.keyword) else { return false };
+        let Some(score) = scoring.fuse(legs.cos, legs.keyword) else {
+            return false;
+        };
         for seat in &mut self.seats {
             if seat.chunk == row.chunk {
                 seat.score = score;
             }
         }
-        self.frozen.tau = self.seats.iter().map(|seat| seat.score).fold(f64::INFINITY, f64::min);
+        self.frozen.tau = self
+            .seats
+            .iter()
+            .map(|seat| seat.score)
+            .fold(f64::INFINITY, f64::min);
         true
     }
 
@@ -326,8 +358,11 @@ impl Watch {
 
     /// Takes over a list: seats with their scores; known versions are kept.
     pub(super) fn seat(&mut self, retrieval: &Retrieval) {
-        let mut known: HashMap<ChunkId, Vec<(Time, u64)>> =
-            self.seats.drain(..).map(|seat| (seat.chunk, seat.versions)).collect();
+        let mut known: HashMap<ChunkId, Vec<(Time, u64)>> = self
+            .seats
+            .drain(..)
+            .map(|seat| (seat.chunk, seat.versions))
+            .collect();
         self.seats = retrieval
             .list
             .iter()
@@ -345,5 +380,9 @@ impl Watch {
 
 /// 1/avg; 0 while there is no text.
 pub(super) fn inverse_average(chunks: i64, length: i64) -> f64 {
-    if chunks > 0 && length > 0 { chunks as f64 / length as f64 } else { 0.0 }
+    if chunks > 0 && length > 0 {
+        chunks as f64 / length as f64
+    } else {
+        0.0
+    }
 }

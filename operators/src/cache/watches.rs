@@ -140,8 +140,12 @@ impl Watches {
 
     /// Suspects, ordered by lease.
     pub(super) fn suspects(&self) -> impl Iterator<Item = &Watch> {
-        let mut suspects: Vec<&Watch> =
-            self.slots.iter().flatten().filter(|watch| watch.is_suspect).collect();
+        let mut suspects: Vec<&Watch> = self
+            .slots
+            .iter()
+            .flatten()
+            .filter(|watch| watch.is_suspect)
+            .collect();
         suspects.sort_unstable_by_key(|watch| watch.lease);
         suspects.into_iter()
     }
@@ -186,7 +190,9 @@ impl Watches {
 
     /// Makes a watch suspect: its numbers are void until the next [`Watches::admit`].
     pub(super) fn suspect(&mut self, lease: LeaseId) {
-        let Some(&slot) = self.by_lease.get(&lease) else { return };
+        let Some(&slot) = self.by_lease.get(&lease) else {
+            return;
+        };
         self.disarm(slot);
         if let Some(watch) = &mut self.slots[slot] {
             watch.is_suspect = true;
@@ -199,7 +205,9 @@ impl Watches {
         }
         self.hot[slot] = UNARMED;
         self.armed -= 1;
-        let Some(watch) = &self.slots[slot] else { return };
+        let Some(watch) = &self.slots[slot] else {
+            return;
+        };
         for term in &watch.frozen.terms {
             if let Some(row) = self.sums.terms.get_mut(&term.hash) {
                 row.postings.retain(|posting| posting.slot != slot);
@@ -224,8 +232,13 @@ impl Watches {
         let watch = self.slots[slot].as_mut()?;
         watch.is_suspect = true;
         // Term rows first: bases are relative to their running sums.
-        watch.frozen =
-            Frozen::new(self.scoring, &watch.question, retrieval, statistics, &self.sums);
+        watch.frozen = Frozen::new(
+            self.scoring,
+            &watch.question,
+            retrieval,
+            statistics,
+            &self.sums,
+        );
 
         let mut departed = Departed::default();
         let mut is_near = self.scoring == Scoring::Rrf && (!net.is_empty() || statistics.moved());
@@ -261,7 +274,10 @@ impl Watches {
             }
         }
         if let Some((_, by)) = entered {
-            return Some(Verdict::Dead(Death { cause: Cause::Entered, by: vec![by] }));
+            return Some(Verdict::Dead(Death {
+                cause: Cause::Entered,
+                by: vec![by],
+            }));
         }
         let proved = watch.frozen.measure(self.scoring, self.epsilon, &self.sums);
         match proved {
@@ -272,28 +288,47 @@ impl Watches {
     }
 
     fn arm(&mut self, slot: usize, proved: Box2) {
-        let Some(watch) = &mut self.slots[slot] else { return };
+        let Some(watch) = &mut self.slots[slot] else {
+            return;
+        };
         watch.is_suspect = false;
         let frozen = &watch.frozen;
         for term in &frozen.terms {
             let weight = frozen.weight(term);
             let inverse_average = frozen.inverse_average;
             let row = self.sums.terms.entry(term.hash).or_default();
-            row.postings.push(Posting { slot, weight, inverse_average });
+            row.postings.push(Posting {
+                slot,
+                weight,
+                inverse_average,
+            });
         }
         let has_vector = self.dimensions > 0
-            && watch.question.vector.as_ref().is_some_and(|v| v.len() == self.dimensions);
-        self.hot[slot] = Hot { has_vector, is_armed: true, ..UNARMED };
+            && watch
+                .question
+                .vector
+                .as_ref()
+                .is_some_and(|v| v.len() == self.dimensions);
+        self.hot[slot] = Hot {
+            has_vector,
+            is_armed: true,
+            ..UNARMED
+        };
         self.armed += 1;
         self.refresh(slot, proved);
     }
 
     fn refresh(&mut self, slot: usize, proved: Box2) {
-        let Some(watch) = &self.slots[slot] else { return };
+        let Some(watch) = &self.slots[slot] else {
+            return;
+        };
         let frozen = &watch.frozen;
         let hot = &mut self.hot[slot];
-        hot.near =
-            if frozen.is_open { f64::NEG_INFINITY } else { frozen.tau - self.epsilon };
+        hot.near = if frozen.is_open {
+            f64::NEG_INFINITY
+        } else {
+            frozen.tau - self.epsilon
+        };
         hot.rho = frozen.rho;
         (hot.chunks_base, hot.length_base) = (frozen.chunks_base, frozen.length_base);
         hot.proved = proved;
@@ -312,9 +347,13 @@ impl Watches {
         let mut near: Vec<usize> = Vec::new();
         let mut dirty: Vec<usize> = Vec::new();
         for (chunk, row) in net {
-            let Some(slots) = self.members.get(chunk) else { continue };
+            let Some(slots) = self.members.get(chunk) else {
+                continue;
+            };
             for &slot in slots {
-                let Some(watch) = &mut self.slots[slot] else { continue };
+                let Some(watch) = &mut self.slots[slot] else {
+                    continue;
+                };
                 if row.gone().is_some() {
                     depart(departed.entry(slot).or_default(), watch, row);
                     continue;
@@ -372,7 +411,9 @@ impl Watches {
         entered: &mut HashMap<usize, (f64, DocumentAt)>,
     ) {
         for (term, tf) in arrival.terms.iter() {
-            let Some(row) = self.sums.terms.get(term) else { continue };
+            let Some(row) = self.sums.terms.get(term) else {
+                continue;
+            };
             for posting in &row.postings {
                 if self.keyword[posting.slot] == 0.0 {
                     self.touched.push(posting.slot);
@@ -381,7 +422,10 @@ impl Watches {
                     posting.weight * saturated(*tf, arrival.length, posting.inverse_average);
             }
         }
-        let vector = arrival.vector.as_deref().filter(|v| v.len() == self.dimensions);
+        let vector = arrival
+            .vector
+            .as_deref()
+            .filter(|v| v.len() == self.dimensions);
         for slot in 0..self.hot.len() {
             let hot = &self.hot[slot];
             if !hot.is_armed {
@@ -390,16 +434,26 @@ impl Watches {
             let cos = match vector {
                 Some(vector) if hot.has_vector => {
                     let from = slot * self.dimensions;
-                    Some(f64::from(dot(&self.vectors[from..from + self.dimensions], vector)))
+                    Some(f64::from(dot(
+                        &self.vectors[from..from + self.dimensions],
+                        vector,
+                    )))
                 }
                 _ => None,
             };
-            let legs = Legs { cos, keyword: self.keyword[slot] };
-            let Some(score) = self.scoring.fuse(legs.cos, legs.keyword) else { continue };
+            let legs = Legs {
+                cos,
+                keyword: self.keyword[slot],
+            };
+            let Some(score) = self.scoring.fuse(legs.cos, legs.keyword) else {
+                continue;
+            };
             if score < hot.near && score <= hot.rho {
                 continue;
             }
-            let Some(watch) = &mut self.slots[slot] else { continue };
+            let Some(watch) = &mut self.slots[slot] else {
+                continue;
+            };
             if watch.is_member(arrival.chunk) {
                 continue;
             }
@@ -447,7 +501,9 @@ impl Watches {
         dirty.sort_unstable();
         dirty.dedup();
         for &slot in dirty.iter() {
-            let Some(watch) = &self.slots[slot] else { continue };
+            let Some(watch) = &self.slots[slot] else {
+                continue;
+            };
             if !self.hot[slot].is_armed {
                 continue;
             }
@@ -472,7 +528,10 @@ impl Watches {
             }
         }
         for (slot, (_, by)) in entered {
-            let death = Death { cause: Cause::Entered, by: vec![by] };
+            let death = Death {
+                cause: Cause::Entered,
+                by: vec![by],
+            };
             verdicts.extend(lease(slot).map(|lease| (lease, Verdict::Dead(death))));
         }
         for (slot, departed) in departed {
@@ -490,7 +549,12 @@ impl Watches {
 
     /// Forgets versions before `since`.
     pub(super) fn compact(&mut self, since: Time) {
-        for seat in self.slots.iter_mut().flatten().flat_map(|watch| &mut watch.seats) {
+        for seat in self
+            .slots
+            .iter_mut()
+            .flatten()
+            .flat_map(|watch| &mut watch.seats)
+        {
             seat.compact(since);
         }
     }
@@ -510,7 +574,11 @@ impl Departed {
         }
         self.by.sort_unstable();
         self.by.dedup();
-        let cause = if self.is_deleted { Cause::Deleted } else { Cause::Changed };
+        let cause = if self.is_deleted {
+            Cause::Deleted
+        } else {
+            Cause::Changed
+        };
         Some(Death { cause, by: self.by })
     }
 }
@@ -518,11 +586,18 @@ impl Departed {
 /// Notes a member's departure, or its new versions.
 fn depart(departed: &mut Departed, watch: &mut Watch, row: &Net<'_>) {
     if let Some(document_deleted) = row.gone() {
-        departed.by.push(DocumentAt { key: row.last.key.clone(), version: row.last.version });
+        departed.by.push(DocumentAt {
+            key: row.last.key.clone(),
+            version: row.last.version,
+        });
         departed.is_deleted |= document_deleted;
         return;
     }
-    for seat in watch.seats.iter_mut().filter(|seat| seat.chunk == row.last.chunk) {
+    for seat in watch
+        .seats
+        .iter_mut()
+        .filter(|seat| seat.chunk == row.last.chunk)
+    {
         for (at, version) in &row.versions {
             seat.reversion(*at, *version);
         }
@@ -532,6 +607,12 @@ fn depart(departed: &mut Departed, watch: &mut Watch, row: &Net<'_>) {
 /// Keeps the overtaker with the highest score; the lesser chunk id is met first and stays on ties.
 fn better(best: &mut Option<(f64, DocumentAt)>, score: f64, row: &ChunkChange) {
     if best.as_ref().is_none_or(|(known, _)| score > *known) {
-        *best = Some((score, DocumentAt { key: row.key.clone(), version: row.version }));
+        *best = Some((
+            score,
+            DocumentAt {
+                key: row.key.clone(),
+                version: row.version,
+            },
+        ));
     }
 }

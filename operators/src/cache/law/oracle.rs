@@ -53,7 +53,9 @@ impl Oracle {
     }
 
     pub fn late_vector(&mut self, chunk: ChunkId, vector: Arc<[f32]>) {
-        let Some(row) = self.rows.get_mut(&chunk) else { return };
+        let Some(row) = self.rows.get_mut(&chunk) else {
+            return;
+        };
         row.vector = Some(vector);
         let change = change(chunk, row, ChangeKind::Appeared);
         self.changes.retain(|known| known.chunk != chunk);
@@ -61,16 +63,25 @@ impl Oracle {
     }
 
     pub fn vanish(&mut self, chunk: ChunkId, version: u64, document_deleted: bool) {
-        let Some(mut row) = self.rows.remove(&chunk) else { return };
+        let Some(mut row) = self.rows.remove(&chunk) else {
+            return;
+        };
         self.count(&row, -1);
         row.version = version;
-        self.changes.push(change(chunk, &row, ChangeKind::Vanished { document_deleted }));
+        self.changes.push(change(
+            chunk,
+            &row,
+            ChangeKind::Vanished { document_deleted },
+        ));
     }
 
     pub fn reversion(&mut self, chunk: ChunkId, version: u64) {
-        let Some(row) = self.rows.get_mut(&chunk) else { return };
+        let Some(row) = self.rows.get_mut(&chunk) else {
+            return;
+        };
         row.version = version;
-        self.changes.push(change(chunk, row, ChangeKind::Reversioned));
+        self.changes
+            .push(change(chunk, row, ChangeKind::Reversioned));
     }
 
     fn count(&mut self, row: &Row, sign: i64) {
@@ -90,7 +101,10 @@ impl Oracle {
 
     /// What changed since the last call.
     pub fn take(&mut self) -> (Arc<[ChunkChange]>, StatisticsDelta) {
-        (std::mem::take(&mut self.changes).into(), std::mem::take(&mut self.delta))
+        (
+            std::mem::take(&mut self.changes).into(),
+            std::mem::take(&mut self.delta),
+        )
     }
 
     fn bm25(&self, question: &Question, row: &Row) -> f64 {
@@ -121,13 +135,20 @@ impl Oracle {
         k: usize,
         read_at: Time,
     ) -> Retrieval {
-        let upper: f64 = question.terms.iter().map(|term| self.idf(*term) * 2.2).sum();
+        let upper: f64 = question
+            .terms
+            .iter()
+            .map(|term| self.idf(*term) * 2.2)
+            .sum();
         let mut scored: Vec<Member> = Vec::new();
         for (chunk, row) in &self.rows {
             let cos = match (&question.vector, &row.vector) {
-                (Some(a), Some(b)) => {
-                    Some(a.iter().zip(b.iter()).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum())
-                }
+                (Some(a), Some(b)) => Some(
+                    a.iter()
+                        .zip(b.iter())
+                        .map(|(x, y)| f64::from(*x) * f64::from(*y))
+                        .sum(),
+                ),
                 _ => None,
             };
             let bm25 = self.bm25(question, row);
@@ -147,7 +168,14 @@ impl Oracle {
                 }
             };
             let (key, version) = (row.key.clone(), row.version);
-            scored.push(Member { chunk: *chunk, key, version, score, cos, bm25 });
+            scored.push(Member {
+                chunk: *chunk,
+                key,
+                version,
+                score,
+                cos,
+                bm25,
+            });
         }
         if scoring == Scoring::Rrf {
             rank_legs(&mut scored);
@@ -177,10 +205,15 @@ fn rank_legs(scored: &mut [Member]) {
             0 => member.cos,
             _ => (member.bm25 > 0.0).then_some(member.bm25),
         };
-        let mut order: Vec<usize> = (0..scored.len()).filter(|i| of(&scored[*i]).is_some()).collect();
+        let mut order: Vec<usize> = (0..scored.len())
+            .filter(|i| of(&scored[*i]).is_some())
+            .collect();
         order.sort_by(|a, b| {
             let (a, b) = (&scored[*a], &scored[*b]);
-            of(b).partial_cmp(&of(a)).expect("finite").then(a.chunk.cmp(&b.chunk))
+            of(b)
+                .partial_cmp(&of(a))
+                .expect("finite")
+                .then(a.chunk.cmp(&b.chunk))
         });
         for (rank, at) in order.into_iter().enumerate() {
             scored[at].score += 1.0 / (61.0 + rank as f64);

@@ -30,6 +30,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         decode_push: Arc::new(decode_push),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
+        embed: operators::embed::EmbedConfig::default(),
     })
 }
 

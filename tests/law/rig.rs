@@ -8,6 +8,7 @@ use engine::error::DataError;
 use engine::model::{Key, RowCodec, Schema, Value};
 use engine::runtime::VirtualClock;
 use engine::testing::{HashedEmbedder, MemoryStore};
+use operators::embed::EmbedConfig;
 use queries::api::{Backend, PushLine, PushRequest};
 use queries::service::{DecodedPush, Service, Wiring};
 
@@ -55,6 +56,12 @@ impl Rig {
             decode_push: Arc::new(decode),
             metrics: Arc::new(String::new),
             builder_threads: 1,
+            // Failures are scripted by the hundred: back-off in real time would only slow them.
+            embed: EmbedConfig {
+                backoff: Duration::from_millis(1),
+                backoff_max: Duration::from_millis(4),
+                ..EmbedConfig::default()
+            },
         };
         let service = Service::start(wiring, runtime.handle().clone()).expect("an empty store");
         let reconciled = runtime.block_on(service.reconcile(PIPELINE, false, false));

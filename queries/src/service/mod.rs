@@ -86,6 +86,8 @@ pub struct Wiring {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Threads that build graphs.
     pub builder_threads: usize,
+    /// The encoders' queue.
+    pub embed: EmbedConfig,
 }
 
 /// The service. Cheap to clone; the last clone that goes stops the engine.
@@ -156,7 +158,7 @@ impl Service {
         };
         let (log, replay) = InputLog::open(Arc::clone(&wiring.store), options)?;
         let memo: Arc<dyn VectorMemo> = Arc::new(StoredVectors(Arc::clone(&vectors)));
-        let embed = EmbedService::new(EmbedConfig::default(), memo);
+        let embed = EmbedService::new(wiring.embed.clone(), memo);
         let builder = BuilderHandle::threads(wiring.builder_threads)
             .map_err(|error| WorldError::io("cannot start", "builder threads".as_ref(), error))?;
         let (reply_sender, reply_receiver) = crossbeam_channel::unbounded();

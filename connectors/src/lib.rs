@@ -1,36 +1,27 @@
-//! Connectors: readers of the outside world (being merged).
+//! Readers of the outside world: each turns it to keyed rows and hands them to the engine's sink.
+//!
+//! ```text
+//! files, generate ─ SourceBatch ─▶ engine::contract::LaneSink          (a thread of its own each)
+//! HTTP push line  ─ push::decode ─▶ key, row, version                  (pure; the server stages them)
+//! ```
+//!
+//! Invariants: bad data becomes a dead letter and stops nothing; a failing world is retried; a
+//! source can be stopped within a second. Nothing here knows the engine's time.
 
-/// Decoding of pushes.
-pub mod push {
-    use engine::error::DataError;
-    use engine::model::{Key, Row, Schema};
-
-    /// A decoded body.
-    #[derive(Debug, Default)]
-    pub struct Decoded {
-        /// Changes.
-        pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
-        /// Good lines.
-        pub accepted: u64,
-        /// Bad lines.
-        pub rejected: Vec<(u64, DataError)>,
-    }
-
-    /// Decodes lines.
-    pub fn decode<'a>(_schema: &Schema, _lines: impl Iterator<Item = (u64, &'a [u8])>) -> Decoded {
-        Decoded::default()
-    }
-}
+pub mod files;
+pub mod generate;
+pub mod push;
 
 use engine::contract::Source;
 use engine::error::WorldError;
 
-/// A folder of files.
-pub fn files(_path: &str, _pattern: &str) -> Result<Box<dyn Source>, WorldError> {
-    Err(WorldError::Service { service: "files".into(), detail: "being merged".into(), is_transient: false })
+/// A folder (or one file) that is read and watched. A missing folder is not an error: it is waited
+/// for. Errors: a pattern that is no glob.
+pub fn files(path: &str, pattern: &str) -> Result<Box<dyn Source>, WorldError> {
+    Ok(Box::new(files::FilesSource::new(path, pattern)?))
 }
 
-/// Rows from a seed.
-pub fn generate(_rows: u64, _rate: u64, _seed: u64, _dimensions: Option<u32>) -> Box<dyn Source> {
-    unreachable!("being merged")
+/// Rows and vectors from a seed.
+pub fn generate(rows: u64, rate: u64, seed: u64, dimensions: Option<u32>) -> Box<dyn Source> {
+    Box::new(generate::GenerateSource::new(rows, rate, seed, dimensions))
 }

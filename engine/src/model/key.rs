@@ -22,6 +22,11 @@ impl Key {
         Key(Arc::from(value.to_string()))
     }
 
+    /// A key from JSON text that is canonical already (no white space, members in declared order).
+    pub fn from_json_text(text: &str) -> Key {
+        Key(Arc::from(text))
+    }
+
     /// A key from a text column.
     pub fn text(text: &str) -> Key {
         Key(Arc::from(serde_json::Value::from(text).to_string()))

@@ -76,7 +76,11 @@ pub fn start(options: RunOptions) -> anyhow::Result<RunningServer> {
     if options.process != 0 || options.hosts.is_some() {
         bail!("several processes are not served yet: leave out --process and --hosts");
     }
-    let text = options.pipeline.as_ref().map(|path| read_pipeline(path)).transpose()?;
+    let text = options
+        .pipeline
+        .as_ref()
+        .map(|path| read_pipeline(path))
+        .transpose()?;
     refuse_open_address(&options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
@@ -91,8 +95,15 @@ pub fn start(options: RunOptions) -> anyhow::Result<RunningServer> {
         let _ = stopped.await;
     };
     let backend = Arc::new(service.clone());
-    let server =
-        runtime.spawn(serve::run(listener, backend, shutdown, serve::Options { insecure: options.insecure, ..serve::Options::default() }));
+    let server = runtime.spawn(serve::run(
+        listener,
+        backend,
+        shutdown,
+        serve::Options {
+            insecure: options.insecure,
+            ..serve::Options::default()
+        },
+    ));
     if let Some(text) = text
         && let Err(error) = reconcile(&runtime, &service, &text, &options)
     {
@@ -127,7 +138,10 @@ pub struct CheckReport {
 /// Parses, types and plans a pipeline file without running it.
 pub fn check(path: &Path) -> anyhow::Result<CheckReport> {
     let text = read_pipeline(path)?;
-    let mut report = CheckReport { plan: String::new(), problems: Vec::new() };
+    let mut report = CheckReport {
+        plan: String::new(),
+        problems: Vec::new(),
+    };
     for planned in plan_text(&text, &EmptyCatalog) {
         match planned {
             Ok(planned) => {
@@ -184,7 +198,9 @@ pub fn model_list(models: Option<&Path>) -> anyhow::Result<Vec<ModelReport>> {
 pub fn model_verify(name: &str, models: Option<&Path>) -> anyhow::Result<ModelReport> {
     match operators::embed::find_in(models, name)? {
         Some(folder) => report(&folder, true),
-        None => bail!("model \"{name}\" is not on this machine; `headwater model pull {name}` fetches it"),
+        None => bail!(
+            "model \"{name}\" is not on this machine; `headwater model pull {name}` fetches it"
+        ),
     }
 }
 
@@ -204,11 +220,7 @@ pub struct Embedded {
 pub type EmbedTexts = Box<dyn FnMut(&[String]) -> anyhow::Result<Vec<Embedded>>>;
 
 /// Loads a model once for many batches.
-pub fn embedder(
-    model: &str,
-    models: Option<&Path>,
-    with_ids: bool,
-) -> anyhow::Result<EmbedTexts> {
+pub fn embedder(model: &str, models: Option<&Path>, with_ids: bool) -> anyhow::Result<EmbedTexts> {
     let folder = operators::embed::pull_in(models, model, &|_| {})?;
     let encoder = PretrainedEmbedder::new(ModelFiles::read(&folder)?)?;
     Ok(Box::new(move |texts| {
@@ -216,7 +228,11 @@ pub fn embedder(
         let vectors = encoder.embed(&texts)?;
         let embedded = texts.iter().zip(vectors).map(|(text, vector)| {
             let ids = encoder.token_ids(text);
-            Embedded { tokens: ids.len(), vector, ids: with_ids.then_some(ids) }
+            Embedded {
+                tokens: ids.len(),
+                vector,
+                ids: with_ids.then_some(ids),
+            }
         });
         Ok(embedded.collect())
     }))
@@ -252,7 +268,14 @@ pub fn chunk(
     let key = Key::text("");
     let pieces = chunker.cut(text);
     let lines = pieces.iter().map(|piece| ChunkLine {
-        id: ChunkId::new("", &key, chunker.strategy(), piece.content, piece.occurrence).to_string(),
+        id: ChunkId::new(
+            "",
+            &key,
+            chunker.strategy(),
+            piece.content,
+            piece.occurrence,
+        )
+        .to_string(),
         content_hash: piece.content.to_string(),
         range: piece.range,
         heading: piece.heading.iter().map(ToString::to_string).collect(),
@@ -314,14 +337,19 @@ fn report(folder: &ModelFolder, was_present: bool) -> anyhow::Result<ModelReport
     let mut bytes = 0;
     for file in &checked {
         let path = folder.path.join(&file.file);
-        bytes += std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+        bytes += std::fs::metadata(&path)
+            .with_context(|| path.display().to_string())?
+            .len();
     }
     Ok(ModelReport {
         name: folder.name.clone(),
         folder: folder.path.clone(),
         bytes,
         is_verified: is_pinned.then(|| checked.iter().all(operators::embed::Checked::is_good)),
-        sha256: checked.into_iter().map(|file| (file.file, file.sha256)).collect(),
+        sha256: checked
+            .into_iter()
+            .map(|file| (file.file, file.sha256))
+            .collect(),
         was_present,
     })
 }
@@ -345,7 +373,9 @@ fn chunking_of(strategy: &str) -> anyhow::Result<ChunkingSpec> {
             Err(problem) => problems.push(problem),
         }
     }
-    let mut problem = problems.pop().unwrap_or_else(|| Problem::syntax("not a CHUNK BY clause"));
+    let mut problem = problems
+        .pop()
+        .unwrap_or_else(|| Problem::syntax("not a CHUNK BY clause"));
     // Its place is one in the text around the clause.
     problem.position = None;
     Err(problem.into())

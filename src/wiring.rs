@@ -40,7 +40,12 @@ fn load_model(
     model: &ModelDef,
     models: Option<&Path>,
 ) -> Result<Arc<dyn Embedder>, WorldError> {
-    let ModelDef::Pretrained { location, device, precision } = model else {
+    let ModelDef::Pretrained {
+        location,
+        device,
+        precision,
+    } = model
+    else {
         return Err(WorldError::Service {
             service: format!("model \"{name}\""),
             detail: "vectors arrive in a column: there is no encoder".to_owned(),
@@ -62,15 +67,19 @@ fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>>, W
     Ok(match &source.connector {
         Connector::Push => None,
         Connector::Files { path, pattern } => Some(connectors::files(path, pattern)?),
-        Connector::Generate { rows, rate, seed, dimensions } => {
-            Some(connectors::generate(*rows, *rate, *seed, *dimensions))
-        }
+        Connector::Generate {
+            rows,
+            rate,
+            seed,
+            dimensions,
+        } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
     })
 }
 
 /// Decodes the lines of a push.
 fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
-    let decoded = connectors::push::decode(schema, lines.iter().map(|line| (line.line, &*line.raw)));
+    let decoded =
+        connectors::push::decode(schema, lines.iter().map(|line| (line.line, &*line.raw)));
     DecodedPush {
         changes: decoded.changes,
         accepted: decoded.accepted,

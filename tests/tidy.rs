@@ -17,13 +17,38 @@ const EDGES: [(&str, &str, &[&str]); 7] = [
     ("connectors", "headwater-connectors", &["engine"]),
     ("queries", "headwater-queries", &["engine", "operators"]),
     ("queries/serve", "headwater-serve", &["engine", "queries"]),
-    (".", "headwater", &["engine", "operators", "connectors", "queries", "serve", "kernels"]),
+    (
+        ".",
+        "headwater",
+        &[
+            "engine",
+            "operators",
+            "connectors",
+            "queries",
+            "serve",
+            "kernels",
+        ],
+    ),
 ];
-const OURS: [&str; 6] = ["engine", "kernels", "operators", "connectors", "queries", "serve"];
+const OURS: [&str; 6] = [
+    "engine",
+    "kernels",
+    "operators",
+    "connectors",
+    "queries",
+    "serve",
+];
 
 /// (crate as named in `use` paths, the only places that may name it).
 const FENCES: [(&str, &[&str]); 4] = [
-    ("usearch::", &["operators/src/index/usearch.rs", "benches/", "tests/tidy.rs"]),
+    (
+        "usearch::",
+        &[
+            "operators/src/index/usearch.rs",
+            "benches/",
+            "tests/tidy.rs",
+        ],
+    ),
     ("axum::", &["queries/serve/", "tests/tidy.rs"]),
     ("rdkafka::", &["connectors/", "tests/tidy.rs"]),
     ("cudarc::", &["operators/kernels/", "tests/tidy.rs"]),
@@ -37,7 +62,11 @@ fn files(extension: &str) -> Vec<(String, String)> {
     fn walk(folder: &Path, extension: &str, out: &mut Vec<(String, String)>) {
         let entries = std::fs::read_dir(folder).expect("a folder of the checkout");
         for entry in entries.map(|entry| entry.expect("readable").path()) {
-            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = entry
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             if entry.is_dir() {
                 if !name.starts_with('.') && name != "target" && name != "headwater-data" {
                     walk(&entry, extension, out);
@@ -65,7 +94,9 @@ fn imports_go_one_way() {
     for (folder, package, allowed) in EDGES {
         let path = root().join(folder).join("Cargo.toml");
         let manifest = std::fs::read_to_string(&path).expect("a manifest");
-        let all = manifest.split("\n[").find(|part| part.starts_with("dependencies]"));
+        let all = manifest
+            .split("\n[")
+            .find(|part| part.starts_with("dependencies]"));
         for line in all.unwrap_or_default().lines() {
             let name = line.split(['.', ' ', '=']).next().unwrap_or_default();
             if OURS.contains(&name) && !allowed.contains(&name) {
@@ -82,7 +113,11 @@ fn foreign_libraries_stay_behind_their_fences() {
     for (path, text) in files("rs") {
         for (name, homes) in FENCES {
             let is_home = homes.iter().any(|home| path.starts_with(home));
-            if !is_home && text.lines().any(|line| !is_comment(line) && line.contains(name)) {
+            if !is_home
+                && text
+                    .lines()
+                    .any(|line| !is_comment(line) && line.contains(name))
+            {
                 problems.push(format!("{path} names {name}, which lives in {homes:?}"));
             }
         }
@@ -115,14 +150,18 @@ fn unsafe_stays_in_kernels() {
 fn every_file_opens_with_module_docs() {
     let opens = |text: &str| text.trim_start().starts_with("//!");
     let bare = files("rs").into_iter().filter(|(_, text)| !opens(text));
-    none(bare.map(|(path, _)| format!("{path} has no module docs")).collect());
+    none(
+        bare.map(|(path, _)| format!("{path} has no module docs"))
+            .collect(),
+    );
 }
 
 #[test]
 fn files_and_functions_are_short() {
     let mut problems = Vec::new();
     for (path, text) in files("rs") {
-        let is_test = path.contains("tests/") || path.ends_with("tests.rs") || path.ends_with("law.rs");
+        let is_test =
+            path.contains("tests/") || path.ends_with("tests.rs") || path.ends_with("law.rs");
         if is_test || path.starts_with("benches/") {
             continue;
         }
@@ -146,8 +185,17 @@ fn functions(code: &str) -> Vec<(String, usize)> {
     let mut out = Vec::new();
     for (start, line) in lines.iter().enumerate() {
         let trimmed = line.trim_start();
-        let head = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn "];
-        let Some(rest) = head.iter().find_map(|head| trimmed.strip_prefix(head)) else { continue };
+        let head = [
+            "fn ",
+            "pub fn ",
+            "pub(crate) fn ",
+            "pub(super) fn ",
+            "async fn ",
+            "pub async fn ",
+        ];
+        let Some(rest) = head.iter().find_map(|head| trimmed.strip_prefix(head)) else {
+            continue;
+        };
         let indent = line.len() - trimmed.len();
         let close = format!("{}}}", " ".repeat(indent));
         if let Some(length) = lines[start..].iter().position(|line| *line == close) {
@@ -202,7 +250,12 @@ fn metrics_in_use_are_declared_and_documented_names_exist() {
     for (path, text) in files("rs") {
         let is_test = path.contains("tests/") || path.contains("telemetry.rs");
         for line in text.lines().filter(|line| !is_test && !is_comment(line)) {
-            let is_metric = ["counter!(", "gauge!(", "histogram!(", ": &str = \"headwater_"];
+            let is_metric = [
+                "counter!(",
+                "gauge!(",
+                "histogram!(",
+                ": &str = \"headwater_",
+            ];
             if !is_metric.iter().any(|call| line.contains(call)) {
                 continue;
             }
@@ -212,5 +265,9 @@ fn metrics_in_use_are_declared_and_documented_names_exist() {
         }
     }
     let missing = used.iter().filter(|(name, _)| !declared.contains(*name));
-    none(missing.map(|(name, path)| format!("{path}: {name} is not in METRICS")).collect());
+    none(
+        missing
+            .map(|(name, path)| format!("{path}: {name} is not in METRICS"))
+            .collect(),
+    );
 }

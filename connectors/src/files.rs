@@ -43,7 +43,10 @@ const FRESH: Duration = Duration::from_millis(30);
 pub fn schema() -> Schema {
     Schema {
         columns: vec![
-            Column { nullable: false, ..Column::new("path", SqlType::Text) },
+            Column {
+                nullable: false,
+                ..Column::new("path", SqlType::Text)
+            },
             Column::new("text", SqlType::Text),
             Column::new("bytes", SqlType::Int8),
             Column::new("modified_at", SqlType::TimestampTz),
@@ -61,14 +64,18 @@ pub struct FilesSource {
 impl FilesSource {
     /// A source over `path` with a glob relative to it: `**` crosses folders, `*` does not.
     pub fn new(path: &str, pattern: &str) -> Result<Self, WorldError> {
-        let glob = GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| {
-            WorldError::Service {
+        let glob = GlobBuilder::new(pattern)
+            .literal_separator(true)
+            .build()
+            .map_err(|error| WorldError::Service {
                 service: format!("files '{path}'"),
                 detail: format!("PATTERN '{pattern}' is not a glob: {}", error.kind()),
                 is_transient: false,
-            }
-        })?;
-        Ok(FilesSource { root: PathBuf::from(path), pattern: glob.compile_matcher() })
+            })?;
+        Ok(FilesSource {
+            root: PathBuf::from(path),
+            pattern: glob.compile_matcher(),
+        })
     }
 }
 
@@ -115,13 +122,26 @@ impl Watcher {
     fn new(source: FilesSource, context: SourceContext) -> Self {
         let live = context.resume.live().into_iter().filter_map(|(key, hash)| {
             let path = key.to_json().as_str()?.to_owned();
-            let known = Known { stamp: None, live: Some(hash), missed: 0, is_unreadable: false };
+            let known = Known {
+                stamp: None,
+                live: Some(hash),
+                missed: 0,
+                is_unreadable: false,
+            };
             Some((path, known))
         });
         let files = live.collect();
         let codec = RowCodec::new(schema()).expect("types that Arrow can order");
         let batch = SourceBatch::default();
-        Watcher { source, context, codec, files, is_missing: false, batch, batch_bytes: 0 }
+        Watcher {
+            source,
+            context,
+            codec,
+            files,
+            is_missing: false,
+            batch,
+            batch_bytes: 0,
+        }
     }
 
     /// One pass over the folder.
@@ -181,7 +201,9 @@ impl Watcher {
 
     /// Looks at one file; reads it when it changed.
     fn look(&mut self, name: &str, path: &Path) -> Result<(), SinkClosed> {
-        let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+        let Ok(metadata) = std::fs::metadata(path) else {
+            return Ok(());
+        };
         let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
         let since_epoch = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
         let stamp = (metadata.len(), since_epoch.as_nanos());
@@ -250,7 +272,11 @@ impl Watcher {
         }
         gone.sort();
         for name in gone {
-            if self.files.remove(&name).is_some_and(|known| known.live.is_some()) {
+            if self
+                .files
+                .remove(&name)
+                .is_some_and(|known| known.live.is_some())
+            {
                 self.emit(&name, None)?;
             }
         }
@@ -268,7 +294,12 @@ impl Watcher {
 
     fn letter(&mut self, position: String, error: DataError, payload: Vec<u8>) {
         let source = self.context.name.clone();
-        self.batch.dead_letters.push(DeadLetter { source, position, error, payload });
+        self.batch.dead_letters.push(DeadLetter {
+            source,
+            position,
+            error,
+            payload,
+        });
     }
 
     fn flush(&mut self) -> Result<(), SinkClosed> {
@@ -298,7 +329,9 @@ impl BadFile {
         match self {
             BadFile::TooLarge(bytes) => DataError::new(
                 "text-too-large",
-                format!("file '{name}' has {bytes} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"),
+                format!(
+                    "file '{name}' has {bytes} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"
+                ),
             )
             .hint("split it, or leave it out by PATTERN"),
             BadFile::InvalidUtf8(at) => DataError::new(
@@ -344,8 +377,14 @@ fn reason(error: &std::io::Error) -> String {
 fn relative(root: &Path, path: &Path) -> String {
     let below = path.strip_prefix(root).unwrap_or(path);
     if below.as_os_str().is_empty() {
-        return path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
     }
-    let parts = below.components().map(|part| part.as_os_str().to_string_lossy());
+    let parts = below
+        .components()
+        .map(|part| part.as_os_str().to_string_lossy());
     parts.collect::<Vec<_>>().join("/")
 }

@@ -27,12 +27,19 @@ const BATCH_ROWS: u64 = 256;
 /// Columns `id` (key), `body`, `grp`, and `embedding` when there are vectors.
 pub fn schema(dimensions: Option<u32>) -> Schema {
     let mut columns = vec![
-        Column { name: "id".to_owned(), sql_type: SqlType::Int8, nullable: false },
+        Column {
+            name: "id".to_owned(),
+            sql_type: SqlType::Int8,
+            nullable: false,
+        },
         Column::new("body", SqlType::Text),
         Column::new("grp", SqlType::Int8),
     ];
     columns.extend(dimensions.map(|n| Column::new("embedding", SqlType::Vector(n))));
-    Schema { columns, key: vec![0] }
+    Schema {
+        columns,
+        key: vec![0],
+    }
 }
 
 /// Makes rows. Cost of [`Generator::new`]: 2,000 × dimensions numbers, once.
@@ -49,9 +56,18 @@ impl Generator {
     pub fn new(seed: u64, dimensions: usize) -> Self {
         let mut rng = stream(seed, 0);
         let words = (0..WORDS).map(|_| word(&mut rng)).collect();
-        let centres = (0..CENTRES * dimensions).map(|_| gaussian(&mut rng)).collect();
-        let scale = (0..dimensions).map(|i| (1.0 + i as f32).powf(-0.35)).collect();
-        Generator { seed, words, centres, scale }
+        let centres = (0..CENTRES * dimensions)
+            .map(|_| gaussian(&mut rng))
+            .collect();
+        let scale = (0..dimensions)
+            .map(|i| (1.0 + i as f32).powf(-0.35))
+            .collect();
+        Generator {
+            seed,
+            words,
+            centres,
+            scale,
+        }
     }
 
     /// The unit vector of row `index`: `dimensions` long.
@@ -65,9 +81,15 @@ impl Generator {
             .zip(&self.scale)
             .map(|(centre, scale)| (centre + gaussian(&mut rng)) * scale)
             .collect();
-        let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let norm = vector
+            .iter()
+            .map(|x| f64::from(*x).powi(2))
+            .sum::<f64>()
+            .sqrt();
         if norm > 0.0 {
-            vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+            vector
+                .iter_mut()
+                .for_each(|x| *x = (f64::from(*x) / norm) as f32);
         }
         vector
     }
@@ -78,7 +100,11 @@ impl Generator {
         let mut text = String::new();
         for sentence in 0..rng.random_range(3..=12) {
             if sentence > 0 {
-                text.push_str(if rng.random_range(0..4) == 0 { "\n\n" } else { " " });
+                text.push_str(if rng.random_range(0..4) == 0 {
+                    "\n\n"
+                } else {
+                    " "
+                });
             }
             for place in 0..rng.random_range(4..=18) {
                 // Log-uniform ranks are Zipf's law with exponent one.
@@ -100,7 +126,11 @@ impl Generator {
     /// Row `index`, one value per column of [`schema`].
     pub fn row(&self, index: u64) -> Vec<Value> {
         let id = index as i64;
-        let mut row = vec![Value::Int(id), Value::Text(self.text(index).into()), Value::Int(id % 100)];
+        let mut row = vec![
+            Value::Int(id),
+            Value::Text(self.text(index).into()),
+            Value::Int(id % 100),
+        ];
         if !self.scale.is_empty() {
             row.push(Value::Vector(Arc::from(self.vector(index))));
         }
@@ -121,8 +151,9 @@ fn gaussian(rng: &mut ChaCha8Rng) -> f32 {
 }
 
 fn word(rng: &mut ChaCha8Rng) -> String {
-    const HEADS: [&str; 16] =
-        ["b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "st", "tr", "pl", "v"];
+    const HEADS: [&str; 16] = [
+        "b", "c", "d", "f", "g", "l", "m", "n", "p", "r", "s", "t", "st", "tr", "pl", "v",
+    ];
     const VOWELS: [&str; 8] = ["a", "e", "i", "o", "u", "ea", "ou", "ai"];
     const TAILS: [&str; 8] = ["", "n", "r", "s", "t", "l", "nd", "ck"];
     let syllables = rng.random_range(1..=3);
@@ -148,7 +179,12 @@ pub struct GenerateSource {
 impl GenerateSource {
     /// `rows` rows, `rate` a second (0: as fast as they are taken).
     pub fn new(rows: u64, rate: u64, seed: u64, dimensions: Option<u32>) -> Self {
-        GenerateSource { rows, rate, seed, dimensions }
+        GenerateSource {
+            rows,
+            rate,
+            seed,
+            dimensions,
+        }
     }
 }
 
@@ -157,7 +193,9 @@ impl Source for GenerateSource {
         let codec = RowCodec::new(schema(self.dimensions)).expect("types that Arrow can order");
         let generator = Generator::new(self.seed, self.dimensions.unwrap_or(0) as usize);
         let position = context.resume.position("");
-        let first = position.and_then(|position| position["next"].as_u64()).unwrap_or(0);
+        let first = position
+            .and_then(|position| position["next"].as_u64())
+            .unwrap_or(0);
         let begun = Instant::now();
         let mut next = first;
         while next < self.rows && !context.is_stopping() {

@@ -72,10 +72,7 @@ pub struct Decoded {
 }
 
 /// Decodes numbered lines and packs their rows.
-pub fn decode<'a>(
-    schema: &Schema,
-    lines: impl IntoIterator<Item = (u64, &'a [u8])>,
-) -> Decoded {
+pub fn decode<'a>(schema: &Schema, lines: impl IntoIterator<Item = (u64, &'a [u8])>) -> Decoded {
     let codec = RowCodec::new(schema.clone()).expect("the language declares packable types only");
     let batch = decode_lines(schema, lines);
     let accepted = batch.changes.len() as u64 + batch.superseded;
@@ -84,32 +81,46 @@ pub fn decode<'a>(
         (change.key, row, change.version)
     };
     let changes = batch.changes.into_iter().map(pack).collect();
-    Decoded { changes, accepted, rejected: batch.rejected }
+    Decoded {
+        changes,
+        accepted,
+        rejected: batch.rejected,
+    }
 }
 
 /// Decodes one line.
 pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError> {
     if line.len() > LINE_BYTES_MAX {
-        let detail = format!("the line has {} bytes; the limit is {LINE_BYTES_MAX}", line.len());
+        let detail = format!(
+            "the line has {} bytes; the limit is {LINE_BYTES_MAX}",
+            line.len()
+        );
         return Err(DataError::new("line-too-large", detail));
     }
     let text = std::str::from_utf8(line).map_err(|error| {
         let at = error.valid_up_to() + 1;
-        DataError::new("invalid-utf8", format!("the line is not UTF-8 at byte {at}"))
-            .expected("UTF-8")
+        DataError::new(
+            "invalid-utf8",
+            format!("the line is not UTF-8 at byte {at}"),
+        )
+        .expected("UTF-8")
     })?;
     let json: Json = serde_json::from_str(text).map_err(|error| invalid_json(&error, "line"))?;
     let Json::Object(mut line) = json else {
-        return Err(DataError::new("wrong-type", "the line is not a JSON object")
-            .expected(r#"{"op":"upsert","key":…,"value":{…}}"#));
+        return Err(
+            DataError::new("wrong-type", "the line is not a JSON object")
+                .expected(r#"{"op":"upsert","key":…,"value":{…}}"#),
+        );
     };
     let op = line.remove("op");
     let key = line.remove("key");
     let value = line.remove("value").filter(|value| !value.is_null());
     let version = version(line.remove("version"))?;
     if let Some(name) = line.keys().next() {
-        return Err(DataError::new("unknown-field", format!("unknown field \"{name}\""))
-            .expected("op, key, value, version"));
+        return Err(
+            DataError::new("unknown-field", format!("unknown field \"{name}\""))
+                .expected("op, key, value, version"),
+        );
     }
     let is_delete = match op.as_ref().map(|op| op.as_str()) {
         Some(Some("upsert")) => false,
@@ -124,23 +135,39 @@ pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError
     let key = canonical_key(schema, &key_values)?;
     if is_delete {
         if value.is_some() {
-            return Err(DataError::new("unexpected-value", "a delete has a \"value\"")
-                .hint("leave \"value\" out, or use \"op\":\"upsert\""));
+            return Err(
+                DataError::new("unexpected-value", "a delete has a \"value\"")
+                    .hint("leave \"value\" out, or use \"op\":\"upsert\""),
+            );
         }
-        return Ok(PushChange { key, values: None, version });
+        return Ok(PushChange {
+            key,
+            values: None,
+            version,
+        });
     }
     let value = match value {
         Some(Json::Object(value)) => value,
         None if schema.columns.len() == schema.key.len() => Map::new(),
-        None => return Err(DataError::new("missing-value", "an upsert has no \"value\"")
-            .expected("an object with the columns")),
-        Some(other) => return Err(
-            DataError::new("wrong-type", format!("\"value\" is {}", shorten(&other)))
-                .expected("an object with the columns"),
-        ),
+        None => {
+            return Err(
+                DataError::new("missing-value", "an upsert has no \"value\"")
+                    .expected("an object with the columns"),
+            );
+        }
+        Some(other) => {
+            return Err(
+                DataError::new("wrong-type", format!("\"value\" is {}", shorten(&other)))
+                    .expected("an object with the columns"),
+            );
+        }
     };
     let values = Some(row(schema, value, &key_values)?);
-    Ok(PushChange { key, values, version })
+    Ok(PushChange {
+        key,
+        values,
+        version,
+    })
 }
 
 fn invalid_json(error: &serde_json::Error, what: &str) -> DataError {
@@ -150,9 +177,14 @@ fn invalid_json(error: &serde_json::Error, what: &str) -> DataError {
         format!("column {}", error.column())
     };
     let text = error.to_string();
-    let reason = text.rsplit_once(" at line ").map_or(&*text, |(reason, _)| reason);
-    DataError::new("invalid-json", format!("the {what} is not valid JSON at {place}: {reason}"))
-        .expected("UTF-8 JSON")
+    let reason = text
+        .rsplit_once(" at line ")
+        .map_or(&*text, |(reason, _)| reason);
+    DataError::new(
+        "invalid-json",
+        format!("the {what} is not valid JSON at {place}: {reason}"),
+    )
+    .expected("UTF-8 JSON")
 }
 
 fn version(json: Option<Json>) -> Result<Option<u64>, DataError> {
@@ -167,34 +199,45 @@ fn version(json: Option<Json>) -> Result<Option<u64>, DataError> {
 
 /// The key's values in the order of `schema.key`.
 fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataError> {
-    let names: Vec<&str> = schema.key.iter().map(|at| &*schema.columns[*at].name).collect();
+    let names: Vec<&str> = schema
+        .key
+        .iter()
+        .map(|at| &*schema.columns[*at].name)
+        .collect();
     let shape = match names[..] {
         [name] => format!("the bare value of \"{name}\""),
         _ => format!("an object with {}", names.join(", ")),
     };
-    let key = key
-        .filter(|key| !key.is_null())
-        .ok_or_else(|| DataError::new("missing-key", "the line has no \"key\"").expected(&*shape))?;
+    let key = key.filter(|key| !key.is_null()).ok_or_else(|| {
+        DataError::new("missing-key", "the line has no \"key\"").expected(&*shape)
+    })?;
     let mut values = Vec::with_capacity(names.len());
     if let [at] = schema.key[..] {
         values.push(convert(&key, &schema.columns[at])?);
         return Ok(values);
     }
     let Json::Object(mut parts) = key else {
-        return Err(DataError::new("wrong-type", format!("\"key\" is {}", shorten(&key)))
-            .expected(shape));
+        return Err(
+            DataError::new("wrong-type", format!("\"key\" is {}", shorten(&key))).expected(shape),
+        );
     };
     for at in &schema.key {
         let column = &schema.columns[*at];
-        let part = parts.remove(&column.name).filter(|part| !part.is_null()).ok_or_else(|| {
-            DataError::new("missing-key", format!("\"key\" has no \"{}\"", column.name))
-                .expected(&*shape)
-        })?;
+        let part = parts
+            .remove(&column.name)
+            .filter(|part| !part.is_null())
+            .ok_or_else(|| {
+                DataError::new("missing-key", format!("\"key\" has no \"{}\"", column.name))
+                    .expected(&*shape)
+            })?;
         values.push(convert(&part, column)?);
     }
     match parts.keys().next() {
-        Some(name) => Err(DataError::new("unknown-field", format!("\"key\" has an unknown field \"{name}\""))
-            .expected(shape)),
+        Some(name) => Err(DataError::new(
+            "unknown-field",
+            format!("\"key\" has an unknown field \"{name}\""),
+        )
+        .expected(shape)),
         None => Ok(values),
     }
 }
@@ -202,34 +245,49 @@ fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataErro
 /// The key as canonical JSON.
 fn canonical_key(schema: &Schema, values: &[Value]) -> Result<Key, DataError> {
     let columns = schema.key.iter().map(|at| &schema.columns[*at]);
-    let mut parts = columns.zip(values).map(|(column, value)| (&column.name, value.to_json(column.sql_type)));
+    let mut parts = columns
+        .zip(values)
+        .map(|(column, value)| (&column.name, value.to_json(column.sql_type)));
     let key = if schema.key.len() == 1 {
         Key::from_json(&parts.next().expect("one key column").1)
     } else {
         // Members in declared order, whatever order serde_json's maps have.
-        let members: Vec<String> =
-            parts.map(|(name, json)| format!("{}:{json}", Json::from(&**name))).collect();
+        let members: Vec<String> = parts
+            .map(|(name, json)| format!("{}:{json}", Json::from(&**name)))
+            .collect();
         Key::from_json_text(&format!("{{{}}}", members.join(",")))
     };
     if key.as_str().len() > KEY_BYTES_MAX {
-        let detail = format!("the key has {} bytes; the limit is {KEY_BYTES_MAX}", key.as_str().len());
+        let detail = format!(
+            "the key has {} bytes; the limit is {KEY_BYTES_MAX}",
+            key.as_str().len()
+        );
         return Err(DataError::new("key-too-large", detail));
     }
     Ok(key)
 }
 
 /// One value per column: key columns from the key, the others from `value`, missing ones NULL.
-fn row(schema: &Schema, mut value: Map<String, Json>, key: &[Value]) -> Result<Vec<Value>, DataError> {
+fn row(
+    schema: &Schema,
+    mut value: Map<String, Json>,
+    key: &[Value],
+) -> Result<Vec<Value>, DataError> {
     let mut out = Vec::with_capacity(schema.columns.len());
     for (at, column) in schema.columns.iter().enumerate() {
         let json = value.remove(&column.name);
         if let Some(place) = schema.key.iter().position(|key| *key == at) {
-            let own = json.filter(|json| !json.is_null()).map(|json| convert(&json, column)).transpose()?;
+            let own = json
+                .filter(|json| !json.is_null())
+                .map(|json| convert(&json, column))
+                .transpose()?;
             if let Some(own) = own.filter(|own| *own != key[place]) {
                 let show = |value: &Value| shorten(&value.to_json(column.sql_type));
                 let detail = format!(
                     "column \"{}\": \"key\" says {}, \"value\" says {}",
-                    column.name, show(&key[place]), show(&own)
+                    column.name,
+                    show(&key[place]),
+                    show(&own)
                 );
                 return Err(DataError::new("contradicting-key", detail)
                     .hint("leave key columns out of \"value\""));
@@ -246,8 +304,11 @@ fn row(schema: &Schema, mut value: Map<String, Json>, key: &[Value]) -> Result<V
     }
     if let Some(name) = value.keys().next() {
         let names: Vec<&str> = schema.columns.iter().map(|column| &*column.name).collect();
-        return Err(DataError::new("unknown-field", format!("\"value\" has an unknown field \"{name}\""))
-            .expected(names.join(", ")));
+        return Err(DataError::new(
+            "unknown-field",
+            format!("\"value\" has an unknown field \"{name}\""),
+        )
+        .expected(names.join(", ")));
     }
     Ok(out)
 }
@@ -260,9 +321,11 @@ fn convert(json: &Json, column: &Column) -> Result<Value, DataError> {
         Value::Text(text) if text.len() > TEXT_BYTES_MAX => {
             let detail = format!(
                 "column \"{}\": the text has {} bytes; the limit is {TEXT_BYTES_MAX}",
-                column.name, text.len()
+                column.name,
+                text.len()
             );
-            Err(DataError::new("text-too-large", detail).hint("cut the text into several documents"))
+            Err(DataError::new("text-too-large", detail)
+                .hint("cut the text into several documents"))
         }
         _ => Ok(value),
     }

@@ -25,7 +25,12 @@ pub struct DataError {
 impl DataError {
     /// A data error without `expected` and `hint`.
     pub fn new(code: &str, detail: impl Into<String>) -> Self {
-        DataError { code: code.to_owned(), detail: detail.into(), expected: None, hint: None }
+        DataError {
+            code: code.to_owned(),
+            detail: detail.into(),
+            expected: None,
+            hint: None,
+        }
     }
 
     /// Adds what would have been right.
@@ -101,7 +106,11 @@ pub enum WorldError {
 impl WorldError {
     /// An input or output error with its path.
     pub fn io(what: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
-        WorldError::Io { what, path: path.display().to_string(), source }
+        WorldError::Io {
+            what,
+            path: path.display().to_string(),
+            source,
+        }
     }
 
     /// Whether trying again can help without a person doing something first.
@@ -109,7 +118,10 @@ impl WorldError {
         match self {
             WorldError::Io { source, .. } => {
                 use std::io::ErrorKind as Kind;
-                matches!(source.kind(), Kind::Interrupted | Kind::TimedOut | Kind::WouldBlock)
+                matches!(
+                    source.kind(),
+                    Kind::Interrupted | Kind::TimedOut | Kind::WouldBlock
+                )
             }
             WorldError::Service { is_transient, .. } => *is_transient,
             WorldError::Locked { .. } | WorldError::Corrupt { .. } => false,

@@ -193,21 +193,29 @@ impl PushLine {
     pub fn decode(&self) -> Result<Json, DataError> {
         if self.raw.len() > LINE_BYTES_MAX {
             let found = self.raw.len();
-            return Err(DataError::new("line-too-large", format!("the line has {found} bytes"))
-                .expected(format!("at most {LINE_BYTES_MAX} bytes (LINE_BYTES_MAX)"))
-                .hint("split the text over several documents"));
+            return Err(
+                DataError::new("line-too-large", format!("the line has {found} bytes"))
+                    .expected(format!("at most {LINE_BYTES_MAX} bytes (LINE_BYTES_MAX)"))
+                    .hint("split the text over several documents"),
+            );
         }
         let text = std::str::from_utf8(&self.raw).map_err(|error| {
             let at = error.valid_up_to() + 1;
-            DataError::new("invalid-utf8", format!("the line is not UTF-8 at byte {at}"))
-                .expected("UTF-8")
+            DataError::new(
+                "invalid-utf8",
+                format!("the line is not UTF-8 at byte {at}"),
+            )
+            .expected("UTF-8")
         })?;
         serde_json::from_str(text).map_err(|error| {
             let reason = error.to_string();
             let reason = reason.split(" at line ").next().unwrap_or_default();
             let column = error.column();
-            DataError::new("invalid-json", format!("{reason} at column {column} of the line"))
-                .expected(r#"{"op":"upsert","key":…,"value":{…}} or {"op":"delete","key":…}"#)
+            DataError::new(
+                "invalid-json",
+                format!("{reason} at column {column} of the line"),
+            )
+            .expected(r#"{"op":"upsert","key":…,"value":{…}} or {"op":"delete","key":…}"#)
         })
     }
 }

@@ -31,21 +31,32 @@ struct Server {
 impl Server {
     fn start(folder: &Path) -> Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_headwater"))
-            .args(["run", "pipeline.sql", "--listen", "127.0.0.1:0", "--workers", "1"])
+            .args([
+                "run",
+                "pipeline.sql",
+                "--listen",
+                "127.0.0.1:0",
+                "--workers",
+                "1",
+            ])
             .arg("--data")
             .arg(folder.join("data"))
             .current_dir(folder)
             .stdout(Stdio::piped())
-            .stderr(std::fs::File::options()
-                .create(true)
-                .append(true)
-                .open(folder.join("server.log"))
-                .expect("a log file"))
+            .stderr(
+                std::fs::File::options()
+                    .create(true)
+                    .append(true)
+                    .open(folder.join("server.log"))
+                    .expect("a log file"),
+            )
             .spawn()
             .expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let url = loop {
-            let line = lines.next().unwrap_or_else(|| panic!("the server ended: {}", log(folder)));
+            let line = lines
+                .next()
+                .unwrap_or_else(|| panic!("the server ended: {}", log(folder)));
             let line = line.expect("UTF-8");
             if let Some((_, url)) = line.split_once("listening on ") {
                 break url.trim().to_owned();
@@ -67,20 +78,30 @@ impl Server {
             .header("content-type", "application/json")
             .send(body)
             .map_err(|error| error.to_string())?;
-        let text = reply.body_mut().read_to_string().map_err(|error| error.to_string())?;
+        let text = reply
+            .body_mut()
+            .read_to_string()
+            .map_err(|error| error.to_string())?;
         serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))
     }
 
     fn get(&self, path: &str) -> Result<String, String> {
-        let mut reply =
-            agent().get(format!("{}{path}", self.url)).call().map_err(|e| e.to_string())?;
-        reply.body_mut().read_to_string().map_err(|error| error.to_string())
+        let mut reply = agent()
+            .get(format!("{}{path}", self.url))
+            .call()
+            .map_err(|e| e.to_string())?;
+        reply
+            .body_mut()
+            .read_to_string()
+            .map_err(|error| error.to_string())
     }
 
     fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").expect("served");
         let lines = text.lines().filter(|line| line.starts_with(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 
     fn wait_ready(&self, folder: &Path) {
@@ -93,7 +114,10 @@ impl Server {
 }
 
 fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(20))).build().into()
+    ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(20)))
+        .build()
+        .into()
 }
 
 fn log(folder: &Path) -> String {
@@ -156,7 +180,9 @@ fn check(server: &Server, pushes: &BTreeMap<String, (u64, u64)>, round: usize) {
             "round {round}: {key} was acknowledged {acknowledged} times and is gone"
         );
         if count == 1 {
-            let document = server.get(&format!("/v1/documents/docs/{key}")).expect("answered");
+            let document = server
+                .get(&format!("/v1/documents/docs/{key}"))
+                .expect("answered");
             let document: Json = serde_json::from_str(&document).expect("JSON");
             let version = document["version"].as_u64().expect("a version");
             assert!(

@@ -70,7 +70,10 @@ fn check_all(seeds: impl Iterator<Item = u64>) {
         tally.add(&check(seed));
     }
     println!("{tally:?}");
-    assert!(tally.searches > 0 && tally.entries > 0, "the scripts test something: {tally:?}");
+    assert!(
+        tally.searches > 0 && tally.entries > 0,
+        "the scripts test something: {tally:?}"
+    );
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use engine::contract::{Embedder, Store};
 use engine::durable::{InputLog, LogOptions, Replayed};
-use engine::testing::HashedEmbedder;
 use engine::model::{Change, ChunkId, ContentHash, Key, RowCodec, Time, Value};
+use engine::testing::HashedEmbedder;
 use operators::chunk::{Chunker, ModelTokens};
 use operators::index::Analyzer;
 use queries::render::{Declared, chunking};
@@ -28,7 +28,9 @@ impl Timeline {
     pub fn read(rig: &Rig) -> Timeline {
         let store = Arc::clone(&rig.store) as Arc<dyn Store>;
         let pipeline = rig.service.pipeline_ref();
-        let Some(Declared::Index(index)) = pipeline.by_name("found") else { panic!("declared") };
+        let Some(Declared::Index(index)) = pipeline.by_name("found") else {
+            panic!("declared")
+        };
         let Some(Declared::Source { codec, .. }) = pipeline.by_name("docs") else {
             panic!("declared")
         };
@@ -49,7 +51,9 @@ impl Timeline {
                 Replayed::Tick(tick) => {
                     let changes = tick.stages.into_iter().flat_map(|stage| stage.changes);
                     let facts = tick.vectors.iter().map(|fact| fact.content);
-                    timeline.ticks.insert(tick.at, (changes.collect(), facts.collect()));
+                    timeline
+                        .ticks
+                        .insert(tick.at, (changes.collect(), facts.collect()));
                 }
                 _ => {}
             }
@@ -59,7 +63,11 @@ impl Timeline {
 
     /// The ticks that everything declared can be read at.
     pub fn times(&self) -> Vec<Time> {
-        self.ticks.keys().copied().filter(|at| *at >= self.begin).collect()
+        self.ticks
+            .keys()
+            .copied()
+            .filter(|at| *at >= self.begin)
+            .collect()
     }
 }
 
@@ -84,7 +92,9 @@ pub struct Naive<'a> {
 
 fn terms(text: &str) -> Vec<String> {
     let mut out = Vec::new();
-    Analyzer::parse("english").expect("known").words(text, |word| out.push(word.to_owned()));
+    Analyzer::parse("english")
+        .expect("known")
+        .words(text, |word| out.push(word.to_owned()));
     out
 }
 
@@ -132,11 +142,18 @@ impl<'a> Naive<'a> {
         let mut is_pending = false;
         for piece in chunker.cut(texts[1]) {
             let text = &texts[1][piece.range.0 as usize..piece.range.1 as usize];
-            let id =
-                ChunkId::new("docs", key, chunker.strategy(), piece.content, piece.occurrence);
+            let id = ChunkId::new(
+                "docs",
+                key,
+                chunker.strategy(),
+                piece.content,
+                piece.occurrence,
+            );
             let words = terms(text);
             let mut counted = HashMap::new();
-            words.iter().for_each(|word| *counted.entry(word.clone()).or_default() += 1);
+            words
+                .iter()
+                .for_each(|word| *counted.entry(word.clone()).or_default() += 1);
             is_pending |= !self.vectors.contains(&piece.content);
             self.chunks.push(Chunk {
                 id: id.to_string(),
@@ -166,14 +183,22 @@ impl<'a> Naive<'a> {
     pub fn search(&self, question: &str, lang: Option<&str>) -> Vec<(String, f64)> {
         let asked = terms(question);
         let embed = |text: &str| -> Vec<f32> {
-            let mut vectors = self.timeline.encoder.embed(&[text]).expect("not scripted any more");
+            let mut vectors = self
+                .timeline
+                .encoder
+                .embed(&[text])
+                .expect("not scripted any more");
             vectors.pop().expect("one in, one out")
         };
         let query = embed(question);
         let n = self.chunks.len() as f64;
         let average = self.chunks.iter().map(|c| f64::from(c.length)).sum::<f64>() / n.max(1.0);
         let idf = |term: &String| {
-            let df = self.chunks.iter().filter(|c| c.terms.contains_key(term)).count() as f64;
+            let df = self
+                .chunks
+                .iter()
+                .filter(|c| c.terms.contains_key(term))
+                .count() as f64;
             (1.0 + (n - df + 0.5) / (df + 0.5)).ln()
         };
         let bound: f64 = asked.iter().map(|term| idf(term) * 2.2).sum();
@@ -211,7 +236,11 @@ impl<'a> Naive<'a> {
 
     /// The ids of the k best.
     pub fn retrieval_set(&self, question: &str, k: usize) -> BTreeSet<String> {
-        self.search(question, None).into_iter().take(k).map(|(id, _)| id).collect()
+        self.search(question, None)
+            .into_iter()
+            .take(k)
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// Whether the k-th and the next are too close to call.

@@ -66,7 +66,13 @@ impl Rig {
         let service = Service::start(wiring, runtime.handle().clone()).expect("an empty store");
         let reconciled = runtime.block_on(service.reconcile(PIPELINE, false, false));
         reconciled.expect("the pipeline is right");
-        Rig { service, clock, store, encoder, runtime }
+        Rig {
+            service,
+            clock,
+            store,
+            encoder,
+            runtime,
+        }
     }
 
     /// Pushes lines, waiting until all indexes show them when asked to.
@@ -107,7 +113,9 @@ fn decode(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
     let mut decoded = DecodedPush::default();
     for line in lines {
         let Ok(json) = line.decode() else {
-            decoded.rejected.push((line.line, DataError::new("invalid-json", "bad line")));
+            decoded
+                .rejected
+                .push((line.line, DataError::new("invalid-json", "bad line")));
             continue;
         };
         let key = Key::from_json(&json["key"]);

@@ -16,12 +16,28 @@ use super::rig::Rig;
 /// One step.
 #[derive(Debug, Clone)]
 enum Step {
-    Push { lines: Vec<String>, wait: bool },
-    Search { question: String, exact: bool, filter: bool },
-    Lookup { question: String, store: bool },
-    SlowEncoder { micros: u64 },
-    FailEncoder { calls: usize },
-    Pause { micros: u64 },
+    Push {
+        lines: Vec<String>,
+        wait: bool,
+    },
+    Search {
+        question: String,
+        exact: bool,
+        filter: bool,
+    },
+    Lookup {
+        question: String,
+        store: bool,
+    },
+    SlowEncoder {
+        micros: u64,
+    },
+    FailEncoder {
+        calls: usize,
+    },
+    Pause {
+        micros: u64,
+    },
 }
 
 /// A reproducible list of steps.
@@ -59,14 +75,20 @@ const WORDS: [&str; 24] = [
 ];
 
 fn sentence(rng: &mut ChaCha8Rng, words: usize) -> String {
-    let words: Vec<&str> = (0..words).map(|_| *WORDS.choose(rng).expect("not empty")).collect();
+    let words: Vec<&str> = (0..words)
+        .map(|_| *WORDS.choose(rng).expect("not empty"))
+        .collect();
     words.join(" ")
 }
 
 fn body(rng: &mut ChaCha8Rng) -> String {
     let paragraphs = rng.random_range(1..=4);
-    let paragraphs: Vec<String> =
-        (0..paragraphs).map(|_| { let n = rng.random_range(3..=12); sentence(rng, n) }).collect();
+    let paragraphs: Vec<String> = (0..paragraphs)
+        .map(|_| {
+            let n = rng.random_range(3..=12);
+            sentence(rng, n)
+        })
+        .collect();
     paragraphs.join("\n\n")
 }
 
@@ -75,7 +97,9 @@ impl Script {
     pub fn random(seed: u64, steps: usize) -> Script {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut bodies: Vec<String> = Vec::new();
-        let steps = (0..steps).map(|_| random_step(&mut rng, &mut bodies)).collect();
+        let steps = (0..steps)
+            .map(|_| random_step(&mut rng, &mut bodies))
+            .collect();
         Script { seed, steps }
     }
 }
@@ -85,20 +109,37 @@ fn random_step(rng: &mut ChaCha8Rng, bodies: &mut Vec<String>) -> Step {
         0..50 => {
             let count = rng.random_range(1..=3);
             let lines = (0..count).map(|_| random_line(rng, bodies)).collect();
-            Step::Push { lines, wait: rng.random_bool(0.2) }
+            Step::Push {
+                lines,
+                wait: rng.random_bool(0.2),
+            }
         }
         50..65 => Step::Search {
-            question: { let n = rng.random_range(1..=3); sentence(rng, n) },
+            question: {
+                let n = rng.random_range(1..=3);
+                sentence(rng, n)
+            },
             exact: rng.random_bool(0.7),
             filter: rng.random_bool(0.3),
         },
         65..85 => Step::Lookup {
-            question: { let n = rng.random_range(1..=2); sentence(rng, n) },
+            question: {
+                let n = rng.random_range(1..=2);
+                sentence(rng, n)
+            },
             store: rng.random_bool(0.8),
         },
-        85..89 => Step::SlowEncoder { micros: *[0, 0, 500, 3_000].choose(rng).expect("not empty") },
-        89..92 => Step::FailEncoder { calls: rng.random_range(1..=2) },
-        _ => Step::Pause { micros: *[1, 1_000, 3_000_000, 120_000_000].choose(rng).expect("not empty") },
+        85..89 => Step::SlowEncoder {
+            micros: *[0, 0, 500, 3_000].choose(rng).expect("not empty"),
+        },
+        89..92 => Step::FailEncoder {
+            calls: rng.random_range(1..=2),
+        },
+        _ => Step::Pause {
+            micros: *[1, 1_000, 3_000_000, 120_000_000]
+                .choose(rng)
+                .expect("not empty"),
+        },
     }
 }
 
@@ -112,7 +153,11 @@ fn random_line(rng: &mut ChaCha8Rng, bodies: &mut Vec<String>) -> String {
         0..3 if !bodies.is_empty() => {
             let old = bodies.choose(rng).expect("not empty").clone();
             let more = sentence(rng, 5);
-            if rng.random_bool(0.5) { format!("{more}\n\n{old}") } else { old }
+            if rng.random_bool(0.5) {
+                format!("{more}\n\n{old}")
+            } else {
+                old
+            }
         }
         _ => body(rng),
     };
@@ -126,7 +171,8 @@ pub fn run(script: &Script, workers: usize) -> Result<Tally, String> {
     let rig = Rig::start(workers);
     let mut seen = Seen::default();
     for (number, step) in script.steps.iter().enumerate() {
-        seen.step(&rig, step).map_err(|error| format!("step {number} {step:?}: {error}"))?;
+        seen.step(&rig, step)
+            .map_err(|error| format!("step {number} {step:?}: {error}"))?;
     }
     // Everything that waits is embedded in the end, once.
     rig.encoder.set_delay(Duration::ZERO);
@@ -159,7 +205,11 @@ impl Seen {
                 rig.pause(*micros);
                 Ok(())
             }
-            Step::Search { question, exact, filter } => {
+            Step::Search {
+                question,
+                exact,
+                filter,
+            } => {
                 let request = SearchRequest {
                     index: "found".to_owned(),
                     query: Some(question.clone()),
@@ -178,11 +228,24 @@ impl Seen {
     }
 
     fn lookup(&mut self, rig: &Rig, question: &str, store: bool) -> Result<(), String> {
-        let request = LookupRequest { question: question.to_owned(), ..LookupRequest::default() };
-        let reply = rig.runtime.block_on(rig.service.lookup("answers".to_owned(), request));
+        let request = LookupRequest {
+            question: question.to_owned(),
+            ..LookupRequest::default()
+        };
+        let reply = rig
+            .runtime
+            .block_on(rig.service.lookup("answers".to_owned(), request));
         match reply {
-            Ok(LookupReply::Hit { as_of, citations, answer, .. }) => {
-                let cited = citations.into_iter().map(|citation| citation.chunk).collect();
+            Ok(LookupReply::Hit {
+                as_of,
+                citations,
+                answer,
+                ..
+            }) => {
+                let cited = citations
+                    .into_iter()
+                    .map(|citation| citation.chunk)
+                    .collect();
                 let asked = answer.as_str().unwrap_or_default().to_owned();
                 self.hits.push((asked, as_of, cited));
                 Ok(())
@@ -193,7 +256,9 @@ impl Seen {
                     answer: json!(question),
                     citations: hits.into_iter().map(|hit| hit.chunk).collect(),
                 };
-                let stored = rig.runtime.block_on(rig.service.store("answers".to_owned(), request));
+                let stored = rig
+                    .runtime
+                    .block_on(rig.service.store("answers".to_owned(), request));
                 match stored {
                     Ok(_) => self.stores += 1,
                     Err(problem) if problem.status == 409 => {}
@@ -210,7 +275,11 @@ impl Seen {
 
     fn compare(&self, rig: &Rig, seed: u64) -> Result<Tally, String> {
         let timeline = Timeline::read(rig);
-        let mut tally = Tally { hits: self.hits.len(), stores: self.stores, ..Tally::default() };
+        let mut tally = Tally {
+            hits: self.hits.len(),
+            stores: self.stores,
+            ..Tally::default()
+        };
         for (request, reply) in &self.searches {
             let naive = Naive::at(&timeline, reply.as_of);
             compare_search(&naive, request, reply)?;
@@ -266,21 +335,36 @@ fn compare_search(
     let k = request.k.expect("scripts set k");
     let context = || format!("at {} for {question:?} filter {language:?}", reply.as_of);
     if reply.pending != naive.pending() {
-        return Err(format!("{}: pending {} ≠ {}", context(), reply.pending, naive.pending()));
+        return Err(format!(
+            "{}: pending {} ≠ {}",
+            context(),
+            reply.pending,
+            naive.pending()
+        ));
     }
     for hit in &reply.hits {
         let Some((_, score)) = expected.iter().find(|(chunk, _)| *chunk == hit.chunk) else {
             return Err(format!("{}: {} is not visible", context(), hit.chunk));
         };
         if (score - hit.score).abs() > EPSILON {
-            return Err(format!("{}: {} scores {} ≠ {score}", context(), hit.chunk, hit.score));
+            return Err(format!(
+                "{}: {} scores {} ≠ {score}",
+                context(),
+                hit.chunk,
+                hit.score
+            ));
         }
     }
     if !request.exact {
         return Ok(());
     }
     if reply.hits.len() != k.min(expected.len()) {
-        return Err(format!("{}: {} hits of {}", context(), reply.hits.len(), expected.len()));
+        return Err(format!(
+            "{}: {} hits of {}",
+            context(),
+            reply.hits.len(),
+            expected.len()
+        ));
     }
     for (hit, (chunk, score)) in reply.hits.iter().zip(&expected) {
         if hit.chunk != *chunk && (hit.score - score).abs() > EPSILON {
@@ -291,7 +375,9 @@ fn compare_search(
 }
 
 fn sql(rig: &Rig, text: String) -> Result<Vec<Vec<serde_json::Value>>, String> {
-    let (mut replies, problem) = rig.runtime.block_on(rig.service.sql(text.clone(), Vec::new()));
+    let (mut replies, problem) = rig
+        .runtime
+        .block_on(rig.service.sql(text.clone(), Vec::new()));
     match problem {
         Some(problem) => Err(format!("{text}: {problem}")),
         None => Ok(replies.pop().map(|reply| reply.rows).unwrap_or_default()),
@@ -307,7 +393,11 @@ fn compare_rows(rig: &Rig, naive: &Naive, at: u64) -> Result<usize, String> {
     }
     let kept = sql(rig, format!("SELECT id FROM kept AS OF {at}"))?;
     if kept.len() != naive.kept() {
-        return Err(format!("view at {at}: {} rows ≠ {}", kept.len(), naive.kept()));
+        return Err(format!(
+            "view at {at}: {} rows ≠ {}",
+            kept.len(),
+            naive.kept()
+        ));
     }
     Ok(rows.len())
 }
@@ -320,8 +410,9 @@ fn compare_entries(rig: &Rig, naive: &Naive, at: u64) -> Result<usize, String> {
     for row in rows.iter().filter(|row| row[2] == json!(false)) {
         let question = row[0].as_str().unwrap_or_default();
         let cited = row[1].as_array().into_iter().flatten();
-        let cited: BTreeSet<String> =
-            cited.filter_map(|c| Some(c["chunk"].as_str()?.to_owned())).collect();
+        let cited: BTreeSet<String> = cited
+            .filter_map(|c| Some(c["chunk"].as_str()?.to_owned()))
+            .collect();
         let expected = naive.retrieval_set(question, 3);
         if cited != expected && !naive.is_near_tie(question, 3, EPSILON) {
             return Err(format!(

@@ -89,7 +89,12 @@ impl SourceContext {
         mut payload: Vec<u8>,
     ) -> Result<(), SinkClosed> {
         payload.truncate(crate::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX);
-        let letter = DeadLetter { source: self.name.clone(), position, error, payload };
+        let letter = DeadLetter {
+            source: self.name.clone(),
+            position,
+            error,
+            payload,
+        };
         self.sink.stage(SourceBatch {
             lane: lane.to_owned(),
             dead_letters: vec![letter],

@@ -41,7 +41,11 @@ impl ChunkId {
         occurrence: u32,
     ) -> Self {
         let mut hasher = blake3::Hasher::new();
-        for part in [source.as_bytes(), key.as_str().as_bytes(), strategy.as_bytes()] {
+        for part in [
+            source.as_bytes(),
+            key.as_str().as_bytes(),
+            strategy.as_bytes(),
+        ] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }

@@ -55,9 +55,7 @@ pub struct Change {
 /// The live value of a document: its row and the version that brought it.
 ///
 /// Ordered by version first, so that the greatest of two simultaneous values is the newest.
-#[derive(
-    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
-)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub struct DocVersion {
     /// See [`Change::version`].
     pub version: u64,

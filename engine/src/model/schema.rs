@@ -93,7 +93,11 @@ pub struct Column {
 impl Column {
     /// A nullable column.
     pub fn new(name: &str, sql_type: SqlType) -> Self {
-        Column { name: name.to_owned(), sql_type, nullable: true }
+        Column {
+            name: name.to_owned(),
+            sql_type,
+            nullable: true,
+        }
     }
 
     /// The Arrow field, with `sql_type` in its metadata.

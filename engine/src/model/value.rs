@@ -68,7 +68,11 @@ impl Value {
             Value::Int(value) => Json::from(*value),
             Value::Float(value) if value.is_finite() => Json::from(*value),
             Value::Float(value) if value.is_nan() => Json::from("NaN"),
-            Value::Float(value) => Json::from(if *value > 0.0 { "Infinity" } else { "-Infinity" }),
+            Value::Float(value) => Json::from(if *value > 0.0 {
+                "Infinity"
+            } else {
+                "-Infinity"
+            }),
             Value::Numeric(digits, scale) => Json::from(numeric_text(*digits, *scale)),
             Value::Text(text) if sql_type == SqlType::Jsonb => {
                 serde_json::from_str(text).unwrap_or(Json::Null)
@@ -120,7 +124,12 @@ fn convert(json: &serde_json::Value, sql_type: SqlType) -> Option<Value> {
         }
         (SqlType::Timestamp, Json::String(text)) => {
             let at: jiff::civil::DateTime = text.parse().ok()?;
-            Value::Timestamp(at.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_microsecond())
+            Value::Timestamp(
+                at.to_zoned(jiff::tz::TimeZone::UTC)
+                    .ok()?
+                    .timestamp()
+                    .as_microsecond(),
+            )
         }
         (SqlType::Date, Json::String(text)) => {
             let date: jiff::civil::Date = text.parse().ok()?;
@@ -139,9 +148,19 @@ fn convert(json: &serde_json::Value, sql_type: SqlType) -> Option<Value> {
 }
 
 fn parse_uuid(text: &str) -> Option<Value> {
-    let hex: String = text.chars().filter(|c| *c != '-').collect::<String>().to_lowercase();
+    let hex: String = text
+        .chars()
+        .filter(|c| *c != '-')
+        .collect::<String>()
+        .to_lowercase();
     (hex.len() == 32 && hex.chars().all(|c| c.is_ascii_hexdigit())).then(|| {
-        let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+        let parts = [
+            &hex[..8],
+            &hex[8..12],
+            &hex[12..16],
+            &hex[16..20],
+            &hex[20..],
+        ];
         Value::Text(parts.join("-").into())
     })
 }
@@ -158,7 +177,10 @@ fn parse_numeric(text: &str, precision: u8, scale: i8) -> Option<Value> {
     }
     let digits: i128 = format!("{whole}{fraction:0<scale_len$}").parse().ok()?;
     let fits = digits.checked_ilog10().unwrap_or(0) < u32::from(precision);
-    fits.then_some(Value::Numeric(if negative { -digits } else { digits }, scale))
+    fits.then_some(Value::Numeric(
+        if negative { -digits } else { digits },
+        scale,
+    ))
 }
 
 fn numeric_text(digits: i128, scale: i8) -> String {
@@ -166,20 +188,31 @@ fn numeric_text(digits: i128, scale: i8) -> String {
     let text = format!("{:0>width$}", digits.unsigned_abs(), width = scale + 1);
     let (whole, fraction) = text.split_at(text.len() - scale);
     let sign = if digits < 0 { "-" } else { "" };
-    if scale == 0 { format!("{sign}{whole}") } else { format!("{sign}{whole}.{fraction}") }
+    if scale == 0 {
+        format!("{sign}{whole}")
+    } else {
+        format!("{sign}{whole}.{fraction}")
+    }
 }
 
 fn timestamp_text(micros: i64, sql_type: SqlType) -> String {
     let Ok(at) = jiff::Timestamp::from_microsecond(micros) else {
         return micros.to_string();
     };
-    let zone = if sql_type == SqlType::TimestampTz { "Z" } else { "" };
+    let zone = if sql_type == SqlType::TimestampTz {
+        "Z"
+    } else {
+        ""
+    };
     format!("{}{zone}", at.strftime("%Y-%m-%dT%H:%M:%S%.6f"))
 }
 
 fn date_text(days: i32) -> String {
     let at = jiff::Timestamp::from_second(i64::from(days) * 86_400);
-    at.map_or_else(|_| days.to_string(), |at| at.strftime("%Y-%m-%d").to_string())
+    at.map_or_else(
+        |_| days.to_string(),
+        |at| at.strftime("%Y-%m-%d").to_string(),
+    )
 }
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -187,11 +220,17 @@ const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 fn base64(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for block in bytes.chunks(3) {
-        let word = block.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte))
+        let word = block
+            .iter()
+            .fold(0u32, |word, byte| word << 8 | u32::from(*byte))
             << (8 * (3 - block.len()));
         for i in 0..4 {
             let digit = BASE64[(word >> (18 - 6 * i)) as usize & 63];
-            out.push(if i <= block.len() { char::from(digit) } else { '=' });
+            out.push(if i <= block.len() {
+                char::from(digit)
+            } else {
+                '='
+            });
         }
     }
     out
@@ -244,7 +283,10 @@ mod tests {
     fn a_value_that_does_not_fit_names_its_column() {
         let column = Column::new("age", SqlType::Int4);
         let error = Value::from_json(&serde_json::json!("x"), &column).unwrap_err();
-        assert_eq!(error.to_string(), "column \"age\": expected integer, found \"x\"");
+        assert_eq!(
+            error.to_string(),
+            "column \"age\": expected integer, found \"x\""
+        );
         for bad in [serde_json::json!([1.0]), serde_json::json!([1.0, 1e300])] {
             assert!(Value::from_json(&bad, &Column::new("v", SqlType::Vector(2))).is_err());
         }

@@ -34,8 +34,16 @@ pub(super) struct Board {
 impl Board {
     /// Adds a collection that begins at a time.
     pub(super) fn add(&mut self, id: ObjectId, at: Time, retain_micros: u64) {
-        let readable = Readable { since: at, upper: at };
-        let entry = Collection { readable, applied: at, retain_micros, holds: BTreeMap::new() };
+        let readable = Readable {
+            since: at,
+            upper: at,
+        };
+        let entry = Collection {
+            readable,
+            applied: at,
+            retain_micros,
+            holds: BTreeMap::new(),
+        };
         self.collections.insert(id, entry);
     }
 
@@ -83,15 +91,27 @@ impl Board {
 
     /// The least applied upper: what is broadcast beyond it is unsealed.
     pub(super) fn applied_min(&self) -> Option<Time> {
-        self.collections.values().map(|collection| collection.applied).min()
+        self.collections
+            .values()
+            .map(|collection| collection.applied)
+            .min()
     }
 
     /// The times at which all of `over` can be read: `since ≤ T < upper`.
     pub(super) fn readable(&self, over: &[ObjectId]) -> Option<Readable> {
-        over.iter().try_fold(Readable { since: 0, upper: Time::MAX }, |all, id| {
-            let one = self.collections.get(id)?.readable;
-            Some(Readable { since: all.since.max(one.since), upper: all.upper.min(one.upper) })
-        })
+        over.iter().try_fold(
+            Readable {
+                since: 0,
+                upper: Time::MAX,
+            },
+            |all, id| {
+                let one = self.collections.get(id)?.readable;
+                Some(Readable {
+                    since: all.since.max(one.since),
+                    upper: all.upper.min(one.upper),
+                })
+            },
+        )
     }
 
     /// Holds a time for a question.
@@ -106,7 +126,9 @@ impl Board {
     /// Releases a hold.
     pub(super) fn release(&mut self, over: &[ObjectId], at: Time) {
         for id in over {
-            let Some(collection) = self.collections.get_mut(id) else { continue };
+            let Some(collection) = self.collections.get_mut(id) else {
+                continue;
+            };
             if let Some(count) = collection.holds.get_mut(&at) {
                 *count -= 1;
                 if *count == 0 {
@@ -121,7 +143,10 @@ impl Board {
         let mut moved = Vec::new();
         for (id, collection) in &mut self.collections {
             let sealed = collection.readable.upper.saturating_sub(1);
-            let held = collection.holds.first_key_value().map_or(Time::MAX, |(at, _)| *at);
+            let held = collection
+                .holds
+                .first_key_value()
+                .map_or(Time::MAX, |(at, _)| *at);
             let since = sealed.saturating_sub(collection.retain_micros).min(held);
             if since > collection.readable.since {
                 collection.readable.since = since;
@@ -133,12 +158,18 @@ impl Board {
 
     /// All collections.
     pub(super) fn all(&self) -> BTreeMap<ObjectId, Readable> {
-        self.collections.iter().map(|(id, collection)| (*id, collection.readable)).collect()
+        self.collections
+            .iter()
+            .map(|(id, collection)| (*id, collection.readable))
+            .collect()
     }
 
     /// Unfinished questions' holds.
     pub(super) fn holds(&self) -> usize {
-        self.collections.values().flat_map(|collection| collection.holds.values()).sum()
+        self.collections
+            .values()
+            .flat_map(|collection| collection.holds.values())
+            .sum()
     }
 }
 
@@ -153,7 +184,13 @@ mod tests {
         board.add(id, 0, 10);
         board.applied(id, 101);
         assert!(board.publish(50));
-        assert_eq!(board.readable(&[id]), Some(Readable { since: 0, upper: 51 }));
+        assert_eq!(
+            board.readable(&[id]),
+            Some(Readable {
+                since: 0,
+                upper: 51
+            })
+        );
         board.hold(&[id], 20);
         assert_eq!(board.advance_sinces(), [(id, 20)]);
         assert!(board.publish(100));

@@ -20,11 +20,8 @@ use super::command::Command;
 use super::program::Program;
 
 /// The commands of a program.
-pub(super) type CommandOf<P> = Command<
-    <P as Program>::Definition,
-    <P as Program>::Question,
-    <P as Program>::Operation,
->;
+pub(super) type CommandOf<P> =
+    Command<<P as Program>::Definition, <P as Program>::Question, <P as Program>::Operation>;
 
 /// The sequencer's end: sends to every worker.
 pub(super) struct CommandSender<P: Program> {
@@ -43,7 +40,10 @@ pub(super) fn command_bus<P: Program>(local: usize) -> (CommandSender<P>, Comman
     let (senders, receivers) = (0..local).map(|_| unbounded()).unzip();
     let threads = Arc::new(Mutex::new(vec![None; local]));
     (
-        CommandSender { senders, threads: Arc::clone(&threads) },
+        CommandSender {
+            senders,
+            threads: Arc::clone(&threads),
+        },
         CommandReceivers { receivers, threads },
     )
 }
@@ -106,17 +106,28 @@ impl<P: Program> CommandStream<P> {
             });
             input
         });
-        CommandStream::Cluster { queue, input, leader: (index == 0).then_some(receiver), epoch: 0 }
+        CommandStream::Cluster {
+            queue,
+            input,
+            leader: (index == 0).then_some(receiver),
+            epoch: 0,
+        }
     }
 
     /// The next command, if one has arrived.
     pub(super) fn next(&mut self) -> Option<Arc<CommandOf<P>>> {
         match self {
             CommandStream::Local(receiver) => receiver.try_recv().ok(),
-            CommandStream::Cluster { queue, input, leader, epoch } => {
+            CommandStream::Cluster {
+                queue,
+                input,
+                leader,
+                epoch,
+            } => {
                 for command in leader.iter().flat_map(Receiver::try_iter) {
-                    let bytes = bincode::serde::encode_to_vec(&*command, bincode::config::standard())
-                        .expect("commands are plain values");
+                    let bytes =
+                        bincode::serde::encode_to_vec(&*command, bincode::config::standard())
+                            .expect("commands are plain values");
                     input.send(bytes);
                     *epoch += 1;
                     input.advance_to(*epoch);

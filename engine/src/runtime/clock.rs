@@ -20,7 +20,9 @@ impl Clock for SystemClock {
     fn now_micros(&self) -> Time {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 2))
+            .map_or(0, |since| {
+                u64::try_from(since.as_micros()).unwrap_or(u64::MAX / 2)
+            })
     }
 }
 

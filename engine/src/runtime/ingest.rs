@@ -116,17 +116,24 @@ impl Ingest {
     /// Whether a source may stage more.
     pub(super) fn has_room(&self, source: ObjectId) -> bool {
         let sources = self.sources.lock().expect("no panic while held");
-        sources.get(&source).is_none_or(|s| s.staged_bytes < limits::STAGED_BYTES_MAX)
+        sources
+            .get(&source)
+            .is_none_or(|s| s.staged_bytes < limits::STAGED_BYTES_MAX)
     }
 
     /// Waits for room, at most 100 ms.
     pub(super) fn wait_room(&self, source: ObjectId) {
         let sources = self.sources.lock().expect("no panic while held");
-        let is_full =
-            sources.get(&source).is_some_and(|s| s.staged_bytes >= limits::STAGED_BYTES_MAX);
+        let is_full = sources
+            .get(&source)
+            .is_some_and(|s| s.staged_bytes >= limits::STAGED_BYTES_MAX);
         if is_full {
             let pause = std::time::Duration::from_millis(100);
-            drop(self.room.wait_timeout(sources, pause).expect("no panic while held"));
+            drop(
+                self.room
+                    .wait_timeout(sources, pause)
+                    .expect("no panic while held"),
+            );
         }
     }
 
@@ -139,8 +146,13 @@ impl Ingest {
     /// The live keys of a source with the hash of their rows.
     pub(super) fn live(&self, source: ObjectId) -> Vec<(Key, ContentHash)> {
         let sources = self.sources.lock().expect("no panic while held");
-        let Some(state) = sources.get(&source) else { return Vec::new() };
-        let live = state.keys.iter().filter_map(|(key, last)| Some((key.clone(), last.live?)));
+        let Some(state) = sources.get(&source) else {
+            return Vec::new();
+        };
+        let live = state
+            .keys
+            .iter()
+            .filter_map(|(key, last)| Some((key.clone(), last.live?)));
         live.collect()
     }
 
@@ -148,13 +160,23 @@ impl Ingest {
     pub(super) fn sizes(&self, source: ObjectId) -> (usize, usize) {
         let sources = self.sources.lock().expect("no panic while held");
         sources.get(&source).map_or((0, 0), |state| {
-            (state.keys.values().filter(|last| last.live.is_some()).count(), state.staged_bytes)
+            (
+                state
+                    .keys
+                    .values()
+                    .filter(|last| last.live.is_some())
+                    .count(),
+                state.staged_bytes,
+            )
         })
     }
 
     /// Forgets a source.
     pub(super) fn drop_source(&self, source: ObjectId) {
-        self.sources.lock().expect("no panic while held").remove(&source);
+        self.sources
+            .lock()
+            .expect("no panic while held")
+            .remove(&source);
         self.room.notify_all();
     }
 }

@@ -83,7 +83,11 @@ impl Lanes {
     /// Adds a batch behind its lane.
     pub(super) fn stage(&mut self, batch: StagedBatch) {
         let id = (batch.source, Arc::clone(&batch.lane));
-        let turn = if batch.is_push { &mut self.push_turn } else { &mut self.turn };
+        let turn = if batch.is_push {
+            &mut self.push_turn
+        } else {
+            &mut self.turn
+        };
         if !turn.contains(&id) {
             turn.push_back(id.clone());
         }
@@ -106,7 +110,9 @@ impl Lanes {
         is_known: &dyn Fn(&VectorKey) -> bool,
     ) {
         let Some(waiting) = self.lanes.get_mut(id).and_then(|lane| {
-            lane.queue.iter_mut().find(|waiting| waiting.batch.sequence == sequence)
+            lane.queue
+                .iter_mut()
+                .find(|waiting| waiting.batch.sequence == sequence)
         }) else {
             return;
         };
@@ -116,7 +122,10 @@ impl Lanes {
         for Want { model, content, at } in &prepared.wants {
             let key = (*model, *content);
             if at.is_none() && !is_known(&key) && waiting.missing.insert(key) {
-                self.waiters.entry(key).or_default().push((id.clone(), sequence));
+                self.waiters
+                    .entry(key)
+                    .or_default()
+                    .push((id.clone(), sequence));
             }
         }
     }
@@ -124,15 +133,19 @@ impl Lanes {
     /// A vector will be bound with the next tick: whoever waited for it no longer does.
     pub(super) fn vector_arrived(&mut self, key: &VectorKey, at: Time) {
         for (id, sequence) in self.waiters.remove(key).unwrap_or_default() {
-            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            let Some(lane) = self.lanes.get_mut(&id) else {
+                continue;
+            };
             if let Some(missing) = lane.unfinished.get_mut(&sequence) {
                 missing.remove(key);
                 if missing.is_empty() {
                     lane.unfinished.remove(&sequence);
                     lane.late = lane.late.max(at);
                 }
-            } else if let Some(waiting) =
-                lane.queue.iter_mut().find(|waiting| waiting.batch.sequence == sequence)
+            } else if let Some(waiting) = lane
+                .queue
+                .iter_mut()
+                .find(|waiting| waiting.batch.sequence == sequence)
             {
                 waiting.missing.remove(key);
             }
@@ -154,8 +167,12 @@ impl Lanes {
             progress = false;
             let turns: Vec<LaneId> = self.push_turn.iter().chain(&self.turn).cloned().collect();
             for id in turns {
-                let Some(lane) = self.lanes.get_mut(&id) else { continue };
-                let Some(head) = lane.queue.front() else { continue };
+                let Some(lane) = self.lanes.get_mut(&id) else {
+                    continue;
+                };
+                let Some(head) = lane.queue.front() else {
+                    continue;
+                };
                 let is_ready = head.is_prepared
                     && (head.missing.is_empty()
                         || now >= head.deadline
@@ -176,7 +193,8 @@ impl Lanes {
                 progress = true;
             }
         }
-        self.push_turn.rotate_left(usize::from(self.push_turn.len() > 1));
+        self.push_turn
+            .rotate_left(usize::from(self.push_turn.len() > 1));
         self.turn.rotate_left(usize::from(self.turn.len() > 1));
         taken
     }
@@ -184,14 +202,21 @@ impl Lanes {
     /// The earliest deadline of a head that waits for vectors.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let heads = self.lanes.values().filter_map(|lane| lane.queue.front());
-        heads.filter(|head| head.is_prepared).map(|head| head.deadline).min()
+        heads
+            .filter(|head| head.is_prepared)
+            .map(|head| head.deadline)
+            .min()
     }
 
     /// Marks a batch as bound during replay.
     pub(super) fn replayed(&mut self, id: &LaneId, through: u64, at: Time) -> Vec<StagedBatch> {
         let lane = self.lanes.entry(id.clone()).or_default();
         let mut out = Vec::new();
-        while lane.queue.front().is_some_and(|head| head.batch.sequence <= through) {
+        while lane
+            .queue
+            .front()
+            .is_some_and(|head| head.batch.sequence <= through)
+        {
             out.push(lane.queue.pop_front().expect("looked at above").batch);
         }
         lane.through = lane.through.max(through);
@@ -206,10 +231,18 @@ impl Lanes {
         if lane.through < sequence {
             return None;
         }
-        if lane.unfinished.first_key_value().is_some_and(|(first, _)| *first <= sequence) {
+        if lane
+            .unfinished
+            .first_key_value()
+            .is_some_and(|(first, _)| *first <= sequence)
+        {
             return None;
         }
-        let bound = lane.bound.iter().find(|(last, _)| *last >= sequence).map_or(0, |(_, at)| *at);
+        let bound = lane
+            .bound
+            .iter()
+            .find(|(last, _)| *last >= sequence)
+            .map_or(0, |(_, at)| *at);
         Some(bound.max(lane.late))
     }
 
@@ -229,7 +262,8 @@ impl Lane {
             self.bound.pop_front();
         }
         if !head.missing.is_empty() {
-            self.unfinished.insert(head.batch.sequence, head.missing.clone());
+            self.unfinished
+                .insert(head.batch.sequence, head.missing.clone());
         }
     }
 }
@@ -254,12 +288,19 @@ mod tests {
         Prepared {
             tokens: 1,
             deadline_ms: 2,
-            wants: vec![Want { model: ModelId::default(), content, at: None }],
+            wants: vec![Want {
+                model: ModelId::default(),
+                content,
+                at: None,
+            }],
         }
     }
 
     fn names(bound: &[Bound]) -> Vec<(String, u64)> {
-        bound.iter().map(|b| (b.batch.lane.to_string(), b.batch.sequence)).collect()
+        bound
+            .iter()
+            .map(|b| (b.batch.lane.to_string(), b.batch.sequence))
+            .collect()
     }
 
     #[test]
@@ -273,12 +314,18 @@ mod tests {
         lanes.prepared(&slow, 1, &want(7), 0, &|_| false);
         lanes.prepared(&slow, 2, &Prepared::default(), 0, &|_| false);
         lanes.prepared(&quick, 1, &Prepared::default(), 0, &|_| false);
-        assert_eq!(names(&lanes.take(0, 1, &|_| false)), [("quick".to_owned(), 1)]);
+        assert_eq!(
+            names(&lanes.take(0, 1, &|_| false)),
+            [("quick".to_owned(), 1)]
+        );
         assert_eq!(lanes.visible_at(&slow, 1), None);
         // The deadline passes: bound without the vector, not yet visible as a whole.
         assert_eq!(lanes.next_deadline(), Some(2000));
         let bound = lanes.take(2000, 2, &|_| false);
-        assert_eq!(names(&bound), [("slow".to_owned(), 1), ("slow".to_owned(), 2)]);
+        assert_eq!(
+            names(&bound),
+            [("slow".to_owned(), 1), ("slow".to_owned(), 2)]
+        );
         assert_eq!(lanes.visible_at(&slow, 1), None);
         lanes.vector_arrived(&(ModelId::default(), ContentHash([7; 16])), 3);
         assert_eq!(lanes.visible_at(&slow, 1), Some(3));

@@ -123,7 +123,11 @@ pub type Declared = Box<dyn FnOnce(Result<Time, Arc<WorldError>>) + Send>;
 /// What the mailbox takes.
 pub(super) enum Message<P: Program> {
     Staged(StagedBatch),
-    Prepared { lane: LaneId, sequence: u64, prepared: Prepared },
+    Prepared {
+        lane: LaneId,
+        sequence: u64,
+        prepared: Prepared,
+    },
     Vector(VectorFact),
     Ask(AskRequest<P>),
     Done(QuestionId),

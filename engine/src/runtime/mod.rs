@@ -215,7 +215,9 @@ impl<P: Program> Engine<P> {
         for i in 0..options.prepare_threads.max(1) {
             let shared = Arc::clone(&shared);
             let queues = [push_receiver.clone(), bulk_receiver.clone()];
-            threads.push(spawn(&format!("prepare-{i}"), move || prepare_loop(&shared, &queues)));
+            threads.push(spawn(&format!("prepare-{i}"), move || {
+                prepare_loop(&shared, &queues)
+            }));
         }
         let durable = shared.mailbox.clone();
         shared.log.set_durable_listener(Box::new(move |through| {
@@ -225,7 +227,14 @@ impl<P: Program> Engine<P> {
         let recovered = replay::replay(&mut sequencer, replay, &inbox, on_catalog)?;
         threads.push(spawn("sequencer", move || sequencer.run(&inbox)));
         let threads = Mutex::new(threads);
-        Ok((Engine { shared, threads, workers: Mutex::new(Some(workers)) }, recovered))
+        Ok((
+            Engine {
+                shared,
+                threads,
+                workers: Mutex::new(Some(workers)),
+            },
+            recovered,
+        ))
     }
 
     /// Prepares what replay found unbound, and begins to bind.
@@ -254,9 +263,20 @@ impl<P: Program> Engine<P> {
         let id = self.shared.next_question.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + timeout;
         let question = question(id);
-        let ask = AskRequest { id, over, at, deadline, question, accepted };
+        let ask = AskRequest {
+            id,
+            over,
+            at,
+            deadline,
+            question,
+            accepted,
+        };
         let _ = self.shared.mailbox.send(Message::Ask(ask));
-        AskGuard { shared: Arc::clone(&self.shared), id, is_done: false }
+        AskGuard {
+            shared: Arc::clone(&self.shared),
+            id,
+            is_done: false,
+        }
     }
 
     /// Adds an operation to the next tick; `bound` gets its time.
@@ -289,7 +309,11 @@ impl<P: Program> Engine<P> {
 
     /// Sealed times now.
     pub fn published(&self) -> Published {
-        self.shared.published.lock().expect("no panic while held").clone()
+        self.shared
+            .published
+            .lock()
+            .expect("no panic while held")
+            .clone()
     }
 
     /// Waits until a collection is sealed through a time; false when the time-out passed first.
@@ -298,7 +322,10 @@ impl<P: Program> Engine<P> {
         let mut published = self.shared.published.lock().expect("no panic while held");
         loop {
             let is_sealed = over.iter().all(|id| {
-                published.collections.get(id).is_some_and(|readable| readable.upper > at)
+                published
+                    .collections
+                    .get(id)
+                    .is_some_and(|readable| readable.upper > at)
             });
             if is_sealed {
                 return true;
@@ -335,7 +362,11 @@ impl<P: Program> Engine<P> {
     /// Compacts the log to what can still be read; returns at once when there is nothing to do.
     pub fn compact_log(&self, options: &CompactOptions) -> Result<Option<Compacted>, WorldError> {
         let published = self.published();
-        let since = published.collections.values().map(|readable| readable.since).min();
+        let since = published
+            .collections
+            .values()
+            .map(|readable| readable.since)
+            .min();
         since.map_or(Ok(None), |since| self.shared.log.compact(since, options))
     }
 
@@ -384,9 +415,14 @@ fn start_workers<P: Program>(
     // Spines keep merging while a worker is otherwise idle, instead of at the next insertion.
     differential_dataflow::configure(
         &mut config,
-        &differential_dataflow::Config { idle_merge_effort: Some(1000) },
+        &differential_dataflow::Config {
+            idle_merge_effort: Some(1000),
+        },
     );
-    let timely_config = timely::Config { communication: options.communication.clone(), worker: config };
+    let timely_config = timely::Config {
+        communication: options.communication.clone(),
+        worker: config,
+    };
     let workers = timely::execute(timely_config, move |worker| {
         let mailbox = mailbox.clone();
         let report = move |uppers: &[(ObjectId, Time)]| {
@@ -415,7 +451,11 @@ fn prepare_loop<P: Program>(shared: &Arc<Shared<P>>, queues: &[Receiver<StagedBa
         };
         let prepared = shared.preparer.prepare(&batch);
         let lane = (batch.source, batch.lane);
-        let message = Message::Prepared { lane, sequence: batch.sequence, prepared };
+        let message = Message::Prepared {
+            lane,
+            sequence: batch.sequence,
+            prepared,
+        };
         if shared.mailbox.send(message).is_err() {
             return;
         }

@@ -13,7 +13,10 @@ use super::command::Tick;
 use crate::model::{ObjectId, Time};
 
 /// Values that may cross to another process.
-pub trait Wire: Serialize + DeserializeOwned + Clone + Send + Sync + std::fmt::Debug + 'static {}
+pub trait Wire:
+    Serialize + DeserializeOwned + Clone + Send + Sync + std::fmt::Debug + 'static
+{
+}
 impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + std::fmt::Debug + 'static> Wire for T {}
 
 /// Identifies a question while it runs.

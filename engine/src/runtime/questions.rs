@@ -17,7 +17,8 @@ impl<P: Program> AskRequest<P> {
         };
         let newest = readable.upper.saturating_sub(1);
         let late = || {
-            (Instant::now() >= self.deadline).then_some(Err(AskError::NotReached { reached: newest }))
+            (Instant::now() >= self.deadline)
+                .then_some(Err(AskError::NotReached { reached: newest }))
         };
         if newest < readable.since {
             return late();

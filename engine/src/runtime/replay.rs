@@ -32,20 +32,32 @@ pub(super) fn replay<P: Program>(
     inbox: &Receiver<Message<P>>,
     on_catalog: &mut super::OnCatalog<'_, P>,
 ) -> Result<Recovered<P>, WorldError> {
-    let mut recovered =
-        Recovered { catalog: Vec::new(), replies: Vec::new(), unbound: Vec::new(), rows: 0 };
+    let mut recovered = Recovered {
+        catalog: Vec::new(),
+        replies: Vec::new(),
+        unbound: Vec::new(),
+        rows: 0,
+    };
     let mut base: Option<Base> = None;
     let mut told = Instant::now();
     while let Some(record) = replay.next() {
         if told.elapsed() > Duration::from_secs(1) {
             told = Instant::now();
             let (done, total) = (replay.bytes_done(), replay.bytes_total());
-            tracing::info!(done, total, rows = recovered.rows, "replaying the input log");
+            tracing::info!(
+                done,
+                total,
+                rows = recovered.rows,
+                "replaying the input log"
+            );
         }
         match record? {
             Replayed::Since(at) => {
                 sequencer.mint.raise(at);
-                base = Some(Base { at, ..Base::default() });
+                base = Some(Base {
+                    at,
+                    ..Base::default()
+                });
             }
             Replayed::Ddl(ddl) => {
                 if base.as_ref().is_some_and(|base| ddl.at > base.at) {
@@ -77,13 +89,22 @@ pub(super) fn replay<P: Program>(
             Replayed::Vectors(facts) => base.get_or_insert_default().facts.extend(facts),
             Replayed::Lanes(lanes) => {
                 for lane in lanes {
-                    let (shared, id) = (&sequencer.shared, (lane.source, lane.lane.as_str().into()));
-                    shared.ingest.replay(lane.source, &lane.lane, lane.sequence, &[], lane.position);
+                    let (shared, id) =
+                        (&sequencer.shared, (lane.source, lane.lane.as_str().into()));
+                    shared.ingest.replay(
+                        lane.source,
+                        &lane.lane,
+                        lane.sequence,
+                        &[],
+                        lane.position,
+                    );
                     sequencer.lanes.replayed(&id, lane.sequence, 0);
                 }
             }
             Replayed::Replies(replies) => recovered.replies.extend(
-                replies.into_iter().map(|reply| (reply.source, reply.idempotency, reply.at_wall)),
+                replies
+                    .into_iter()
+                    .map(|reply| (reply.source, reply.idempotency, reply.at_wall)),
             ),
             Replayed::Letters(letters) => {
                 for (_, at_wall, letter) in letters.letters {
@@ -93,7 +114,9 @@ pub(super) fn replay<P: Program>(
             Replayed::Tick(tick) => {
                 flush(sequencer, &mut base, &mut recovered, inbox);
                 let stages = tick.stages;
-                let batches = stages.into_iter().map(|s| note(sequencer, &mut recovered, s));
+                let batches = stages
+                    .into_iter()
+                    .map(|s| note(sequencer, &mut recovered, s));
                 let batches: Vec<StagedBatch> = batches.collect();
                 for batch in &batches {
                     let id = (batch.source, Arc::clone(&batch.lane));
@@ -104,7 +127,10 @@ pub(super) fn replay<P: Program>(
             Replayed::Unbound(stage) => {
                 flush(sequencer, &mut base, &mut recovered, inbox);
                 let batch = note(sequencer, &mut recovered, stage);
-                sequencer.shared.ingest.note_staged(batch.source, batch.bytes);
+                sequencer
+                    .shared
+                    .ingest
+                    .note_staged(batch.source, batch.bytes);
                 sequencer.lanes.stage(batch.clone());
                 recovered.unbound.push(batch);
             }
@@ -132,7 +158,10 @@ fn flush<P: Program>(
     let Some(base) = base.take() else { return };
     let mut batches = Vec::new();
     for (source, changes) in base.rows {
-        sequencer.shared.ingest.replay(source, "", 0, &changes, None);
+        sequencer
+            .shared
+            .ingest
+            .replay(source, "", 0, &changes, None);
         recovered.rows += changes.len() as u64;
         batches.push(StagedBatch {
             source,
@@ -151,7 +180,10 @@ fn size(changes: &[Change]) -> usize {
     let one = |key: &Key, row: &Option<Row>| {
         key.as_str().len() + row.as_ref().map_or(0, |row| row.as_bytes().len()) + 32
     };
-    changes.iter().map(|change| one(&change.key, &change.row)).sum()
+    changes
+        .iter()
+        .map(|change| one(&change.key, &change.row))
+        .sum()
 }
 
 fn note<P: Program>(
@@ -160,15 +192,25 @@ fn note<P: Program>(
     stage: Stage,
 ) -> StagedBatch {
     let shared = &sequencer.shared;
-    let Stage { source, lane, sequence, changes, dead_letters, position, idempotency, at_wall } =
-        stage;
+    let Stage {
+        source,
+        lane,
+        sequence,
+        changes,
+        dead_letters,
+        position,
+        idempotency,
+        at_wall,
+    } = stage;
     for letter in dead_letters {
         shared.dead_letters.add(at_wall, letter);
     }
     if let Some(idempotency) = idempotency {
         recovered.replies.push((source, idempotency, at_wall));
     }
-    shared.ingest.replay(source, &lane, sequence, &changes, position);
+    shared
+        .ingest
+        .replay(source, &lane, sequence, &changes, position);
     recovered.rows += changes.len() as u64;
     StagedBatch {
         source,

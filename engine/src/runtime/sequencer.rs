@@ -127,12 +127,14 @@ impl<P: Program> Sequencer<P> {
     /// How long to sleep when nobody writes.
     fn pause(&self) -> Duration {
         let now = self.shared.clock.now_micros();
-        let mut until = self.mint.last().max(now.saturating_sub(HEARTBEAT_MICROS)) + HEARTBEAT_MICROS;
+        let mut until =
+            self.mint.last().max(now.saturating_sub(HEARTBEAT_MICROS)) + HEARTBEAT_MICROS;
         until = until.min(self.due.unwrap_or(Time::MAX));
         if self.has_room() {
             until = until.min(self.lanes.next_deadline().unwrap_or(Time::MAX));
         }
-        let mut pause = Duration::from_micros(until.saturating_sub(now).clamp(200, HEARTBEAT_MICROS));
+        let mut pause =
+            Duration::from_micros(until.saturating_sub(now).clamp(200, HEARTBEAT_MICROS));
         if let Some(deadline) = self.waiting.iter().map(|ask| ask.deadline).min() {
             let left = deadline.saturating_duration_since(Instant::now());
             pause = pause.min(left.max(Duration::from_micros(200)));
@@ -145,16 +147,25 @@ impl<P: Program> Sequencer<P> {
             Message::Staged(batch) => {
                 self.lanes.stage(batch);
             }
-            Message::Prepared { lane, sequence, prepared } => {
+            Message::Prepared {
+                lane,
+                sequence,
+                prepared,
+            } => {
                 for want in &prepared.wants {
                     if let Some(at) = want.at {
-                        self.fact(VectorFact { model: want.model, content: want.content, at });
+                        self.fact(VectorFact {
+                            model: want.model,
+                            content: want.content,
+                            at,
+                        });
                     }
                 }
                 let now = self.shared.clock.now_micros();
                 let bound = &self.bound;
                 let is_known = |key: &VectorKey| bound.contains(key);
-                self.lanes.prepared(&lane, sequence, &prepared, now, &is_known);
+                self.lanes
+                    .prepared(&lane, sequence, &prepared, now, &is_known);
             }
             Message::Vector(fact) => self.fact(fact),
             Message::Ask(ask) => self.waiting.push(ask),
@@ -188,7 +199,8 @@ impl<P: Program> Sequencer<P> {
         if self.bound.insert((fact.model, fact.content)) {
             self.facts.push_back(fact);
         }
-        self.lanes.vector_arrived(&(fact.model, fact.content), self.mint.last() + 1);
+        self.lanes
+            .vector_arrived(&(fact.model, fact.content), self.mint.last() + 1);
     }
 
     fn has_room(&self) -> bool {
@@ -204,7 +216,10 @@ impl<P: Program> Sequencer<P> {
         let taken = self.lanes.take(now, next, &|model| preparer.is_open(model));
         let is_due = self.due.is_some_and(|due| due <= now)
             || now >= self.mint.last().saturating_add(HEARTBEAT_MICROS)
-            || self.waiting.iter().any(|ask| ask.wants_tick(self.mint.last()));
+            || self
+                .waiting
+                .iter()
+                .any(|ask| ask.wants_tick(self.mint.last()));
         if taken.is_empty() && self.facts.is_empty() && self.operations.is_empty() && !is_due {
             return false;
         }
@@ -226,7 +241,11 @@ impl<P: Program> Sequencer<P> {
         let bytes = batches.iter().map(|batch| batch.bytes).sum::<usize>() + facts.len() * 64;
         if !batches.is_empty() || !facts.is_empty() {
             let lanes = lane_ranges(&batches);
-            let record = Record::Tick(LoggedTick { at, lanes, vectors: facts.clone() });
+            let record = Record::Tick(LoggedTick {
+                at,
+                lanes,
+                vectors: facts.clone(),
+            });
             let sequence = self.shared.log.append(record, None);
             self.undurable.push_back((sequence, at));
             metrics::counter!("headwater_ticks_total").increment(1);
@@ -253,12 +272,20 @@ impl<P: Program> Sequencer<P> {
         let vectors = facts
             .iter()
             .map(|fact| {
-                let vector = is_remote.then(|| self.shared.preparer.vector(fact.at)).flatten();
+                let vector = is_remote
+                    .then(|| self.shared.preparer.vector(fact.at))
+                    .flatten();
                 (*fact, vector)
             })
             .collect();
         let changes = merge_batches(batches);
-        self.bus.send(Command::Tick(Tick { at, changes, vectors, operations, since }));
+        self.bus.send(Command::Tick(Tick {
+            at,
+            changes,
+            vectors,
+            operations,
+            since,
+        }));
         self.unsealed.push_back((at, bytes, Instant::now()));
         self.unsealed_bytes += bytes;
     }
@@ -271,7 +298,11 @@ impl<P: Program> Sequencer<P> {
             self.unsealed_bytes -= bytes;
             metrics::histogram!("headwater_tick_seal_seconds").record(sent.elapsed().as_secs_f64());
         }
-        while self.undurable.front().is_some_and(|(log, _)| *log <= self.durable_through) {
+        while self
+            .undurable
+            .front()
+            .is_some_and(|(log, _)| *log <= self.durable_through)
+        {
             self.undurable.pop_front();
         }
         if let Some((log, until)) = self.reserving
@@ -284,7 +315,10 @@ impl<P: Program> Sequencer<P> {
         for (_, (at, declared)) in self.declaring.extract_if(|log, _| *log <= through) {
             declared(Ok(at));
         }
-        let logged = self.undurable.front().map_or(self.mint.last(), |(_, at)| at - 1);
+        let logged = self
+            .undurable
+            .front()
+            .map_or(self.mint.last(), |(_, at)| at - 1);
         if self.board.publish(logged.min(self.reserved)) {
             self.shared.show(&self.board, self.mint.last());
         }
@@ -333,7 +367,10 @@ impl<P: Program> Sequencer<P> {
         let at = self.mint.mint(self.shared.clock.now_micros());
         let payload = bincode::serde::encode_to_vec(&change, bincode::config::standard())
             .expect("definitions are plain values");
-        let sequence = self.shared.log.append(Record::Ddl(Ddl { at, payload }), None);
+        let sequence = self
+            .shared
+            .log
+            .append(Record::Ddl(Ddl { at, payload }), None);
         self.undurable.push_back((sequence, at));
         self.declaring.insert(sequence, (at, declared));
         self.install(at, change);
@@ -343,7 +380,12 @@ impl<P: Program> Sequencer<P> {
     /// Carries a catalog change out, now and at replay.
     pub(super) fn install(&mut self, at: Time, change: CatalogChange<P::Definition>) {
         match change {
-            CatalogChange::Install { id, object, is_collection, retain } => {
+            CatalogChange::Install {
+                id,
+                object,
+                is_collection,
+                retain,
+            } => {
                 self.bus.send(Command::Install { at, id, object });
                 if is_collection {
                     self.board.add(id, at, 0);
@@ -376,10 +418,15 @@ impl<P: Program> Sequencer<P> {
         let deadline = Instant::now() + Duration::from_secs(10);
         let last = self.mint.last();
         let sequence = self.shared.log.append(Record::Reserve(last), None);
-        self.shared.log.wait_durable(sequence, Duration::from_secs(5));
+        self.shared
+            .log
+            .wait_durable(sequence, Duration::from_secs(5));
         self.durable_through = self.shared.log.durable();
         while Instant::now() < deadline
-            && self.board.applied_min().is_some_and(|applied| applied <= last)
+            && self
+                .board
+                .applied_min()
+                .is_some_and(|applied| applied <= last)
         {
             match mailbox.recv_timeout(Duration::from_millis(50)) {
                 Ok(Message::Stop) | Err(_) => {}
@@ -423,12 +470,17 @@ fn lane_ranges(batches: &[StagedBatch]) -> Vec<LaneRange> {
 fn merge_batches(batches: Vec<StagedBatch>) -> Vec<(ObjectId, Vec<Change>)> {
     let mut sources: BTreeMap<ObjectId, Vec<Change>> = BTreeMap::new();
     for batch in batches {
-        sources.entry(batch.source).or_default().extend(batch.changes.iter().cloned());
+        sources
+            .entry(batch.source)
+            .or_default()
+            .extend(batch.changes.iter().cloned());
     }
     for changes in sources.values_mut() {
         let mut last: AHashMap<Key, (u64, usize)> = AHashMap::with_capacity(changes.len());
         for (i, change) in changes.iter().enumerate() {
-            let entry = last.entry(change.key.clone()).or_insert((change.version, i));
+            let entry = last
+                .entry(change.key.clone())
+                .or_insert((change.version, i));
             if change.version >= entry.0 {
                 *entry = (change.version, i);
             }

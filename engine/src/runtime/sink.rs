@@ -37,13 +37,14 @@ pub struct Staged {
 }
 
 impl<P: Program> EngineSink<P> {
-    pub(super) fn new(
-        shared: Arc<Shared<P>>,
-        source: ObjectId,
-        name: &str,
-        is_push: bool,
-    ) -> Self {
-        EngineSink { shared, source, name: name.to_owned(), is_push, last: AtomicU64::new(0) }
+    pub(super) fn new(shared: Arc<Shared<P>>, source: ObjectId, name: &str, is_push: bool) -> Self {
+        EngineSink {
+            shared,
+            source,
+            name: name.to_owned(),
+            is_push,
+            last: AtomicU64::new(0),
+        }
     }
 
     /// Whether there is room for more staged bytes; a push is refused (429) without.
@@ -71,39 +72,45 @@ impl<P: Program> EngineSink<P> {
         let letters = batch.dead_letters;
         let source = self.source;
         let (staged, batch) =
-            shared.ingest.admit(source, &lane, batch.changes, position, |admitted| {
-                let token = WriteToken { source, lane: lane.clone(), sequence: admitted.sequence };
-                let staged = Staged {
-                    token,
-                    accepted: admitted.changes.len() as u64,
-                    ignored: admitted.ignored,
-                };
-                let idempotency = idempotency(&staged);
-                let changes = Arc::new(admitted.changes);
-                let record = Record::Stage(Stage {
-                    source,
-                    lane: lane.clone(),
-                    sequence: admitted.sequence,
-                    changes: changes.to_vec(),
-                    dead_letters: letters,
-                    position: logged_position,
-                    idempotency,
-                    at_wall,
+            shared
+                .ingest
+                .admit(source, &lane, batch.changes, position, |admitted| {
+                    let token = WriteToken {
+                        source,
+                        lane: lane.clone(),
+                        sequence: admitted.sequence,
+                    };
+                    let staged = Staged {
+                        token,
+                        accepted: admitted.changes.len() as u64,
+                        ignored: admitted.ignored,
+                    };
+                    let idempotency = idempotency(&staged);
+                    let changes = Arc::new(admitted.changes);
+                    let record = Record::Stage(Stage {
+                        source,
+                        lane: lane.clone(),
+                        sequence: admitted.sequence,
+                        changes: changes.to_vec(),
+                        dead_letters: letters,
+                        position: logged_position,
+                        idempotency,
+                        at_wall,
+                    });
+                    let logged = shared.log.append(record, on_durable);
+                    self.last.fetch_max(logged.0, Ordering::Relaxed);
+                    let batch = StagedBatch {
+                        source,
+                        lane: lane.as_str().into(),
+                        sequence: admitted.sequence,
+                        changes,
+                        bytes: admitted.bytes,
+                        is_push: self.is_push,
+                    };
+                    // Under the lane's order, so that the mailbox has it too.
+                    let _ = shared.mailbox.send(Message::Staged(batch.clone()));
+                    (staged, batch)
                 });
-                let logged = shared.log.append(record, on_durable);
-                self.last.fetch_max(logged.0, Ordering::Relaxed);
-                let batch = StagedBatch {
-                    source,
-                    lane: lane.as_str().into(),
-                    sequence: admitted.sequence,
-                    changes,
-                    bytes: admitted.bytes,
-                    is_push: self.is_push,
-                };
-                // Under the lane's order, so that the mailbox has it too.
-                let _ = shared.mailbox.send(Message::Staged(batch.clone()));
-                (staged, batch)
-            });
         metrics::counter!("headwater_rows_in_total", "source" => self.name.clone())
             .increment(staged.accepted);
         metrics::counter!("headwater_rows_ignored_total", "source" => self.name.clone())

@@ -23,6 +23,18 @@ pub(super) type Report = dyn Fn(&[(ObjectId, Time)]) + Send + Sync;
 /// Longest sleep without a message.
 const PARK: Duration = Duration::from_millis(500);
 
+/// A broken invariant must not leave the other workers waiting for this one: abort, loudly.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a worker panicked; the process aborts, a restart replays the log");
+            std::process::abort();
+        }
+    }
+}
+
 /// Runs one worker until it is told to stop.
 pub(super) fn run_worker<P: Program>(
     worker: &mut Worker,
@@ -30,6 +42,7 @@ pub(super) fn run_worker<P: Program>(
     factory: &ProgramFactory<P>,
     report: &Report,
 ) {
+    let _abort = AbortOnPanic;
     let mut commands = CommandStream::new(worker, receivers);
     let mut program = factory(worker.index(), worker.peers());
     let mut reported: Vec<(ObjectId, Time)> = Vec::new();
@@ -77,11 +90,7 @@ fn obey<P: Program>(program: &mut P, worker: &mut Worker, command: &Arc<CommandO
     true
 }
 
-fn report_uppers<P: Program>(
-    program: &P,
-    reported: &mut Vec<(ObjectId, Time)>,
-    report: &Report,
-) {
+fn report_uppers<P: Program>(program: &P, reported: &mut Vec<(ObjectId, Time)>, report: &Report) {
     let mut uppers = Vec::with_capacity(reported.len());
     program.uppers(&mut |id, upper| uppers.push((id, upper)));
     if uppers != *reported {

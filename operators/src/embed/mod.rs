@@ -24,6 +24,4 @@ pub mod weights;
 
 pub use model::{ModelFiles, PretrainedEmbedder, load, load_in};
 pub use service::{EmbedConfig, EmbedService, Priority};
-pub use weights::{
-    Checked, ModelFolder, checked, find_in, list, list_of, pull, pull_in, verify,
-};
+pub use weights::{Checked, ModelFolder, checked, find_in, list, list_of, pull, pull_in, verify};

@@ -89,11 +89,15 @@ fn statistics<'scope>(
     source(scope, "Statistics", move |capability, _| {
         let mut capability = Some(capability);
         move |output| {
-            let Some(capability) = capability.take() else { return };
+            let Some(capability) = capability.take() else {
+                return;
+            };
             let indexes = readers.indexes.borrow();
             let mut session = output.session(&capability);
             for (i, (_, question)) in questions.iter().enumerate() {
-                let Some(search) = search_of(question) else { continue };
+                let Some(search) = search_of(question) else {
+                    continue;
+                };
                 let terms = search.question.distinct_terms();
                 let statistics = indexes
                     .get(&search.index)
@@ -134,7 +138,9 @@ fn searched<'scope>(
 }
 
 fn search(readers: &Readers, at: Time, question: &Question, statistics: Statistics) -> Partial {
-    let Some(search) = search_of(question) else { unreachable!("only searches get here") };
+    let Some(search) = search_of(question) else {
+        unreachable!("only searches get here")
+    };
     let indexes = readers.indexes.borrow();
     let Some(index) = indexes.get(&search.index) else {
         return Partial::Failed(DataError::new("not-found", "the index is gone"));
@@ -157,9 +163,18 @@ fn search(readers: &Readers, at: Time, question: &Question, statistics: Statisti
                 cache.lookup(at, &asked.scope, asked.vector.as_deref(), &features)
             });
             let outcome = Box::new(outcome.unwrap_or_default());
-            Partial::Lookup { outcome, candidates, statistics, pending }
+            Partial::Lookup {
+                outcome,
+                candidates,
+                statistics,
+                pending,
+            }
         }
-        _ => Partial::Candidates { candidates, statistics, pending },
+        _ => Partial::Candidates {
+            candidates,
+            statistics,
+            pending,
+        },
     }
 }
 
@@ -197,7 +212,9 @@ fn read<'scope>(
         let mut waiting: Vec<(u32, RowReader)> = Vec::new();
         let mut is_started = false;
         move |output| {
-            let Some(held) = capability.as_ref() else { return };
+            let Some(held) = capability.as_ref() else {
+                return;
+            };
             if !is_started {
                 is_started = true;
                 let mut session = output.session(held);
@@ -234,17 +251,23 @@ fn read_shard(readers: &Readers, at: Time, question: &Question) -> Option<Partia
         Question::Rows { .. } | Question::Search(_) | Question::Lookup(_) => return None,
         Question::Document { index: id, key } => {
             let view = index(id).and_then(|index| index.shard.borrow().document(key, at));
-            let document = view.map(|view| DocumentAnswer { key: key.clone(), view });
+            let document = view.map(|view| DocumentAnswer {
+                key: key.clone(),
+                view,
+            });
             Partial::Documents(document.into_iter().collect())
         }
-        Question::Documents { index: id } => Partial::Documents(index(id).map_or(
-            Vec::new(),
-            |index| {
+        Question::Documents { index: id } => {
+            Partial::Documents(index(id).map_or(Vec::new(), |index| {
                 let shard = index.shard.borrow();
                 let all = shard.documents(at);
-                all.map(|(key, view)| DocumentAnswer { key: key.clone(), view }).collect()
-            },
-        )),
+                all.map(|(key, view)| DocumentAnswer {
+                    key: key.clone(),
+                    view,
+                })
+                .collect()
+            }))
+        }
         Question::Missing { index: id, limit } => {
             Partial::Missing(index(id).map_or(Vec::new(), |index| missing(index, at, *limit)))
         }
@@ -273,7 +296,10 @@ fn missing(index: &Index, at: Time, limit: usize) -> Vec<MissingChunk> {
         for chunk in view.chunks.iter().filter(|chunk| !chunk.has_vector) {
             let piece = &view.state.chunks[chunk.ordinal as usize].piece;
             let text = index.spec.embedded_text(&view.state.text, piece);
-            out.push(MissingChunk { content: piece.content, text });
+            out.push(MissingChunk {
+                content: piece.content,
+                text,
+            });
             if out.len() == limit {
                 return out;
             }
@@ -293,8 +319,18 @@ struct RowReader {
 
 impl RowReader {
     fn new(readers: &Readers, id: ObjectId, key: Option<Key>, at: Time) -> Self {
-        let documents = readers.relations.borrow().get(&id).map(|r| r.documents.clone());
-        RowReader { documents, key, at, after: None, rows: Vec::new() }
+        let documents = readers
+            .relations
+            .borrow()
+            .get(&id)
+            .map(|r| r.documents.clone());
+        RowReader {
+            documents,
+            key,
+            at,
+            after: None,
+            rows: Vec::new(),
+        }
     }
 
     /// The rows, when all are read; `None` to be called again.
@@ -391,12 +427,21 @@ fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
             Partial::Sizes(waiting, size) => sizes.push((waiting, size)),
             Partial::Entries(more) => entries.extend(more),
             Partial::Failed(error) => return Answer::Failed(error),
-            Partial::Candidates { candidates, statistics: global, pending: more } => {
+            Partial::Candidates {
+                candidates,
+                statistics: global,
+                pending: more,
+            } => {
                 searched.push(candidates);
                 statistics = global;
                 pending += more;
             }
-            Partial::Lookup { outcome: one, candidates, statistics: global, pending: more } => {
+            Partial::Lookup {
+                outcome: one,
+                candidates,
+                statistics: global,
+                pending: more,
+            } => {
                 searched.push(candidates);
                 statistics = global;
                 pending += more;
@@ -406,14 +451,19 @@ fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
     }
     let merged = |search: &SearchQuestion| {
         let merged = merge(searched, &search.question, &statistics);
-        SearchAnswer { merged, statistics: statistics.clone(), pending }
+        SearchAnswer {
+            merged,
+            statistics: statistics.clone(),
+            pending,
+        }
     };
     match question {
         Question::Rows { .. } => Answer::Rows(rows),
         Question::Search(search) => Answer::Search(merged(search)),
-        Question::Lookup(lookup) => {
-            Answer::Lookup(Box::new(LookupAnswer { outcome, search: merged(&lookup.search) }))
-        }
+        Question::Lookup(lookup) => Answer::Lookup(Box::new(LookupAnswer {
+            outcome,
+            search: merged(&lookup.search),
+        })),
         Question::Document { .. } | Question::Documents { .. } => Answer::Documents(documents),
         Question::Missing { .. } => Answer::Missing(missing),
         Question::Sizes { .. } => Answer::Sizes(sizes),

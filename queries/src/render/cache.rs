@@ -42,19 +42,28 @@ pub(super) struct TickChanges {
 impl TickChanges {
     /// `(change, whether its document is gone after the tick)`, in order.
     pub(super) fn of(at: Time, changes: &[(LegChange, bool)], _spec: &IndexSpec) -> Self {
-        let mut out =
-            TickChanges { at, changes: Vec::new(), chunks: 0, length: 0, df: Vec::new() };
+        let mut out = TickChanges {
+            at,
+            changes: Vec::new(),
+            chunks: 0,
+            length: 0,
+            df: Vec::new(),
+        };
         for (change, document_deleted) in changes {
             let (fact, kind) = match change {
                 LegChange::Appeared { fact, .. } => (fact, ChangeKind::Appeared),
                 LegChange::Reversioned { fact, .. } => (fact, ChangeKind::Reversioned),
-                LegChange::Vanished { fact, .. } => {
-                    (fact, ChangeKind::Vanished { document_deleted: *document_deleted })
-                }
+                LegChange::Vanished { fact, .. } => (
+                    fact,
+                    ChangeKind::Vanished {
+                        document_deleted: *document_deleted,
+                    },
+                ),
                 LegChange::Statistics { delta, .. } => {
                     out.chunks += delta.chunks;
                     out.length += delta.length;
-                    out.df.extend(delta.frequencies.iter().map(|(term, df)| (term.0, *df)));
+                    out.df
+                        .extend(delta.frequencies.iter().map(|(term, df)| (term.0, *df)));
                     continue;
                 }
             };
@@ -87,7 +96,11 @@ pub(super) struct CacheHost {
 
 impl CacheHost {
     pub(super) fn new(worker: usize, peers: usize) -> Self {
-        CacheHost { caches: BTreeMap::new(), worker, peers }
+        CacheHost {
+            caches: BTreeMap::new(),
+            worker,
+            peers,
+        }
     }
 
     /// Begins a cache: every change after `begin` reaches it.
@@ -217,16 +230,25 @@ pub(super) fn render<'scope>(
                     }
                 });
                 operations.for_each(|time, batch| {
-                    collected.entry(*time.time()).or_default().operations.append(batch);
+                    collected
+                        .entry(*time.time())
+                        .or_default()
+                        .operations
+                        .append(batch);
                 });
                 let frontiers = [change_frontier.frontier(), operation_frontier.frontier()];
-                let complete =
-                    frontiers.iter().filter_map(|frontier| frontier.first()).min().copied();
+                let complete = frontiers
+                    .iter()
+                    .filter_map(|frontier| frontier.first())
+                    .min()
+                    .copied();
                 let Some(frontier) = complete else {
                     capability = None;
                     return;
                 };
-                let Some(capability) = capability.as_mut() else { return };
+                let Some(capability) = capability.as_mut() else {
+                    return;
+                };
                 let mut host = host.borrow_mut();
                 while let Some(entry) = collected.first_entry().filter(|e| *e.key() < frontier) {
                     let (at, mut tick) = entry.remove_entry();
@@ -235,18 +257,21 @@ pub(super) fn render<'scope>(
                     if *capability.time() < at {
                         capability.downgrade(&at);
                     }
-                    output.session(&*capability).give_iterator(events.into_iter());
+                    output
+                        .session(&*capability)
+                        .give_iterator(events.into_iter());
                 }
                 if frontier > *capability.time() {
                     let none: Arc<[ChunkChange]> = Arc::from([]);
                     let last = frontier - 1;
-                    let events =
-                        host.apply(last, &none, &StatisticsDelta::default(), Vec::new());
+                    let events = host.apply(last, &none, &StatisticsDelta::default(), Vec::new());
                     if !events.is_empty() {
                         if *capability.time() < last {
                             capability.downgrade(&last);
                         }
-                        output.session(&*capability).give_iterator(events.into_iter());
+                        output
+                            .session(&*capability)
+                            .give_iterator(events.into_iter());
                     }
                     capability.downgrade(&frontier);
                 }
@@ -281,8 +306,9 @@ fn gather<'scope>(
                             time.entry(cache).or_default().push(event);
                         }
                     });
-                    while let Some(entry) =
-                        waiting.first_entry().filter(|e| !frontier.less_equal(e.key()))
+                    while let Some(entry) = waiting
+                        .first_entry()
+                        .filter(|e| !frontier.less_equal(e.key()))
                     {
                         for (cache, mut events) in entry.remove() {
                             events.sort_by_key(CacheEvent::rank);
@@ -304,4 +330,3 @@ fn count(events: &[CacheEvent]) {
         }
     }
 }
-

@@ -80,7 +80,10 @@ pub(super) fn index(
     at: Time,
 ) -> Index {
     let shard = Rc::new(RefCell::new(Shard::new(ShardConfig {
-        dimensions: spec.model.as_ref().map(super::pipeline::ModelKind::dimensions),
+        dimensions: spec
+            .model
+            .as_ref()
+            .map(super::pipeline::ModelKind::dimensions),
         keyword: spec.definition.keyword,
         analyzer: spec.analyzer.clone(),
         quantization: spec.quantization,
@@ -94,12 +97,20 @@ pub(super) fn index(
     let (mut facts, mut operations) = worker.dataflow_named(name, |scope| {
         let (facts, fact_stream) = scope.new_input::<Vec<ContentHash>>();
         let (rows, _button) = from.documents.import_frontier(scope, name);
-        let rows = rows.as_collection(|key, value| (key.clone(), value.clone())).inner;
+        let rows = rows
+            .as_collection(|key, value| (key.clone(), value.clone()))
+            .inner;
         let applier = Applier::new(pipeline, spec, &shard, table, &caches);
         let changes = apply_stream(scope, rows, fact_stream, applier);
         let changes = timely::dataflow::operators::Probe::probe_with(changes, &mut probe);
         let (operations, operation_stream) = scope.new_input();
-        cache::render(changes, operation_stream, pipeline, &caches, &mut cache_probe);
+        cache::render(
+            changes,
+            operation_stream,
+            pipeline,
+            &caches,
+            &mut cache_probe,
+        );
         (facts, operations)
     });
     facts.advance_to(at);
@@ -157,12 +168,18 @@ fn apply_stream<'scope>(
         move |(rows, row_frontier), (facts, fact_frontier), output| {
             rows.for_each(|capability, batch| {
                 for ((key, value), time, diff) in batch.drain(..) {
-                    applier.note(&capability.retain(0), time).rows.push((key, value, diff));
+                    applier
+                        .note(&capability.retain(0), time)
+                        .rows
+                        .push((key, value, diff));
                 }
             });
             facts.for_each(|capability, batch| {
                 let time = *capability.time();
-                applier.note(&capability.retain(0), time).facts.append(batch);
+                applier
+                    .note(&capability.retain(0), time)
+                    .facts
+                    .append(batch);
             });
             let started = Instant::now();
             let is_complete =
@@ -203,7 +220,9 @@ impl Applier {
     }
 
     fn note(&mut self, capability: &Capability<Time>, time: Time) -> &mut TickWork {
-        self.capabilities.entry(time).or_insert_with(|| capability.delayed(&time));
+        self.capabilities
+            .entry(time)
+            .or_insert_with(|| capability.delayed(&time));
         self.pending.entry(time).or_default()
     }
 
@@ -232,7 +251,10 @@ impl Applier {
         let current = self.current.as_mut().expect("set above");
         let mut shard = self.shard.borrow_mut();
         shard.set_observed(self.caches.borrow().wants_changes());
-        let (model, at) = (self.spec.model.as_ref().map(super::pipeline::ModelKind::id), current.at);
+        let (model, at) = (
+            self.spec.model.as_ref().map(super::pipeline::ModelKind::id),
+            current.at,
+        );
         let vector = |content: ContentHash| {
             let stored = self.table.borrow().get(model?, content, at)?;
             self.pipeline.vectors.get(stored)
@@ -242,7 +264,9 @@ impl Applier {
             let state = value.map(|value| self.spec.document(&key, &value));
             let is_deleted = state.is_none();
             let changes = shard.apply_document(at, &key, state, &vector);
-            current.changes.extend(changes.into_iter().map(|change| (change, is_deleted)));
+            current
+                .changes
+                .extend(changes.into_iter().map(|change| (change, is_deleted)));
             if started.elapsed() > budget {
                 record(started);
                 return None;
@@ -251,7 +275,9 @@ impl Applier {
         while let Some(content) = current.facts.pop_front() {
             if let Some(vector) = vector(content) {
                 let changes = shard.apply_vector(at, content, &vector);
-                current.changes.extend(changes.into_iter().map(|change| (change, false)));
+                current
+                    .changes
+                    .extend(changes.into_iter().map(|change| (change, false)));
             }
             if started.elapsed() > budget {
                 record(started);
@@ -281,7 +307,10 @@ fn consolidate(rows: Vec<(Key, DocVersion, isize)>) -> VecDeque<(Key, Option<Doc
         .filter_map(|(key, values)| {
             let mut changed = values.into_iter().filter(|(_, diff)| *diff != 0).peekable();
             changed.peek()?;
-            let live = changed.filter(|(_, diff)| *diff > 0).map(|(value, _)| value).last();
+            let live = changed
+                .filter(|(_, diff)| *diff > 0)
+                .map(|(value, _)| value)
+                .last();
             Some((key, live))
         })
         .collect()

@@ -13,13 +13,12 @@ use operators::chunk::{Chunker, ChunkingSpec, ModelTokens, TokenCounter, WordTok
 use operators::index::{Analyzer, BuilderHandle, DocumentState, Quantization, ShardChunk};
 
 use super::question::ProgramReply;
-use crate::definition::{
-    CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, ViewDef,
-};
+use crate::definition::{CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, ViewDef};
 use crate::sql::{FilterProgram, RowProgram, filter_program, view_program};
 
 /// Loads a model: from the weights of a declaration to an encoder.
-pub type ModelLoader = dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
+pub type ModelLoader =
+    dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
 
 /// Reads the bytes of stored vectors.
 pub trait VectorBytes: Send + Sync {
@@ -167,7 +166,14 @@ impl Pipeline {
         replies: Arc<dyn Fn(ProgramReply) + Send + Sync>,
     ) -> Self {
         let objects = RwLock::default();
-        Pipeline { objects, loader, builder, vectors, replies, memo: Arc::default() }
+        Pipeline {
+            objects,
+            loader,
+            builder,
+            vectors,
+            replies,
+            memo: Arc::default(),
+        }
     }
 
     /// Resolves a declaration and remembers it. Idempotent by id. Loads the model of a `CREATE
@@ -177,9 +183,10 @@ impl Pipeline {
             return Ok(declared);
         }
         let declared = match &object.definition {
-            Definition::Source(source) => {
-                Declared::Source { object: object.clone(), codec: codec(&source.schema) }
-            }
+            Definition::Source(source) => Declared::Source {
+                object: object.clone(),
+                codec: codec(&source.schema),
+            },
             Definition::Model(model) => {
                 let model = match model {
                     ModelDef::Column { dimensions } => ModelKind::Column {
@@ -188,7 +195,10 @@ impl Pipeline {
                     },
                     other => ModelKind::Encoder((self.loader)(&object.name, other)?),
                 };
-                Declared::Model { object: object.clone(), model }
+                Declared::Model {
+                    object: object.clone(),
+                    model,
+                }
             }
             Definition::View(view) => self.resolve_view(object, view)?,
             Definition::Index(index) => self.resolve_index(object, index)?,
@@ -196,7 +206,11 @@ impl Pipeline {
                 let Some(Declared::Index(index)) = self.by_name(&cache.index) else {
                     return Err(missing(&cache.index));
                 };
-                Declared::Cache { object: object.clone(), definition: cache.clone(), index }
+                Declared::Cache {
+                    object: object.clone(),
+                    definition: cache.clone(),
+                    index,
+                }
             }
         };
         let mut objects = self.objects.write().expect("no panic while held");
@@ -206,23 +220,38 @@ impl Pipeline {
 
     /// Forgets a declaration.
     pub fn unregister(&self, id: ObjectId) {
-        self.objects.write().expect("no panic while held").remove(&id);
+        self.objects
+            .write()
+            .expect("no panic while held")
+            .remove(&id);
     }
 
     /// A declaration by id.
     pub fn get(&self, id: ObjectId) -> Option<Declared> {
-        self.objects.read().expect("no panic while held").get(&id).cloned()
+        self.objects
+            .read()
+            .expect("no panic while held")
+            .get(&id)
+            .cloned()
     }
 
     /// A declaration by name.
     pub fn by_name(&self, name: &str) -> Option<Declared> {
         let objects = self.objects.read().expect("no panic while held");
-        objects.values().find(|declared| declared.object().name == name).cloned()
+        objects
+            .values()
+            .find(|declared| declared.object().name == name)
+            .cloned()
     }
 
     /// All declarations, in order of their ids.
     pub fn all(&self) -> Vec<Declared> {
-        self.objects.read().expect("no panic while held").values().cloned().collect()
+        self.objects
+            .read()
+            .expect("no panic while held")
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// The indexes that read a relation, through views too, each with the programs that lead from
@@ -231,14 +260,19 @@ impl Pipeline {
         let all = self.all();
         let mut out = Vec::new();
         for declared in &all {
-            let Declared::Index(index) = declared else { continue };
+            let Declared::Index(index) = declared else {
+                continue;
+            };
             let mut programs = Vec::new();
             let mut at = index.on;
             while at != source {
                 let view = all.iter().find_map(|declared| match declared {
-                    Declared::View { object, from, program, .. } if object.id == at => {
-                        Some((*from, Arc::clone(program)))
-                    }
+                    Declared::View {
+                        object,
+                        from,
+                        program,
+                        ..
+                    } if object.id == at => Some((*from, Arc::clone(program))),
                     _ => None,
                 });
                 let Some((from, program)) = view else { break };
@@ -253,9 +287,12 @@ impl Pipeline {
     }
 
     fn resolve_view(&self, object: &Object, view: &ViewDef) -> Result<Declared, WorldError> {
-        let from = self.by_name(&view.from).ok_or_else(|| missing(&view.from))?;
+        let from = self
+            .by_name(&view.from)
+            .ok_or_else(|| missing(&view.from))?;
         let input = from.codec().ok_or_else(|| missing(&view.from))?;
-        let program = view_program(view, input.schema()).map_err(|problem| broken(object, &problem))?;
+        let program =
+            view_program(view, input.schema()).map_err(|problem| broken(object, &problem))?;
         Ok(Declared::View {
             object: object.clone(),
             from: from.object().id,
@@ -276,10 +313,16 @@ impl Pipeline {
         };
         let position = |name: &str| codec.schema().position(name).ok_or_else(|| missing(name));
         let column = position(&index.column)?;
-        let include: Vec<usize> =
-            index.include.iter().map(|name| position(name)).collect::<Result<_, _>>()?;
+        let include: Vec<usize> = index
+            .include
+            .iter()
+            .map(|name| position(name))
+            .collect::<Result<_, _>>()?;
         let include_schema = Schema {
-            columns: include.iter().map(|i| codec.schema().columns[*i].clone()).collect(),
+            columns: include
+                .iter()
+                .map(|i| codec.schema().columns[*i].clone())
+                .collect(),
             key: Vec::new(),
         };
         let tokens: Arc<dyn TokenCounter> = match &model {
@@ -384,7 +427,8 @@ impl IndexSpec {
             }]),
             IndexedValue::Text(text) => {
                 let hash = ContentHash::of(text.as_bytes());
-                self.memo.get_or_cut((self.object.id, hash), || self.cut(text))
+                self.memo
+                    .get_or_cut((self.object.id, hash), || self.cut(text))
             }
         }
     }
@@ -445,7 +489,10 @@ impl IndexSpec {
 
     /// Whether the indexed column holds vectors.
     pub fn is_vector_column(&self) -> bool {
-        matches!(self.codec.schema().columns[self.column].sql_type, SqlType::Vector(_))
+        matches!(
+            self.codec.schema().columns[self.column].sql_type,
+            SqlType::Vector(_)
+        )
     }
 
     /// Compiles a filter over the included columns.
@@ -487,7 +534,13 @@ impl ChunkMemo {
         key: (ObjectId, ContentHash),
         cut: impl FnOnce() -> Arc<[ChunkPiece]>,
     ) -> Arc<[ChunkPiece]> {
-        if let Some(pieces) = self.inner.lock().expect("no panic while held").pieces.get(&key) {
+        if let Some(pieces) = self
+            .inner
+            .lock()
+            .expect("no panic while held")
+            .pieces
+            .get(&key)
+        {
             return Arc::clone(pieces);
         }
         let pieces = cut();

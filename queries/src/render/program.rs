@@ -68,7 +68,10 @@ impl WorkerProgram {
                 Fusion::Rrf => Scoring::Rrf,
             },
         };
-        let dimensions = index.model.as_ref().map_or(0, super::pipeline::ModelKind::dimensions);
+        let dimensions = index
+            .model
+            .as_ref()
+            .map_or(0, super::pipeline::ModelKind::dimensions);
         let config = CacheConfig {
             similarity: cache.similarity,
             ttl_micros: cache.ttl_micros,
@@ -81,8 +84,12 @@ impl WorkerProgram {
             ..CacheConfig::new(scoring, dimensions)
         };
         let indexes = self.indexes.borrow();
-        let host = indexes.get(&index.object.id).expect("an index outlives its caches");
-        host.caches.borrow_mut().install(id, config, at.saturating_sub(1));
+        let host = indexes
+            .get(&index.object.id)
+            .expect("an index outlives its caches");
+        host.caches
+            .borrow_mut()
+            .install(id, config, at.saturating_sub(1));
         metrics::gauge!("headwater_cache_lease_seconds").set(limits::LEASE_SECONDS as f64);
     }
 }
@@ -95,7 +102,10 @@ impl Program for WorkerProgram {
     fn install(&mut self, worker: &mut Worker, at: Time, id: ObjectId, object: &Object) {
         let declared = match self.pipeline.register(object) {
             Ok(declared) => declared,
-            Err(error) => panic!("\"{}\" was declared and cannot be rendered: {error}", object.name),
+            Err(error) => panic!(
+                "\"{}\" was declared and cannot be rendered: {error}",
+                object.name
+            ),
         };
         match declared {
             Declared::Source { .. } => {
@@ -104,19 +114,24 @@ impl Program for WorkerProgram {
             }
             Declared::View { from, program, .. } => {
                 let mut relations = self.relations.borrow_mut();
-                let base = relations.get_mut(&from).expect("a view's relation outlives it");
-                let view =
-                    relation::view(worker, &self.pipeline, id, &object.name, base, &program);
+                let base = relations
+                    .get_mut(&from)
+                    .expect("a view's relation outlives it");
+                let view = relation::view(worker, &self.pipeline, id, &object.name, base, &program);
                 relations.insert(id, view);
             }
             Declared::Model { .. } => {}
             Declared::Index(spec) => {
                 let mut relations = self.relations.borrow_mut();
-                let base = relations.get_mut(&spec.on).expect("an index's relation outlives it");
+                let base = relations
+                    .get_mut(&spec.on)
+                    .expect("an index's relation outlives it");
                 let index = index::index(worker, &self.pipeline, &spec, base, &self.facts, at);
                 self.indexes.borrow_mut().insert(id, index);
             }
-            Declared::Cache { definition, index, .. } => {
+            Declared::Cache {
+                definition, index, ..
+            } => {
                 self.install_cache(at, id, &definition, &index);
             }
         }
@@ -145,12 +160,18 @@ impl Program for WorkerProgram {
             if let Some(vector) = vector {
                 self.pipeline.vectors.note(fact.at, vector);
             }
-            self.facts.borrow_mut().add(fact.model, fact.content, fact.at, tick.at);
+            self.facts
+                .borrow_mut()
+                .add(fact.model, fact.content, fact.at, tick.at);
         }
         let mut relations = self.relations.borrow_mut();
         for (source, changes) in &tick.changes {
-            let Some(relation) = relations.get_mut(source) else { continue };
-            let Some(input) = relation.input.as_mut() else { continue };
+            let Some(relation) = relations.get_mut(source) else {
+                continue;
+            };
+            let Some(input) = relation.input.as_mut() else {
+                continue;
+            };
             input.advance_to(tick.at);
             for change in changes.iter().filter(|change| self.owns(&change.key)) {
                 let version = change.version;
@@ -164,10 +185,18 @@ impl Program for WorkerProgram {
             }
         }
         for index in self.indexes.borrow_mut().values_mut() {
-            let model = index.spec.model.as_ref().map(super::pipeline::ModelKind::id);
+            let model = index
+                .spec
+                .model
+                .as_ref()
+                .map(super::pipeline::ModelKind::id);
             if let Some(facts) = index.facts.as_mut() {
                 facts.advance_to(tick.at);
-                for (fact, _) in tick.vectors.iter().filter(|(fact, _)| Some(fact.model) == model) {
+                for (fact, _) in tick
+                    .vectors
+                    .iter()
+                    .filter(|(fact, _)| Some(fact.model) == model)
+                {
                     facts.send(fact.content);
                 }
                 facts.advance_to(tick.at + 1);
@@ -184,9 +213,11 @@ impl Program for WorkerProgram {
 
     fn ask(&mut self, worker: &mut Worker, at: Time, questions: &[(QuestionId, Question)]) {
         let installed = worker.installed_dataflows();
-        self.asked.retain(|(dataflow, _)| installed.contains(dataflow));
+        self.asked
+            .retain(|(dataflow, _)| installed.contains(dataflow));
         let dataflow = ask::install(worker, &self.readers, at, questions);
-        self.asked.push((dataflow, questions.iter().map(|(id, _)| *id).collect()));
+        self.asked
+            .push((dataflow, questions.iter().map(|(id, _)| *id).collect()));
     }
 
     fn cancel(&mut self, worker: &mut Worker, question: QuestionId) {

@@ -140,7 +140,11 @@ pub type EntryAnswer = EntryView;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Partial {
     Rows(Vec<(Key, DocVersion)>),
-    Candidates { candidates: Vec<Candidate>, statistics: Statistics, pending: u64 },
+    Candidates {
+        candidates: Vec<Candidate>,
+        statistics: Statistics,
+        pending: u64,
+    },
     Documents(Vec<DocumentAnswer>),
     Missing(Vec<MissingChunk>),
     Sizes(u64, ShardSizes),

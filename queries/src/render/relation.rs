@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::AsCollection;
-use differential_dataflow::operators::arrange::upsert::arrange_from_upsert;
 use differential_dataflow::operators::arrange::TraceAgent;
+use differential_dataflow::operators::arrange::upsert::arrange_from_upsert;
 use differential_dataflow::trace::TraceReader;
 use differential_dataflow::trace::implementations::{ValBuilder, ValSpine};
 use engine::error::DataError;
@@ -49,7 +49,8 @@ impl Relation {
     ///
     /// Reads filter by time themselves, so physical compaction need not keep batch boundaries.
     pub(super) fn allow_compaction(&mut self, since: Time) {
-        self.documents.set_logical_compaction(AntichainRef::new(&[since]));
+        self.documents
+            .set_logical_compaction(AntichainRef::new(&[since]));
         let upper = self.probe.with_frontier(|frontier| frontier.to_owned());
         self.documents.set_physical_compaction(upper.borrow());
     }
@@ -71,7 +72,12 @@ pub(super) fn source(worker: &mut Worker, name: &str, at: Time) -> Relation {
         (input, arranged.trace)
     });
     input.advance_to(at);
-    Relation { documents, probe, input: Some(input), dataflow }
+    Relation {
+        documents,
+        probe,
+        input: Some(input),
+        dataflow,
+    }
 }
 
 /// Renders a view over a relation.
@@ -89,7 +95,9 @@ pub(super) fn view(
     let errors = Arc::clone(pipeline);
     let documents = worker.dataflow_named(name, |scope| {
         let (rows, _button) = from.documents.import_frontier(scope, name);
-        let rows = rows.as_collection(|key, value| (key.clone(), value.clone())).inner;
+        let rows = rows
+            .as_collection(|key, value| (key.clone(), value.clone()))
+            .inner;
         let applied = rows.unary(Local, "Program", |_, _| {
             move |input, output| {
                 input.for_each(|time, batch| {
@@ -102,14 +110,24 @@ pub(super) fn view(
         applied.inspect(move |((key, result), _, diff)| {
             if let Err(error) = result {
                 let (key, error, diff) = (key.clone(), error.clone(), *diff as i64);
-                (errors.replies)(ProgramReply::RowError { relation: id, key, error, diff });
+                (errors.replies)(ProgramReply::RowError {
+                    relation: id,
+                    key,
+                    error,
+                    diff,
+                });
             }
         });
         let arranged = good.as_collection().arrange_by_key_named(name);
         arranged.stream.probe_with(&mut probe);
         arranged.trace
     });
-    Relation { documents, probe, input: None, dataflow }
+    Relation {
+        documents,
+        probe,
+        input: None,
+        dataflow,
+    }
 }
 
 type Update<T> = ((Key, T), Time, isize);
@@ -119,7 +137,10 @@ fn apply(
     program: &RowProgram,
     batch: Vec<Update<DocVersion>>,
 ) -> Vec<Update<Result<DocVersion, DataError>>> {
-    let rows: Vec<_> = batch.iter().map(|((_, value), _, _)| value.row.clone()).collect();
+    let rows: Vec<_> = batch
+        .iter()
+        .map(|((_, value), _, _)| value.row.clone())
+        .collect();
     // Volatile functions are refused in views, so any time will do for `now()`.
     let results = program.apply(&rows, 0);
     let paired = batch.into_iter().zip(results);

@@ -17,7 +17,11 @@ struct Forget<'a>(&'a Inner, u64);
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        self.0.waiting.lock().expect("no panic while held").remove(&self.1);
+        self.0
+            .waiting
+            .lock()
+            .expect("no panic while held")
+            .remove(&self.1);
     }
 }
 
@@ -41,7 +45,10 @@ impl Inner {
             at,
             timeout,
             |id| {
-                waiting.lock().expect("no panic while held").insert(id, send);
+                waiting
+                    .lock()
+                    .expect("no panic while held")
+                    .insert(id, send);
                 Some(question)
             },
             Box::new(move |result| {
@@ -49,9 +56,16 @@ impl Inner {
             }),
         );
         let forget = Forget(self, guard.id());
-        let at = accepted.await.map_err(|_| stopping())?.map_err(ask_problem)?;
+        let at = accepted
+            .await
+            .map_err(|_| stopping())?
+            .map_err(ask_problem)?;
         let answer = receive.await.map_err(|_| {
-            Problem::new(503, "not-ready", "the question was cancelled: its collection was dropped")
+            Problem::new(
+                503,
+                "not-ready",
+                "the question was cancelled: its collection was dropped",
+            )
         })?;
         drop(forget);
         guard.done();
@@ -85,11 +99,8 @@ impl Inner {
         at_least: Option<&AtLeast>,
     ) -> Reply<AskTime> {
         match (as_of, at_least) {
-            (Some(_), Some(_)) => {
-                Err(Problem::invalid("as_of and at_least exclude each other").hint(
-                    "as_of names one time; at_least waits for the newest time that has a write",
-                ))
-            }
+            (Some(_), Some(_)) => Err(Problem::invalid("as_of and at_least exclude each other")
+                .hint("as_of names one time; at_least waits for the newest time that has a write")),
             (Some(AsOf::Time(at)), None) => Ok(AskTime::At(*at)),
             (Some(AsOf::Text(text)), None) => {
                 let at: jiff::Timestamp = text.parse().map_err(|_| {
@@ -107,7 +118,10 @@ impl Inner {
                 Ok(AskTime::After(vec![token]))
             }
             (None, Some(AtLeast::Position(position))) => {
-                let source = position.get("source").and_then(|s| s.as_str()).unwrap_or("?");
+                let source = position
+                    .get("source")
+                    .and_then(|s| s.as_str())
+                    .unwrap_or("?");
                 Err(Problem::not_supported(format!(
                     "at_least by position: source \"{source}\" has no offsets or LSNs"
                 ))
@@ -119,8 +133,10 @@ impl Inner {
 }
 
 fn bad_token(token: &str) -> Problem {
-    Problem::invalid(format!("at_least: \"{token}\" is not a token of this server"))
-        .expected("the Headwater-Token of a reply")
+    Problem::invalid(format!(
+        "at_least: \"{token}\" is not a token of this server"
+    ))
+    .expected("the Headwater-Token of a reply")
 }
 
 fn stopping() -> Problem {

@@ -37,7 +37,9 @@ impl Backend for Service {
         // A store that has begun is decided even when its caller goes away.
         let inner = Arc::clone(&self.inner);
         let stored = tokio::spawn(async move { inner.cache_store(&cache, request).await });
-        stored.await.unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
+        stored
+            .await
+            .unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
     }
 
     async fn entry(&self, cache: String, entry: String) -> Reply<Json> {
@@ -54,7 +56,9 @@ impl Backend for Service {
         after: Option<String>,
         wait_ms: u64,
     ) -> Reply<Vec<(String, String, Json)>> {
-        self.inner.cache_event_list(&cache, after.as_deref(), wait_ms).await
+        self.inner
+            .cache_event_list(&cache, after.as_deref(), wait_ms)
+            .await
     }
 
     async fn dead_letters(

@@ -56,14 +56,19 @@ pub(super) struct CacheDesk {
 impl CacheDesk {
     /// Forgets a dropped cache.
     pub(super) fn forget(&self, cache: ObjectId) {
-        self.desks.lock().expect("no panic while held").remove(&cache);
+        self.desks
+            .lock()
+            .expect("no panic while held")
+            .remove(&cache);
     }
 
     /// Ids unique over restarts: microseconds of the first use, then counting.
     fn fresh(&self, now: Time) -> u64 {
-        let seen = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-            Some(last.max(now) + 1)
-        });
+        let seen = self
+            .next
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                Some(last.max(now) + 1)
+            });
         seen.map_or(now, |last| last.max(now) + 1)
     }
 
@@ -97,9 +102,15 @@ struct Cache {
 impl Inner {
     fn cache(&self, name: &str) -> Reply<Cache> {
         match self.pipeline.by_name(name) {
-            Some(Declared::Cache { object, definition, index }) => {
-                Ok(Cache { id: object.id, definition, index })
-            }
+            Some(Declared::Cache {
+                object,
+                definition,
+                index,
+            }) => Ok(Cache {
+                id: object.id,
+                definition,
+                index,
+            }),
             _ => Err(Problem::not_found(format!("there is no cache \"{name}\""))
                 .hint("SHOW CACHES lists them")),
         }
@@ -127,7 +138,10 @@ impl Inner {
         };
         metrics::histogram!("headwater_question_seconds", "kind" => "lookup")
             .record(started.elapsed().as_secs_f64());
-        let LookupAnswer { outcome, search: searched } = *answer;
+        let LookupAnswer {
+            outcome,
+            search: searched,
+        } = *answer;
         if let Some(hit) = outcome.hit {
             return Ok(self.hit(&cache, at, hit));
         }
@@ -138,23 +152,47 @@ impl Inner {
         metrics::counter!("headwater_cache_misses_total").increment(1);
         let lease = LeaseId(self.caches.fresh(self.engine.clock().now_micros()));
         let retrieval = retrieval(at, &cache.definition, &search, &searched);
-        let operation = CacheOp::Lease { lease, question: Arc::new(question), retrieval };
+        let operation = CacheOp::Lease {
+            lease,
+            question: Arc::new(question),
+            retrieval,
+        };
         self.operate(cache.id, operation);
-        let hits = searched.merged.hits.iter().map(|hit| show(&cache.index, hit, None)).collect();
-        Ok(LookupReply::Miss { hit: false, lease: lease.to_string(), as_of: at, hits, near_miss })
+        let hits = searched
+            .merged
+            .hits
+            .iter()
+            .map(|hit| show(&cache.index, hit, None))
+            .collect();
+        Ok(LookupReply::Miss {
+            hit: false,
+            lease: lease.to_string(),
+            as_of: at,
+            hits,
+            near_miss,
+        })
     }
 
     fn hit(&self, cache: &Cache, at: Time, hit: CacheHit) -> LookupReply {
         metrics::counter!("headwater_cache_hits_total").increment(1);
         self.operate(cache.id, CacheOp::Touch { entry: hit.entry });
-        self.caches.add(cache.id, at, "hit", json!({"entry": hit.entry.to_string(), "at": at}));
+        self.caches.add(
+            cache.id,
+            at,
+            "hit",
+            json!({"entry": hit.entry.to_string(), "at": at}),
+        );
         self.caches.changed.notify_waiters();
         let source = &cache.index.definition.source;
         LookupReply::Hit {
             hit: true,
             entry: hit.entry.to_string(),
             answer: serde_json::from_str(&hit.answer).unwrap_or(Json::Null),
-            citations: hit.citations.iter().map(|cited| citation(source, cited)).collect(),
+            citations: hit
+                .citations
+                .iter()
+                .map(|cited| citation(source, cited))
+                .collect(),
             as_of: at,
             similarity: hit.similarity,
             stored_at: hit.stored_at,
@@ -173,16 +211,23 @@ impl Inner {
             ..SearchRequest::default()
         };
         let text = Some(&*request.question);
-        let prepared =
-            self.prepare_question(&cache.index, text, None, &search, cache.definition.k).await?;
+        let prepared = self
+            .prepare_question(&cache.index, text, None, &search, cache.definition.k)
+            .await?;
         if let Some(why) = prepared.degraded.first() {
             // Half a retrieval must not be remembered as a whole one.
             return Err(Problem::new(503, "encoder-unavailable", why.clone())
                 .with("retry_after_seconds", 1));
         }
         let parameters = serde_json::to_string(&request.parameters).expect("plain JSON");
-        let terms = prepared.question.terms.iter().flat_map(|terms| terms.iter());
-        let terms = terms.flat_map(|(term, n)| std::iter::repeat_n(term.0, *n as usize)).collect();
+        let terms = prepared
+            .question
+            .terms
+            .iter()
+            .flat_map(|terms| terms.iter());
+        let terms = terms
+            .flat_map(|(term, n)| std::iter::repeat_n(term.0, *n as usize))
+            .collect();
         let question = CacheQuestion {
             text: request.question.clone(),
             vector: prepared.question.vector.clone(),
@@ -224,13 +269,31 @@ impl Inner {
         let (send, receive) = oneshot::channel();
         {
             let mut desks = self.caches.desks.lock().expect("no panic while held");
-            desks.entry(cache.id).or_default().deciding.entry(lease).or_default().push(send);
+            desks
+                .entry(cache.id)
+                .or_default()
+                .deciding
+                .entry(lease)
+                .or_default()
+                .push(send);
         }
         let entry = EntryId(self.caches.fresh(self.engine.clock().now_micros()));
-        self.operate(cache.id, CacheOp::Store { lease, entry, answer: answer.into(), citations });
+        self.operate(
+            cache.id,
+            CacheOp::Store {
+                lease,
+                entry,
+                answer: answer.into(),
+                citations,
+            },
+        );
         let decided = tokio::time::timeout(PATIENCE, receive).await;
         let Ok(Ok((at, decision))) = decided else {
-            return Err(Problem::new(503, "not-ready", "the store was not decided in time"));
+            return Err(Problem::new(
+                503,
+                "not-ready",
+                "the store was not decided in time",
+            ));
         };
         match decision {
             Ok(entry) => {
@@ -238,7 +301,10 @@ impl Inner {
                 let sealed = AskTime::NotBefore(at);
                 let reached = self.reach(vec![cache.id], sealed, PATIENCE).await;
                 let as_of = reached.map_err(ask_problem)?;
-                Ok(StoreReply { entry: entry.to_string(), as_of: as_of.max(at) })
+                Ok(StoreReply {
+                    entry: entry.to_string(),
+                    as_of: as_of.max(at),
+                })
             }
             Err(Refusal::Gone) => Err(gone(&request.lease)),
             Err(Refusal::AlreadyStored(entry)) => Err(Problem::new(
@@ -259,14 +325,21 @@ impl Inner {
         let (send, receive) = oneshot::channel();
         let operation = CacheOp::Forget { entry: id };
         self.engine.operate(
-            Operation::Cache { cache: cache.id, operation },
+            Operation::Cache {
+                cache: cache.id,
+                operation,
+            },
             Box::new(move |at| {
                 let _ = send.send(at);
             }),
         );
-        let at = receive.await.map_err(|_| Problem::new(503, "not-ready", "stopping"))?;
+        let at = receive
+            .await
+            .map_err(|_| Problem::new(503, "not-ready", "stopping"))?;
         let sealed = AskTime::NotBefore(at);
-        self.reach(vec![cache.id], sealed, PATIENCE).await.map_err(ask_problem)?;
+        self.reach(vec![cache.id], sealed, PATIENCE)
+            .await
+            .map_err(ask_problem)?;
         Ok(json!({"entry": entry, "cause": "manual", "at": at}))
     }
 
@@ -275,7 +348,9 @@ impl Inner {
         let cache = self.cache(name)?;
         let id = EntryId::parse(entry).ok_or_else(|| no_entry(name, entry))?;
         let ask = Question::Entries { cache: cache.id };
-        let (at, answer) = self.ask(vec![cache.id], AskTime::Newest, PATIENCE, ask).await?;
+        let (at, answer) = self
+            .ask(vec![cache.id], AskTime::Newest, PATIENCE, ask)
+            .await?;
         let Answer::Entries(entries) = answer else {
             unreachable!("entries are answered by entries");
         };
@@ -292,7 +367,9 @@ impl Inner {
             }));
         }
         let desks = self.caches.desks.lock().expect("no panic while held");
-        let retracted = desks.get(&cache.id).and_then(|desk| desk.retracted.get(&id));
+        let retracted = desks
+            .get(&cache.id)
+            .and_then(|desk| desk.retracted.get(&id));
         let (when, death) = retracted.ok_or_else(|| no_entry(name, entry))?;
         let mut shown = shown_death(source, death);
         shown.insert("entry".to_owned(), Json::from(entry));
@@ -317,10 +394,12 @@ impl Inner {
             let found = {
                 let desks = self.caches.desks.lock().expect("no panic while held");
                 let events = desks.get(&cache.id).map(|desk| &desk.events);
-                let later = events.into_iter().flatten().filter(|(at, ..)| after.is_none_or(|a| *at > a));
-                let shown = later.map(|((at, n), name, data)| {
-                    (format!("{at}/{n}"), name.clone(), data.clone())
-                });
+                let later = events
+                    .into_iter()
+                    .flatten()
+                    .filter(|(at, ..)| after.is_none_or(|a| *at > a));
+                let shown = later
+                    .map(|((at, n), name, data)| (format!("{at}/{n}"), name.clone(), data.clone()));
                 shown.collect::<Vec<_>>()
             };
             if !found.is_empty() || tokio::time::timeout_at(deadline, changed).await.is_err() {
@@ -338,9 +417,10 @@ impl Inner {
         let ask = Question::Entries { cache: id };
         let (at, answer) = self.ask(vec![id], at, PATIENCE, ask).await?;
         match answer {
-            Answer::Entries(entries) => {
-                Ok((at, entries.into_iter().filter(|entry| entry.is_live).collect()))
-            }
+            Answer::Entries(entries) => Ok((
+                at,
+                entries.into_iter().filter(|entry| entry.is_live).collect(),
+            )),
             _ => unreachable!("entries are answered by entries"),
         }
     }
@@ -349,21 +429,33 @@ impl Inner {
     pub(super) fn retractions(&self) -> Vec<(ObjectId, EntryId, Time, Death)> {
         let desks = self.caches.desks.lock().expect("no panic while held");
         let all = desks.iter().flat_map(|(id, desk)| {
-            desk.retracted.iter().map(|(entry, (at, death))| (*id, *entry, *at, death.clone()))
+            desk.retracted
+                .iter()
+                .map(|(entry, (at, death))| (*id, *entry, *at, death.clone()))
         });
         all.collect()
     }
 
     fn operate(&self, cache: ObjectId, operation: CacheOp) {
-        self.engine.operate(Operation::Cache { cache, operation }, Box::new(|_| {}));
+        self.engine
+            .operate(Operation::Cache { cache, operation }, Box::new(|_| {}));
     }
 
     /// Events from the dataflow: decisions to those who wait, rechecks to the index.
     pub(super) fn cache_events(self_: &Arc<Inner>, cache: ObjectId, events: Vec<CacheEvent>) {
-        let Some(Declared::Cache { object, definition, index }) = self_.pipeline.get(cache) else {
+        let Some(Declared::Cache {
+            object,
+            definition,
+            index,
+        }) = self_.pipeline.get(cache)
+        else {
             return;
         };
-        let resolved = Arc::new(Cache { id: object.id, definition, index });
+        let resolved = Arc::new(Cache {
+            id: object.id,
+            definition,
+            index,
+        });
         for event in events {
             let entry = event.entry.map(|entry| entry.to_string());
             match event.kind {
@@ -408,7 +500,8 @@ impl Inner {
         let mut data = shown_death(&cache.index.definition.source, &death);
         data.insert("entry".to_owned(), Json::from(entry.to_string()));
         data.insert("at".to_owned(), Json::from(at));
-        self.caches.add(cache.id, at, "retracted", Json::Object(data));
+        self.caches
+            .add(cache.id, at, "retracted", Json::Object(data));
         let mut desks = self.caches.desks.lock().expect("no panic while held");
         let retracted = &mut desks.entry(cache.id).or_default().retracted;
         retracted.insert(entry, (at, death));
@@ -419,7 +512,9 @@ impl Inner {
 
     fn decide(&self, cache: ObjectId, lease: LeaseId, decision: Decision) {
         let mut desks = self.caches.desks.lock().expect("no panic while held");
-        let waiting = desks.get_mut(&cache).and_then(|desk| desk.deciding.remove(&lease));
+        let waiting = desks
+            .get_mut(&cache)
+            .and_then(|desk| desk.deciding.remove(&lease));
         for sender in waiting.into_iter().flatten() {
             let _ = sender.send(decision.clone());
         }
@@ -428,18 +523,28 @@ impl Inner {
     /// Runs a suspect entry's question again.
     async fn recheck(&self, cache: &Cache, lease: LeaseId, at: Time, question: &CacheQuestion) {
         let terms = question.terms.iter().fold(Vec::new(), |mut counted, term| {
-            match counted.iter_mut().find(|(known, _): &&mut (operators::index::Term, u32)| {
-                known.0 == *term
-            }) {
+            match counted
+                .iter_mut()
+                .find(|(known, _): &&mut (operators::index::Term, u32)| known.0 == *term)
+            {
                 Some((_, n)) => *n += 1,
                 None => counted.push((operators::index::Term(*term), 1)),
             }
             counted
         });
-        let request = SearchRequest { exact: cache.definition.exact, ..SearchRequest::default() };
+        let request = SearchRequest {
+            exact: cache.definition.exact,
+            ..SearchRequest::default()
+        };
         let k = cache.definition.k;
         // A vector of its own needs no encoder: a recheck never waits for a model.
-        let prepared = self.prepare_question(&cache.index, Some(&question.text), question.vector.as_deref(), &request, k);
+        let prepared = self.prepare_question(
+            &cache.index,
+            Some(&question.text),
+            question.vector.as_deref(),
+            &request,
+            k,
+        );
         let Ok(prepared) = prepared.await else { return };
         let mut shard_question = prepared.question;
         if shard_question.terms.is_some() {
@@ -455,7 +560,13 @@ impl Inner {
         let answered = self.ask(over, AskTime::NotBefore(at), PATIENCE, ask).await;
         if let Ok((read_at, Answer::Search(answer))) = answered {
             let retrieval = retrieval(read_at, &cache.definition, &search, &answer);
-            self.operate(cache.id, CacheOp::Recheck { watch: lease, retrieval });
+            self.operate(
+                cache.id,
+                CacheOp::Recheck {
+                    watch: lease,
+                    retrieval,
+                },
+            );
         }
     }
 }
@@ -482,11 +593,19 @@ fn retrieval(
         read_at: at,
         list: list.collect(),
         k: cache.k,
-        best_outsider: merged.outsider.into_iter().chain(merged.ceiling).reduce(f64::max),
+        best_outsider: merged
+            .outsider
+            .into_iter()
+            .chain(merged.ceiling)
+            .reduce(f64::max),
         statistics: Statistics {
             chunks: answer.statistics.chunks,
             length: answer.statistics.length,
-            df: terms.iter().map(|term| term.0).zip(frequencies.copied()).collect(),
+            df: terms
+                .iter()
+                .map(|term| term.0)
+                .zip(frequencies.copied())
+                .collect(),
         },
     }
 }
@@ -494,14 +613,22 @@ fn retrieval(
 fn scope(cache: &Cache, parameters: &str) -> Vec<u8> {
     // Tenant and principal are `local` until credentials exist; they come first, so that adding
     // them changes no layout.
-    format!("local\0local\0{}\0{}\0{parameters}", cache.index.object.id, cache.id).into_bytes()
+    format!(
+        "local\0local\0{}\0{}\0{parameters}",
+        cache.index.object.id, cache.id
+    )
+    .into_bytes()
 }
 
 fn citation(source: &str, cited: &(ChunkId, engine::model::Key, u64)) -> Citation {
     let (chunk, key, version) = cited;
     Citation {
         chunk: chunk.to_string(),
-        document: DocumentRef { source: source.to_owned(), key: key.to_json(), version: *version },
+        document: DocumentRef {
+            source: source.to_owned(),
+            key: key.to_json(),
+            version: *version,
+        },
     }
 }
 
@@ -524,8 +651,12 @@ fn shown_death(source: &str, death: &Death) -> Map<String, Json> {
 }
 
 fn gone(lease: &str) -> Problem {
-    Problem::new(410, "lease-expired", format!("lease \"{lease}\" expired or never was"))
-        .hint("look up again: a lease lives 5 minutes")
+    Problem::new(
+        410,
+        "lease-expired",
+        format!("lease \"{lease}\" expired or never was"),
+    )
+    .hint("look up again: a lease lives 5 minutes")
 }
 
 fn no_entry(cache: &str, entry: &str) -> Problem {
@@ -536,15 +667,23 @@ fn no_longer_true(cache: &Cache, death: &Death) -> Problem {
     Problem::new(
         409,
         "no-longer-true",
-        format!("what the lease saw is no longer true: {}", death.cause.as_str()),
+        format!(
+            "what the lease saw is no longer true: {}",
+            death.cause.as_str()
+        ),
     )
     .with("cause", death.cause.as_str())
-    .with("documents", documents(&cache.index.definition.source, death))
+    .with(
+        "documents",
+        documents(&cache.index.definition.source, death),
+    )
     .hint("look up again and answer from the new hits")
 }
 
 fn parse_position(text: &str) -> Reply<(Time, u32)> {
-    let parsed = text.split_once('/').and_then(|(at, n)| Some((at.parse().ok()?, n.parse().ok()?)));
+    let parsed = text
+        .split_once('/')
+        .and_then(|(at, n)| Some((at.parse().ok()?, n.parse().ok()?)));
     parsed.ok_or_else(|| {
         Problem::invalid(format!("\"{text}\" is not an event id")).expected("T/n, as in `id:`")
     })

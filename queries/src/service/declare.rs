@@ -29,12 +29,16 @@ pub(super) struct RunningSource {
 
 impl CatalogView for Inner {
     fn object(&self, name: &str) -> Option<Object> {
-        self.pipeline.by_name(name).map(|declared| declared.object().clone())
+        self.pipeline
+            .by_name(name)
+            .map(|declared| declared.object().clone())
     }
 
     fn names(&self) -> Vec<String> {
         let all = self.pipeline.all();
-        all.iter().map(|declared| declared.object().name.clone()).collect()
+        all.iter()
+            .map(|declared| declared.object().name.clone())
+            .collect()
     }
 }
 
@@ -62,8 +66,12 @@ impl Inner {
             .map_err(|error| world_problem(&object.name, &error))?;
         let retain = self.retains(&object);
         let is_collection = !matches!(object.definition, Definition::Model(_));
-        let change =
-            CatalogChange::Install { id, object: object.clone(), is_collection, retain };
+        let change = CatalogChange::Install {
+            id,
+            object: object.clone(),
+            is_collection,
+            retain,
+        };
         let at = match self.declare(change).await {
             Ok(at) => at,
             Err(problem) => {
@@ -73,7 +81,9 @@ impl Inner {
         };
         if is_collection {
             let sealed = AskTime::NotBefore(at);
-            self.reach(vec![id], sealed, PATIENCE).await.map_err(ask_problem)?;
+            self.reach(vec![id], sealed, PATIENCE)
+                .await
+                .map_err(ask_problem)?;
         }
         if let Definition::Source(source) = &object.definition {
             self.start_source(id, &object.name, source);
@@ -87,7 +97,9 @@ impl Inner {
     /// Drops objects, dependents first.
     pub(super) async fn drop_objects(self: &Arc<Self>, names: &[String]) -> Reply<()> {
         for name in names {
-            let Some(declared) = self.pipeline.by_name(name) else { continue };
+            let Some(declared) = self.pipeline.by_name(name) else {
+                continue;
+            };
             let id = declared.object().id;
             self.stop_source(id);
             self.caches.forget(id);
@@ -171,14 +183,26 @@ impl Inner {
                 tracing::error!(source = source_name, %error, "the source stopped");
             }
         };
-        let thread = std::thread::Builder::new().name(format!("source-{name}")).spawn(body);
+        let thread = std::thread::Builder::new()
+            .name(format!("source-{name}"))
+            .spawn(body);
         let thread = thread.expect("the operating system gives a thread");
-        let running = RunningSource { stop, thread: Some(thread) };
-        self.sources.lock().expect("no panic while held").insert(id, running);
+        let running = RunningSource {
+            stop,
+            thread: Some(thread),
+        };
+        self.sources
+            .lock()
+            .expect("no panic while held")
+            .insert(id, running);
     }
 
     fn stop_source(&self, id: ObjectId) {
-        let source = self.sources.lock().expect("no panic while held").remove(&id);
+        let source = self
+            .sources
+            .lock()
+            .expect("no panic while held")
+            .remove(&id);
         if let Some(mut source) = source {
             source.stop.store(true, Ordering::Relaxed);
             if let Some(thread) = source.thread.take() {
@@ -194,7 +218,10 @@ impl Inner {
             source.stop.store(true, Ordering::Relaxed);
         }
         let deadline = std::time::Instant::now() + Duration::from_secs(2);
-        for thread in sources.into_values().filter_map(|mut source| source.thread.take()) {
+        for thread in sources
+            .into_values()
+            .filter_map(|mut source| source.thread.take())
+        {
             while !thread.is_finished() && std::time::Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -205,5 +232,9 @@ impl Inner {
 /// A world that failed while something was declared.
 fn world_problem(name: &str, error: &WorldError) -> Problem {
     let problem = Problem::new(503, "unavailable", format!("\"{name}\": {error}"));
-    if error.is_transient() { problem.hint("try again") } else { problem }
+    if error.is_transient() {
+        problem.hint("try again")
+    } else {
+        problem
+    }
 }

@@ -15,7 +15,10 @@ impl Inner {
     pub(super) async fn read_document(&self, request: DocumentRequest) -> Reply<DocumentReply> {
         let Some(Declared::Source { object, codec }) = self.pipeline.by_name(&request.source)
         else {
-            return Err(Problem::not_found(format!("there is no source \"{}\"", request.source)));
+            return Err(Problem::not_found(format!(
+                "there is no source \"{}\"",
+                request.source
+            )));
         };
         let key = Key::from_json(&request.key);
         let readers = self.pipeline.readers(object.id);
@@ -23,9 +26,14 @@ impl Inner {
         over.extend(readers.iter().map(|(index, _)| index.object.id));
         let at = self.ask_time(request.as_of.as_ref(), None)?;
         // One time for all: hold it over everything that is read.
-        let rows = Question::Rows { collection: object.id, key: Some(key.clone()) };
+        let rows = Question::Rows {
+            collection: object.id,
+            key: Some(key.clone()),
+        };
         let (at, answer) = self.ask(over, at, PATIENCE, rows).await?;
-        let Answer::Rows(rows) = answer else { unreachable!("rows are answered by rows") };
+        let Answer::Rows(rows) = answer else {
+            unreachable!("rows are answered by rows")
+        };
         let mut body = Map::new();
         body.insert("source".to_owned(), Json::from(request.source.clone()));
         body.insert("key".to_owned(), key.to_json());
@@ -43,7 +51,10 @@ impl Inner {
         body.insert("row".to_owned(), row_json(&codec, &version.row));
         let mut indexes = Map::new();
         for (index, _) in &readers {
-            let question = Question::Document { index: index.object.id, key: key.clone() };
+            let question = Question::Document {
+                index: index.object.id,
+                key: key.clone(),
+            };
             let id = vec![index.object.id];
             let (_, answer) = self.ask(id, AskTime::At(at), PATIENCE, question).await?;
             let Answer::Documents(documents) = answer else {
@@ -76,7 +87,9 @@ pub(super) fn row_json(codec: &RowCodec, row: &engine::model::Row) -> Json {
     let values = codec.unpack(row);
     let columns = codec.schema().columns.iter().zip(&values);
     Json::Object(
-        columns.map(|(column, value)| (column.name.clone(), value.to_json(column.sql_type))).collect(),
+        columns
+            .map(|(column, value)| (column.name.clone(), value.to_json(column.sql_type)))
+            .collect(),
     )
 }
 

@@ -41,9 +41,16 @@ impl Inner {
 async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize> {
     let inner = inner.upgrade()?;
     let id = index.object.id;
-    let question = Question::Missing { index: id, limit: FILL_CHUNKS };
-    let asked = inner.ask(vec![id], AskTime::Newest, PATIENCE, question).await;
-    let Ok((_, Answer::Missing(missing))) = asked else { return None };
+    let question = Question::Missing {
+        index: id,
+        limit: FILL_CHUNKS,
+    };
+    let asked = inner
+        .ask(vec![id], AskTime::Newest, PATIENCE, question)
+        .await;
+    let Ok((_, Answer::Missing(missing))) = asked else {
+        return None;
+    };
     let model = index.model.as_ref()?;
     let mut texts: HashMap<ContentHash, Arc<str>> = HashMap::new();
     for chunk in &missing {
@@ -55,13 +62,21 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize
                 at,
             }),
             None => {
-                texts.entry(chunk.content).or_insert_with(|| chunk.text.as_str().into());
+                texts
+                    .entry(chunk.content)
+                    .or_insert_with(|| chunk.text.as_str().into());
             }
         }
     }
     if let ModelKind::Encoder(encoder) = model {
         let announcer = inner.engine.announcer();
-        super::prepare::request(&inner.embed, encoder.id(), texts, Priority::Bulk, &announcer);
+        super::prepare::request(
+            &inner.embed,
+            encoder.id(),
+            texts,
+            Priority::Bulk,
+            &announcer,
+        );
         Some(missing.len())
     } else {
         // A column's vector comes with its row.

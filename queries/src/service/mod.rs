@@ -38,9 +38,7 @@ use tokio::sync::oneshot;
 
 use crate::api::PushLine;
 use crate::definition::{Definition, ModelDef, SourceDef};
-use crate::render::{
-    Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram,
-};
+use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;
 use declare::RunningSource;
 use prepare::PipelinePreparer;
@@ -58,8 +56,7 @@ pub struct DecodedPush {
 }
 
 /// Loads a model by name and definition.
-pub type LoadModel =
-    dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
+pub type LoadModel = dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
 /// Makes the reader of a source; `None` for one that is pushed to.
 pub type Connect =
     dyn Fn(&SourceDef, &str) -> Result<Option<Box<dyn Source>>, WorldError> + Send + Sync;
@@ -167,7 +164,10 @@ impl Service {
         let replies = move |reply| match reply {
             // Answers go straight to their reader: one hop less on the way of a question.
             ProgramReply::Answer { question, answer } => {
-                let reader = answers.lock().expect("no panic while held").remove(&question);
+                let reader = answers
+                    .lock()
+                    .expect("no panic while held")
+                    .remove(&question);
                 if let Some(reader) = reader {
                     let _ = reader.send(answer);
                 }
@@ -196,7 +196,11 @@ impl Service {
         let program_pipeline = Arc::clone(&pipeline);
         let factory =
             move |index, peers| WorkerProgram::new(Arc::clone(&program_pipeline), index, peers);
-        let preparer_parts = (Arc::clone(&pipeline), Arc::clone(&embed), Arc::clone(&vectors));
+        let preparer_parts = (
+            Arc::clone(&pipeline),
+            Arc::clone(&embed),
+            Arc::clone(&vectors),
+        );
         let mut next_object = 1;
         let registry = Arc::clone(&pipeline);
         let (engine, mut recovered) = Engine::<WorkerProgram>::start(
@@ -206,7 +210,12 @@ impl Service {
             Arc::new(factory),
             |announcer| {
                 let (pipeline, embed, vectors) = preparer_parts;
-                Arc::new(PipelinePreparer { pipeline, embed, vectors, announcer })
+                Arc::new(PipelinePreparer {
+                    pipeline,
+                    embed,
+                    vectors,
+                    announcer,
+                })
             },
             &mut |change| {
                 if let CatalogChange::Install { id, object, .. } = change {
@@ -256,7 +265,9 @@ impl Service {
                 _ => {}
             }
         }
-        self.inner.is_ready.store(true, std::sync::atomic::Ordering::Release);
+        self.inner
+            .is_ready
+            .store(true, std::sync::atomic::Ordering::Release);
     }
 
     /// Stops sources, seals what is bound, ends the workers.
@@ -282,7 +293,8 @@ impl Service {
 
 impl Inner {
     fn stop(&self) {
-        self.is_stopping.store(true, std::sync::atomic::Ordering::Release);
+        self.is_stopping
+            .store(true, std::sync::atomic::Ordering::Release);
         self.stop_sources();
         self.engine.stop();
         self.embed.stop();
@@ -306,13 +318,20 @@ fn spawn_replies(inner: Weak<Inner>, replies: crossbeam_channel::Receiver<Progra
                 ProgramReply::CacheEvents { cache, events } => {
                     Inner::cache_events(&inner, cache, events);
                 }
-                ProgramReply::RowError { relation, key, error, diff } => {
+                ProgramReply::RowError {
+                    relation,
+                    key,
+                    error,
+                    diff,
+                } => {
                     inner.row_error(relation, &key, error, diff);
                 }
             }
         }
     };
-    let thread = std::thread::Builder::new().name("replies".to_owned()).spawn(body);
+    let thread = std::thread::Builder::new()
+        .name("replies".to_owned())
+        .spawn(body);
     thread.expect("the operating system gives a thread at start");
 }
 
@@ -332,7 +351,9 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             }
         }
     };
-    let thread = std::thread::Builder::new().name("upkeep".to_owned()).spawn(body);
+    let thread = std::thread::Builder::new()
+        .name("upkeep".to_owned())
+        .spawn(body);
     thread.expect("the operating system gives a thread at start");
 }
 
@@ -349,17 +370,26 @@ impl Inner {
 
     /// A rendered row turned bad, or is good again.
     fn row_error(&self, relation: ObjectId, key: &Key, error: DataError, diff: i64) {
-        let Some(declared) = self.pipeline.get(relation) else { return };
+        let Some(declared) = self.pipeline.get(relation) else {
+            return;
+        };
         let source = declared.object().name.clone();
         let position = format!("key {key}");
         let letters = self.engine.dead_letters();
         if diff > 0 {
             let at = self.engine.clock().now_micros();
             let payload = key.as_str().as_bytes().to_vec();
-            letters.add(at, DeadLetter { source, position, error, payload });
+            letters.add(
+                at,
+                DeadLetter {
+                    source,
+                    position,
+                    error,
+                    payload,
+                },
+            );
         } else {
             letters.retract(&source, &position);
         }
     }
 }
-

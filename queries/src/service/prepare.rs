@@ -26,7 +26,10 @@ type Texts = HashMap<ContentHash, Arc<str>>;
 impl Preparer for PipelinePreparer {
     fn prepare(&self, batch: &StagedBatch) -> Prepared {
         let started = std::time::Instant::now();
-        let mut prepared = Prepared { deadline_ms: limits::EMBED_DEADLINE_MS, ..Prepared::default() };
+        let mut prepared = Prepared {
+            deadline_ms: limits::EMBED_DEADLINE_MS,
+            ..Prepared::default()
+        };
         for (index, programs) in self.pipeline.readers(batch.source) {
             prepared.deadline_ms = prepared.deadline_ms.min(index.definition.embed_deadline_ms);
             self.prepare_index(batch, &index, &programs, &mut prepared);
@@ -52,8 +55,11 @@ impl PipelinePreparer {
         programs: &[Arc<RowProgram>],
         prepared: &mut Prepared,
     ) {
-        let mut rows: Vec<Row> =
-            batch.changes.iter().filter_map(|change| change.row.clone()).collect();
+        let mut rows: Vec<Row> = batch
+            .changes
+            .iter()
+            .filter_map(|change| change.row.clone())
+            .collect();
         for program in programs {
             // Bad rows are reported where they are rendered; here they have nothing to embed.
             let results = program.apply(&rows, 0).into_iter();
@@ -69,16 +75,26 @@ impl PipelinePreparer {
                 let content = piece.content;
                 let at = self.vectors.find(model.id(), content);
                 let at = at.or_else(|| self.store_column_vector(model, content, &value));
-                prepared.wants.push(Want { model: model.id(), content, at });
+                prepared.wants.push(Want {
+                    model: model.id(),
+                    content,
+                    at,
+                });
                 if at.is_none()
                     && let IndexedValue::Text(text) = &value
                 {
-                    texts.entry(content).or_insert_with(|| index.embedded_text(text, piece).into());
+                    texts
+                        .entry(content)
+                        .or_insert_with(|| index.embedded_text(text, piece).into());
                 }
             }
         }
         if let Some(ModelKind::Encoder(encoder)) = &index.model {
-            let priority = if batch.is_push { Priority::Push } else { Priority::Bulk };
+            let priority = if batch.is_push {
+                Priority::Push
+            } else {
+                Priority::Bulk
+            };
             request(&self.embed, encoder.id(), texts, priority, &self.announcer);
         }
     }
@@ -109,7 +125,10 @@ pub(super) fn request(
         return;
     }
     let announcer = announcer.clone();
-    let items = texts.into_iter().map(|(content, text)| (content, text, 0)).collect();
+    let items = texts
+        .into_iter()
+        .map(|(content, text)| (content, text, 0))
+        .collect();
     embed.request(
         model,
         items,

@@ -29,7 +29,11 @@ impl Inner {
                     object.name
                 )),
             }
-            if let Declared::Model { model: ModelKind::Encoder(encoder), .. } = &declared {
+            if let Declared::Model {
+                model: ModelKind::Encoder(encoder),
+                ..
+            } = &declared
+            {
                 let pending = self.embed.pending(encoder.id());
                 if pending > 0 {
                     reasons.push(format!(
@@ -46,9 +50,15 @@ impl Inner {
             }
         }
         if let Some(failure) = self.engine.log().failure() {
-            reasons.push(format!("the input log cannot be written: {}", failure.error));
+            reasons.push(format!(
+                "the input log cannot be written: {}",
+                failure.error
+            ));
         }
-        Readiness { ready: reasons.is_empty(), reasons }
+        Readiness {
+            ready: reasons.is_empty(),
+            reasons,
+        }
     }
 
     /// `/v1/progress`
@@ -57,8 +67,9 @@ impl Inner {
         let rows = self.system_rows("progress").await?;
         let shown = rows.iter().map(|row| {
             let pairs = schema.columns.iter().zip(row);
-            let object: Map<String, Json> =
-                pairs.map(|(c, value)| (c.name.clone(), value.to_json(c.sql_type))).collect();
+            let object: Map<String, Json> = pairs
+                .map(|(c, value)| (c.name.clone(), value.to_json(c.sql_type)))
+                .collect();
             Json::Object(object)
         });
         let published = self.engine.published();

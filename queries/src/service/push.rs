@@ -28,7 +28,11 @@ const REPLY_MICROS: u64 = 24 * 3600 * 1_000_000;
 #[derive(Debug, Clone)]
 enum Remembered {
     Running([u8; 32]),
-    Done { body: [u8; 32], reply: String, at: u64 },
+    Done {
+        body: [u8; 32],
+        reply: String,
+        at: u64,
+    },
 }
 
 /// Replies by (source, idempotency key).
@@ -49,7 +53,11 @@ impl Replies {
     /// From the log.
     pub(super) fn recovered(replies: Vec<(ObjectId, Idempotency, u64)>) -> Self {
         let entries = replies.into_iter().map(|(source, stored, at)| {
-            let done = Remembered::Done { body: stored.body_hash, reply: stored.reply, at };
+            let done = Remembered::Done {
+                body: stored.body_hash,
+                reply: stored.reply,
+                at,
+            };
             ((source, stored.key), done)
         });
         Replies(Mutex::new(entries.collect()))
@@ -80,7 +88,10 @@ impl Replies {
             Some(Remembered::Running(_)) => Err(Problem::new(
                 409,
                 "idempotency-key-running",
-                format!("a request with Idempotency-Key \"{}\" is still running", key.1),
+                format!(
+                    "a request with Idempotency-Key \"{}\" is still running",
+                    key.1
+                ),
             )
             .hint("wait for it and repeat the request: it will get the stored reply")),
             Some(Remembered::Done { reply, .. }) => Ok(Some(reply.clone())),
@@ -160,8 +171,10 @@ impl Inner {
                 Definition::Source(source) if source.connector == Connector::Push => {
                     Ok((object.id, source.schema))
                 }
-                _ => Err(Problem::invalid(format!("source \"{name}\" is not a push source"))
-                    .expected("a source declared FROM PUSH")),
+                _ => Err(
+                    Problem::invalid(format!("source \"{name}\" is not a push source"))
+                        .expected("a source declared FROM PUSH"),
+                ),
             },
             Some(other) => Err(Problem::not_found(format!(
                 "\"{name}\" is a {}, not a source",
@@ -185,8 +198,12 @@ impl Inner {
         let replaced = decoded.accepted - decoded.changes.len() as u64;
         let rejected_total = decoded.rejected.len() as u64;
         let shown = decoded.rejected.into_iter().take(REJECTED_MAX);
-        let rejected: Vec<RejectedLine> =
-            shown.map(|(line, error)| RejectedLine { line, error: line_problem(&error) }).collect();
+        let rejected: Vec<RejectedLine> = shown
+            .map(|(line, error)| RejectedLine {
+                line,
+                error: line_problem(&error),
+            })
+            .collect();
         let batch = SourceBatch {
             lane: PUSH_LANE.to_owned(),
             changes: decoded.changes,
@@ -204,7 +221,11 @@ impl Inner {
         let idempotency = |staged: &Staged| {
             let reply = serde_json::to_string(&stored(staged)).expect("plain values");
             let key = request.idempotency_key.clone()?;
-            Some(Idempotency { key, body_hash: body, reply })
+            Some(Idempotency {
+                key,
+                body_hash: body,
+                reply,
+            })
         };
         let on_durable = Box::new(move |result| {
             let _ = send.send(result);
@@ -229,7 +250,9 @@ impl Inner {
         let readers = self.pipeline.readers(source);
         over.extend(readers.iter().map(|(index, _)| index.object.id));
         let timeout = Duration::from_millis(wait_ms);
-        self.reach(over, AskTime::After(vec![token]), timeout).await.is_ok()
+        self.reach(over, AskTime::After(vec![token]), timeout)
+            .await
+            .is_ok()
     }
 }
 
@@ -244,8 +267,11 @@ fn body_hash(request: &PushRequest) -> [u8; 32] {
 }
 
 fn dead_letters(request: &PushRequest, decoded: &DecodedPush) -> Vec<DeadLetter> {
-    let lines: HashMap<u64, &[u8]> =
-        request.lines.iter().map(|line| (line.line, &*line.raw)).collect();
+    let lines: HashMap<u64, &[u8]> = request
+        .lines
+        .iter()
+        .map(|line| (line.line, &*line.raw))
+        .collect();
     let letters = decoded.rejected.iter().map(|(line, error)| {
         let raw = lines.get(line).copied().unwrap_or_default();
         let payload = raw[..raw.len().min(limits::DEAD_LETTER_PAYLOAD_BYTES_MAX)].to_vec();
@@ -270,7 +296,10 @@ fn refused(decoded: &DecodedPush) -> Problem {
     let mut problem = Problem::new(
         422,
         "rejected-lines",
-        format!("nothing was taken: {} lines are bad", decoded.rejected.len()),
+        format!(
+            "nothing was taken: {} lines are bad",
+            decoded.rejected.len()
+        ),
     )
     .with("rejected_total", decoded.rejected.len());
     for (line, error) in decoded.rejected.iter().take(REJECTED_MAX) {

@@ -13,7 +13,9 @@ use super::Inner;
 use crate::api::{DocumentRef, Hit, LegScores, Reply, SearchReply, SearchRequest};
 use crate::definition::Fusion;
 use crate::problem::Problem;
-use crate::render::{Answer, Declared, IndexSpec, ModelKind, Question, SearchAnswer, SearchQuestion};
+use crate::render::{
+    Answer, Declared, IndexSpec, ModelKind, Question, SearchAnswer, SearchQuestion,
+};
 
 /// `timeout_ms` when nothing is said.
 const TIMEOUT_MS: u64 = 2_000;
@@ -55,17 +57,24 @@ impl Inner {
         let (mut wait_ms, mut search_ms) = (0.0, 0.0);
         for text in texts {
             let vector = request.vector.as_deref();
-            let prepared = self.prepare_question(&index, text, vector, &request, k).await?;
+            let prepared = self
+                .prepare_question(&index, text, vector, &request, k)
+                .await?;
             degraded.extend(prepared.degraded);
             embed_ms += prepared.embed_ms;
             let search = SearchQuestion {
                 index: index.object.id,
                 question: prepared.question.clone(),
-                filter: request.filter.clone().map(|text| (text, request.params.clone())),
+                filter: request
+                    .filter
+                    .clone()
+                    .map(|text| (text, request.params.clone())),
             };
             let asked = Instant::now();
             let id = index.object.id;
-            let answered = self.ask(vec![id], at.clone(), timeout, Question::Search(search)).await?;
+            let answered = self
+                .ask(vec![id], at.clone(), timeout, Question::Search(search))
+                .await?;
             let (read_at, Answer::Search(answer)) = answered else {
                 unreachable!("a search is answered by a search");
             };
@@ -76,10 +85,16 @@ impl Inner {
         }
         wait_ms += (ms(started) - embed_ms - search_ms).max(0.0);
         let mut timing = Map::new();
-        for (name, value) in
-            [("wait", wait_ms), ("embed", embed_ms), ("search", search_ms), ("total", ms(started))]
-        {
-            timing.insert(name.to_owned(), Json::from((value * 1000.0).round() / 1000.0));
+        for (name, value) in [
+            ("wait", wait_ms),
+            ("embed", embed_ms),
+            ("search", search_ms),
+            ("total", ms(started)),
+        ] {
+            timing.insert(
+                name.to_owned(),
+                Json::from((value * 1000.0).round() / 1000.0),
+            );
         }
         metrics::histogram!("headwater_question_seconds", "kind" => "search")
             .record(started.elapsed().as_secs_f64());
@@ -109,7 +124,10 @@ impl Inner {
             token: format!("t1.{as_of}"),
             index: index.object.name.clone(),
             index_version: index.object.id.0,
-            hits: hits.iter().map(|hit| show(index, hit, request.select.as_deref())).collect(),
+            hits: hits
+                .iter()
+                .map(|hit| show(index, hit, request.select.as_deref()))
+                .collect(),
             pending,
             is_degraded: !degraded.is_empty(),
             degraded,
@@ -128,8 +146,10 @@ impl Inner {
         k: usize,
     ) -> Reply<Prepared> {
         let mode = mode(index, request.mode.as_deref())?;
-        let (wants_vector, wants_keyword) =
-            (mode != Mode::Keyword && index.definition.vector, mode != Mode::Vector && index.definition.keyword);
+        let (wants_vector, wants_keyword) = (
+            mode != Mode::Keyword && index.definition.vector,
+            mode != Mode::Vector && index.definition.keyword,
+        );
         let started = Instant::now();
         let mut degraded = Vec::new();
         let vector = match (wants_vector, vector, text) {
@@ -141,8 +161,10 @@ impl Inner {
                     degraded.push(why);
                     None
                 }
-                Err(why) => return Err(Problem::new(503, "encoder-unavailable", why)
-                    .with("retry_after_seconds", 1)),
+                Err(why) => {
+                    return Err(Problem::new(503, "encoder-unavailable", why)
+                        .with("retry_after_seconds", 1));
+                }
             },
             (true, None, None) => None,
         };
@@ -156,7 +178,11 @@ impl Inner {
                 "index \"{}\" cannot answer this question: a {} search needs {}",
                 index.object.name,
                 request.mode.as_deref().unwrap_or(default_mode(index)),
-                if wants_keyword { "a text in \"query\"" } else { "a \"query\" or a \"vector\"" },
+                if wants_keyword {
+                    "a text in \"query\""
+                } else {
+                    "a \"query\" or a \"vector\""
+                },
             )));
         }
         let question = ShardQuestion {
@@ -169,7 +195,11 @@ impl Inner {
             per_document: request.per_document,
             min_score: request.min_score,
         };
-        Ok(Prepared { question, degraded, embed_ms })
+        Ok(Prepared {
+            question,
+            degraded,
+            embed_ms,
+        })
     }
 
     /// The question's vector; `Err` inside when the encoder cannot answer now.
@@ -195,7 +225,9 @@ impl Inner {
         );
         let patience = Duration::from_millis(limits::EMBED_DEADLINE_MS);
         Ok(match tokio::time::timeout(patience, receive).await {
-            Ok(Ok(Ok(vector))) => unit(&vector).map(Arc::from).ok_or_else(|| "zero vector".into()),
+            Ok(Ok(Ok(vector))) => unit(&vector)
+                .map(Arc::from)
+                .ok_or_else(|| "zero vector".into()),
             Ok(Ok(Err(error))) => Err(format!("the encoder is not available: {error}")),
             Ok(Err(_)) => Err("the encoder is not available: it is stopping".to_owned()),
             Err(_) => Err(format!(
@@ -213,12 +245,15 @@ fn ms(since: Instant) -> f64 {
 /// The k of a request.
 pub(super) fn checked_k(k: Option<usize>) -> Reply<usize> {
     match k.unwrap_or(10) {
-        0 => Err(Problem::invalid("k is 0: a search returns at least one result")
-            .expected(format!("1 ≤ k ≤ {}", limits::K_MAX))),
-        k if k > limits::K_MAX => {
-            Err(Problem::invalid(format!("k is {k}; the limit K_MAX is {}", limits::K_MAX))
-                .expected(format!("1 ≤ k ≤ {}", limits::K_MAX)))
-        }
+        0 => Err(
+            Problem::invalid("k is 0: a search returns at least one result")
+                .expected(format!("1 ≤ k ≤ {}", limits::K_MAX)),
+        ),
+        k if k > limits::K_MAX => Err(Problem::invalid(format!(
+            "k is {k}; the limit K_MAX is {}",
+            limits::K_MAX
+        ))
+        .expected(format!("1 ≤ k ≤ {}", limits::K_MAX))),
         k => Ok(k),
     }
 }
@@ -251,7 +286,11 @@ fn questions(request: &SearchRequest) -> Reply<Vec<Option<&str>>> {
             limits::QUERIES_MAX
         )));
     }
-    let texts = request.query.iter().chain(&request.queries).map(String::as_str);
+    let texts = request
+        .query
+        .iter()
+        .chain(&request.queries)
+        .map(String::as_str);
     let texts: Vec<Option<&str>> = texts.map(Some).collect();
     for text in texts.iter().flatten() {
         checked_text(text)?;
@@ -275,7 +314,10 @@ fn default_mode(index: &IndexSpec) -> &'static str {
 fn mode(index: &IndexSpec, wanted: Option<&str>) -> Reply<Mode> {
     let name = wanted.unwrap_or(default_mode(index));
     let (mode, is_there) = match name {
-        "hybrid" => (Mode::Hybrid, index.definition.vector && index.definition.keyword),
+        "hybrid" => (
+            Mode::Hybrid,
+            index.definition.vector && index.definition.keyword,
+        ),
         "vector" => (Mode::Vector, index.definition.vector),
         "keyword" => (Mode::Keyword, index.definition.keyword),
         other => {
@@ -310,26 +352,32 @@ fn checked_vector(index: &IndexSpec, vector: &[f32]) -> Reply<Arc<[f32]>> {
             index.object.name
         )));
     }
-    let unit = unit(vector).ok_or_else(|| {
-        Problem::invalid("the vector is zero or not finite: it has no direction")
-    })?;
+    let unit = unit(vector)
+        .ok_or_else(|| Problem::invalid("the vector is zero or not finite: it has no direction"))?;
     Ok(unit.into())
 }
 
 /// The best k over several questions, each chunk by its best score.
 fn best_of(answers: Vec<(Time, SearchAnswer, ShardQuestion)>, k: usize) -> Vec<Ranked> {
     let mut lists = answers.into_iter().map(|(_, answer, _)| answer.merged.hits);
-    let Some(first) = lists.next() else { return Vec::new() };
+    let Some(first) = lists.next() else {
+        return Vec::new();
+    };
     let mut all = first;
     for hit in lists.flatten() {
-        match all.iter_mut().find(|known| known.candidate.chunk == hit.candidate.chunk) {
+        match all
+            .iter_mut()
+            .find(|known| known.candidate.chunk == hit.candidate.chunk)
+        {
             Some(known) if known.score < hit.score => *known = hit,
             Some(_) => {}
             None => all.push(hit),
         }
     }
     all.sort_by(|a, b| {
-        b.score.total_cmp(&a.score).then_with(|| a.candidate.chunk.cmp(&b.candidate.chunk))
+        b.score
+            .total_cmp(&a.score)
+            .then_with(|| a.candidate.chunk.cmp(&b.candidate.chunk))
     });
     all.truncate(k);
     all
@@ -343,7 +391,10 @@ pub(super) fn show(index: &IndexSpec, ranked: &Ranked, select: Option<&[String]>
     let is_selected = |name: &str| select.is_none_or(|names| names.iter().any(|n| n == name));
     let values = index.attributes(&state.attributes);
     let columns = &index.include_schema().columns;
-    let attributes = columns.iter().zip(&values).filter(|(column, _)| is_selected(&column.name));
+    let attributes = columns
+        .iter()
+        .zip(&values)
+        .filter(|(column, _)| is_selected(&column.name));
     let attributes = attributes
         .map(|(column, value): (_, &Value)| (column.name.clone(), value.to_json(column.sql_type)));
     Hit {

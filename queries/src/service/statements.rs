@@ -56,8 +56,13 @@ impl super::Service {
             return Err(problems);
         }
         let _declaring = self.inner.declaring.lock().await;
-        let existing: Vec<Object> =
-            self.inner.pipeline.all().iter().map(|declared| declared.object().clone()).collect();
+        let existing: Vec<Object> = self
+            .inner
+            .pipeline
+            .all()
+            .iter()
+            .map(|declared| declared.object().clone())
+            .collect();
         let mut done = Reconciled::default();
         for action in reconcile(&existing, &creates, replace, prune)? {
             match action {
@@ -65,11 +70,17 @@ impl super::Service {
                 Action::KeepAbsent { warning, .. } => done.warnings.push(warning),
                 Action::Drop { name } => {
                     let names = [name];
-                    self.inner.drop_objects(&names).await.map_err(|problem| vec![problem])?;
+                    self.inner
+                        .drop_objects(&names)
+                        .await
+                        .map_err(|problem| vec![problem])?;
                     done.dropped.extend(names);
                 }
                 Action::Create(create) => {
-                    self.inner.create(&create).await.map_err(|problem| vec![problem])?;
+                    self.inner
+                        .create(&create)
+                        .await
+                        .map_err(|problem| vec![problem])?;
                     done.created.push(create.name);
                 }
             }
@@ -166,7 +177,10 @@ impl Inner {
         let _declaring = self.declaring.lock().await;
         let mut reply = command(tag);
         if plan.objects.is_empty() {
-            reply.notices.push(format!("{} \"{}\" does not exist, skipping", plan.kind, plan.name));
+            reply.notices.push(format!(
+                "{} \"{}\" does not exist, skipping",
+                plan.kind, plan.name
+            ));
         }
         self.drop_objects(&plan.objects).await?;
         Ok(reply)
@@ -185,9 +199,10 @@ impl Inner {
                     _ => None,
                 };
                 let all = self.pipeline.all();
-                let rows = all.iter().map(Declared::object).filter(|object| {
-                    wanted.is_none_or(|kind| object.definition.kind() == kind)
-                });
+                let rows = all
+                    .iter()
+                    .map(Declared::object)
+                    .filter(|object| wanted.is_none_or(|kind| object.definition.kind() == kind));
                 let rows = rows.map(|object| {
                     vec![
                         Json::from(object.name.clone()),
@@ -200,7 +215,11 @@ impl Inner {
             }
             ShowKind::Create { name, statement } => {
                 let row = vec![Json::from(name.clone()), Json::from(statement.clone())];
-                return Ok(table(tag, &[("name", "text"), ("statement", "text")], vec![row]));
+                return Ok(table(
+                    tag,
+                    &[("name", "text"), ("statement", "text")],
+                    vec![row],
+                ));
             }
         };
         let schema = system_schema(system).expect("one of the system collections");
@@ -208,12 +227,17 @@ impl Inner {
         let columns = schema.columns.iter();
         let shown = rows.iter().map(|row| {
             let pairs = row.iter().zip(&schema.columns);
-            pairs.map(|(value, column)| value.to_json(column.sql_type)).collect()
+            pairs
+                .map(|(value, column)| value.to_json(column.sql_type))
+                .collect()
         });
         Ok(SqlReply {
             rows: shown.collect(),
             columns: columns
-                .map(|c| ReplyColumn { name: c.name.clone(), type_name: c.sql_type.to_string() })
+                .map(|c| ReplyColumn {
+                    name: c.name.clone(),
+                    type_name: c.sql_type.to_string(),
+                })
                 .collect(),
             as_of: None,
             tag,
@@ -231,7 +255,10 @@ impl Inner {
             From::Values => {
                 let over = Vec::new();
                 let now = self.reach(over, AskTime::Newest, PATIENCE).await;
-                (now.unwrap_or(0).min(self.engine.published().last), Vec::new())
+                (
+                    now.unwrap_or(0).min(self.engine.published().last),
+                    Vec::new(),
+                )
             }
             From::Collection { name, .. } => self.collection_rows(name, at, input).await?,
             From::System { name } => {
@@ -252,7 +279,11 @@ impl Inner {
             return Err(Problem::new(
                 413,
                 "too-many-rows",
-                format!("{} rows; the limit SQL_ROWS_MAX is {}", rows.len(), limits::SQL_ROWS_MAX),
+                format!(
+                    "{} rows; the limit SQL_ROWS_MAX is {}",
+                    rows.len(),
+                    limits::SQL_ROWS_MAX
+                ),
             )
             .hint("add a WHERE or a LIMIT"));
         }
@@ -272,18 +303,25 @@ impl Inner {
         at: AskTime,
         input: &Schema,
     ) -> Reply<(Time, Vec<Row>)> {
-        let declared = self.pipeline.by_name(name).ok_or_else(|| {
-            Problem::not_found(format!("there is no collection \"{name}\""))
-        })?;
+        let declared = self
+            .pipeline
+            .by_name(name)
+            .ok_or_else(|| Problem::not_found(format!("there is no collection \"{name}\"")))?;
         match declared {
             Declared::Source { object, .. } | Declared::View { object, .. } => {
-                let question = Question::Rows { collection: object.id, key: None };
+                let question = Question::Rows {
+                    collection: object.id,
+                    key: None,
+                };
                 let (at, answer) = self.ask(vec![object.id], at, PATIENCE, question).await?;
                 let Answer::Rows(mut rows) = answer else {
                     unreachable!("rows are answered by rows");
                 };
                 rows.sort_by(|a, b| a.0.cmp(&b.0));
-                Ok((at, rows.into_iter().map(|(_, version)| version.row).collect()))
+                Ok((
+                    at,
+                    rows.into_iter().map(|(_, version)| version.row).collect(),
+                ))
             }
             Declared::Index(index) => {
                 let (at, mut documents) = self.index_documents(index.object.id, at).await?;
@@ -307,7 +345,11 @@ impl Inner {
                 }
                 Ok((at, pack(input, rows)))
             }
-            Declared::Cache { object, definition, index } => {
+            Declared::Cache {
+                object,
+                definition,
+                index,
+            } => {
                 let (at, entries) = self.cache_entries(object.id, at).await?;
                 let source = &index.definition.source;
                 let rows = entries.into_iter().map(|entry| {
@@ -333,9 +375,9 @@ impl Inner {
                 });
                 Ok((at, pack(input, rows.collect())))
             }
-            Declared::Model { .. } => {
-                Err(Problem::invalid(format!("\"{name}\" is a model: it has no rows")))
-            }
+            Declared::Model { .. } => Err(Problem::invalid(format!(
+                "\"{name}\" is a model: it has no rows"
+            ))),
         }
     }
 
@@ -346,7 +388,13 @@ impl Inner {
 }
 
 fn command(tag: String) -> SqlReply {
-    SqlReply { columns: Vec::new(), rows: Vec::new(), as_of: None, tag, notices: Vec::new() }
+    SqlReply {
+        columns: Vec::new(),
+        rows: Vec::new(),
+        as_of: None,
+        tag,
+        notices: Vec::new(),
+    }
 }
 
 fn table(tag: String, columns: &[(&str, &str)], rows: Vec<Vec<Json>>) -> SqlReply {
@@ -354,19 +402,31 @@ fn table(tag: String, columns: &[(&str, &str)], rows: Vec<Vec<Json>>) -> SqlRepl
         name: (*name).to_owned(),
         type_name: (*type_name).to_owned(),
     });
-    SqlReply { columns: columns.collect(), rows, ..command(tag) }
+    SqlReply {
+        columns: columns.collect(),
+        rows,
+        ..command(tag)
+    }
 }
 
 fn describe_reply(describe: &Describe, tag: String) -> SqlReply {
-    let rows = describe.columns.iter().map(|(name, sql_type, nullable, is_key)| {
-        vec![
-            Json::from(name.clone()),
-            Json::from(sql_type.clone()),
-            Json::from(*nullable),
-            Json::from(*is_key),
-        ]
-    });
-    let columns = [("column", "text"), ("type", "text"), ("nullable", "boolean"), ("key", "boolean")];
+    let rows = describe
+        .columns
+        .iter()
+        .map(|(name, sql_type, nullable, is_key)| {
+            vec![
+                Json::from(name.clone()),
+                Json::from(sql_type.clone()),
+                Json::from(*nullable),
+                Json::from(*is_key),
+            ]
+        });
+    let columns = [
+        ("column", "text"),
+        ("type", "text"),
+        ("nullable", "boolean"),
+        ("key", "boolean"),
+    ];
     table(tag, &columns, rows.collect())
 }
 

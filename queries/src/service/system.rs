@@ -37,7 +37,9 @@ impl Inner {
                 "headwater.{name} is not collected yet"
             ))
             .hint("activation times are in /metrics: headwater_activation_seconds")),
-            other => Err(Problem::not_found(format!("there is no collection headwater.{other}"))),
+            other => Err(Problem::not_found(format!(
+                "there is no collection headwater.{other}"
+            ))),
         }
     }
 
@@ -46,7 +48,9 @@ impl Inner {
         let running = self.sources.lock().expect("no panic while held");
         let rows = all.iter().filter_map(|declared| {
             let object = declared.object();
-            let Definition::Source(source) = &object.definition else { return None };
+            let Definition::Source(source) = &object.definition else {
+                return None;
+            };
             let (rows, staged) = self.engine.source_sizes(object.id);
             let (connector, is_push) = match &source.connector {
                 Connector::Files { .. } => ("files", false),
@@ -74,7 +78,9 @@ impl Inner {
     /// Pending documents and shard sizes of an index.
     pub(super) async fn shard_sizes(&self, id: ObjectId) -> Reply<Vec<(u64, ShardSizes)>> {
         let question = Question::Sizes { index: id };
-        let (_, answer) = self.ask(vec![id], AskTime::Newest, PATIENCE, question).await?;
+        let (_, answer) = self
+            .ask(vec![id], AskTime::Newest, PATIENCE, question)
+            .await?;
         match answer {
             Answer::Sizes(sizes) => Ok(sizes),
             _ => unreachable!("sizes are answered by sizes"),
@@ -86,7 +92,9 @@ impl Inner {
         let mut rows = Vec::new();
         for declared in self.pipeline.all() {
             let object = declared.object();
-            let Some(readable) = published.collections.get(&object.id) else { continue };
+            let Some(readable) = published.collections.get(&object.id) else {
+                continue;
+            };
             let (mut count, mut bytes, mut pending) = (Value::Null, Value::Null, Value::Null);
             match &declared {
                 Declared::Source { .. } => count = int(self.engine.source_sizes(object.id).0),
@@ -117,7 +125,9 @@ impl Inner {
     async fn index_rows(&self) -> Reply<Vec<Vec<Value>>> {
         let mut rows = Vec::new();
         for declared in self.pipeline.all() {
-            let Declared::Index(index) = declared else { continue };
+            let Declared::Index(index) = declared else {
+                continue;
+            };
             let sizes = self.shard_sizes(index.object.id).await?;
             let sum = |of: &dyn Fn(&ShardSizes) -> u64| {
                 int(sizes.iter().map(|(_, size)| of(size)).sum::<u64>())
@@ -147,8 +157,13 @@ impl Inner {
         let published = self.engine.published();
         let mut rows = Vec::new();
         for declared in self.pipeline.all() {
-            let Declared::Index(index) = declared else { continue };
-            let upper = published.collections.get(&index.object.id).map_or(0, |r| r.upper);
+            let Declared::Index(index) = declared else {
+                continue;
+            };
+            let upper = published
+                .collections
+                .get(&index.object.id)
+                .map_or(0, |r| r.upper);
             let sizes = self.shard_sizes(index.object.id).await?;
             for (worker, (_, size)) in sizes.iter().enumerate() {
                 rows.push(vec![
@@ -170,10 +185,16 @@ impl Inner {
         let retractions = self.retractions();
         let mut rows = Vec::new();
         for declared in self.pipeline.all() {
-            let Declared::Cache { object, definition, .. } = declared else { continue };
+            let Declared::Cache {
+                object, definition, ..
+            } = declared
+            else {
+                continue;
+            };
             let question = Question::Entries { cache: object.id };
-            let (_, answer) =
-                self.ask(vec![object.id], AskTime::Newest, PATIENCE, question).await?;
+            let (_, answer) = self
+                .ask(vec![object.id], AskTime::Newest, PATIENCE, question)
+                .await?;
             let Answer::Entries(entries) = answer else {
                 unreachable!("entries are answered by entries");
             };
@@ -184,7 +205,10 @@ impl Inner {
                 int(entries.iter().filter(|entry| !entry.is_live).count()),
                 Value::Null,
                 Value::Null,
-                int(retractions.iter().filter(|(id, ..)| *id == object.id).count()),
+                int(retractions
+                    .iter()
+                    .filter(|(id, ..)| *id == object.id)
+                    .count()),
                 int(definition.capacity),
                 text(&object.statement),
             ]);
@@ -193,19 +217,22 @@ impl Inner {
     }
 
     fn retraction_rows(&self) -> Vec<Vec<Value>> {
-        let rows = self.retractions().into_iter().filter_map(|(id, entry, at, death)| {
-            let declared = self.pipeline.get(id)?;
-            let by = death.by.first();
-            Some(vec![
-                text(&declared.object().name),
-                text(entry.to_string()),
-                text(death.cause.as_str()),
-                Value::Timestamp(at as i64),
-                by.map_or(Value::Null, |document| text(document.key.as_str())),
-                by.map_or(Value::Null, |document| int(document.version)),
-                Value::Null,
-            ])
-        });
+        let rows = self
+            .retractions()
+            .into_iter()
+            .filter_map(|(id, entry, at, death)| {
+                let declared = self.pipeline.get(id)?;
+                let by = death.by.first();
+                Some(vec![
+                    text(&declared.object().name),
+                    text(entry.to_string()),
+                    text(death.cause.as_str()),
+                    Value::Timestamp(at as i64),
+                    by.map_or(Value::Null, |document| text(document.key.as_str())),
+                    by.map_or(Value::Null, |document| int(document.version)),
+                    Value::Null,
+                ])
+            });
         rows.collect()
     }
 

@@ -116,13 +116,21 @@ fn foreign_libraries_stay_behind_their_fences() {
             if !is_home
                 && text
                     .lines()
-                    .any(|line| !is_comment(line) && line.contains(name))
+                    .any(|line| !is_comment(line) && names(line, name))
             {
                 problems.push(format!("{path} names {name}, which lives in {homes:?}"));
             }
         }
     }
     none(problems);
+}
+
+/// Whether a line names a foreign crate: not a module of ours with the same name.
+fn names(line: &str, name: &str) -> bool {
+    line.match_indices(name).any(|(at, _)| {
+        let before = line[..at].trim_end();
+        !before.ends_with("::") && !before.ends_with("pub use")
+    })
 }
 
 fn is_comment(line: &str) -> bool {

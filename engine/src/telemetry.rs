@@ -70,54 +70,55 @@ declare! {
     VECTORS_STORED Counter Count "vectors_stored_total" [] "Vectors put into the embedding store.";
     VECTOR_READS Counter Count "vector_reads_total" [] "Vectors read from disk because memory no longer had them.";
 
+    VECTORS_OPENED Gauge Count "vectors_opened" [] "Vectors found in the embedding store at the start.";
+
     // Time.
-    TICKS Counter Count "ticks_total" [] "Ticks made by the sequencer, heartbeats included.";
-    TICK_SEAL_SECONDS Histogram Seconds "tick_seal_seconds" [] "From making a tick to publishing it: applied everywhere and durable.";
+    TICKS Counter Count "ticks_total" [] "Ticks that bound rows or vectors (heartbeats are not counted).";
+    TICK_SEAL_SECONDS Histogram Seconds "tick_seal_seconds" [] "From making a tick until it is applied everywhere.";
     SEALED_LAG_SECONDS Gauge Seconds "sealed_lag_seconds" ["collection"] "Wall clock minus the newest sealed time.";
     STAGED_BYTES Gauge Bytes "staged_bytes" ["source"] "Rows accepted and not yet bound to a time.";
     UNSEALED_TICKS Gauge Count "unsealed_ticks" [] "Ticks given to the workers and not yet sealed.";
-    UNSEALED_BYTES Gauge Bytes "unsealed_bytes" [] "Bytes of the ticks given to the workers and not yet sealed.";
-    ACTIVATION_SECONDS Histogram Seconds "activation_seconds" ["operator"] "One activation of an operator; searches wait behind it.";
+    READ_HOLDS Gauge Count "read_holds" [] "Times held by unfinished questions.";
+    ACTIVATION_SECONDS Histogram Seconds "activation_seconds" [] "One activation of an index's operator; searches wait behind it.";
+    STEP_SECONDS Histogram Seconds "worker_step_seconds" [] "One step of a worker: all operators that were active.";
+    PREPARE_SECONDS Histogram Seconds "prepare_seconds" [] "One batch prepared: view programs, chunks, hashes.";
 
     // Rows.
     ROWS_IN Counter Count "rows_in_total" ["source"] "Rows accepted.";
     ROWS_REJECTED Counter Count "rows_rejected_total" ["source"] "Rows refused with an error to the sender.";
-    ROWS_IGNORED Counter Count "rows_ignored_total" ["source"] "Rows without effect: delivered before, or older than what is there.";
+    ROWS_IGNORED Counter Count "rows_ignored_total" ["source"] "Rows without effect: older than what is there.";
     DEAD_LETTERS Counter Count "dead_letters_total" ["source"] "Rows that became dead letters.";
-    DEAD_LETTERS_DROPPED Counter Count "dead_letters_dropped_total" ["source"] "Dead letters forgotten because the source has too many.";
+    DEAD_LETTERS_DROPPED Counter Count "dead_letters_dropped_total" [] "Dead letters forgotten because a source has too many.";
 
     // Questions.
-    QUESTIONS Counter Count "questions_total" ["kind", "outcome"] "Questions answered or refused.";
-    QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply.";
-    QUESTIONS_IN_FLIGHT Gauge Count "questions_in_flight" [] "Questions being answered.";
-    SEARCH_SECONDS Histogram Seconds "search_seconds" ["index"] "Search in the shards, merged, without the model.";
+    QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply; its count is the number of questions.";
+    SEARCH_SECONDS Histogram Seconds "search_seconds" [] "Search in one worker's shard, without the model.";
 
     // Embedding.
-    EMBED_SECONDS Histogram Seconds "embed_seconds" ["model"] "One batch through a model.";
-    EMBED_QUEUE Gauge Count "embed_queue" ["model"] "Texts that wait for a model.";
+    EMBED_BATCH_SECONDS Histogram Seconds "embed_batch_seconds" ["model"] "One batch through a model.";
+    EMBED_QUEUE Gauge Count "embed_queue_texts" ["model"] "Texts that wait for a model.";
     EMBED_BATCHES Counter Count "embed_batches_total" ["model"] "Batches through a model.";
     EMBED_TEXTS Counter Count "embed_texts_total" ["model"] "Texts through a model.";
     EMBED_TOKENS Counter Count "embed_tokens_total" ["model"] "Tokens through a model, padding excluded.";
     EMBED_MEMO_HITS Counter Count "embed_memo_hits_total" ["model"] "Texts whose vector was stored already.";
-    EMBED_FAILURES Counter Count "embed_failures_total" ["model"] "Batches that failed.";
     EMBED_BREAKER_OPEN Gauge Count "embed_breaker_open" ["model"] "1 while a failing model is left alone.";
-    VECTORS_PENDING Gauge Count "vectors_pending" ["index"] "Chunks that are live without a vector.";
+    EMBED_QUESTION_HITS Counter Count "embed_question_cache_hits_total" ["model"] "Questions whose vector was remembered.";
+    EMBED_QUESTION_MISSES Counter Count "embed_question_cache_misses_total" ["model"] "Questions that had to be embedded.";
 
     // Indexes.
+    PENDING_DOCUMENTS Gauge Count "pending_documents" ["index"] "Documents whose newest version waits for its embedding.";
     INDEX_CHUNKS_LIVE Gauge Count "index_chunks_live" ["index"] "Chunks that a question can find.";
     INDEX_CHUNKS_DEAD Gauge Count "index_chunks_dead" ["index"] "Chunks kept for older times or until the next rebuild.";
-    INDEX_CHUNKS_HEAD Gauge Count "index_chunks_head" ["index"] "Chunks in the scanned head, not yet in a graph.";
+    INDEX_CHUNKS_HEAD Gauge Count "index_chunks_head" ["index"] "Vectors in the scanned head, not yet in a graph.";
     INDEX_GENERATIONS Gauge Count "index_generations" ["index"] "Graph generations.";
     INDEX_BYTES Gauge Bytes "index_bytes" ["index"] "Memory of an index.";
-    INDEX_REBUILDS Counter Count "index_rebuilds_total" ["index"] "Generations rebuilt.";
 
     // The answer cache.
-    CACHE_ENTRIES Gauge Count "cache_entries" ["cache"] "Live answers.";
-    CACHE_HITS Counter Count "cache_hits_total" ["cache", "kind"] "Look-ups answered: exact or similar.";
+    CACHE_HITS Counter Count "cache_hits_total" ["cache"] "Look-ups answered.";
     CACHE_MISSES Counter Count "cache_misses_total" ["cache"] "Look-ups without an answer.";
-    CACHE_NEAR_MISSES Counter Count "cache_near_misses_total" ["cache", "cause"] "Similar questions refused by the second gate.";
-    CACHE_STORES Counter Count "cache_stores_total" ["cache", "outcome"] "Answers stored or refused.";
-    CACHE_RETRACTIONS Counter Count "cache_retractions_total" ["cache", "cause"] "Answers retracted.";
+    CACHE_NEAR_MISSES Counter Count "cache_near_misses_total" ["cache"] "Similar questions refused by the second gate.";
+    CACHE_STORES Counter Count "cache_stores_total" ["outcome"] "Answers stored, or refused because they were no longer true.";
+    CACHE_RETRACTIONS Counter Count "cache_retractions_total" ["cause"] "Answers retracted.";
 
     // The front door and the process.
     HTTP_REQUESTS Counter Count "http_requests_total" ["route", "status"] "Requests by route and status.";

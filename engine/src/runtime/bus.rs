@@ -27,6 +27,8 @@ pub(super) type CommandOf<P> =
 pub(super) struct CommandSender<P: Program> {
     senders: Vec<Sender<Arc<CommandOf<P>>>>,
     threads: Arc<Mutex<Vec<Option<Thread>>>>,
+    /// Worker 0 alone takes commands and broadcasts them.
+    is_cluster: bool,
 }
 
 /// What the local workers share to find their receivers.
@@ -36,13 +38,17 @@ pub(super) struct CommandReceivers<P: Program> {
 }
 
 /// A bus for `local` workers of this process.
-pub(super) fn command_bus<P: Program>(local: usize) -> (CommandSender<P>, CommandReceivers<P>) {
+pub(super) fn command_bus<P: Program>(
+    local: usize,
+    is_cluster: bool,
+) -> (CommandSender<P>, CommandReceivers<P>) {
     let (senders, receivers) = (0..local).map(|_| unbounded()).unzip();
     let threads = Arc::new(Mutex::new(vec![None; local]));
     (
         CommandSender {
             senders,
             threads: Arc::clone(&threads),
+            is_cluster,
         },
         CommandReceivers { receivers, threads },
     )
@@ -52,7 +58,12 @@ impl<P: Program> CommandSender<P> {
     /// Sends to all workers and wakes them.
     pub(super) fn send(&self, command: CommandOf<P>) {
         let command = Arc::new(command);
-        for sender in &self.senders {
+        let receivers = if self.is_cluster {
+            1
+        } else {
+            self.senders.len()
+        };
+        for sender in &self.senders[..receivers] {
             // A worker that is gone has panicked; the process is about to end.
             let _ = sender.send(Arc::clone(&command));
         }
@@ -133,6 +144,16 @@ impl<P: Program> CommandStream<P> {
                     input.advance_to(*epoch);
                 }
                 queue.borrow_mut().pop_front()
+            }
+        }
+    }
+
+    /// Whether a command waits: then the worker must not park.
+    pub(super) fn is_waiting(&self) -> bool {
+        match self {
+            CommandStream::Local(receiver) => !receiver.is_empty(),
+            CommandStream::Cluster { queue, leader, .. } => {
+                !queue.borrow().is_empty() || leader.as_ref().is_some_and(|r| !r.is_empty())
             }
         }
     }

@@ -210,7 +210,12 @@ impl<P: Program> Engine<P> {
             sealed: Condvar::new(),
             next_question: AtomicU64::new(1),
         });
-        let (bus, workers) = start_workers(&options, &shared, factory)?;
+        let mailbox = shared.mailbox.clone();
+        let report: Arc<worker::Report> = Arc::new(move |uppers: &[(ObjectId, Time)]| {
+            let _ = mailbox.send(Message::Uppers(uppers.to_vec()));
+        });
+        let communication = options.communication.clone();
+        let (bus, workers) = start_workers(communication, options.local_workers, report, factory)?;
         let mut threads = Vec::new();
         for i in 0..options.prepare_threads.max(1) {
             let shared = Arc::clone(&shared);
@@ -404,13 +409,37 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::thread::JoinH
         .expect("the operating system gives a thread at start")
 }
 
+/// Runs the workers of a process that follows another: commands come from the leading process,
+/// which has the sequencer and the log. Returns when the leader stops.
+pub fn follow<P: Program>(
+    communication: CommunicationConfig,
+    local_workers: usize,
+    factory: Arc<ProgramFactory<P>>,
+) -> Result<(), WorldError> {
+    let report: Arc<worker::Report> = Arc::new(|_: &[(ObjectId, Time)]| {});
+    let (_bus, workers) = start_workers(communication, local_workers, report, factory)?;
+    for result in workers.join() {
+        result.map_err(|detail| workers_failed(&detail))?;
+    }
+    Ok(())
+}
+
+fn workers_failed(detail: &str) -> WorldError {
+    WorldError::Service {
+        service: "workers".to_owned(),
+        detail: detail.to_owned(),
+        is_transient: false,
+    }
+}
+
 fn start_workers<P: Program>(
-    options: &EngineOptions,
-    shared: &Arc<Shared<P>>,
+    communication: CommunicationConfig,
+    local_workers: usize,
+    report: Arc<worker::Report>,
     factory: Arc<ProgramFactory<P>>,
 ) -> Result<(bus::CommandSender<P>, WorkerGuards<()>), WorldError> {
-    let (bus, receivers) = bus::command_bus::<P>(options.local_workers);
-    let mailbox = shared.mailbox.clone();
+    let is_cluster = matches!(communication, CommunicationConfig::Cluster { .. });
+    let (bus, receivers) = bus::command_bus::<P>(local_workers, is_cluster);
     let mut config = timely::WorkerConfig::default();
     // Spines keep merging while a worker is otherwise idle, instead of at the next insertion.
     differential_dataflow::configure(
@@ -420,21 +449,13 @@ fn start_workers<P: Program>(
         },
     );
     let timely_config = timely::Config {
-        communication: options.communication.clone(),
+        communication,
         worker: config,
     };
     let workers = timely::execute(timely_config, move |worker| {
-        let mailbox = mailbox.clone();
-        let report = move |uppers: &[(ObjectId, Time)]| {
-            let _ = mailbox.send(Message::Uppers(uppers.to_vec()));
-        };
-        worker::run_worker(worker, &receivers, &*factory, &report);
+        worker::run_worker(worker, &receivers, &*factory, &*report);
     })
-    .map_err(|detail| WorldError::Service {
-        service: "workers".to_owned(),
-        detail,
-        is_transient: false,
-    })?;
+    .map_err(|detail| workers_failed(&detail))?;
     Ok((bus, workers))
 }
 

@@ -62,7 +62,7 @@ pub(super) fn run_worker<P: Program>(
         if worker.index() == 0 {
             report_uppers(&program, &mut reported, report);
         }
-        if !has_more {
+        if !has_more && !commands.is_waiting() {
             // Returns at once when an operator is active.
             worker.step_or_park(Some(PARK));
             if worker.index() == 0 {

@@ -147,7 +147,7 @@ fn search(readers: &Readers, at: Time, question: &Question, statistics: Statisti
     };
     let filter = match &search.filter {
         None => None,
-        Some((predicate, params)) => match index.spec.filter(predicate, params) {
+        Some((predicate, params)) => match index.spec.filter(predicate, &parsed(params)) {
             Ok(filter) => Some(filter),
             Err(problem) => return Partial::Failed(DataError::new(&problem.code, problem.detail)),
         },
@@ -176,6 +176,10 @@ fn search(readers: &Readers, at: Time, question: &Question, statistics: Statisti
             pending,
         },
     }
+}
+
+fn parsed(params: &str) -> Vec<serde_json::Value> {
+    serde_json::from_str(params).expect("the service wrote an array")
 }
 
 fn candidates(

@@ -26,7 +26,7 @@ pub use pipeline::{
     ChunkMemo, Declared, IndexSpec, IndexedValue, ModelKind, ModelLoader, Pipeline, VectorBytes,
     chunking, vector_content,
 };
-pub use program::WorkerProgram;
+pub use program::{WorkerProgram, follow};
 pub use question::{
     Answer, DocumentAnswer, EntryAnswer, LookupAnswer, LookupQuestion, MissingChunk, Operation,
     ProgramReply, Question, SearchAnswer, SearchQuestion,

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::Hashable;
-use engine::limits;
 use engine::model::{DocVersion, ObjectId, Time};
 use engine::runtime::{Program, QuestionId, Tick};
 use operators::cache::{CacheConfig, Scoring};
@@ -90,7 +89,6 @@ impl WorkerProgram {
         host.caches
             .borrow_mut()
             .install(id, config, at.saturating_sub(1));
-        metrics::gauge!("headwater_cache_lease_seconds").set(limits::LEASE_SECONDS as f64);
     }
 }
 
@@ -265,5 +263,42 @@ impl Program for WorkerProgram {
                 report(cache, upper(&index.cache_probe));
             }
         }
+    }
+}
+
+/// Runs the workers of a process that follows another, with vectors from the ticks themselves.
+///
+/// `load` resolves models as in the leading process; graphs are built on `builder`. Returns when the
+/// leader stops.
+pub fn follow(
+    communication: engine::runtime::CommunicationConfig,
+    workers: usize,
+    load: Box<super::ModelLoader>,
+    builder: operators::index::BuilderHandle,
+) -> Result<(), engine::error::WorldError> {
+    let vectors = Arc::new(TickVectors::default());
+    let pipeline = Arc::new(Pipeline::new(load, builder, vectors, Arc::new(|_| {})));
+    let factory = move |index, peers| WorkerProgram::new(Arc::clone(&pipeline), index, peers);
+    engine::runtime::follow::<WorkerProgram>(communication, workers, Arc::new(factory))
+}
+
+/// Vectors that came with ticks, for a process without a store.
+#[derive(Default)]
+struct TickVectors(std::sync::Mutex<BTreeMap<engine::model::VectorRef, Arc<[f32]>>>);
+
+impl super::VectorBytes for TickVectors {
+    fn get(&self, at: engine::model::VectorRef) -> Option<Arc<[f32]>> {
+        self.0
+            .lock()
+            .expect("no panic while held")
+            .get(&at)
+            .cloned()
+    }
+
+    fn note(&self, at: engine::model::VectorRef, vector: &Arc<[f32]>) {
+        self.0
+            .lock()
+            .expect("no panic while held")
+            .insert(at, Arc::clone(vector));
     }
 }

@@ -5,7 +5,6 @@ use engine::model::{ContentHash, DocVersion, Key, ObjectId, Time};
 use operators::cache::{CacheEvent, CacheOp, EntryView, LookupOutcome, Question as CacheQuestion};
 use operators::index::{Candidate, DocumentView, Merged, ShardQuestion, ShardSizes, Statistics};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
 /// A question pinned to a time by the sequencer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,8 +58,9 @@ pub struct SearchQuestion {
     pub index: ObjectId,
     /// What is asked.
     pub question: ShardQuestion,
-    /// Predicate over included columns with its parameters.
-    pub filter: Option<(String, Vec<Json>)>,
+    /// Predicate over included columns with its parameters, as JSON text (workers may be in other
+    /// processes, and JSON values do not travel in binary).
+    pub filter: Option<(String, String)>,
 }
 
 /// A cache look-up.

@@ -95,6 +95,7 @@ impl CacheDesk {
 /// A cache, resolved.
 struct Cache {
     id: ObjectId,
+    name: String,
     definition: CacheDef,
     index: Arc<IndexSpec>,
 }
@@ -108,6 +109,7 @@ impl Inner {
                 index,
             }) => Ok(Cache {
                 id: object.id,
+                name: object.name,
                 definition,
                 index,
             }),
@@ -146,10 +148,12 @@ impl Inner {
             return Ok(self.hit(&cache, at, hit));
         }
         let near_miss = outcome.near_miss.map(|near| {
-            metrics::counter!("headwater_cache_near_misses_total").increment(1);
+            metrics::counter!("headwater_cache_near_misses_total", "cache" => cache.name.clone())
+                .increment(1);
             json!({"similarity": near.similarity, "refused": near.refused})
         });
-        metrics::counter!("headwater_cache_misses_total").increment(1);
+        metrics::counter!("headwater_cache_misses_total", "cache" => cache.name.clone())
+            .increment(1);
         let lease = LeaseId(self.caches.fresh(self.engine.clock().now_micros()));
         let retrieval = retrieval(at, &cache.definition, &search, &searched);
         let operation = CacheOp::Lease {
@@ -174,7 +178,7 @@ impl Inner {
     }
 
     fn hit(&self, cache: &Cache, at: Time, hit: CacheHit) -> LookupReply {
-        metrics::counter!("headwater_cache_hits_total").increment(1);
+        metrics::counter!("headwater_cache_hits_total", "cache" => cache.name.clone()).increment(1);
         self.operate(cache.id, CacheOp::Touch { entry: hit.entry });
         self.caches.add(
             cache.id,
@@ -453,6 +457,7 @@ impl Inner {
         };
         let resolved = Arc::new(Cache {
             id: object.id,
+            name: object.name,
             definition,
             index,
         });
@@ -511,6 +516,12 @@ impl Inner {
     }
 
     fn decide(&self, cache: ObjectId, lease: LeaseId, decision: Decision) {
+        let outcome = if decision.1.is_ok() {
+            "stored"
+        } else {
+            "refused"
+        };
+        metrics::counter!("headwater_cache_stores_total", "outcome" => outcome).increment(1);
         let mut desks = self.caches.desks.lock().expect("no panic while held");
         let waiting = desks
             .get_mut(&cache)

@@ -148,6 +148,7 @@ impl Service {
     pub fn start(wiring: Wiring, runtime: tokio::runtime::Handle) -> Result<Service, WorldError> {
         let vectors = EmbeddingStore::open(Arc::clone(&wiring.store), VectorOptions::default())?;
         let vectors = Arc::new(vectors);
+        metrics::gauge!("headwater_vectors_opened").set(vectors.len() as f64);
         let flush = Arc::clone(&vectors);
         let options = LogOptions {
             before_vectors: Some(Arc::new(move || flush.flush())),
@@ -344,6 +345,9 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             let Some(inner) = inner.upgrade() else { return };
             rounds += 1;
             inner.refresh_gauges();
+            if rounds.is_multiple_of(5) {
+                inner.runtime.block_on(inner.refresh_index_gauges());
+            }
             if rounds.is_multiple_of(30)
                 && let Err(error) = inner.engine.compact_log(&inner.compact_options())
             {

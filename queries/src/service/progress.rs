@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use operators::index::ShardSizes;
 use serde_json::{Map, Value as Json, json};
 
 use super::Inner;
@@ -111,6 +112,35 @@ impl Inner {
                 metrics::gauge!("headwater_staged_bytes", "source" => object.name.clone())
                     .set(staged as f64);
             }
+        }
+    }
+
+    /// Gauges of the shards: a question each, so less often than the others.
+    pub(super) async fn refresh_index_gauges(&self) {
+        for declared in self.pipeline.all() {
+            let Declared::Index(index) = declared else {
+                continue;
+            };
+            let Ok(sizes) = self.shard_sizes(index.object.id).await else {
+                continue;
+            };
+            let name = &index.object.name;
+            let pending: u64 = sizes.iter().map(|(pending, _)| pending).sum();
+            let sum = |of: &dyn Fn(&ShardSizes) -> u64| {
+                sizes.iter().map(|(_, size)| of(size)).sum::<u64>() as f64
+            };
+            metrics::gauge!("headwater_pending_documents", "index" => name.clone())
+                .set(pending as f64);
+            metrics::gauge!("headwater_index_chunks_live", "index" => name.clone())
+                .set(sum(&|size| size.chunks_live));
+            metrics::gauge!("headwater_index_chunks_dead", "index" => name.clone())
+                .set(sum(&|size| size.chunks_dead));
+            metrics::gauge!("headwater_index_chunks_head", "index" => name.clone())
+                .set(sum(&|size| size.head));
+            metrics::gauge!("headwater_index_generations", "index" => name.clone())
+                .set(sum(&|size| size.generations));
+            metrics::gauge!("headwater_index_bytes", "index" => name.clone())
+                .set(sum(&|size| size.bytes));
         }
     }
 }

@@ -197,6 +197,8 @@ impl Inner {
         let dead_letters = dead_letters(request, &decoded);
         let replaced = decoded.accepted - decoded.changes.len() as u64;
         let rejected_total = decoded.rejected.len() as u64;
+        metrics::counter!("headwater_rows_rejected_total", "source" => request.source.clone())
+            .increment(rejected_total);
         let shown = decoded.rejected.into_iter().take(REJECTED_MAX);
         let rejected: Vec<RejectedLine> = shown
             .map(|(line, error)| RejectedLine {

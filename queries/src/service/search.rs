@@ -65,10 +65,12 @@ impl Inner {
             let search = SearchQuestion {
                 index: index.object.id,
                 question: prepared.question.clone(),
-                filter: request
-                    .filter
-                    .clone()
-                    .map(|text| (text, request.params.clone())),
+                filter: request.filter.clone().map(|text| {
+                    (
+                        text,
+                        serde_json::to_string(&request.params).expect("JSON values"),
+                    )
+                }),
             };
             let asked = Instant::now();
             let id = index.object.id;

@@ -28,6 +28,7 @@ mod program;
 mod reconcile;
 mod search;
 mod select;
+mod select_program;
 mod statement;
 mod token;
 mod types;
@@ -45,7 +46,7 @@ pub use plan::{
 };
 pub use program::{FilterProgram, ProgramSpec, RowProgram, filter_program};
 pub use reconcile::{Action, reconcile};
-pub use select::SelectProgram;
+pub use select_program::SelectProgram;
 pub use statement::{plan_text, plan_text_with};
 pub use token::{SpannedStatement, split};
 pub use view::view_program;

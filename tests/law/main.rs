@@ -15,7 +15,7 @@ mod naive;
 mod rig;
 mod script;
 
-use script::{Script, run};
+use script::{Script, run, run_on};
 
 /// Worker counts that must agree with the model.
 const WORKERS: [usize; 3] = [1, 2, 4];
@@ -98,4 +98,23 @@ fn many_seeds_hold_at_every_sealed_time() {
 fn one_seed_holds_at_every_sealed_time() {
     let seed = std::env::var("HEADWATER_LAW_SEED").map_or(1, |n| n.parse().expect("a number"));
     println!("{:?}", check(seed));
+}
+
+#[test]
+fn two_processes_hold_at_every_sealed_time() {
+    let mut tally = script::Tally::default();
+    for seed in 101..=105 {
+        println!("seed {seed}, two processes");
+        match run_on(&Script::random(seed, STEPS), rig::Rig::start_cluster()) {
+            Ok(one) => tally.add(&one),
+            Err(error) => panic!("seed {seed}, two processes: {error}"),
+        }
+    }
+    println!("{tally:?}");
+}
+
+#[test]
+#[ignore = "the second process of the test above"]
+fn follower_of_the_law() {
+    rig::follow();
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::contract::{Embedder, Store};
 use engine::error::DataError;
 use engine::model::{Key, RowCodec, Schema, Value};
-use engine::runtime::VirtualClock;
+use engine::runtime::{CommunicationConfig, VirtualClock};
 use engine::testing::{HashedEmbedder, MemoryStore};
 use operators::embed::EmbedConfig;
 use queries::api::{Backend, PushLine, PushRequest};
@@ -32,11 +32,27 @@ pub struct Rig {
     pub store: Arc<MemoryStore>,
     pub encoder: Arc<HashedEmbedder>,
     pub runtime: tokio::runtime::Runtime,
+    follower: Option<Follower>,
 }
 
 impl Rig {
     /// An engine with the pipeline declared.
     pub fn start(workers: usize) -> Rig {
+        Rig::start_with(workers, None, None)
+    }
+
+    /// The same over two processes on loopback, one worker each.
+    pub fn start_cluster() -> Rig {
+        let addresses = free_addresses();
+        let follower = Follower::spawn(&addresses);
+        Rig::start_with(1, Some(cluster(0, addresses)), Some(follower))
+    }
+
+    fn start_with(
+        workers: usize,
+        communication: Option<CommunicationConfig>,
+        follower: Option<Follower>,
+    ) -> Rig {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -49,7 +65,7 @@ impl Rig {
         let wiring = Wiring {
             store: Arc::clone(&store) as Arc<dyn Store>,
             workers,
-            communication: None,
+            communication,
             clock: Arc::new(clock.clone()),
             load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
             connect: Arc::new(|_, _| Ok(None)),
@@ -72,6 +88,7 @@ impl Rig {
             store,
             encoder,
             runtime,
+            follower,
         }
     }
 
@@ -131,4 +148,53 @@ fn decode(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
         decoded.accepted += 1;
     }
     decoded
+}
+
+/// A second process: this test's own binary, told to follow.
+pub struct Follower(std::process::Child);
+
+/// Tells a follower the addresses of both processes.
+const FOLLOW: &str = "HEADWATER_LAW_FOLLOW";
+
+impl Follower {
+    fn spawn(addresses: &[String]) -> Follower {
+        let binary = std::env::current_exe().expect("a test runs from a file");
+        let child = std::process::Command::new(binary)
+            .args(["follower_of_the_law", "--ignored", "--exact"])
+            .env(FOLLOW, addresses.join(","))
+            .stdout(std::process::Stdio::null())
+            .spawn();
+        Follower(child.expect("the binary runs"))
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.service.stop();
+        if let Some(Follower(child)) = &mut self.follower {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn cluster(process: usize, addresses: Vec<String>) -> CommunicationConfig {
+    CommunicationConfig::Cluster { threads: 1, process, addresses, report: false, zerocopy: false }
+}
+
+fn free_addresses() -> Vec<String> {
+    let bind = || std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listeners = [bind(), bind()];
+    let address = |l: &std::net::TcpListener| l.local_addr().expect("bound").to_string();
+    listeners.iter().map(address).collect()
+}
+
+/// The following process, when this is one.
+pub fn follow() {
+    let Ok(addresses) = std::env::var(FOLLOW) else { return };
+    let addresses = addresses.split(',').map(str::to_owned).collect();
+    let encoder: Arc<dyn Embedder> = Arc::new(HashedEmbedder::new("hashed", DIMENSIONS));
+    let load = Box::new(move |_: &str, _: &queries::definition::ModelDef| Ok(Arc::clone(&encoder)));
+    let builder = operators::index::BuilderHandle::threads(1).expect("a thread");
+    queries::render::follow(cluster(1, addresses), 1, load, builder).expect("the leader stops first");
 }

@@ -168,7 +168,11 @@ fn random_line(rng: &mut ChaCha8Rng, bodies: &mut Vec<String>) -> String {
 
 /// Runs a script and compares everything that was seen with the model.
 pub fn run(script: &Script, workers: usize) -> Result<Tally, String> {
-    let rig = Rig::start(workers);
+    run_on(script, Rig::start(workers))
+}
+
+/// Runs a script on an engine that is already there.
+pub fn run_on(script: &Script, rig: Rig) -> Result<Tally, String> {
     let mut seen = Seen::default();
     for (number, step) in script.steps.iter().enumerate() {
         seen.step(&rig, step)

@@ -81,10 +81,7 @@ fn main() {
 fn texts(model: &PretrainedEmbedder, tokens: usize) -> Vec<String> {
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
-        .unwrap_or_else(|| {
-            let dirs = directories::BaseDirs::new().expect("a home folder");
-            dirs.home_dir().join(".cargo")
-        });
+        .unwrap_or_else(|| etcetera::home_dir().expect("a home folder").join(".cargo"));
     let mut paths: Vec<PathBuf> = walkdir::WalkDir::new(home.join("registry/src"))
         .max_depth(3)
         .into_iter()

@@ -279,3 +279,65 @@ fn metrics_in_use_are_declared_and_documented_names_exist() {
             .collect(),
     );
 }
+
+#[test]
+fn every_dependency_has_a_permissive_licence() {
+    let deny = std::fs::read_to_string(root().join("deny.toml")).expect("deny.toml");
+    let allow = deny
+        .split("allow = [")
+        .nth(1)
+        .and_then(|rest| rest.split(']').next());
+    let allowed: BTreeSet<&str> = allow
+        .expect("an allow list")
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .collect();
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mut problems = Vec::new();
+    for package in metadata["packages"].as_array().expect("packages") {
+        let (name, licence) = (
+            &package["name"],
+            package["license"].as_str().unwrap_or_default(),
+        );
+        if !is_permissive(licence, &allowed) {
+            problems.push(format!(
+                "{name}: {licence:?} is not in deny.toml's allow list"
+            ));
+        }
+    }
+    none(problems);
+}
+
+/// Whether an SPDX expression (as crates write them: `A OR B`, `A/B`, `(A OR B) AND C`) can be met by
+/// the allowed licences.
+fn is_permissive(expression: &str, allowed: &BTreeSet<&str>) -> bool {
+    let flat = expression.replace(['(', ')'], "").replace('/', " OR ");
+    flat.split(" AND ")
+        .all(|part| part.split(" OR ").any(|one| allowed.contains(one.trim())))
+}
+
+#[test]
+fn unwrap_is_for_tests() {
+    let mut problems = Vec::new();
+    for (path, text) in files("rs") {
+        let is_test = ["tests/", "benches/", "testing/", "examples"]
+            .iter()
+            .any(|part| path.contains(part));
+        if is_test || path.ends_with("tests.rs") || path.ends_with("law.rs") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]\nmod").next().unwrap_or_default();
+        for line in code.lines().filter(|line| !is_comment(line)) {
+            if line.contains(".unwrap()") {
+                problems.push(format!("{path}: {}", line.trim()));
+            }
+        }
+    }
+    none(problems);
+}

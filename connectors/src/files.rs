@@ -11,13 +11,19 @@
 //! ```
 //!
 //! Invariants: a file that vanished is deleted after two scans in a row missed it (an editor that
-//! replaces a file never shows a gap); a PATH that vanished deletes nothing; one dead letter a
-//! change of a file, not one a scan; after a restart a file whose row is live is not emitted again.
+//! replaces a file never shows a gap); a PATH that vanished deletes nothing; a text is taken only
+//! when the file was the same before and after reading it; one dead letter a change of a file, not
+//! one a scan; after a restart a file whose row is live is not emitted again.
 //!
-//! Limits: a text up to [`TEXT_BYTES_MAX`]; symbolic links are not followed; a scan costs one
-//! `stat` a file and is repeated after fifty times its own duration, at most every 50 ms.
+//! Limits: a text up to [`TEXT_BYTES_MAX`], more is never read; symbolic links are not followed; a
+//! scan costs one `stat` a file and is repeated after fifty times its own duration, at most every
+//! 50 ms. A file that never stops changing is taken as it is found, once a second: such a version
+//! may be half of one and half of the next, and is replaced when the file rests. A folder that is
+//! there but empty (a mount that went away) counts as emptied.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +34,7 @@ use engine::model::{Column, ContentHash, Key, Row, RowCodec, Schema, SqlType, Va
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::WalkDir;
 
-/// Rows of one batch.
+/// Rows and dead letters of one batch.
 const BATCH_ROWS: usize = 256;
 /// Bytes of one batch (soft for one file).
 const BATCH_BYTES: usize = 2 << 20;
@@ -38,6 +44,10 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const PAUSE_FACTOR: u32 = 50;
 /// A file changed within this time may still be written: read it at the next scan.
 const FRESH: Duration = Duration::from_millis(30);
+/// A file that was never at rest for so long is read anyway.
+const RESTLESS: Duration = Duration::from_secs(1);
+/// Bytes of a file that is not UTF-8, kept with its dead letter.
+const PAYLOAD_BYTES: usize = 1024;
 
 /// Columns `path` (key, relative, with `/`), `text`, `bytes`, `modified_at`.
 pub fn schema() -> Schema {
@@ -96,16 +106,49 @@ impl Source for FilesSource {
     }
 }
 
+/// What tells versions of a file apart without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    /// Time of change, nanoseconds since the epoch.
+    modified_nanos: u128,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
+        let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
+        let since_epoch = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Stamp {
+            bytes: metadata.len(),
+            modified_nanos: since_epoch.as_nanos(),
+        }
+    }
+
+    /// Changed so lately that a second change could carry the same stamp.
+    fn is_fresh(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let age = now
+            .unwrap_or_default()
+            .as_nanos()
+            .checked_sub(self.modified_nanos);
+        // A change in the future is a wrong clock, not a fresh file.
+        age.is_some_and(|age| age < FRESH.as_nanos())
+    }
+}
+
 /// What is known of a file.
+#[derive(Default)]
 struct Known {
-    /// (bytes, time of change in nanoseconds) when it was last read; `None` to read it again.
-    stamp: Option<(u64, u128)>,
+    /// When it was last read at rest; `None` to read it again.
+    stamp: Option<Stamp>,
+    /// Since when a change of it waits to be read.
+    waiting_since: Option<Instant>,
     /// Hash of its live row.
     live: Option<ContentHash>,
     /// Scans in a row that did not see it.
     missed: u8,
-    /// The last read failed: the dead letter is written.
-    is_unreadable: bool,
+    /// The code of the dead letter that it has had since it was last good.
+    told: Option<&'static str>,
 }
 
 struct Watcher {
@@ -123,10 +166,8 @@ impl Watcher {
         let live = context.resume.live().into_iter().filter_map(|(key, hash)| {
             let path = key.to_json().as_str()?.to_owned();
             let known = Known {
-                stamp: None,
                 live: Some(hash),
-                missed: 0,
-                is_unreadable: false,
+                ..Known::default()
             };
             Some((path, known))
         });
@@ -164,7 +205,8 @@ impl Watcher {
                 Ok(entry) => entry,
                 Err(error) => {
                     // A folder that cannot be listed hides files: then nothing counts as deleted.
-                    is_whole &= error.io_error().is_some_and(is_not_found);
+                    // One below PATH that vanished is a deletion; PATH itself never is.
+                    is_whole &= error.depth() > 0 && error.io_error().is_some_and(is_not_found);
                     continue;
                 }
             };
@@ -178,13 +220,16 @@ impl Watcher {
             self.look(&name, entry.path())?;
             seen.insert(name);
         }
-        if is_whole {
+        // Folders below a PATH that vanished during the walk look deleted, too.
+        if is_whole && root.exists() {
             self.delete_missed(&seen)?;
         }
         self.flush()
     }
 
     fn root_missing(&mut self, error: &std::io::Error) -> Result<(), SinkClosed> {
+        // Scans in a row: those before PATH vanished do not count with those after.
+        self.files.values_mut().for_each(|known| known.missed = 0);
         if self.is_missing {
             return Ok(());
         }
@@ -195,63 +240,84 @@ impl Watcher {
         let error = DataError::new("path-missing", detail)
             .expected("a folder or a file")
             .hint("its rows stay; they are compared again when it is back");
-        self.letter(path, error, Vec::new());
+        self.letter(path, error, Vec::new())?;
         self.flush()
     }
 
-    /// Looks at one file; reads it when it changed.
+    /// Looks at one file; reads it when it changed and is at rest, or has been restless for long.
     fn look(&mut self, name: &str, path: &Path) -> Result<(), SinkClosed> {
         let Ok(metadata) = std::fs::metadata(path) else {
             return Ok(());
         };
-        let modified = metadata.modified().unwrap_or(UNIX_EPOCH);
-        let since_epoch = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let stamp = (metadata.len(), since_epoch.as_nanos());
-        let known = self.files.entry(name.to_owned()).or_insert(Known {
-            stamp: None,
-            live: None,
-            missed: 0,
-            is_unreadable: false,
-        });
+        let stamp = Stamp::of(&metadata);
+        let known = self.files.entry(name.to_owned()).or_default();
         known.missed = 0;
         if known.stamp == Some(stamp) {
+            known.waiting_since = None;
             return Ok(());
         }
-        let age = SystemTime::now().duration_since(modified);
-        if age.is_ok_and(|age| age < FRESH) {
+        let waiting_since = *known.waiting_since.get_or_insert_with(Instant::now);
+        let is_overdue = waiting_since.elapsed() >= RESTLESS;
+        if stamp.is_fresh() && !is_overdue {
             return Ok(());
         }
-        match read(path, metadata.len()) {
+        let found = read(path, stamp.bytes);
+        let after = std::fs::metadata(path).map(|metadata| Stamp::of(&metadata));
+        let is_at_rest = !stamp.is_fresh() && after.is_ok_and(|after| after == stamp);
+        if !is_at_rest && !is_overdue {
+            return Ok(());
+        }
+        known.waiting_since = None;
+        self.take(name, found, stamp, is_at_rest)
+    }
+
+    /// Takes what reading a file gave.
+    fn take(
+        &mut self,
+        name: &str,
+        found: Result<String, Unread>,
+        stamp: Stamp,
+        is_at_rest: bool,
+    ) -> Result<(), SinkClosed> {
+        let known = self.files.entry(name.to_owned()).or_default();
+        // What was read in motion is read again.
+        let read_at = is_at_rest.then_some(stamp);
+        match found {
             Ok(text) => {
-                let micros = i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX);
-                known.stamp = Some(stamp);
-                known.is_unreadable = false;
+                known.stamp = read_at;
+                known.told = None;
+                let micros = i64::try_from(stamp.modified_nanos / 1_000).unwrap_or(i64::MAX);
+                let bytes = text.len() as i64;
                 let row = self.codec.pack(&[
                     Value::Text(name.into()),
                     Value::Text(text.into()),
-                    Value::Int(metadata.len() as i64),
+                    Value::Int(bytes),
                     Value::Timestamp(micros),
                 ]);
                 let hash = ContentHash::of(row.as_bytes());
-                if known.live != Some(hash) {
-                    known.live = Some(hash);
+                if known.live.replace(hash) != Some(hash) {
                     self.emit(name, Some(row))?;
                 }
             }
             Err(Unread::Vanished) => {}
             Err(Unread::World(error)) => {
-                if !known.is_unreadable {
-                    known.is_unreadable = true;
+                if known.told.replace("unreadable-file") != Some("unreadable-file") {
                     let detail = format!("file '{name}' cannot be read: {}", reason(&error));
                     let error = DataError::new("unreadable-file", detail)
                         .hint("its last good version stays; reading is tried again");
-                    self.letter(name.to_owned(), error, Vec::new());
+                    self.letter(name.to_owned(), error, Vec::new())?;
                 }
             }
-            Err(Unread::Data(error, payload)) => {
-                known.stamp = Some(stamp);
+            Err(Unread::Data(bad, payload)) => {
+                known.stamp = read_at;
+                let told = known.told.replace(bad.code());
                 let was_live = known.live.take().is_some();
-                self.letter(name.to_owned(), error.on(name), payload);
+                // Each version at rest that is not UTF-8 names its own byte; a file that grows and
+                // grows is too large only once.
+                let is_news = is_at_rest && matches!(bad, BadFile::InvalidUtf8(_));
+                if is_news || told != Some(bad.code()) {
+                    self.letter(name.to_owned(), bad.on(name), payload)?;
+                }
                 if was_live {
                     self.emit(name, None)?;
                 }
@@ -286,13 +352,16 @@ impl Watcher {
     fn emit(&mut self, name: &str, row: Option<Row>) -> Result<(), SinkClosed> {
         self.batch_bytes += row.as_ref().map_or(0, |row| row.as_bytes().len());
         self.batch.changes.push((Key::text(name), row, None));
-        if self.batch.changes.len() >= BATCH_ROWS || self.batch_bytes >= BATCH_BYTES {
-            self.flush()?;
-        }
-        Ok(())
+        self.flush_if_full()
     }
 
-    fn letter(&mut self, position: String, error: DataError, payload: Vec<u8>) {
+    fn letter(
+        &mut self,
+        position: String,
+        error: DataError,
+        payload: Vec<u8>,
+    ) -> Result<(), SinkClosed> {
+        self.batch_bytes += payload.len();
         let source = self.context.name.clone();
         self.batch.dead_letters.push(DeadLetter {
             source,
@@ -300,6 +369,15 @@ impl Watcher {
             error,
             payload,
         });
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), SinkClosed> {
+        let rows = self.batch.changes.len() + self.batch.dead_letters.len();
+        if rows >= BATCH_ROWS || self.batch_bytes >= BATCH_BYTES {
+            self.flush()?;
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), SinkClosed> {
@@ -321,21 +399,29 @@ enum Unread {
 /// What is wrong with a file's bytes.
 enum BadFile {
     TooLarge(u64),
+    /// The first bad byte, counting from 0.
     InvalidUtf8(usize),
 }
 
 impl BadFile {
+    fn code(&self) -> &'static str {
+        match self {
+            BadFile::TooLarge(_) => "text-too-large",
+            BadFile::InvalidUtf8(_) => "invalid-utf8",
+        }
+    }
+
     fn on(&self, name: &str) -> DataError {
         match self {
             BadFile::TooLarge(bytes) => DataError::new(
-                "text-too-large",
+                self.code(),
                 format!(
                     "file '{name}' has {bytes} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"
                 ),
             )
             .hint("split it, or leave it out by PATTERN"),
             BadFile::InvalidUtf8(at) => DataError::new(
-                "invalid-utf8",
+                self.code(),
                 format!("file '{name}' is not UTF-8 at byte {at}"),
             )
             .expected("UTF-8 text")
@@ -344,18 +430,26 @@ impl BadFile {
     }
 }
 
+/// Reads a file that had `bytes` bytes; never more than the limit and one.
 fn read(path: &Path, bytes: u64) -> Result<String, Unread> {
-    if bytes > TEXT_BYTES_MAX as u64 {
+    let max = TEXT_BYTES_MAX as u64;
+    if bytes > max {
         return Err(Unread::Data(BadFile::TooLarge(bytes), Vec::new()));
     }
-    let content = std::fs::read(path).map_err(|error| match is_not_found(&error) {
+    let mut content = Vec::with_capacity(bytes as usize + 1);
+    let reading = File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut content));
+    reading.map_err(|error| match is_not_found(&error) {
         true => Unread::Vanished,
         false => Unread::World(error),
     })?;
+    if content.len() > TEXT_BYTES_MAX {
+        let bytes = content.len() as u64;
+        return Err(Unread::Data(BadFile::TooLarge(bytes), Vec::new()));
+    }
     String::from_utf8(content).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let mut payload = error.into_bytes();
-        payload.truncate(1024);
+        payload.truncate(PAYLOAD_BYTES);
         Unread::Data(BadFile::InvalidUtf8(at), payload)
     })
 }

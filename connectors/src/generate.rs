@@ -1,7 +1,7 @@
 //! `FROM GENERATE`: rows and vectors from a seed, for benches and first steps.
 //!
 //! Row `i` is a pure function of (seed, i), so any number of readers can make the same data and a
-//! restart goes on at the position of the last logged batch.
+//! restart goes on at the position of the last logged batch. A batch has 256 rows or about 2 MB.
 //!
 //! Vectors are clustered like real embeddings: 2,000 Gaussian centres, unit noise, dimension `i`
 //! scaled by (1 + i)^−0.35, normalised. Texts are sentences of made-up English-like words with
@@ -21,8 +21,12 @@ use serde_json::json;
 const CENTRES: usize = 2_000;
 /// Words of the generated language.
 const WORDS: usize = 8_000;
-/// Rows of one batch.
+/// Rows of one batch, at most.
 const BATCH_ROWS: u64 = 256;
+/// Bytes of one batch, about.
+const BATCH_BYTES: u64 = 2 << 20;
+/// Bytes of a row without its vector, generously: the longest texts have about 1,800.
+const TEXT_ROW_BYTES: u64 = 2_048;
 
 /// Columns `id` (key), `body`, `grp`, and `embedding` when there are vectors.
 pub fn schema(dimensions: Option<u32>) -> Schema {
@@ -54,20 +58,30 @@ pub struct Generator {
 impl Generator {
     /// A generator; 0 dimensions for texts only.
     pub fn new(seed: u64, dimensions: usize) -> Self {
+        Generator::new_unless(seed, dimensions, &|| false).expect("it is never stopped")
+    }
+
+    /// As [`Generator::new`], which takes a second or more for thousands of dimensions; `None` when
+    /// `is_stopping`, asked once a centre, says so.
+    fn new_unless(seed: u64, dimensions: usize, is_stopping: &dyn Fn() -> bool) -> Option<Self> {
         let mut rng = stream(seed, 0);
         let words = (0..WORDS).map(|_| word(&mut rng)).collect();
-        let centres = (0..CENTRES * dimensions)
-            .map(|_| gaussian(&mut rng))
-            .collect();
+        let mut centres = Vec::with_capacity(CENTRES * dimensions);
+        for _ in 0..CENTRES {
+            if is_stopping() {
+                return None;
+            }
+            centres.extend((0..dimensions).map(|_| gaussian(&mut rng)));
+        }
         let scale = (0..dimensions)
             .map(|i| (1.0 + i as f32).powf(-0.35))
             .collect();
-        Generator {
+        Some(Generator {
             seed,
             words,
             centres,
             scale,
-        }
+        })
     }
 
     /// The unit vector of row `index`: `dimensions` long.
@@ -191,7 +205,14 @@ impl GenerateSource {
 impl Source for GenerateSource {
     fn run(self: Box<Self>, context: SourceContext) -> Result<(), WorldError> {
         let codec = RowCodec::new(schema(self.dimensions)).expect("types that Arrow can order");
-        let generator = Generator::new(self.seed, self.dimensions.unwrap_or(0) as usize);
+        let dimensions = self.dimensions.unwrap_or(0);
+        let is_stopping = || context.is_stopping();
+        let generator = Generator::new_unless(self.seed, dimensions as usize, &is_stopping);
+        let Some(generator) = generator else {
+            return Ok(());
+        };
+        let row_bytes = TEXT_ROW_BYTES + 4 * u64::from(dimensions);
+        let batch_rows = (BATCH_BYTES / row_bytes).clamp(1, BATCH_ROWS);
         let position = context.resume.position("");
         let first = position
             .and_then(|position| position["next"].as_u64())
@@ -199,7 +220,7 @@ impl Source for GenerateSource {
         let begun = Instant::now();
         let mut next = first;
         while next < self.rows && !context.is_stopping() {
-            let mut end = self.rows.min(next + BATCH_ROWS);
+            let mut end = self.rows.min(next + batch_rows);
             if self.rate > 0 {
                 let due = first as f64 + begun.elapsed().as_secs_f64() * self.rate as f64;
                 end = end.min(due as u64 + 1);

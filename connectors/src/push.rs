@@ -2,9 +2,11 @@
 //!
 //! Pure functions: bytes and a schema in, changes and errors out. Each line is judged alone, so that
 //! one bad line costs no other; of several lines with one key the last wins. Keys are made
-//! canonical through their column's type, so `1` and `1.0`, or two spellings of a UUID, are one key.
+//! canonical through their column's type: two spellings of a UUID are one key, and so are `1`, `1.0`
+//! and `"1.00"` in a `numeric(10,2)` column or `1` and `1.0` in a `double precision` column. An
+//! integer column takes `1` only; `1.0` is of the wrong type there.
 //!
-//! Errors name the column or the byte; limits are [`LINE_BYTES_MAX`], [`TEXT_BYTES_MAX`] and
+//! Errors name the column or the byte (counting from 0); limits are [`LINE_BYTES_MAX`], [`TEXT_BYTES_MAX`] and
 //! [`KEY_BYTES_MAX`].
 
 use std::collections::HashMap;
@@ -92,13 +94,13 @@ pub fn decode<'a>(schema: &Schema, lines: impl IntoIterator<Item = (u64, &'a [u8
 pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError> {
     if line.len() > LINE_BYTES_MAX {
         let detail = format!(
-            "the line has {} bytes; the limit is {LINE_BYTES_MAX}",
+            "the line has {} bytes; the limit LINE_BYTES_MAX is {LINE_BYTES_MAX}",
             line.len()
         );
         return Err(DataError::new("line-too-large", detail));
     }
     let text = std::str::from_utf8(line).map_err(|error| {
-        let at = error.valid_up_to() + 1;
+        let at = error.valid_up_to();
         DataError::new(
             "invalid-utf8",
             format!("the line is not UTF-8 at byte {at}"),
@@ -213,7 +215,7 @@ fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataErro
     })?;
     let mut values = Vec::with_capacity(names.len());
     if let [at] = schema.key[..] {
-        values.push(convert(&key, &schema.columns[at])?);
+        values.push(key_part(&key, &schema.columns[at])?);
         return Ok(values);
     }
     let Json::Object(mut parts) = key else {
@@ -230,7 +232,7 @@ fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataErro
                 DataError::new("missing-key", format!("\"key\" has no \"{}\"", column.name))
                     .expected(&*shape)
             })?;
-        values.push(convert(&part, column)?);
+        values.push(key_part(&part, column)?);
     }
     match parts.keys().next() {
         Some(name) => Err(DataError::new(
@@ -239,6 +241,22 @@ fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataErro
         )
         .expected(shape)),
         None => Ok(values),
+    }
+}
+
+/// One value of a key: equal values must be one value.
+fn key_part(json: &Json, column: &Column) -> Result<Value, DataError> {
+    match convert(json, column)? {
+        Value::Float(x) if x.is_nan() => {
+            let detail = format!(
+                "column \"{}\": NaN cannot be a key: it equals nothing",
+                column.name
+            );
+            Err(DataError::new("wrong-type", detail).expected("a number or an infinity"))
+        }
+        // −0 equals 0 and must not be a second key.
+        Value::Float(x) => Ok(Value::Float(x + 0.0)),
+        value => Ok(value),
     }
 }
 
@@ -259,7 +277,7 @@ fn canonical_key(schema: &Schema, values: &[Value]) -> Result<Key, DataError> {
     };
     if key.as_str().len() > KEY_BYTES_MAX {
         let detail = format!(
-            "the key has {} bytes; the limit is {KEY_BYTES_MAX}",
+            "the key has {} bytes; the limit KEY_BYTES_MAX is {KEY_BYTES_MAX}",
             key.as_str().len()
         );
         return Err(DataError::new("key-too-large", detail));
@@ -320,7 +338,7 @@ fn convert(json: &Json, column: &Column) -> Result<Value, DataError> {
     match &value {
         Value::Text(text) if text.len() > TEXT_BYTES_MAX => {
             let detail = format!(
-                "column \"{}\": the text has {} bytes; the limit is {TEXT_BYTES_MAX}",
+                "column \"{}\": the text has {} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}",
                 column.name,
                 text.len()
             );

@@ -183,8 +183,9 @@ fn save(editor: &mut DefaultEditor, path: &PathBuf, output: &Output) {
 }
 
 fn history_file() -> Option<PathBuf> {
-    let folders = directories::ProjectDirs::from("", "", "headwater")?;
-    Some(folders.data_dir().join("sql_history"))
+    use etcetera::BaseStrategy;
+    let folders = etcetera::choose_base_strategy().ok()?;
+    Some(folders.data_dir().join("headwater").join("sql_history"))
 }
 
 #[cfg(test)]

@@ -132,10 +132,7 @@ pub fn gather(options: &SampleOptions) -> anyhow::Result<Sample> {
 fn registry() -> PathBuf {
     let cargo_home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
-        .or_else(|| {
-            let user = directories::UserDirs::new()?;
-            Some(user.home_dir().join(".cargo"))
-        });
+        .or_else(|| Some(etcetera::home_dir().ok()?.join(".cargo")));
     cargo_home.unwrap_or_default().join("registry").join("src")
 }
 

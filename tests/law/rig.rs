@@ -179,7 +179,13 @@ impl Drop for Rig {
 }
 
 fn cluster(process: usize, addresses: Vec<String>) -> CommunicationConfig {
-    CommunicationConfig::Cluster { threads: 1, process, addresses, report: false, zerocopy: false }
+    CommunicationConfig::Cluster {
+        threads: 1,
+        process,
+        addresses,
+        report: false,
+        zerocopy: false,
+    }
 }
 
 fn free_addresses() -> Vec<String> {
@@ -191,10 +197,13 @@ fn free_addresses() -> Vec<String> {
 
 /// The following process, when this is one.
 pub fn follow() {
-    let Ok(addresses) = std::env::var(FOLLOW) else { return };
+    let Ok(addresses) = std::env::var(FOLLOW) else {
+        return;
+    };
     let addresses = addresses.split(',').map(str::to_owned).collect();
     let encoder: Arc<dyn Embedder> = Arc::new(HashedEmbedder::new("hashed", DIMENSIONS));
     let load = Box::new(move |_: &str, _: &queries::definition::ModelDef| Ok(Arc::clone(&encoder)));
     let builder = operators::index::BuilderHandle::threads(1).expect("a thread");
-    queries::render::follow(cluster(1, addresses), 1, load, builder).expect("the leader stops first");
+    queries::render::follow(cluster(1, addresses), 1, load, builder)
+        .expect("the leader stops first");
 }

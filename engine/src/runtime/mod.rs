@@ -68,7 +68,7 @@ pub struct EngineOptions {
     pub clock: Arc<dyn Clock>,
     /// Threads that prepare batches.
     pub prepare_threads: usize,
-    /// Compact the log when it has grown by so many bytes.
+    /// Compact the log when at least so many bytes can be folded into its base.
     pub compact_bytes: u64,
 }
 
@@ -147,6 +147,7 @@ pub struct Engine<P: Program> {
     shared: Arc<Shared<P>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     workers: Mutex<Option<WorkerGuards<()>>>,
+    compact_bytes: u64,
 }
 
 /// A running question: dropping it cancels the question and releases its hold.
@@ -237,6 +238,7 @@ impl<P: Program> Engine<P> {
                 shared,
                 threads,
                 workers: Mutex::new(Some(workers)),
+                compact_bytes: options.compact_bytes,
             },
             recovered,
         ))
@@ -367,12 +369,19 @@ impl<P: Program> Engine<P> {
     /// Compacts the log to what can still be read; returns at once when there is nothing to do.
     pub fn compact_log(&self, options: &CompactOptions) -> Result<Option<Compacted>, WorldError> {
         let published = self.published();
-        let since = published
+        let sinces = published
             .collections
             .values()
-            .map(|readable| readable.since)
-            .min();
-        since.map_or(Ok(None), |since| self.shared.log.compact(since, options))
+            .map(|readable| readable.since);
+        let Some(since) = sinces.min() else {
+            return Ok(None);
+        };
+        // Rewriting the base pays off when as much again has been added to it.
+        let (base, new) = self.shared.log.compactable_bytes(since);
+        if new < base.max(self.compact_bytes) {
+            return Ok(None);
+        }
+        self.shared.log.compact(since, options)
     }
 
     /// Stops: no further input, what is bound gets sealed and durable, workers end.

@@ -41,6 +41,8 @@ fn exp_negative(x: f32) -> f32 {
 /// this crate by iteratively reweighted least squares (relative error of the fit 1.9e-8; with f32
 /// rounding below 4e-7). Beyond 3.92 erf is 1 within 3e-8.
 #[inline(always)]
+// Coefficients of a fitted polynomial: their nearness to constants is no accident, and no constant.
+#[allow(clippy::approx_constant, clippy::excessive_precision)]
 fn erf(x: f32) -> f32 {
     let x = x.clamp(-3.92, 3.92);
     let u = x * x;

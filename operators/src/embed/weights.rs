@@ -104,10 +104,10 @@ fn models_in(env: Env<'_>) -> Result<PathBuf, WorldError> {
     if let Some(folder) = env("HEADWATER_MODELS").filter(|value| !value.is_empty()) {
         return Ok(PathBuf::from(folder));
     }
-    let project = directories::ProjectDirs::from("", "", "headwater");
-    project
-        .map(|project| project.data_dir().join("models"))
-        .ok_or_else(|| WorldError::Service {
+    use etcetera::BaseStrategy;
+    etcetera::choose_base_strategy()
+        .map(|folders| folders.data_dir().join("headwater").join("models"))
+        .map_err(|_| WorldError::Service {
             service: "model folder".to_owned(),
             detail: "no home folder is known; set HEADWATER_MODELS to a folder".to_owned(),
             is_transient: false,

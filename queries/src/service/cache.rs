@@ -220,8 +220,9 @@ impl Inner {
             .await?;
         if let Some(why) = prepared.degraded.first() {
             // Half a retrieval must not be remembered as a whole one.
-            return Err(Problem::new(503, "encoder-unavailable", why.clone())
-                .with("retry_after_seconds", 1));
+            return Err(
+                Problem::new(503, "encoder-unavailable", why.clone()).with("retry_after_s", 1)
+            );
         }
         let parameters = serde_json::to_string(&request.parameters).expect("plain JSON");
         let terms = prepared

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::durable::EmbeddingStore;
-use engine::limits;
 use engine::model::{ContentHash, ModelId, Row, VectorFact, VectorRef};
 use engine::runtime::{Announcer, Prepared, Preparer, StagedBatch, Want};
 use operators::embed::{EmbedService, Priority};
@@ -20,6 +19,9 @@ pub(super) struct PipelinePreparer {
     pub(super) announcer: Announcer,
 }
 
+/// A batch that no index reads has nothing to wait for; a day bounds what a statement may ask.
+const DEADLINE_MS_MAX: u64 = 86_400_000;
+
 /// Texts to embed, by content.
 type Texts = HashMap<ContentHash, Arc<str>>;
 
@@ -27,13 +29,14 @@ impl Preparer for PipelinePreparer {
     fn prepare(&self, batch: &StagedBatch) -> Prepared {
         let started = std::time::Instant::now();
         let mut prepared = Prepared {
-            deadline_ms: limits::EMBED_DEADLINE_MS,
+            deadline_ms: u64::MAX,
             ..Prepared::default()
         };
         for (index, programs) in self.pipeline.readers(batch.source) {
             prepared.deadline_ms = prepared.deadline_ms.min(index.definition.embed_deadline_ms);
             self.prepare_index(batch, &index, &programs, &mut prepared);
         }
+        prepared.deadline_ms = prepared.deadline_ms.min(DEADLINE_MS_MAX);
         metrics::histogram!("headwater_prepare_seconds").record(started.elapsed().as_secs_f64());
         prepared
     }

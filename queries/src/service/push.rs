@@ -150,7 +150,7 @@ impl Inner {
                     limits::STAGED_BYTES_MAX
                 ),
             )
-            .with("retry_after_seconds", 1)
+            .with("retry_after_s", 1)
             .hint("slow down: wait for Retry-After seconds"));
         }
         let (staged, stored) = self.stage(&sink, &request, decoded, body).await?;
@@ -240,7 +240,7 @@ impl Inner {
                 "not-durable",
                 format!("the changes are not acknowledged: {error}"),
             )
-            .with("retry_after_seconds", 5)
+            .with("retry_after_s", 5)
             .hint("free space or repair the data folder's disk; then repeat the request")),
             Err(_) => Err(Problem::new(503, "not-ready", "the engine is stopping")),
         }

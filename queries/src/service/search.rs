@@ -164,8 +164,9 @@ impl Inner {
                     None
                 }
                 Err(why) => {
-                    return Err(Problem::new(503, "encoder-unavailable", why)
-                        .with("retry_after_seconds", 1));
+                    return Err(
+                        Problem::new(503, "encoder-unavailable", why).with("retry_after_s", 1)
+                    );
                 }
             },
             (true, None, None) => None,

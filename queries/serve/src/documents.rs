@@ -71,7 +71,7 @@ fn key_of(text: &str) -> Json {
     let plain = || Json::from(text);
     match serde_json::from_str::<Json>(text) {
         Ok(json @ (Json::String(_) | Json::Object(_) | Json::Array(_))) => json,
-        Ok(json) if json.to_string() == text && !json.is_null() => json,
+        Ok(json) if json == text && !json.is_null() => json,
         _ => plain(),
     }
 }

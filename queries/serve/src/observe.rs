@@ -176,7 +176,7 @@ mod tests {
             &format!("00-{zeros}-{parent}-01"),
             &format!("ff-{trace}-{parent}-01"),
             &format!("{good}-more"),
-            &good.to_uppercase().replace("00-4BF", "00-4BF"),
+            &good.to_uppercase(),
         ];
         for text in bad {
             assert_eq!(traceparent(text), None, "{text}");

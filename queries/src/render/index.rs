@@ -85,12 +85,12 @@ pub(super) fn index(
             .as_ref()
             .map(super::pipeline::ModelKind::dimensions),
         keyword: spec.definition.keyword,
-        analyzer: spec.analyzer.clone(),
+        analyzer: spec.analyzer,
         quantization: spec.quantization,
         head_max: engine::limits::HEAD_VECTORS_MAX,
         builder: pipeline.builder.clone(),
     })));
-    let (mut probe, mut cache_probe) = (ProbeHandle::new(), ProbeHandle::new());
+    let (probe, mut cache_probe) = (ProbeHandle::new(), ProbeHandle::new());
     let caches = Rc::new(RefCell::new(CacheHost::new(worker.index(), worker.peers())));
     let dataflow = worker.next_dataflow_index();
     let name = &spec.object.name;
@@ -102,7 +102,7 @@ pub(super) fn index(
             .inner;
         let applier = Applier::new(pipeline, spec, &shard, table, &caches);
         let changes = apply_stream(scope, rows, fact_stream, applier);
-        let changes = timely::dataflow::operators::Probe::probe_with(changes, &mut probe);
+        let changes = timely::dataflow::operators::Probe::probe_with(changes, &probe);
         let (operations, operation_stream) = scope.new_input();
         cache::render(
             changes,

@@ -58,7 +58,7 @@ impl Relation {
 
 /// Renders a source.
 pub(super) fn source(worker: &mut Worker, name: &str, at: Time) -> Relation {
-    let mut probe = ProbeHandle::new();
+    let probe = ProbeHandle::new();
     let dataflow = worker.next_dataflow_index();
     let (mut input, documents) = worker.dataflow_named(name, |scope| {
         let (input, stream) = scope.new_input();
@@ -68,7 +68,7 @@ pub(super) fn source(worker: &mut Worker, name: &str, at: Time) -> Relation {
             Key,
             DocVersion,
         >(stream, name);
-        arranged.stream.probe_with(&mut probe);
+        arranged.stream.probe_with(&probe);
         (input, arranged.trace)
     });
     input.advance_to(at);
@@ -89,7 +89,7 @@ pub(super) fn view(
     from: &mut Relation,
     program: &Arc<RowProgram>,
 ) -> Relation {
-    let mut probe = ProbeHandle::new();
+    let probe = ProbeHandle::new();
     let dataflow = worker.next_dataflow_index();
     let program = Arc::clone(program);
     let errors = Arc::clone(pipeline);
@@ -119,7 +119,7 @@ pub(super) fn view(
             }
         });
         let arranged = good.as_collection().arrange_by_key_named(name);
-        arranged.stream.probe_with(&mut probe);
+        arranged.stream.probe_with(&probe);
         arranged.trace
     });
     Relation {

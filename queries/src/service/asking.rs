@@ -110,8 +110,8 @@ impl Inner {
                 Ok(AskTime::At(u64::try_from(at.as_microsecond()).unwrap_or(0)))
             }
             (None, Some(AtLeast::Token(token))) => {
-                if token.starts_with("t1.") {
-                    let at = token[3..].parse().map_err(|_| bad_token(token))?;
+                if let Some(at) = token.strip_prefix("t1.") {
+                    let at = at.parse().map_err(|_| bad_token(token))?;
                     return Ok(AskTime::NotBefore(at));
                 }
                 let token: WriteToken = token.parse().map_err(|_| bad_token(token))?;

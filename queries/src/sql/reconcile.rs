@@ -14,6 +14,7 @@ use crate::definition::Object;
 use crate::problem::Problem;
 
 /// One step of a reconciliation, to be taken in order.
+#[allow(clippy::large_enum_variant)] // a handful at a time
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// Nothing to do: the definition is equal.

@@ -29,13 +29,12 @@ pub fn plan_text_with(
     let plan_one = |(number, statement): (usize, SpannedStatement)| {
         let planned = plan_statement(&statement, &overlay, params);
         match &planned {
-            Ok(Planned::Create(create)) => {
+            Ok(Planned::Create(create))
                 // IF NOT EXISTS keeps what is there.
-                if !create.if_not_exists || overlay.object(&create.name).is_none() {
+                if (!create.if_not_exists || overlay.object(&create.name).is_none()) => {
                     let definition = create.definition.clone();
                     overlay.create(&create.name, &create.statement, definition);
                 }
-            }
             Ok(Planned::Drop(drop)) => drop.objects.iter().for_each(|name| overlay.drop(name)),
             _ => {}
         }

@@ -89,10 +89,11 @@ fn cut_as_of(
         match &token.token {
             Token::LParen => depth += 1,
             Token::RParen => depth -= 1,
-            _ if depth == 0 && is_word(token, "AS") => {
-                if tokens.get(at + 1).is_some_and(|next| is_word(next, "OF")) {
-                    found = Some(at);
-                }
+            _ if depth == 0
+                && is_word(token, "AS")
+                && tokens.get(at + 1).is_some_and(|next| is_word(next, "OF")) =>
+            {
+                found = Some(at);
             }
             _ => {}
         }

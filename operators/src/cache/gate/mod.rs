@@ -255,7 +255,8 @@ impl Features {
             };
             let is_turned = a.iter().any(|word| is_opposite(word, &other.words))
                 || b.iter().any(|word| is_opposite(word, &self.words));
-            if !is_turned && !(a.iter().all(is_judged) && b.iter().all(is_judged)) {
+            let is_known = a.iter().all(is_judged) && b.iter().all(is_judged);
+            if !is_turned && !is_known {
                 return Err(differ("words", a, b));
             }
         }

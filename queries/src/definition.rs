@@ -44,6 +44,13 @@ impl Definition {
         }
     }
 
+    /// The kind in a sentence: `a source`, `an index`.
+    pub fn kind_with_article(&self) -> String {
+        let kind = self.kind();
+        let article = if kind.starts_with('i') { "an" } else { "a" };
+        format!("{article} {kind}")
+    }
+
     /// Names of the objects that this one reads.
     pub fn depends_on(&self) -> Vec<&str> {
         match self {

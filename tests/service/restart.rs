@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use queries::api::{AsOf, Hit, PushRequest, SearchRequest};
-use queries::service::Reconciled;
 use serde_json::{Value as Json, json};
 
-use crate::rig::{Rig, eventually, request, shown, together, upsert};
+use crate::rig::{Reconciled, Rig, eventually, request, shown, together, upsert};
 
 const PIPELINE: &str = "
 CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, body TEXT, lang TEXT);
@@ -109,9 +108,7 @@ fn is_as_before(rig: &Rig, times: &[Seen], objects: &[Vec<Json>]) {
     rig.wait_ready();
     assert_eq!(rig.encoder.total(), 0, "no stored vector is computed again");
     assert_eq!(rig.rows("SHOW ALL"), objects);
-    let again = rig
-        .runtime
-        .block_on(rig.service.reconcile(PIPELINE, false, false));
+    let again = rig.reconcile(PIPELINE, false, false);
     assert_eq!(
         again,
         Ok(Reconciled::default()),

@@ -38,6 +38,14 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What reconciling did.
+#[derive(Debug, Default, PartialEq)]
+pub struct Reconciled {
+    pub created: Vec<String>,
+    pub dropped: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
 /// A running engine.
 pub struct Rig {
     pub service: Service,
@@ -204,6 +212,28 @@ impl Rig {
             .service
             .dead_letters(Some(source.to_owned()), 1_000, None);
         self.runtime.block_on(letters).expect("a known source")
+    }
+
+    /// Runs a pipeline file.
+    pub fn reconcile(
+        &self,
+        text: &str,
+        replace: bool,
+        prune: bool,
+    ) -> Result<Reconciled, Vec<Problem>> {
+        let done = self
+            .runtime
+            .block_on(self.service.reconcile(text, replace, prune))?;
+        Ok(Reconciled {
+            created: done.created,
+            dropped: done.dropped,
+            warnings: done.warnings,
+        })
+    }
+
+    /// Why the engine is not ready, if it is not.
+    pub fn reasons(&self) -> Vec<String> {
+        self.service.readiness().reasons
     }
 
     /// Waits until everything is served and nothing is on the way.

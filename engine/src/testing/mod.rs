@@ -6,9 +6,11 @@
 mod hashed;
 mod laws;
 mod memory_store;
+mod source_laws;
 mod store_laws;
 
 pub use hashed::{HashedEmbedder, MemoryMemo};
 pub use laws::embedder_laws;
 pub use memory_store::{Faults, MemoryStore};
+pub use source_laws::{Recorded, ScriptedSink, SourceRun, source_laws};
 pub use store_laws::store_laws;

@@ -177,8 +177,8 @@ impl Inner {
                 ),
             },
             Some(other) => Err(Problem::not_found(format!(
-                "\"{name}\" is a {}, not a source",
-                other.object().definition.kind()
+                "\"{name}\" is {}, not a source",
+                other.object().definition.kind_with_article()
             ))),
             None => Err(Problem::not_found(format!("there is no source \"{name}\""))
                 .hint("CREATE SOURCE … FROM PUSH (…) declares one")),

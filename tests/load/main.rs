@@ -221,8 +221,9 @@ async fn change(address: String, stop: Arc<AtomicBool>, taken: Arc<AtomicU64>) -
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
         clock.tick().await;
-        let keys = (0..CHANGES_PER_REQUEST).map(|i| (n * CHANGES_PER_REQUEST + i) % DOCUMENTS);
         n += 1;
+        let first = (n - 1) * CHANGES_PER_REQUEST;
+        let keys = (0..CHANGES_PER_REQUEST).map(|i| (first + i) % DOCUMENTS);
         let body = lines(keys, n * 131);
         let path = "/v1/sources/docs/documents";
         match client.post(path, "application/x-ndjson", &body).await {

@@ -181,7 +181,7 @@ fn set(call: &mut SearchCall, argument: &Argument<'_>, params: &[Json]) -> Resul
                     413,
                     "question-too-long",
                     format!(
-                        "the question has {chars} characters; the limit is {QUESTION_CHARS_MAX}"
+                        "the question has {chars} characters; the limit QUESTION_CHARS_MAX is {QUESTION_CHARS_MAX}"
                     ),
                 )
                 .at(argument.at.line, argument.at.column));

@@ -410,7 +410,7 @@ fn a_full_disk_refuses_pushes_and_loses_nothing() {
         rig.upsert(
             "docs",
             &format!("k{i}"),
-            &json!({"body": format!("before {i}")}),
+            &json!({"body": format!("granite {i}")}),
         );
     }
     let names = rig.store.list().expect("a list");
@@ -438,7 +438,7 @@ fn a_full_disk_refuses_pushes_and_loses_nothing() {
     );
     assert_eq!(problem.extra["retry_after_s"], json!(5));
     // What is there can be asked for, and readiness says what is wrong.
-    assert_eq!(rig.find("found", "before").len(), 10);
+    assert_eq!(rig.find("found", "granite").len(), 10);
     let reasons = rig.reasons();
     let expected = format!(
         "the input log cannot be written: cannot write {}: no storage space",
@@ -453,7 +453,7 @@ fn a_full_disk_refuses_pushes_and_loses_nothing() {
         rig.push_raw("docs", &[big.as_bytes()]).is_ok()
     });
     goes_on(&rig, "space");
-    assert_eq!(rig.find("found", "before").len(), 10);
+    assert_eq!(rig.find("found", "granite").len(), 10);
     rig.wait_ready();
     // A machine that loses its power now has them, too.
     let after = Rig::over(rig.store.after_crash(7));

@@ -1,6 +1,5 @@
 //! Statements against a running engine: reconciling a file, declaring, dropping, showing, asking.
 
-use queries::problem::Problem;
 use serde_json::{Value as Json, json};
 
 use crate::rig::{Reconciled, Rig, eventually, shown, together};

@@ -2,7 +2,7 @@
 //!
 //! The idea: plain loops over lanes without branches or calls, compiled once per instruction set
 //! by `pulp`'s run-time dispatch (AVX-512, AVX2, NEON, scalar) and vectorised by the compiler.
-//! Sums run over [`LANES`] partial sums in a fixed order, so a result depends on its own row only.
+//! Sums run over `LANES` partial sums in a fixed order, so a result depends on its own row only.
 //!
 //! Errors, tested against f64: exp 2e-7 relative, erf 4e-7, both below what one f32 rounding of
 //! their argument costs in a network.

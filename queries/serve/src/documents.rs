@@ -71,7 +71,9 @@ fn key_of(text: &str) -> Json {
     let plain = || Json::from(text);
     match serde_json::from_str::<Json>(text) {
         Ok(json @ (Json::String(_) | Json::Object(_) | Json::Array(_))) => json,
-        Ok(json) if json == text && !json.is_null() => json,
+        // The texts are compared: `7` is a number, `"7"` and `007` are not.
+        #[allow(clippy::cmp_owned)]
+        Ok(json) if json.to_string() == text && !json.is_null() => json,
         _ => plain(),
     }
 }

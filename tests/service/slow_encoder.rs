@@ -106,7 +106,7 @@ impl Work<'_> {
     /// Ends the document that a cached answer stands on: the answer is gone when that is visible.
     fn retract(&self, question: &str) {
         // A new text may have put the answer in doubt: it is served again after its recheck.
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(2);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(100);
         while !self.rig.is_cached("answers", question) {
             // Or it has entered the answer's list: then the answer is gone already.
             if std::time::Instant::now() > deadline {

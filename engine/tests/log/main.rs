@@ -195,11 +195,11 @@ fn a_failing_disk_delays_but_loses_nothing() {
             fail_until_operation: Some(from + rng.random_range(1..8)),
             ..Faults::default()
         });
-        let last = records
+        let appended: Vec<_> = records
             .iter()
             .map(|record| log.append(record.clone(), None))
-            .next_back()
-            .unwrap();
+            .collect();
+        let last = *appended.last().unwrap();
         assert!(log.wait_durable(last, LONG), "seed {seed}");
         drop(log);
         store.set_faults(Faults::default());

@@ -24,7 +24,7 @@ CREATE MODEL hashed FROM 'hashed';
 CREATE INDEX found ON docs USING HYBRID (body) EMBED WITH hashed;
 CREATE INDEX late ON slow USING HYBRID (body) EMBED WITH hashed
     WITH (EMBED DEADLINE = '400 milliseconds');
-CREATE CACHE answers ON found WITH (K = 2, RETRIEVAL = 'exact', TTL = '10 minutes');
+CREATE CACHE answers ON found WITH (K = 1, RETRIEVAL = 'exact', TTL = '10 minutes');
 ";
 
 /// Documents that change while the encoder is slow.

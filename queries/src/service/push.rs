@@ -251,6 +251,14 @@ impl Inner {
         let mut over = vec![source];
         let readers = self.pipeline.readers(source);
         over.extend(readers.iter().map(|(index, _)| index.object.id));
+        // An answer cache must not serve what the write made untrue, either.
+        for declared in self.pipeline.all() {
+            if let Declared::Cache { object, index, .. } = declared
+                && over.contains(&index.object.id)
+            {
+                over.push(object.id);
+            }
+        }
         let timeout = Duration::from_millis(wait_ms);
         self.reach(over, AskTime::After(vec![token]), timeout)
             .await

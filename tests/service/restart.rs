@@ -255,7 +255,9 @@ fn a_row_bound_without_its_vector_gets_it_after_the_crash() {
         rig.find("found", "bare") == ["bare"]
     });
     let again = Rig::over(rig.store.after_crash(5));
-    assert_eq!(again.find("found", "bare"), ["bare"]);
+    eventually("the row is back", || {
+        again.find("found", "bare") == ["bare"]
+    });
     eventually("its vector", || {
         let reply = again.search(SearchRequest {
             index: "found".to_owned(),

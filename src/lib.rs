@@ -1,11 +1,11 @@
 //! Headwater: a dataflow stream-processing engine for live retrieval.
 //!
 //! Reading order: [`app`] (the composition root: where engine, models, connectors and the front door
-//! become one program), [`cli`] (the commands), [`client`] (how commands talk to a running server),
+//! become one program), [`wiring`] (what they are given), [`cli`] (the commands), [`client`] (how commands talk to a running server),
 //! [`demo`] (the main job, step by step, over HTTP only).
 
 pub mod app;
 pub mod cli;
 pub mod client;
 pub mod demo;
-mod wiring;
+pub mod wiring;

@@ -1,4 +1,7 @@
-//! Where the crates meet: connectors, models and the front door are given to the service.
+//! Where the crates meet: connectors and models are given to the service.
+//!
+//! Public for tests and benches, which run the engine in their own process and must not wire it
+//! another way.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,8 +37,9 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
     })
 }
 
-/// Loads a model's encoder, fetching it when it is nowhere on this machine.
-fn load_model(
+/// Loads a model's encoder from `models` (default: the user's data folder), fetching it when it is
+/// nowhere on this machine.
+pub fn load_model(
     name: &str,
     model: &ModelDef,
     models: Option<&Path>,
@@ -63,7 +67,7 @@ fn load_model(
 }
 
 /// Makes the reader of a source; pushes have none.
-fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>>, WorldError> {
+pub fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>>, WorldError> {
     Ok(match &source.connector {
         Connector::Push => None,
         Connector::Files { path, pattern } => Some(connectors::files(path, pattern)?),
@@ -77,7 +81,7 @@ fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>>, W
 }
 
 /// Decodes the lines of a push.
-fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
+pub fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
     let decoded =
         connectors::push::decode(schema, lines.iter().map(|line| (line.line, &*line.raw)));
     DecodedPush {

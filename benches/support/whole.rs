@@ -6,14 +6,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::contract::Embedder;
 use engine::durable::LocalStore;
-use engine::error::WorldError;
-use engine::model::Schema;
 use engine::runtime::SystemClock;
 use queries::api::{Backend, PushLine, PushReply, PushRequest, SearchReply, SearchRequest};
-use queries::definition::{Connector, ModelDef};
-use queries::service::{DecodedPush, Service, Wiring};
+use queries::service::{Service, Wiring};
 use serde_json::Value as Json;
 
 /// A running engine; its data folder goes with it.
@@ -42,19 +38,9 @@ impl Whole {
             workers,
             communication: None,
             clock: Arc::new(SystemClock),
-            load_model: Arc::new(|_, model| load_model(model)),
-            connect: Arc::new(|source, _| {
-                Ok(match &source.connector {
-                    Connector::Generate {
-                        rows,
-                        rate,
-                        seed,
-                        dimensions,
-                    } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
-                    _ => None,
-                })
-            }),
-            decode_push: Arc::new(decode),
+            load_model: Arc::new(|name, model| headwater::wiring::load_model(name, model, None)),
+            connect: Arc::new(headwater::wiring::connect),
+            decode_push: Arc::new(headwater::wiring::decode_push),
             metrics: Arc::new(move || telemetry.render()),
             builder_threads: 1,
             embed: operators::embed::EmbedConfig::default(),
@@ -118,31 +104,6 @@ pub async fn push(service: &Service, source: &str, lines: &[String]) -> PushRepl
 /// An upsert as a line of NDJSON.
 pub fn upsert(key: &Json, value: &Json) -> String {
     serde_json::json!({ "op": "upsert", "key": key, "value": value }).to_string()
-}
-
-fn load_model(model: &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> {
-    match model {
-        ModelDef::Pretrained {
-            location,
-            device,
-            precision,
-        } => operators::embed::load(location, device, precision, &|_| {}),
-        _ => Err(WorldError::Service {
-            service: "bench".to_owned(),
-            detail: "vectors arrive in a column".to_owned(),
-            is_transient: false,
-        }),
-    }
-}
-
-fn decode(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
-    let lines = lines.iter().map(|line| (line.line, &*line.raw));
-    let decoded = connectors::push::decode(schema, lines);
-    DecodedPush {
-        changes: decoded.changes,
-        accepted: decoded.accepted,
-        rejected: decoded.rejected,
-    }
 }
 
 /// Sleeps until `number / rate` seconds after `start`: an open loop, late probes are not forgiven.

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use engine::error::DataError;
 use engine::limits::{KEY_BYTES_MAX, LINE_BYTES_MAX, TEXT_BYTES_MAX};
-use engine::model::{Column, Key, Row, RowCodec, Schema, Value};
+use engine::model::{Column, Key, Row, RowCodec, Schema, Value, preview};
 use serde_json::{Map, Value as Json};
 
 /// One decoded line.
@@ -128,7 +128,7 @@ pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError
         Some(Some("upsert")) => false,
         Some(Some("delete")) => true,
         _ => {
-            let found = op.map_or_else(|| "nothing".to_owned(), |op| shorten(&op));
+            let found = op.map_or_else(|| "nothing".to_owned(), |op| preview(&op));
             return Err(DataError::new("bad-op", format!("\"op\" is {found}"))
                 .expected("\"upsert\" or \"delete\""));
         }
@@ -159,7 +159,7 @@ pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError
         }
         Some(other) => {
             return Err(
-                DataError::new("wrong-type", format!("\"value\" is {}", shorten(&other)))
+                DataError::new("wrong-type", format!("\"value\" is {}", preview(&other)))
                     .expected("an object with the columns"),
             );
         }
@@ -193,7 +193,7 @@ fn version(json: Option<Json>) -> Result<Option<u64>, DataError> {
     match json {
         None | Some(Json::Null) => Ok(None),
         Some(json) => json.as_u64().map(Some).ok_or_else(|| {
-            DataError::new("wrong-type", format!("\"version\" is {}", shorten(&json)))
+            DataError::new("wrong-type", format!("\"version\" is {}", preview(&json)))
                 .expected("an integer from 0 to 18446744073709551615")
         }),
     }
@@ -220,7 +220,7 @@ fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataErro
     }
     let Json::Object(mut parts) = key else {
         return Err(
-            DataError::new("wrong-type", format!("\"key\" is {}", shorten(&key))).expected(shape),
+            DataError::new("wrong-type", format!("\"key\" is {}", preview(&key))).expected(shape),
         );
     };
     for at in &schema.key {
@@ -300,7 +300,7 @@ fn row(
                 .map(|json| convert(&json, column))
                 .transpose()?;
             if let Some(own) = own.filter(|own| *own != key[place]) {
-                let show = |value: &Value| shorten(&value.to_json(column.sql_type));
+                let show = |value: &Value| preview(&value.to_json(column.sql_type));
                 let detail = format!(
                     "column \"{}\": \"key\" says {}, \"value\" says {}",
                     column.name,
@@ -346,13 +346,5 @@ fn convert(json: &Json, column: &Column) -> Result<Value, DataError> {
                 .hint("cut the text into several documents"))
         }
         _ => Ok(value),
-    }
-}
-
-fn shorten(json: &Json) -> String {
-    let text = json.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
     }
 }

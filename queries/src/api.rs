@@ -5,8 +5,7 @@
 
 use std::future::Future;
 
-use engine::error::{DataError, DeadLetter};
-use engine::limits::LINE_BYTES_MAX;
+use engine::error::DeadLetter;
 use engine::model::Time;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
@@ -185,39 +184,6 @@ pub struct PushLine {
     pub line: u64,
     /// The line as it came, for the dead letter.
     pub raw: Vec<u8>,
-}
-
-impl PushLine {
-    /// The line as JSON: refuses a line over [`LINE_BYTES_MAX`], invalid UTF-8 and broken JSON, each
-    /// as the data error that its dead letter and its rejection carry. Cost: one pass over the line.
-    pub fn decode(&self) -> Result<Json, DataError> {
-        if self.raw.len() > LINE_BYTES_MAX {
-            let found = self.raw.len();
-            return Err(
-                DataError::new("line-too-large", format!("the line has {found} bytes"))
-                    .expected(format!("at most {LINE_BYTES_MAX} bytes (LINE_BYTES_MAX)"))
-                    .hint("split the text over several documents"),
-            );
-        }
-        let text = std::str::from_utf8(&self.raw).map_err(|error| {
-            let at = error.valid_up_to() + 1;
-            DataError::new(
-                "invalid-utf8",
-                format!("the line is not UTF-8 at byte {at}"),
-            )
-            .expected("UTF-8")
-        })?;
-        serde_json::from_str(text).map_err(|error| {
-            let reason = error.to_string();
-            let reason = reason.split(" at line ").next().unwrap_or_default();
-            let column = error.column();
-            DataError::new(
-                "invalid-json",
-                format!("{reason} at column {column} of the line"),
-            )
-            .expected(r#"{"op":"upsert","key":…,"value":{…}} or {"op":"delete","key":…}"#)
-        })
-    }
 }
 
 /// A push.

@@ -3,17 +3,20 @@
 //!
 //! The real binary, the real model, a real folder. Thirty times: push documents one request after
 //! another, kill the server somewhere in between, start it again, and compare with the list of
-//! acknowledged pushes. The seed is printed.
+//! acknowledged pushes, at a time that is at least the last acknowledged push's: its token is good
+//! after the restart, too. The seed is printed.
+
+#[path = "../support/server.rs"]
+mod server;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value as Json, json};
+use server::{Server, log};
 
 const KILLS: usize = 30;
 
@@ -23,58 +26,17 @@ CREATE MODEL minilm FROM 'sentence-transformers/all-MiniLM-L6-v2';
 CREATE INDEX found ON docs USING HYBRID (body) EMBED WITH minilm;
 ";
 
-struct Server {
-    child: Child,
-    url: String,
-}
+/// The server, spoken to.
+struct Running(Server);
 
-impl Server {
-    fn start(folder: &Path) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_headwater"))
-            .args([
-                "run",
-                "pipeline.sql",
-                "--listen",
-                "127.0.0.1:0",
-                "--workers",
-                "1",
-            ])
-            .arg("--data")
-            .arg(folder.join("data"))
-            .current_dir(folder)
-            .stdout(Stdio::piped())
-            .stderr(
-                std::fs::File::options()
-                    .create(true)
-                    .append(true)
-                    .open(folder.join("server.log"))
-                    .expect("a log file"),
-            )
-            .spawn()
-            .expect("the binary runs");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let url = loop {
-            let line = lines
-                .next()
-                .unwrap_or_else(|| panic!("the server ended: {}", log(folder)));
-            let line = line.expect("UTF-8");
-            if let Some((_, url)) = line.split_once("listening on ") {
-                break url.trim().to_owned();
-            }
-        };
-        // Keep reading, so that the pipe never fills.
-        std::thread::spawn(move || lines.for_each(drop));
-        Server { child, url }
-    }
-
-    fn kill(mut self) {
-        self.child.kill().expect("running");
-        self.child.wait().expect("killed");
+impl Running {
+    fn start(folder: &Path) -> Running {
+        Running(Server::start(folder, PIPELINE, &["--workers", "1"]))
     }
 
     fn post(&self, path: &str, body: &str) -> Result<Json, String> {
         let mut reply = agent()
-            .post(format!("{}{path}", self.url))
+            .post(format!("{}{path}", self.0.url))
             .header("content-type", "application/json")
             .send(body)
             .map_err(|error| error.to_string())?;
@@ -87,7 +49,7 @@ impl Server {
 
     fn get(&self, path: &str) -> Result<String, String> {
         let mut reply = agent()
-            .get(format!("{}{path}", self.url))
+            .get(format!("{}{path}", self.0.url))
             .call()
             .map_err(|e| e.to_string())?;
         reply
@@ -120,22 +82,18 @@ fn agent() -> ureq::Agent {
         .into()
 }
 
-fn log(folder: &Path) -> String {
-    std::fs::read_to_string(folder.join("server.log")).unwrap_or_default()
-}
-
 #[test]
 fn thirty_kills_lose_nothing_and_double_nothing() {
     let seed = rand::random::<u64>();
     println!("seed {seed}");
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("pipeline.sql"), PIPELINE).expect("writable");
     // key → (acknowledged pushes, pushes sent).
     let mut pushes: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     let mut sent = 0_u64;
+    let mut token = None;
     for round in 0..KILLS {
-        let server = Server::start(folder.path());
+        let server = Running::start(folder.path());
         server.wait_ready(folder.path());
         let embedded = server.metric("headwater_embed_texts_total");
         let stored = server.metric("headwater_vectors_opened");
@@ -143,7 +101,7 @@ fn thirty_kills_lose_nothing_and_double_nothing() {
             stored + embedded <= sent as f64,
             "round {round}: {stored} stored and {embedded} embedded again of {sent} texts"
         );
-        check(&server, &pushes, round);
+        check(&server, &pushes, token.as_ref(), round);
         let until = Instant::now() + Duration::from_millis(rng.random_range(20..600));
         while Instant::now() < until {
             let key = format!("k{}", rng.random_range(0..200));
@@ -152,23 +110,37 @@ fn thirty_kills_lose_nothing_and_double_nothing() {
             sent += 1;
             let body = format!("document {key} says number {sent} of the stream");
             let line = json!([{"op": "upsert", "key": key, "value": {"body": body}}]).to_string();
-            if server.post("/v1/sources/docs/documents", &line).is_ok() {
+            if let Ok(reply) = server.post("/v1/sources/docs/documents", &line) {
                 counts.0 += 1;
+                token = Some(reply["token"].clone());
             }
         }
         // The kill falls between two requests or into the work that follows them.
-        server.kill();
+        drop(server);
     }
-    let server = Server::start(folder.path());
+    let server = Running::start(folder.path());
     server.wait_ready(folder.path());
-    check(&server, &pushes, KILLS);
+    check(&server, &pushes, token.as_ref(), KILLS);
     println!("{KILLS} kills, {sent} pushes");
-    server.kill();
+    drop(server);
 }
 
 /// Every acknowledged push is there, and none counts twice.
-fn check(server: &Server, pushes: &BTreeMap<String, (u64, u64)>, round: usize) {
-    let select = json!({"sql": "SELECT id FROM docs"}).to_string();
+fn check(
+    server: &Running,
+    pushes: &BTreeMap<String, (u64, u64)>,
+    token: Option<&Json>,
+    round: usize,
+) {
+    let Some(token) = token else { return };
+    let request = json!({
+        "index": "found", "query": "document", "mode": "keyword", "k": 1,
+        "at_least": token, "timeout_ms": 20_000,
+    });
+    let reply = server.post("/v1/search", &request.to_string());
+    let reply = reply.expect("the last acknowledged push becomes visible");
+    let as_of = reply["as_of"].as_u64().expect("a time");
+    let select = json!({"sql": format!("SELECT id FROM docs AS OF {as_of}")}).to_string();
     let reply = server.post("/v1/sql", &select).expect("answered");
     let rows = reply["rows"].as_array().cloned().unwrap_or_default();
     let found: Vec<&str> = rows.iter().filter_map(|row| row[0].as_str()).collect();

@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::contract::{Embedder, Store};
-use engine::error::DataError;
-use engine::model::{Key, RowCodec, Schema, Value};
 use engine::runtime::{CommunicationConfig, VirtualClock};
 use engine::testing::{HashedEmbedder, MemoryStore};
 use operators::embed::EmbedConfig;
 use queries::api::{Backend, PushLine, PushRequest};
-use queries::service::{DecodedPush, Service, Wiring};
+use queries::service::{Service, Wiring};
 
 /// Length of the encoder's vectors: small, so that near-ties happen.
 pub const DIMENSIONS: usize = 16;
@@ -69,7 +67,7 @@ impl Rig {
             clock: Arc::new(clock.clone()),
             load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
             connect: Arc::new(|_, _| Ok(None)),
-            decode_push: Arc::new(decode),
+            decode_push: Arc::new(headwater::wiring::decode_push),
             metrics: Arc::new(String::new),
             builder_threads: 1,
             // Failures are scripted by the hundred: back-off in real time would only slow them.
@@ -117,37 +115,6 @@ impl Rig {
         self.clock.advance(micros);
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// The schema's codec.
-fn codec(schema: &Schema) -> RowCodec {
-    RowCodec::new(schema.clone()).expect("text columns")
-}
-
-/// A plain decoder: the connectors' own has tests of its own.
-fn decode(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
-    let codec = codec(schema);
-    let mut decoded = DecodedPush::default();
-    for line in lines {
-        let Ok(json) = line.decode() else {
-            decoded
-                .rejected
-                .push((line.line, DataError::new("invalid-json", "bad line")));
-            continue;
-        };
-        let key = Key::from_json(&json["key"]);
-        let row = (json["op"] == "upsert").then(|| {
-            let value = |column: &engine::model::Column| match &*column.name {
-                "id" => Value::from_json(&json["key"], column).expect("a text"),
-                name => Value::from_json(&json["value"][name], column).expect("a text"),
-            };
-            codec.pack(&schema.columns.iter().map(value).collect::<Vec<_>>())
-        });
-        decoded.changes.retain(|(known, ..)| *known != key);
-        decoded.changes.push((key, row, None));
-        decoded.accepted += 1;
-    }
-    decoded
 }
 
 /// A second process: this test's own binary, told to follow.

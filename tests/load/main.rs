@@ -10,14 +10,15 @@
 //!
 //! `HEADWATER_LOAD_SECONDS` shortens it.
 
-use std::io::{BufRead, BufReader as LineReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+#[path = "../support/server.rs"]
+mod server;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
+use server::Server;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -36,54 +37,12 @@ CREATE MODEL minilm FROM 'sentence-transformers/all-MiniLM-L6-v2';
 CREATE INDEX found ON docs USING HYBRID (body) EMBED WITH minilm;
 ";
 
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Server {
-    fn start(folder: &Path) -> Server {
-        std::fs::write(folder.join("pipeline.sql"), PIPELINE).expect("writable");
-        let log = std::fs::File::create(folder.join("server.log")).expect("writable");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_headwater"))
-            .args([
-                "run",
-                "pipeline.sql",
-                "--listen",
-                "127.0.0.1:0",
-                "--data",
-                "data",
-            ])
-            .current_dir(folder)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the binary runs");
-        let mut lines = LineReader::new(child.stdout.take().expect("piped")).lines();
-        let address = loop {
-            let line = lines.next().expect("the server runs").expect("UTF-8");
-            if let Some((_, url)) = line.split_once("listening on http://") {
-                break url.trim().to_owned();
-            }
-        };
-        std::thread::spawn(move || lines.for_each(drop));
-        Server { child, address }
-    }
-
-    /// Resident bytes, where the system tells.
-    fn resident(&self) -> Option<u64> {
-        let path = format!("/proc/{}/statm", self.child.id());
-        let text = std::fs::read_to_string(path).ok()?;
-        let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-        Some(pages * 4096)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Resident bytes, where the system tells.
+fn resident_bytes(server: &Server) -> Option<u64> {
+    let path = format!("/proc/{}/statm", server.id());
+    let text = std::fs::read_to_string(path).ok()?;
+    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * 4096)
 }
 
 /// One kept-alive connection that asks and waits.
@@ -243,7 +202,8 @@ fn two_hundred_clients_are_answered_while_documents_change() {
     let seconds = std::env::var("HEADWATER_LOAD_SECONDS").ok();
     let seconds: u64 = seconds.map_or(60, |text| text.parse().expect("a number of seconds"));
     let folder = tempfile::tempdir().expect("a folder");
-    let server = Server::start(folder.path());
+    let server = Server::start(folder.path(), PIPELINE, &[]);
+    let address = server.url.trim_start_matches("http://").to_owned();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -253,7 +213,7 @@ fn two_hundred_clients_are_answered_while_documents_change() {
     let taken = Arc::new(AtomicU64::new(0));
     let (mut seen, mut errors, mut resident) = (Vec::new(), Vec::new(), 0);
     let started = runtime.block_on(async {
-        let mut first = Client::connect(&server.address).await;
+        let mut first = Client::connect(&address).await;
         let path = "/v1/sources/docs/documents?wait=visible&timeout_ms=60000";
         let body = lines(0..DOCUMENTS, 0);
         let filled = first.post(path, "application/x-ndjson", &body).await;
@@ -267,16 +227,16 @@ fn two_hundred_clients_are_answered_while_documents_change() {
         }
         let started = Instant::now();
         let changing = tokio::spawn(change(
-            server.address.clone(),
+            address.clone(),
             Arc::clone(&stop),
             Arc::clone(&taken),
         ));
         let clients: Vec<_> = (0..CLIENTS)
-            .map(|n| tokio::spawn(ask(server.address.clone(), n, Arc::clone(&stop))))
+            .map(|n| tokio::spawn(ask(address.clone(), n, Arc::clone(&stop))))
             .collect();
         while started.elapsed() < Duration::from_secs(seconds) {
             tokio::time::sleep(Duration::from_millis(250)).await;
-            resident = resident.max(server.resident().unwrap_or(0));
+            resident = resident.max(resident_bytes(&server).unwrap_or(0));
         }
         stop.store(true, Ordering::Relaxed);
         for client in clients {

@@ -3,9 +3,7 @@
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
-use engine::contract::{Embedder, Source, Store};
-use engine::error::WorldError;
-use engine::model::Schema;
+use engine::contract::{Embedder, Store};
 use engine::runtime::SystemClock;
 use engine::testing::{HashedEmbedder, MemoryStore};
 use operators::embed::EmbedConfig;
@@ -13,9 +11,8 @@ use queries::api::{
     Backend, DeadLetterReply, LookupReply, LookupRequest, PushLine, PushReply, PushRequest,
     SearchReply, SearchRequest, SqlReply, StoreRequest,
 };
-use queries::definition::{Connector, SourceDef};
 use queries::problem::Problem;
-use queries::service::{DecodedPush, Service, Wiring};
+use queries::service::{Service, Wiring};
 use serde_json::{Value as Json, json};
 
 /// Length of the encoder's vectors.
@@ -80,8 +77,8 @@ impl Rig {
             communication: None,
             clock: Arc::new(SystemClock),
             load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
-            connect: Arc::new(connect),
-            decode_push: Arc::new(decode),
+            connect: Arc::new(headwater::wiring::connect),
+            decode_push: Arc::new(headwater::wiring::decode_push),
             metrics: Arc::new(String::new),
             builder_threads: 1,
             embed: EmbedConfig {
@@ -279,29 +276,4 @@ pub fn shown(problem: &Problem) -> String {
         }
     }
     out
-}
-
-/// Makes the reader of a source as the composition root does.
-fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>>, WorldError> {
-    Ok(match &source.connector {
-        Connector::Push => None,
-        Connector::Files { path, pattern } => Some(connectors::files(path, pattern)?),
-        Connector::Generate {
-            rows,
-            rate,
-            seed,
-            dimensions,
-        } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
-    })
-}
-
-/// Decodes a push as the composition root does.
-fn decode(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
-    let lines = lines.iter().map(|line| (line.line, &*line.raw));
-    let decoded = connectors::push::decode(schema, lines);
-    DecodedPush {
-        changes: decoded.changes,
-        accepted: decoded.accepted,
-        rejected: decoded.rejected,
-    }
 }

@@ -18,7 +18,7 @@ pub use chunk::{ChunkId, ChunkPiece, ContentHash, ModelId, VectorFact, VectorRef
 pub use key::Key;
 pub use row::{Row, RowCodec, array_value, column_array};
 pub use schema::{Column, Schema, SqlType};
-pub use value::{Value, ValueError};
+pub use value::{Value, ValueError, preview};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,16 @@ pub struct Change {
     pub row: Option<Row>,
     /// The source's own order for this key; strictly increasing along admitted changes of a key.
     pub version: u64,
+}
+
+impl Change {
+    /// What the change counts for while it is staged or unsealed, bytes.
+    pub(crate) fn staged_bytes(&self) -> usize {
+        /// A version, a sequence, a place in a queue.
+        const OVERHEAD: usize = 32;
+        let row = self.row.as_ref().map_or(0, |row| row.as_bytes().len());
+        self.key.as_str().len() + row + OVERHEAD
+    }
 }
 
 /// The live value of a document: its row and the version that brought it.

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine as _, alphabet};
 use serde::{Deserialize, Serialize};
 
 use super::SqlType;
@@ -54,7 +56,7 @@ impl Value {
         convert(json, column.sql_type).ok_or_else(|| ValueError {
             column: column.name.clone(),
             expected: column.sql_type.to_string(),
-            found: shorten(json),
+            found: preview(json),
         })
     }
 
@@ -78,7 +80,7 @@ impl Value {
                 serde_json::from_str(text).unwrap_or(Json::Null)
             }
             Value::Text(text) => Json::from(&**text),
-            Value::Bytes(bytes) => Json::from(base64(bytes)),
+            Value::Bytes(bytes) => Json::from(BASE64.encode(bytes)),
             Value::Timestamp(micros) => Json::from(timestamp_text(*micros, sql_type)),
             Value::Date(days) => Json::from(date_text(*days)),
             Value::Vector(vector) => vector.iter().map(|x| Json::from(f64::from(*x))).collect(),
@@ -86,7 +88,8 @@ impl Value {
     }
 }
 
-fn shorten(json: &serde_json::Value) -> String {
+/// A value for an error message: its JSON, cut after 80 characters.
+pub fn preview(json: &serde_json::Value) -> String {
     let text = json.to_string();
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -117,7 +120,7 @@ fn convert(json: &serde_json::Value, sql_type: SqlType) -> Option<Value> {
         (SqlType::Text, Json::String(text)) => Value::Text(Arc::from(&**text)),
         (SqlType::Jsonb, json) => Value::Text(Arc::from(json.to_string())),
         (SqlType::Uuid, Json::String(text)) => parse_uuid(text)?,
-        (SqlType::Bytea, Json::String(text)) => Value::Bytes(unbase64(text)?.into()),
+        (SqlType::Bytea, Json::String(text)) => Value::Bytes(BASE64.decode(text).ok()?.into()),
         (SqlType::TimestampTz, Json::String(text)) => {
             let at: jiff::Timestamp = text.parse().ok()?;
             Value::Timestamp(at.as_microsecond())
@@ -215,41 +218,11 @@ fn date_text(days: i32) -> String {
     )
 }
 
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn base64(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for block in bytes.chunks(3) {
-        let word = block
-            .iter()
-            .fold(0u32, |word, byte| word << 8 | u32::from(*byte))
-            << (8 * (3 - block.len()));
-        for i in 0..4 {
-            let digit = BASE64[(word >> (18 - 6 * i)) as usize & 63];
-            out.push(if i <= block.len() {
-                char::from(digit)
-            } else {
-                '='
-            });
-        }
-    }
-    out
-}
-
-fn unbase64(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim_end_matches('=');
-    let mut out = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut word, mut bits) = (0u32, 0);
-    for byte in text.bytes() {
-        word = word << 6 | BASE64.iter().position(|digit| *digit == byte)? as u32;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            out.push((word >> bits) as u8);
-        }
-    }
-    Some(out)
-}
+/// Writes padding, takes text with and without it.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 #[cfg(test)]
 mod tests {

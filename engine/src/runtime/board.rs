@@ -29,6 +29,7 @@ struct Collection {
 #[derive(Debug, Default)]
 pub(super) struct Board {
     collections: BTreeMap<ObjectId, Collection>,
+    floor: Time,
 }
 
 impl Board {
@@ -62,6 +63,16 @@ impl Board {
             readable.upper = readable.upper.max(at);
             collection.applied = collection.applied.max(at);
         }
+    }
+
+    /// "Newest" is never before this: a time that may have been published before a restart.
+    pub(super) fn set_floor(&mut self, at: Time) {
+        self.floor = at;
+    }
+
+    /// See [`Board::set_floor`].
+    pub(super) fn floor(&self) -> Time {
+        self.floor
     }
 
     /// Removes a collection.

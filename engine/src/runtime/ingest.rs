@@ -21,6 +21,8 @@ struct LastVersion {
 #[derive(Debug, Default)]
 struct SourceState {
     keys: AHashMap<Key, LastVersion>,
+    /// Keys whose last version lives.
+    live: usize,
     lanes: AHashMap<String, LaneState>,
     staged_bytes: usize,
 }
@@ -57,15 +59,21 @@ impl Ingest {
         position: Option<String>,
         log: impl FnOnce(Admitted) -> R,
     ) -> R {
+        // Hashed before the lock: other sources are admitted meanwhile.
+        let hashed: Vec<_> = changes
+            .into_iter()
+            .map(|(key, row, version)| (hash_of(row.as_ref()), key, row, version))
+            .collect();
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
         let mut admitted = Admitted::default();
-        for (key, row, version) in changes {
+        for (live, key, row, version) in hashed {
             match state.next_version(&key, version) {
                 Some(version) => {
-                    state.note(&key, version, row.as_ref());
-                    admitted.bytes += key.as_str().len() + row.as_ref().map_or(0, row_len) + 32;
-                    admitted.changes.push(Change { key, row, version });
+                    state.note(&key, version, live);
+                    let change = Change { key, row, version };
+                    admitted.bytes += change.staged_bytes();
+                    admitted.changes.push(change);
                 }
                 None => admitted.ignored += 1,
             }
@@ -90,7 +98,7 @@ impl Ingest {
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
         for change in changes {
-            state.note(&change.key, change.version, change.row.as_ref());
+            state.note(&change.key, change.version, hash_of(change.row.as_ref()));
         }
         let lane = state.lanes.entry(lane.to_owned()).or_default();
         lane.sequence = lane.sequence.max(sequence);
@@ -159,16 +167,9 @@ impl Ingest {
     /// Rows live at the end of what was admitted, and bytes staged, of a source.
     pub(super) fn sizes(&self, source: ObjectId) -> (usize, usize) {
         let sources = self.sources.lock().expect("no panic while held");
-        sources.get(&source).map_or((0, 0), |state| {
-            (
-                state
-                    .keys
-                    .values()
-                    .filter(|last| last.live.is_some())
-                    .count(),
-                state.staged_bytes,
-            )
-        })
+        sources
+            .get(&source)
+            .map_or((0, 0), |state| (state.live, state.staged_bytes))
     }
 
     /// Forgets a source.
@@ -181,8 +182,8 @@ impl Ingest {
     }
 }
 
-fn row_len(row: &Row) -> usize {
-    row.as_bytes().len()
+fn hash_of(row: Option<&Row>) -> Option<ContentHash> {
+    row.map(|row| ContentHash::of(row.as_bytes()))
 }
 
 impl SourceState {
@@ -196,8 +197,9 @@ impl SourceState {
         }
     }
 
-    fn note(&mut self, key: &Key, version: u64, row: Option<&Row>) {
-        let live = row.map(|row| ContentHash::of(row.as_bytes()));
-        self.keys.insert(key.clone(), LastVersion { version, live });
+    fn note(&mut self, key: &Key, version: u64, live: Option<ContentHash>) {
+        self.live += usize::from(live.is_some());
+        let last = self.keys.insert(key.clone(), LastVersion { version, live });
+        self.live -= usize::from(last.is_some_and(|last| last.live.is_some()));
     }
 }

@@ -60,11 +60,6 @@ struct Lane {
     unfinished: BTreeMap<u64, AHashSet<VectorKey>>,
 }
 
-/// A bound batch with the vectors it still lacks.
-pub(super) struct Bound {
-    pub(super) batch: StagedBatch,
-}
-
 /// All lanes.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
@@ -159,9 +154,9 @@ impl Lanes {
         now: Time,
         at: Time,
         is_open: &dyn Fn(&ModelId) -> bool,
-    ) -> Vec<Bound> {
+    ) -> Vec<StagedBatch> {
         let (mut rows, mut bytes, mut tokens) = (0, 0, 0);
-        let mut taken: Vec<Bound> = Vec::new();
+        let mut taken: Vec<StagedBatch> = Vec::new();
         let mut progress = true;
         while progress {
             progress = false;
@@ -189,7 +184,7 @@ impl Lanes {
                 bytes += head.batch.bytes;
                 tokens += head.tokens;
                 lane.note_bound(&head, at);
-                taken.push(Bound { batch: head.batch });
+                taken.push(head.batch);
                 progress = true;
             }
         }
@@ -296,10 +291,10 @@ mod tests {
         }
     }
 
-    fn names(bound: &[Bound]) -> Vec<(String, u64)> {
+    fn names(bound: &[StagedBatch]) -> Vec<(String, u64)> {
         bound
             .iter()
-            .map(|b| (b.batch.lane.to_string(), b.batch.sequence))
+            .map(|b| (b.lane.to_string(), b.sequence))
             .collect()
     }
 

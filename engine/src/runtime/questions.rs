@@ -24,7 +24,8 @@ impl<P: Program> AskRequest<P> {
             return late();
         }
         match &self.at {
-            AskTime::Newest => Some(Ok(newest)),
+            AskTime::Newest if newest >= board.floor() => Some(Ok(newest)),
+            AskTime::Newest => late(),
             AskTime::NotBefore(at) if newest >= *at => Some(Ok(newest)),
             AskTime::NotBefore(_) => late(),
             AskTime::At(at) if (readable.since..readable.upper).contains(at) => Some(Ok(*at)),

@@ -11,7 +11,7 @@ use super::program::Program;
 use super::sequencer::Sequencer;
 use crate::durable::{Replay, Replayed, Stage};
 use crate::error::WorldError;
-use crate::model::{Change, Key, ObjectId, Row, Time, VectorFact};
+use crate::model::{Change, ObjectId, Time, VectorFact};
 
 /// What replay found, for the crates above.
 pub struct Recovered<P: Program> {
@@ -137,6 +137,7 @@ pub(super) fn replay<P: Program>(
         }
     }
     flush(sequencer, &mut base, &mut recovered, inbox);
+    sequencer.board.set_floor(sequencer.mint.last());
     Ok(recovered)
 }
 
@@ -177,13 +178,7 @@ fn flush<P: Program>(
 }
 
 fn size(changes: &[Change]) -> usize {
-    let one = |key: &Key, row: &Option<Row>| {
-        key.as_str().len() + row.as_ref().map_or(0, |row| row.as_bytes().len()) + 32
-    };
-    changes
-        .iter()
-        .map(|change| one(&change.key, &change.row))
-        .sum()
+    changes.iter().map(Change::staged_bytes).sum()
 }
 
 fn note<P: Program>(

@@ -188,7 +188,11 @@ impl<P: Program> Sequencer<P> {
                 self.durable_through = self.durable_through.max(through);
             }
             Message::Due(at) => self.due = Some(self.due.map_or(at, |due| due.min(at))),
-            Message::Resume => self.is_resumed = true,
+            Message::Resume => {
+                self.is_resumed = true;
+                // A tick at once: questions wait for a time above all that was published before.
+                self.due = Some(0);
+            }
             Message::Stop => unreachable!("handled by run"),
         }
     }
@@ -228,8 +232,7 @@ impl<P: Program> Sequencer<P> {
         if self.due.is_some_and(|due| due <= at) {
             self.due = None;
         }
-        let batches = taken.into_iter().map(|bound| bound.batch).collect();
-        self.tick(at, batches);
+        self.tick(at, taken);
         true
     }
 

@@ -1,7 +1,7 @@
 //! The worker loop: take commands in order, step the dataflows, keep house, report seals, park.
 //!
 //! ```text
-//! loop { commands → program.{install,feed,ask,…} ; worker.step ; program.maintain ; report uppers ; park }
+//! loop { commands, one tick at most → program.{install,feed,ask,…} ; worker.step ; program.maintain ; report uppers ; park }
 //! ```
 //!
 //! Parking, never spinning: four workers on two cores took 8.3 ms a question spinning and 0.22 ms
@@ -50,6 +50,10 @@ pub(super) fn run_worker<P: Program>(
         while let Some(command) = commands.next() {
             if !obey(&mut program, worker, &command) {
                 return;
+            }
+            // One tick a step: a backlog of ticks must not become one long activation.
+            if matches!(*command, Command::Tick(_)) {
+                break;
             }
         }
         let started = Instant::now();

@@ -15,8 +15,9 @@
 //! so a vector depends on its own ids only. Limits: at most `max_position_embeddings` ids.
 
 use crate::attention::attend;
-use crate::linear::{F32Linear, PackedLinear};
+use crate::linear::PackedLinear;
 use crate::math;
+use crate::panels::F32Linear;
 use crate::weights::{LayerWeights, Weights};
 
 /// How token states become one vector.

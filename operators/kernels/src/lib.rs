@@ -9,7 +9,7 @@
 //!
 //! Reading order: [`reference`](mod@reference) (the pass as the textbook says it, in f64),
 //! [`weights`] (what lies in the files), [`linear`] (the seam for faster matrix products),
-//! [`math`], [`attention`], [`encoder`].
+//! [`panels`] (the one in full precision), [`math`], [`attention`], [`encoder`].
 //!
 //! Invariants: one text at a time goes through all layers with no padding and no threads inside,
 //! so a vector never depends on what else is in a batch (*batch-invariance*, bitwise on one
@@ -23,9 +23,11 @@ pub mod attention;
 pub mod encoder;
 pub mod linear;
 pub mod math;
+pub mod panels;
 pub mod reference;
 pub mod weights;
 
 pub use encoder::{Encoder, Pooling, Scratch};
-pub use linear::{F32Linear, PackedLinear};
+pub use linear::PackedLinear;
+pub use panels::F32Linear;
 pub use weights::{BertConfig, Weights, WeightsError};

@@ -4,8 +4,9 @@
 //! the output: the caller puts the bias, or bias + residual, there first, so that no kernel needs
 //! an epilogue and the residual connection costs no pass of its own.
 //!
-//! Invariants: the result of a row depends on that row and the number of rows in the text only,
-//! with no thread inside; weights are packed once, at load.
+//! Invariants: the result of a row depends on nothing but that row, with no thread inside; weights
+//! are packed once, at load. [`multiply`], over the `gemm` crate, serves attention, whose operands
+//! change with every text.
 
 use gemm::Parallelism;
 
@@ -23,81 +24,6 @@ pub trait PackedLinear: Send + Sync {
     fn accumulate(&self, rows: usize, input: &[f32], output: &mut [f32]);
     /// Bytes held for the weights.
     fn resident_bytes(&self) -> usize;
-}
-
-/// Full precision, over the `gemm` crate's AVX-512 / AVX2 / NEON kernels.
-///
-/// The weight is stored transposed, `[inputs, outputs]` row-major: the kernel reads it with unit
-/// stride and packs nothing.
-pub struct F32Linear {
-    inputs: usize,
-    outputs: usize,
-    /// `[inputs, outputs]`.
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-}
-
-impl F32Linear {
-    /// Packs a layer from the checkpoint's layout: `weight[outputs, inputs]` row-major.
-    ///
-    /// Panics when the lengths disagree; [`crate::weights`] has checked shapes before.
-    pub fn pack(inputs: usize, outputs: usize, weight: &[f32], bias: Vec<f32>) -> Self {
-        assert_eq!(
-            weight.len(),
-            inputs * outputs,
-            "weight is [outputs, inputs]"
-        );
-        assert_eq!(bias.len(), outputs, "one bias an output");
-        let mut packed = vec![0.0; inputs * outputs];
-        for (row, weights) in weight.chunks_exact(inputs).enumerate() {
-            for (column, &w) in weights.iter().enumerate() {
-                packed[column * outputs + row] = w;
-            }
-        }
-        F32Linear {
-            inputs,
-            outputs,
-            weight: packed,
-            bias,
-        }
-    }
-}
-
-impl PackedLinear for F32Linear {
-    fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    fn bias(&self) -> &[f32] {
-        &self.bias
-    }
-
-    fn accumulate(&self, rows: usize, input: &[f32], output: &mut [f32]) {
-        let (k, n) = (self.inputs, self.outputs);
-        let input = View {
-            data: input,
-            rows,
-            columns: k,
-            row_stride: k,
-            column_stride: 1,
-        };
-        let weight = View {
-            data: &self.weight,
-            rows: k,
-            columns: n,
-            row_stride: n,
-            column_stride: 1,
-        };
-        multiply(input, weight, output, n, true);
-    }
-
-    fn resident_bytes(&self) -> usize {
-        (self.weight.len() + self.bias.len()) * size_of::<f32>()
-    }
 }
 
 /// A strided matrix inside a slice: element `(r, c)` is `data[r * row_stride + c * column_stride]`.
@@ -173,27 +99,5 @@ pub fn multiply(left: View<'_>, right: View<'_>, output: &mut [f32], stride: usi
             false,
             Parallelism::None,
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn accumulate_adds_the_product_onto_the_output() {
-        // W is [2 outputs, 3 inputs].
-        let layer = F32Linear::pack(3, 2, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], vec![0.5, -0.5]);
-        let mut output = vec![10.0, 20.0, 30.0, 40.0];
-        layer.accumulate(2, &[1.0, 0.0, 0.0, 0.0, 1.0, 1.0], &mut output);
-        assert_eq!(output, [11.0, 24.0, 35.0, 51.0]);
-        assert_eq!(layer.bias(), [0.5, -0.5]);
-    }
-
-    #[test]
-    #[should_panic(expected = "the output holds the product")]
-    fn a_short_output_is_refused() {
-        let layer = F32Linear::pack(1, 2, &[1.0, 1.0], vec![0.0, 0.0]);
-        layer.accumulate(2, &[1.0, 1.0], &mut [0.0; 3]);
     }
 }

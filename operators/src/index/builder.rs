@@ -38,7 +38,8 @@ impl BuilderHandle {
         BuilderHandle::new(|job| job())
     }
 
-    /// `threads` (at least 1) threads named `hw-builder`. They end when the last clone is dropped
+    /// `threads` (at least 1) threads named `hw-builder`, with less claim to a core than the others:
+    /// what they make changes speed only, and nobody waits for it. They end when the last clone is dropped
     /// and their queue is empty.
     ///
     /// # Errors
@@ -50,6 +51,7 @@ impl BuilderHandle {
             std::thread::Builder::new()
                 .name("hw-builder".into())
                 .spawn(move || {
+                    yield_to_others();
                     for job in receiver {
                         job();
                     }
@@ -64,5 +66,14 @@ impl BuilderHandle {
 
     pub(crate) fn submit(&self, job: BuildJob) {
         (self.submit)(job);
+    }
+}
+
+/// Lowers the calling thread's share of a contended core to about a tenth. Where "nice" is the
+/// whole process's (everywhere but on Linux) nothing is done.
+fn yield_to_others() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(10) {
+        tracing::debug!(%error, "graphs are built at full priority");
     }
 }

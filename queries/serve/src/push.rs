@@ -6,7 +6,7 @@
 //! [ {"op":…}, {"op":…} ] ─┘
 //! ```
 //!
-//! Lines are only cut here, never judged: the backend decodes each by [`PushLine::decode`], so that
+//! Lines are only cut here, never judged: the backend decodes each, so that
 //! a bad one becomes a rejected line *and* a dead letter while the others are taken. Hence neither
 //! invalid UTF-8 nor an oversize line fails a request; only a body that cannot be cut does.
 

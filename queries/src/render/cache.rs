@@ -22,7 +22,7 @@ use timely::dataflow::operators::generic::Operator;
 use timely::dataflow::operators::vec::Broadcast;
 use timely::dataflow::{InputHandle, ProbeHandle, StreamVec};
 
-use super::pipeline::{IndexSpec, Pipeline};
+use super::pipeline::Pipeline;
 use super::question::ProgramReply;
 
 /// Feeds operations: `(cache, operation)`.
@@ -41,7 +41,7 @@ pub(super) struct TickChanges {
 
 impl TickChanges {
     /// `(change, whether its document is gone after the tick)`, in order.
-    pub(super) fn of(at: Time, changes: &[(LegChange, bool)], _spec: &IndexSpec) -> Self {
+    pub(super) fn of(at: Time, changes: &[(LegChange, bool)]) -> Self {
         let mut out = TickChanges {
             at,
             changes: Vec::new(),

@@ -166,6 +166,7 @@ fn apply_stream<'scope>(
     rows.binary_frontier(facts, Local, Local, "Shard", move |_, info| {
         let activator = scope.activator_for(info.address);
         move |(rows, row_frontier), (facts, fact_frontier), output| {
+            let started = Instant::now();
             rows.for_each(|capability, batch| {
                 for ((key, value), time, diff) in batch.drain(..) {
                     applier
@@ -181,20 +182,18 @@ fn apply_stream<'scope>(
                     .facts
                     .append(batch);
             });
-            let started = Instant::now();
             let is_complete =
                 |time: &Time| !row_frontier.less_equal(time) && !fact_frontier.less_equal(time);
-            loop {
-                let Some((capability, changes)) = applier.work(started, &is_complete) else {
-                    if applier.current.is_some() {
-                        activator.activate();
-                    }
-                    break;
-                };
+            while let Some((capability, changes)) = applier.work(started, &is_complete) {
                 if let Some(changes) = changes {
                     output.session(&capability).give(changes);
                 }
             }
+            if applier.current.is_some() {
+                activator.activate();
+            }
+            metrics::histogram!("headwater_activation_seconds")
+                .record(started.elapsed().as_secs_f64());
         }
     })
 }
@@ -268,7 +267,6 @@ impl Applier {
                 .changes
                 .extend(changes.into_iter().map(|change| (change, is_deleted)));
             if started.elapsed() > budget {
-                record(started);
                 return None;
             }
         }
@@ -280,20 +278,14 @@ impl Applier {
                     .extend(changes.into_iter().map(|change| (change, false)));
             }
             if started.elapsed() > budget {
-                record(started);
                 return None;
             }
         }
-        record(started);
         let done = self.current.take().expect("set above");
-        let changes = (!done.changes.is_empty())
-            .then(|| cache::TickChanges::of(done.at, &done.changes, &self.spec));
+        let changes =
+            (!done.changes.is_empty()).then(|| cache::TickChanges::of(done.at, &done.changes));
         Some((done.capability, changes))
     }
-}
-
-fn record(started: Instant) {
-    metrics::histogram!("headwater_activation_seconds").record(started.elapsed().as_secs_f64());
 }
 
 /// The documents that a tick leaves: at most one row a key.

@@ -534,16 +534,6 @@ impl Inner {
 
     /// Runs a suspect entry's question again.
     async fn recheck(&self, cache: &Cache, lease: LeaseId, at: Time, question: &CacheQuestion) {
-        let terms = question.terms.iter().fold(Vec::new(), |mut counted, term| {
-            match counted
-                .iter_mut()
-                .find(|(known, _): &&mut (operators::index::Term, u32)| known.0 == *term)
-            {
-                Some((_, n)) => *n += 1,
-                None => counted.push((operators::index::Term(*term), 1)),
-            }
-            counted
-        });
         let request = SearchRequest {
             exact: cache.definition.exact,
             ..SearchRequest::default()
@@ -558,13 +548,9 @@ impl Inner {
             k,
         );
         let Ok(prepared) = prepared.await else { return };
-        let mut shard_question = prepared.question;
-        if shard_question.terms.is_some() {
-            shard_question.terms = Some(terms.into());
-        }
         let search = SearchQuestion {
             index: cache.index.object.id,
-            question: shard_question,
+            question: prepared.question,
             filter: None,
         };
         let ask = Question::Search(search.clone());

@@ -30,7 +30,7 @@ use std::time::Duration;
 use engine::contract::{Embedder, Source, Store, VectorMemo};
 use engine::durable::{CompactOptions, EmbeddingStore, InputLog, LogOptions, VectorOptions};
 use engine::error::{DataError, DeadLetter, WorldError};
-use engine::model::{ContentHash, Key, ModelId, ObjectId, Row, Schema, VectorRef};
+use engine::model::{Key, ObjectId, Row, Schema, VectorRef};
 use engine::runtime::{CatalogChange, Clock, CommunicationConfig, Engine, EngineOptions};
 use operators::embed::{EmbedConfig, EmbedService};
 use operators::index::BuilderHandle;
@@ -127,21 +127,6 @@ impl VectorBytes for StoredVectors {
     fn note(&self, _at: VectorRef, _vector: &Arc<[f32]>) {}
 }
 
-impl VectorMemo for StoredVectors {
-    fn get(&self, model: ModelId, content: ContentHash) -> Option<VectorRef> {
-        self.0.find(model, content)
-    }
-
-    fn put(
-        &self,
-        model: ModelId,
-        content: ContentHash,
-        vector: &[f32],
-    ) -> Result<VectorRef, WorldError> {
-        Ok(self.0.put(model, content, vector))
-    }
-}
-
 impl Service {
     /// Opens the data folder, replays it, and serves. Blocks until the log is
     /// replayed.
@@ -155,8 +140,8 @@ impl Service {
             ..LogOptions::default()
         };
         let (log, replay) = InputLog::open(Arc::clone(&wiring.store), options)?;
-        let memo: Arc<dyn VectorMemo> = Arc::new(StoredVectors(Arc::clone(&vectors)));
-        let embed = EmbedService::new(wiring.embed.clone(), memo);
+        let memo = Arc::clone(&vectors);
+        let embed = EmbedService::new(wiring.embed.clone(), memo as Arc<dyn VectorMemo>);
         let builder = BuilderHandle::threads(wiring.builder_threads)
             .map_err(|error| WorldError::io("cannot start", "builder threads".as_ref(), error))?;
         let (reply_sender, reply_receiver) = crossbeam_channel::unbounded();

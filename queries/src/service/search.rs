@@ -54,7 +54,7 @@ impl Inner {
         let at = self.ask_time(request.as_of.as_ref(), request.at_least.as_ref())?;
         let mut answers: Vec<(Time, SearchAnswer, ShardQuestion)> = Vec::new();
         let (mut degraded, mut embed_ms, mut at) = (Vec::new(), 0.0, at);
-        let (mut wait_ms, mut search_ms) = (0.0, 0.0);
+        let mut search_ms = 0.0;
         for text in texts {
             let vector = request.vector.as_deref();
             let prepared = self
@@ -85,7 +85,7 @@ impl Inner {
             at = engine::runtime::AskTime::At(read_at);
             answers.push((read_at, answer, prepared.question));
         }
-        wait_ms += (ms(started) - embed_ms - search_ms).max(0.0);
+        let wait_ms = (ms(started) - embed_ms - search_ms).max(0.0);
         let mut timing = Map::new();
         for (name, value) in [
             ("wait", wait_ms),

@@ -169,7 +169,6 @@ impl Inner {
             self.drop_objects(&names).await?;
         }
         self.create(create).await?;
-        reply.notices.shrink_to_fit();
         Ok(reply)
     }
 
@@ -252,14 +251,7 @@ impl Inner {
         let at = self.ask_time(as_of.as_ref(), at_least.as_ref())?;
         let input = &plan.program.input;
         let (as_of, rows) = match &plan.from {
-            From::Values => {
-                let over = Vec::new();
-                let now = self.reach(over, AskTime::Newest, PATIENCE).await;
-                (
-                    now.unwrap_or(0).min(self.engine.published().last),
-                    Vec::new(),
-                )
-            }
+            From::Values => (self.engine.published().last, Vec::new()),
             From::Collection { name, .. } => self.collection_rows(name, at, input).await?,
             From::System { name } => {
                 let rows = self.system_rows(name).await?;

@@ -133,16 +133,8 @@ fn bad_lines_are_rejected_and_the_others_taken() {
         (&json!(4), &json!("invalid-utf8"))
     );
     assert_eq!(
-        rejected[1]["error"]["detail"],
-        "the line is not UTF-8 at byte 1"
-    );
-    assert_eq!(
         (&rejected[2]["line"], &rejected[2]["error"]["code"]),
         (&json!(5), &json!("line-too-large"))
-    );
-    assert_eq!(
-        rejected[2]["error"]["expected"],
-        "at most 16777216 bytes (LINE_BYTES_MAX)"
     );
     let atomic = server.send("POST", &format!("{path}?atomic=true"), &[], b"{\"op\":\n");
     assert_eq!(

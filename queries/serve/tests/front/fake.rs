@@ -127,12 +127,10 @@ impl Backend for Fake {
         }
         let mut rejected = Vec::new();
         for line in &request.lines {
-            if let Err(error) = line.decode() {
-                let mut problem = Problem::new(422, &error.code, error.detail);
-                problem.expected = error.expected;
+            if let Some(code) = fault(&line.raw) {
                 rejected.push(RejectedLine {
                     line: line.line,
-                    error: problem,
+                    error: Problem::new(422, code, "a bad line"),
                 });
             }
         }
@@ -299,4 +297,16 @@ impl Backend for Fake {
     fn metrics(&self) -> String {
         "# TYPE headwater_ticks_total counter\nheadwater_ticks_total 7\n".into()
     }
+}
+
+/// What is wrong with a line, if anything: just enough to see each line arrive as it was sent.
+fn fault(raw: &[u8]) -> Option<&'static str> {
+    if raw.len() > engine::limits::LINE_BYTES_MAX {
+        return Some("line-too-large");
+    }
+    let Ok(text) = std::str::from_utf8(raw) else {
+        return Some("invalid-utf8");
+    };
+    let parsed = serde_json::from_str::<serde_json::Value>(text);
+    parsed.is_err().then_some("invalid-json")
 }

@@ -1,15 +1,21 @@
 //! Readers of the outside world: each turns it to keyed rows and hands them to the engine's sink.
 //!
 //! ```text
-//! files, generate ─ SourceBatch ─▶ engine::contract::LaneSink          (a thread of its own each)
+//! files, generate, kafka ─ SourceBatch ─▶ engine::contract::LaneSink   (a thread of its own each)
 //! HTTP push line  ─ push::decode ─▶ key, row, version                  (pure; the server stages them)
+//! message ─ format ─▶ nodes ─ envelope ─▶ row changes ─ envelope::table ─▶ rows          (pure)
 //! ```
 //!
 //! Invariants: bad data becomes a dead letter and stops nothing; a failing world is retried; a
 //! source can be stopped within a second. Nothing here knows the engine's time.
 
+pub mod arroyo;
+pub mod envelope;
 pub mod files;
+pub mod format;
 pub mod generate;
+pub mod kafka;
+mod key;
 pub mod push;
 
 use engine::contract::Source;

@@ -7,14 +7,16 @@
 //! integer column takes `1` only; `1.0` is of the wrong type there.
 //!
 //! Errors name the column or the byte (counting from 0); limits are [`LINE_BYTES_MAX`], [`TEXT_BYTES_MAX`] and
-//! [`KEY_BYTES_MAX`].
+//! `KEY_BYTES_MAX`.
 
 use std::collections::HashMap;
 
 use engine::error::DataError;
-use engine::limits::{KEY_BYTES_MAX, LINE_BYTES_MAX, TEXT_BYTES_MAX};
+use engine::limits::{LINE_BYTES_MAX, TEXT_BYTES_MAX};
 use engine::model::{Column, Key, Row, RowCodec, Schema, Value, preview};
 use serde_json::{Map, Value as Json};
+
+use crate::key;
 
 /// One decoded line.
 #[derive(Debug, Clone, PartialEq)]
@@ -134,7 +136,7 @@ pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError
         }
     };
     let key_values = key_values(schema, key)?;
-    let key = canonical_key(schema, &key_values)?;
+    let key = key::canonical(schema, &key_values)?;
     if is_delete {
         if value.is_some() {
             return Err(
@@ -246,43 +248,7 @@ fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataErro
 
 /// One value of a key: equal values must be one value.
 fn key_part(json: &Json, column: &Column) -> Result<Value, DataError> {
-    match convert(json, column)? {
-        Value::Float(x) if x.is_nan() => {
-            let detail = format!(
-                "column \"{}\": NaN cannot be a key: it equals nothing",
-                column.name
-            );
-            Err(DataError::new("wrong-type", detail).expected("a number or an infinity"))
-        }
-        // −0 equals 0 and must not be a second key.
-        Value::Float(x) => Ok(Value::Float(x + 0.0)),
-        value => Ok(value),
-    }
-}
-
-/// The key as canonical JSON.
-fn canonical_key(schema: &Schema, values: &[Value]) -> Result<Key, DataError> {
-    let columns = schema.key.iter().map(|at| &schema.columns[*at]);
-    let mut parts = columns
-        .zip(values)
-        .map(|(column, value)| (&column.name, value.to_json(column.sql_type)));
-    let key = if schema.key.len() == 1 {
-        Key::from_json(&parts.next().expect("one key column").1)
-    } else {
-        // Members in declared order, whatever order serde_json's maps have.
-        let members: Vec<String> = parts
-            .map(|(name, json)| format!("{}:{json}", Json::from(&**name)))
-            .collect();
-        Key::from_json_text(&format!("{{{}}}", members.join(",")))
-    };
-    if key.as_str().len() > KEY_BYTES_MAX {
-        let detail = format!(
-            "the key has {} bytes; the limit KEY_BYTES_MAX is {KEY_BYTES_MAX}",
-            key.as_str().len()
-        );
-        return Err(DataError::new("key-too-large", detail));
-    }
-    Ok(key)
+    key::part(convert(json, column)?, column)
 }
 
 /// One value per column: key columns from the key, the others from `value`, missing ones NULL.

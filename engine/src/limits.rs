@@ -13,10 +13,19 @@ pub const UNSEALED_TICKS_MAX: usize = 64;
 pub const UNSEALED_BYTES_MAX: usize = 64 << 20;
 /// Bytes staged by one source and not yet bound; beyond, the connector is paused.
 pub const STAGED_BYTES_MAX: usize = 32 << 20;
+/// Bytes that wait to be written to the input log; beyond, readers of sources pause.
+pub const LOG_QUEUED_BYTES_MAX: usize = 64 << 20;
 /// One text column: larger texts are dead letters.
 pub const TEXT_BYTES_MAX: usize = 8 << 20;
 /// One line of a push body.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
+/// Rows of a change topic that wait for values which Debezium did not send; beyond, they are dead
+/// letters. A row waits for the other half of a key change, or for a snapshot to read it.
+pub const ENVELOPE_PARKED_ROWS_MAX: usize = 10_000;
+/// Keys of a change topic that are remembered for a truncate in a partition that is behind.
+pub const ENVELOPE_RECENT_ROWS_MAX: usize = 8_192;
+/// Keys of a change topic whose snapshot began again, remembered until it is through.
+pub const ENVELOPE_SNAPSHOT_KEYS_MAX: usize = 65_536;
 /// One request body.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// A question.

@@ -87,8 +87,13 @@ declare! {
     ROWS_IN Counter Count "rows_in_total" ["source"] "Rows accepted.";
     ROWS_REJECTED Counter Count "rows_rejected_total" ["source"] "Rows refused with an error to the sender.";
     ROWS_IGNORED Counter Count "rows_ignored_total" ["source"] "Rows without effect: older than what is there.";
+    ROWS_PARKED Gauge Count "rows_parked" ["source"] "Rows that wait for values which their source did not send (TOAST).";
     DEAD_LETTERS Counter Count "dead_letters_total" ["source"] "Rows that became dead letters.";
     DEAD_LETTERS_DROPPED Counter Count "dead_letters_dropped_total" [] "Dead letters forgotten because a source has too many.";
+
+    // Kafka.
+    KAFKA_LAG Gauge Count "kafka_lag_messages" ["source", "partition"] "Messages of a partition that are written and not read yet.";
+    KAFKA_STOPPED Counter Count "kafka_partitions_stopped_total" ["source"] "Partitions given up because their log no longer has what follows; their dead letters say why.";
 
     // Questions.
     QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply; its count is the number of questions.";

@@ -22,7 +22,9 @@ pub struct SourceBatch {
     pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
     /// Bad data met on the way.
     pub dead_letters: Vec<DeadLetter>,
-    /// Where the lane stands after this batch, for resumption: opaque to the engine.
+    /// Where the lane stands after this batch, for resumption: opaque to the engine, but for
+    /// `{"marks":{"name":n,…}}`. A mark never decreases; a question may wait until one reaches a
+    /// number ([`crate::runtime::Engine::covering`]).
     pub position: Option<Json>,
 }
 
@@ -47,6 +49,10 @@ pub trait Resume: Send + Sync {
     /// The live keys, with the hash of each packed row ([`ContentHash::of`] its bytes), so that a
     /// source without positions (files) can find what changed and what vanished.
     fn live(&self) -> Vec<(Key, ContentHash)>;
+    /// The row of a key after everything staged so far, for sources that send parts of rows.
+    fn row(&self, key: &Key) -> Option<Row>;
+    /// The lanes that have logged batches.
+    fn lanes(&self) -> Vec<String>;
 }
 
 /// What a source runs with.

@@ -4,6 +4,7 @@
 //! sequencer. Nothing is bound to a time here. Invariants: a key's admitted versions strictly
 //! increase; a lane's sequence numbers have no gap; staged bytes are bounded per source.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex};
 
 use ahash::AHashMap;
@@ -12,10 +13,26 @@ use crate::limits;
 use crate::model::{Change, ContentHash, Key, ObjectId, Row};
 
 /// The last admitted version of a key: one that lives, or one that was deleted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct LastVersion {
     version: u64,
-    live: Option<ContentHash>,
+    live: Option<Live>,
+}
+
+/// A live row. Its bytes are shared with the arranged documents, so keeping it here costs a pointer.
+#[derive(Debug, Clone)]
+struct Live {
+    hash: ContentHash,
+    row: Row,
+}
+
+impl Live {
+    fn of(row: Option<&Row>) -> Option<Live> {
+        row.map(|row| Live {
+            hash: ContentHash::of(row.as_bytes()),
+            row: row.clone(),
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -31,6 +48,47 @@ struct SourceState {
 struct LaneState {
     sequence: u64,
     position: Option<String>,
+    /// The marks of the last batches, oldest first.
+    marks: VecDeque<(u64, Marks)>,
+}
+
+/// Where a lane stood, in its source's own terms.
+type Marks = BTreeMap<String, u64>;
+
+/// Batches whose marks are remembered a lane.
+const MARKS_MAX: usize = 1024;
+
+impl LaneState {
+    fn note(&mut self, sequence: u64, position: Option<String>) {
+        self.sequence = self.sequence.max(sequence);
+        let Some(position) = position else { return };
+        let marks = marks(&position);
+        if !marks.is_empty() {
+            if self.marks.len() == MARKS_MAX {
+                self.marks.pop_front();
+            }
+            self.marks.push_back((sequence, marks));
+        }
+        self.position = Some(position);
+    }
+
+    /// The first remembered batch with which a mark had reached a number.
+    fn covering(&self, name: &str, mark: u64) -> Option<u64> {
+        let reached = |marks: &Marks| marks.get(name).is_some_and(|at| *at >= mark);
+        let found = self.marks.partition_point(|(_, marks)| !reached(marks));
+        self.marks.get(found).map(|(sequence, _)| *sequence)
+    }
+}
+
+/// `{"marks":{…}}` of a position.
+fn marks(position: &str) -> Marks {
+    #[derive(serde::Deserialize)]
+    struct Position {
+        #[serde(default)]
+        marks: Marks,
+    }
+    // Positions of other shapes have none.
+    serde_json::from_str::<Position>(position).map_or_else(|_| Marks::new(), |found| found.marks)
 }
 
 /// What admission made of a batch.
@@ -62,7 +120,7 @@ impl Ingest {
         // Hashed before the lock: other sources are admitted meanwhile.
         let hashed: Vec<_> = changes
             .into_iter()
-            .map(|(key, row, version)| (hash_of(row.as_ref()), key, row, version))
+            .map(|(key, row, version)| (Live::of(row.as_ref()), key, row, version))
             .collect();
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
@@ -80,9 +138,8 @@ impl Ingest {
         }
         state.staged_bytes += admitted.bytes;
         let lane = state.lanes.entry(lane.to_owned()).or_default();
-        lane.sequence += 1;
-        lane.position = position.or(lane.position.take());
-        admitted.sequence = lane.sequence;
+        admitted.sequence = lane.sequence + 1;
+        lane.note(admitted.sequence, position);
         log(admitted)
     }
 
@@ -98,11 +155,10 @@ impl Ingest {
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
         for change in changes {
-            state.note(&change.key, change.version, hash_of(change.row.as_ref()));
+            state.note(&change.key, change.version, Live::of(change.row.as_ref()));
         }
         let lane = state.lanes.entry(lane.to_owned()).or_default();
-        lane.sequence = lane.sequence.max(sequence);
-        lane.position = position.or(lane.position.take());
+        lane.note(sequence, position);
     }
 
     /// Notes staged bytes that replay found unbound.
@@ -160,8 +216,36 @@ impl Ingest {
         let live = state
             .keys
             .iter()
-            .filter_map(|(key, last)| Some((key.clone(), last.live?)));
+            .filter_map(|(key, last)| Some((key.clone(), last.live.as_ref()?.hash)));
         live.collect()
+    }
+
+    /// The row of a key at the end of what was admitted.
+    pub(super) fn row(&self, source: ObjectId, key: &Key) -> Option<Row> {
+        let sources = self.sources.lock().expect("no panic while held");
+        let last = sources.get(&source)?.keys.get(key)?;
+        Some(last.live.as_ref()?.row.clone())
+    }
+
+    /// The batch, as lane and sequence, with which a mark of a source had reached a number.
+    pub(super) fn covering(
+        &self,
+        source: ObjectId,
+        name: &str,
+        mark: u64,
+    ) -> Option<(String, u64)> {
+        let sources = self.sources.lock().expect("no panic while held");
+        let mut lanes = sources.get(&source)?.lanes.iter();
+        lanes.find_map(|(lane, state)| Some((lane.clone(), state.covering(name, mark)?)))
+    }
+
+    /// The lanes of a source that have batches.
+    pub(super) fn lanes(&self, source: ObjectId) -> Vec<String> {
+        let sources = self.sources.lock().expect("no panic while held");
+        let lanes = sources
+            .get(&source)
+            .map(|state| state.lanes.keys().cloned());
+        lanes.into_iter().flatten().collect()
     }
 
     /// Rows live at the end of what was admitted, and bytes staged, of a source.
@@ -182,10 +266,6 @@ impl Ingest {
     }
 }
 
-fn hash_of(row: Option<&Row>) -> Option<ContentHash> {
-    row.map(|row| ContentHash::of(row.as_bytes()))
-}
-
 impl SourceState {
     /// The version to admit, or `None` for one that is not above the last.
     fn next_version(&self, key: &Key, version: Option<u64>) -> Option<u64> {
@@ -197,9 +277,31 @@ impl SourceState {
         }
     }
 
-    fn note(&mut self, key: &Key, version: u64, live: Option<ContentHash>) {
+    fn note(&mut self, key: &Key, version: u64, live: Option<Live>) {
         self.live += usize::from(live.is_some());
         let last = self.keys.insert(key.clone(), LastVersion { version, live });
         self.live -= usize::from(last.is_some_and(|last| last.live.is_some()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_covered_by_the_first_batch_that_reached_it() {
+        let ingest = Ingest::default();
+        let source = ObjectId(1);
+        for next in [3_u64, 5, 5, 9] {
+            let position = format!("{{\"marks\":{{\"t/0\":{next}}}}}");
+            ingest.admit(source, "lane", Vec::new(), Some(position), |_| ());
+        }
+        let at = |mark| ingest.covering(source, "t/0", mark);
+        assert_eq!(at(1), Some(("lane".to_owned(), 1)));
+        assert_eq!(at(4), Some(("lane".to_owned(), 2)));
+        assert_eq!(at(9), Some(("lane".to_owned(), 4)));
+        assert_eq!(at(10), None);
+        assert_eq!(ingest.covering(source, "t/1", 1), None);
+        assert_eq!(marks("\"a path\""), Marks::new());
     }
 }

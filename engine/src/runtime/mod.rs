@@ -361,6 +361,17 @@ impl<P: Program> Engine<P> {
         self.shared.ingest.sizes(source)
     }
 
+    /// The write with which a mark of a source ([`crate::contract::SourceBatch::position`]) had reached a
+    /// number; `None` while none has.
+    pub fn covering(&self, source: ObjectId, name: &str, mark: u64) -> Option<WriteToken> {
+        let (lane, sequence) = self.shared.ingest.covering(source, name, mark)?;
+        Some(WriteToken {
+            source,
+            lane,
+            sequence,
+        })
+    }
+
     /// The input log: its sizes and whether it is failing.
     pub fn log(&self) -> &Arc<InputLog> {
         &self.shared.log

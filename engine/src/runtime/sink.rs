@@ -1,7 +1,7 @@
 //! Where batches enter: versions, the log, the lane, the prepare threads.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Shared;
@@ -11,7 +11,11 @@ use super::program::Program;
 use crate::contract::{LaneSink, Resume, SinkClosed, SourceBatch};
 use crate::durable::{Idempotency, LogSequence, Record, Stage};
 use crate::error::WorldError;
-use crate::model::{ContentHash, Key, ObjectId};
+use crate::limits;
+use crate::model::{ContentHash, Key, ObjectId, Row};
+
+/// Time between two looks whether the log has written what waits.
+const LOG_POLL: Duration = Duration::from_millis(2);
 
 /// The one lane of a push source: requests have an order among themselves.
 pub const PUSH_LANE: &str = "push";
@@ -23,6 +27,7 @@ pub struct EngineSink<P: Program> {
     name: String,
     is_push: bool,
     last: AtomicU64,
+    stop: Arc<AtomicBool>,
 }
 
 /// What became of a staged batch.
@@ -44,6 +49,20 @@ impl<P: Program> EngineSink<P> {
             name: name.to_owned(),
             is_push,
             last: AtomicU64::new(0),
+            stop: Arc::default(),
+        }
+    }
+
+    /// Waits for room or for the disk only until `stop` is set.
+    pub fn until(mut self, stop: Arc<AtomicBool>) -> Self {
+        self.stop = stop;
+        self
+    }
+
+    fn check_stop(&self) -> Result<(), SinkClosed> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(SinkClosed),
+            false => Ok(()),
         }
     }
 
@@ -123,7 +142,13 @@ impl<P: Program> EngineSink<P> {
 impl<P: Program> LaneSink for EngineSink<P> {
     fn stage(&self, batch: SourceBatch) -> Result<(), SinkClosed> {
         while !self.has_room() {
+            self.check_stop()?;
             self.shared.ingest.wait_room(self.source);
+        }
+        // Also what is no row (letters, positions) waits for a disk that is slow or full.
+        while self.shared.log.queued_bytes() > limits::LOG_QUEUED_BYTES_MAX {
+            self.check_stop()?;
+            std::thread::sleep(LOG_POLL);
         }
         self.stage_now(batch, |_| None, None);
         Ok(())
@@ -131,7 +156,13 @@ impl<P: Program> LaneSink for EngineSink<P> {
 
     fn sync(&self) -> Result<(), SinkClosed> {
         let last = LogSequence(self.last.load(Ordering::Relaxed));
-        while !self.shared.log.wait_durable(last, Duration::from_secs(1)) {}
+        while !self
+            .shared
+            .log
+            .wait_durable(last, Duration::from_millis(100))
+        {
+            self.check_stop()?;
+        }
         Ok(())
     }
 }
@@ -143,5 +174,13 @@ impl<P: Program> Resume for EngineSink<P> {
 
     fn live(&self) -> Vec<(Key, ContentHash)> {
         self.shared.ingest.live(self.source)
+    }
+
+    fn row(&self, key: &Key) -> Option<Row> {
+        self.shared.ingest.row(self.source, key)
+    }
+
+    fn lanes(&self) -> Vec<String> {
+        self.shared.ingest.lanes(self.source)
     }
 }

@@ -1,0 +1,109 @@
+//! The `source` block: where in the source's history an event stands.
+
+use crate::envelope::order::{LogPosition, Order};
+use crate::format::{Node, json};
+
+/// `source.snapshot`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SnapshotPhase {
+    /// `false`, null, absent: from the log.
+    Streaming,
+    /// The first row of the snapshot, or of this table in it.
+    First,
+    /// A row in between.
+    Within,
+    /// The last row.
+    Last,
+    /// An incremental snapshot's read.
+    Incremental,
+}
+
+/// What the envelope needs of `source`.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Source {
+    is_postgres: bool,
+    pub(super) phase: SnapshotPhase,
+    pub(super) lsn: Option<u64>,
+    /// `sequence[0]`; `None` where there is no sequence at all.
+    commit: Option<u64>,
+    transaction: Option<String>,
+}
+
+impl Source {
+    pub(super) fn read(node: &Node<'_>) -> Source {
+        let text = |name| node.get(name).and_then(Node::as_str);
+        let phase = match node.get("snapshot") {
+            Some(Node::Bool(true)) => SnapshotPhase::Within,
+            Some(Node::Text(text)) => match &**text {
+                "true" => SnapshotPhase::Within,
+                "first" | "first_in_data_collection" => SnapshotPhase::First,
+                "last" | "last_in_data_collection" => SnapshotPhase::Last,
+                "incremental" => SnapshotPhase::Incremental,
+                _ => SnapshotPhase::Streaming,
+            },
+            _ => SnapshotPhase::Streaming,
+        };
+        let id = node.some("txId");
+        let transaction = id.and_then(|id| match id {
+            Node::Number(id) | Node::Text(id) => Some(id.to_string()),
+            _ => None,
+        });
+        Source {
+            is_postgres: text("connector") == Some("postgresql"),
+            phase,
+            lsn: node.get("lsn").and_then(Node::as_u64),
+            commit: text("sequence").and_then(first_of_sequence),
+            transaction,
+        }
+    }
+
+    /// The event's order, without its index in the transaction.
+    pub(super) fn order(&self) -> Order {
+        match (self.phase, self.is_postgres, self.lsn, self.commit) {
+            (SnapshotPhase::Incremental, ..) => Order::Incremental,
+            (SnapshotPhase::Streaming, true, Some(lsn), Some(commit)) => {
+                let index = 0;
+                Order::Log(LogPosition { commit, lsn, index })
+            }
+            (SnapshotPhase::Streaming, ..) => Order::Offset,
+            (_, true, Some(lsn), _) => Order::Snapshot { lsn },
+            _ => Order::Offset,
+        }
+    }
+
+    /// The order with `transaction.total_order`.
+    pub(super) fn with_index(&self, order: Order, envelope: &Node<'_>) -> Order {
+        let total = envelope
+            .some("transaction")
+            .and_then(|t| t.get("total_order"));
+        match (order, total.and_then(Node::as_u64)) {
+            (Order::Log(position), Some(index)) => Order::Log(LogPosition { index, ..position }),
+            (order, _) => order,
+        }
+    }
+
+    /// The transaction's id: `transaction.id` up to the colon, else `source.txId`.
+    pub(super) fn transaction(&self, envelope: &Node<'_>) -> Option<String> {
+        let named = envelope.some("transaction").and_then(|t| t.get("id"));
+        match named.and_then(Node::as_str) {
+            Some(id) => Some(transaction_id(id)),
+            None => self.transaction.clone(),
+        }
+    }
+}
+
+/// PostgreSQL's connector writes `txid:lsn`, and the LSN differs between BEGIN, END and every event.
+pub(super) fn transaction_id(id: &str) -> String {
+    id.split(':').next().unwrap_or(id).to_owned()
+}
+
+/// `["24023119","24023128"]` → 24023119; `[null,"24023128"]` → 0.
+pub(super) fn first_of_sequence(text: &str) -> Option<u64> {
+    match json::parse(text.as_bytes(), "sequence").ok()? {
+        Node::Array(items) => match items.first()? {
+            Node::Null => Some(0),
+            first => first.as_u64(),
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,349 @@
+//! The rows of one table from its changes in the order of their arrival.
+//!
+//! ```text
+//! Decoded ─▶ lane: seen before? ─▶ truncated since? ─▶ unsent: fill in, or park ─▶ Output
+//!              │ (log position, (event, key) at it)       ▲ LiveRows
+//!              └ memory: O(partitions)                    └ memory: rows that wait
+//! ```
+//!
+//! The law, checked on generated histories: when everything that was sent has arrived, the rows equal
+//! the source's table, whatever was delivered twice, from older offsets, or late in another
+//! partition. What cannot be known is a letter and never a guess.
+//!
+//! Invariants: one partition's messages come in the order of their offsets; [`LiveRows`] shows
+//! everything that was put out before. Limits: `ENVELOPE_PARKED_ROWS_MAX` rows that wait,
+//! `ENVELOPE_RECENT_ROWS_MAX` keys remembered for a truncate that other partitions ran ahead of.
+//! A topic whose number of partitions grows moves keys between partitions: an old re-delivery may
+//! then meet a partition that never saw it. Drain the topic first.
+
+mod lane;
+mod recent;
+mod unsent;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use engine::error::DataError;
+use engine::limits::ENVELOPE_SNAPSHOT_KEYS_MAX;
+use engine::model::{Key, Value};
+use serde::{Deserialize, Serialize};
+
+use super::order::Order;
+use super::{ChangeKind, Decoded, Marker, Move, RowChange};
+use lane::{Admission, Lane};
+use recent::Recent;
+use unsent::{Arrival, MoveName, Unsent};
+
+/// The table as it stands after everything that was put out.
+pub trait LiveRows {
+    /// The row of a key, one value a column.
+    fn row(&self, key: &Key) -> Option<Vec<Value>>;
+}
+
+/// What to do to the table.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// A row comes, or takes the place of the key's row.
+    Upsert {
+        /// Its key.
+        key: Key,
+        /// One value a column.
+        values: Vec<Value>,
+    },
+    /// A row goes, if it is there.
+    Delete {
+        /// Its key.
+        key: Key,
+    },
+    /// All rows go but those that were written after the truncate and arrived before it.
+    Truncate {
+        /// They stay.
+        survivors: BTreeSet<Key>,
+    },
+    /// A snapshot begins. At a restart the rows that it does not read again are ghosts: see
+    /// [`Table::sweep`].
+    SnapshotStarted {
+        /// Whether one began before.
+        is_restart: bool,
+    },
+    /// The last row of the snapshot was read, in this partition: others may still bring some.
+    SnapshotEnded,
+}
+
+/// What one message comes to.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Applied {
+    /// To be done in this order.
+    pub outputs: Vec<Output>,
+    /// What is not or cannot be known.
+    pub letters: Vec<DataError>,
+    /// Changes that were delivered before, or that a truncate had overtaken.
+    pub dropped: u64,
+}
+
+/// The state of one table: what re-deliveries and unsent values need, not the rows. Serialisable,
+/// so that a restart goes on where the input log ends.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Table {
+    lanes: BTreeMap<i32, Lane>,
+    partitions: usize,
+    /// The LSN of the last truncate.
+    truncated_at: Option<u64>,
+    recent: Recent,
+    unsent: Unsent,
+    snapshot: Option<Option<u64>>,
+    /// Keys written since a snapshot began again.
+    touched: Option<HashSet<Key>>,
+}
+
+impl Table {
+    /// The state of a table whose topic has this many partitions.
+    pub fn new(partitions: usize) -> Table {
+        Table {
+            lanes: BTreeMap::new(),
+            partitions,
+            truncated_at: None,
+            recent: Recent::default(),
+            unsent: Unsent::default(),
+            snapshot: None,
+            touched: None,
+        }
+    }
+
+    /// The topic has more partitions now.
+    pub fn set_partitions(&mut self, partitions: usize) {
+        self.partitions = partitions;
+    }
+
+    /// Rows that wait for values which were not sent.
+    pub fn parked_rows(&self) -> usize {
+        self.unsent.parked_rows()
+    }
+
+    /// What is not known now: an error for each row that waits, in the order of their keys.
+    pub fn unresolved(&self) -> Vec<DataError> {
+        self.unsent.unresolved()
+    }
+
+    /// After [`Output::SnapshotEnded`] of a restart, when all partitions are read up to their ends of
+    /// that moment: the live keys that neither the snapshot nor a later event brought. Delete them.
+    pub fn sweep<'a>(&mut self, live: impl IntoIterator<Item = &'a Key>) -> Vec<Key> {
+        let Some(touched) = self.touched.take() else {
+            return Vec::new();
+        };
+        let ghosts = live.into_iter().filter(|key| !touched.contains(*key));
+        ghosts.cloned().collect()
+    }
+
+    /// Takes one message. Cost: a few look-ups a change.
+    pub fn apply(&mut self, decoded: Decoded, live: &impl LiveRows) -> Applied {
+        let mut out = Applied::default();
+        let lane = self.lanes.entry(decoded.partition).or_default();
+        if !lane.advance(decoded.offset) {
+            out.dropped = decoded.changes.len() as u64;
+            return out;
+        }
+        out.letters = decoded.letters;
+        for marker in &decoded.markers {
+            match marker {
+                Marker::SnapshotFirst { lsn } => self.begin_snapshot(*lsn, &mut out),
+                Marker::Truncate { order } => self.truncate(decoded.partition, *order, &mut out),
+                _ => {}
+            }
+        }
+        for change in decoded.changes {
+            self.change(decoded.partition, change, live, &mut out);
+        }
+        let is_last = |marker: &Marker| matches!(marker, Marker::SnapshotLast { .. });
+        if decoded.markers.iter().any(is_last) {
+            out.outputs.push(Output::SnapshotEnded);
+        }
+        out
+    }
+
+    /// A run begins with the first of its reads that arrives, in whatever partition: those of one run
+    /// share an LSN. Without LSNs it begins with the marker.
+    fn begin_snapshot(&mut self, lsn: Option<u64>, out: &mut Applied) {
+        let is_late = match (self.snapshot, lsn) {
+            (Some(Some(run)), Some(lsn)) => lsn <= run,
+            _ => false,
+        };
+        if is_late {
+            return;
+        }
+        let is_restart = self.snapshot.is_some();
+        self.snapshot = Some(lsn);
+        if is_restart {
+            // Partitions that are ahead have brought rows written after the snapshot.
+            let (later, is_complete) = self.recent.after(lsn);
+            if !is_complete {
+                out.letters.push(unordered_snapshot());
+            }
+            self.touched = Some(later.into_iter().collect());
+        }
+        out.outputs.push(Output::SnapshotStarted { is_restart });
+    }
+
+    fn truncate(&mut self, partition: i32, order: Order, out: &mut Applied) {
+        let lane = self.lanes.entry(partition).or_default();
+        let admission = lane.admit(&Key::default(), ChangeKind::Delete, order);
+        if admission == Admission::SeenBefore {
+            out.dropped += 1;
+            return;
+        }
+        let at = order.lsn();
+        if at.is_some() && at <= self.truncated_at {
+            out.dropped += 1;
+            return;
+        }
+        if at.is_none() && self.partitions > 1 {
+            out.letters.push(unordered_truncate(
+                "the source sends no order across partitions",
+            ));
+        }
+        let (survivors, is_complete) = self.recent.after(at);
+        if !is_complete {
+            out.letters.push(unordered_truncate(
+                "partitions ran further ahead of it than ENVELOPE_RECENT_ROWS_MAX rows",
+            ));
+        }
+        self.truncated_at = at.or(self.truncated_at);
+        self.unsent.truncate(at);
+        if let Some(touched) = &mut self.touched {
+            touched.retain(|key| survivors.contains(key));
+        }
+        out.outputs.push(Output::Truncate { survivors });
+    }
+
+    fn change(
+        &mut self,
+        partition: i32,
+        change: RowChange,
+        live: &impl LiveRows,
+        out: &mut Applied,
+    ) {
+        let lane = self.lanes.entry(partition).or_default();
+        if lane.is_echo(&change.key, change.kind) {
+            return;
+        }
+        match lane.admit(&change.key, change.kind, change.order) {
+            Admission::SeenBefore => {
+                out.dropped += 1;
+                return;
+            }
+            Admission::NewHistory => {
+                self.truncated_at = None;
+                self.recent = Recent::default();
+                if self.snapshot != Some(change.order.lsn()) {
+                    self.snapshot = Some(None);
+                }
+            }
+            Admission::New => {}
+        }
+        if self.is_truncated(change.order, &self.lanes[&partition]) {
+            out.dropped += 1;
+            return;
+        }
+        if let Order::Snapshot { lsn } = change.order {
+            self.begin_snapshot(Some(lsn), out);
+            if self.snapshot != Some(Some(lsn)) {
+                // Of a run that died, in a partition that is behind: the later run reads the row
+                // again, or it is gone.
+                out.dropped += 1;
+                return;
+            }
+        }
+        self.remember(&change, out);
+        match change.row {
+            None => self.delete(change, live, out),
+            Some(_) => self.upsert(change, live, out),
+        }
+    }
+
+    /// Whether a truncate that came through another partition stands after the change.
+    fn is_truncated(&self, order: Order, lane: &Lane) -> bool {
+        let Some(at) = self.truncated_at else {
+            return false;
+        };
+        match order {
+            // A row that is read after the truncate was inserted after it: by an event of the same
+            // partition, before the read.
+            Order::Incremental => lane.mark_lsn().is_none_or(|mark| mark < at),
+            order => order.lsn().is_some_and(|lsn| lsn < at),
+        }
+    }
+
+    fn remember(&mut self, change: &RowChange, out: &mut Applied) {
+        let lanes = &self.lanes;
+        let all_seen = lanes.len() >= self.partitions;
+        let behind = lanes.values().map(Lane::mark_lsn).min().flatten();
+        let behind = behind.filter(|_| all_seen);
+        if self.partitions > 1 {
+            let is_live = change.row.is_some();
+            self.recent.saw(&change.key, change.order, is_live, behind);
+        }
+        if let Some(touched) = &mut self.touched {
+            touched.insert(change.key.clone());
+            // They are written with every batch.
+            if touched.len() > ENVELOPE_SNAPSHOT_KEYS_MAX {
+                self.touched = None;
+                out.letters.push(large_snapshot());
+            }
+        }
+    }
+
+    fn delete(&mut self, change: RowChange, live: &impl LiveRows, out: &mut Applied) {
+        let name = match &change.moved {
+            Some(Move::To(to)) => Some(MoveName::new(&change.key, to, change.order)),
+            _ => None,
+        };
+        self.unsent
+            .delete(&change.key, name, || live.row(&change.key), out);
+        out.outputs.push(Output::Delete { key: change.key });
+    }
+
+    fn upsert(&mut self, change: RowChange, live: &impl LiveRows, out: &mut Applied) {
+        let Some(row) = change.row else {
+            return;
+        };
+        let name = match &change.moved {
+            Some(Move::From(from)) => Some(MoveName::new(from, &change.key, change.order)),
+            _ => None,
+        };
+        let arrival = Arrival {
+            key: change.key.clone(),
+            cells: row.cells,
+            order: change.order,
+            is_new: change.kind == ChangeKind::Create,
+        };
+        self.unsent
+            .upsert(arrival, name, || live.row(&change.key), out);
+    }
+}
+
+fn unordered_snapshot() -> DataError {
+    DataError::new(
+        "snapshot-order-unknown",
+        "a snapshot began again; rows that were written after it may be taken for ghosts: \
+         partitions ran further ahead of it than ENVELOPE_RECENT_ROWS_MAX rows",
+    )
+    .hint("read the table again (a new snapshot) while nothing else is written")
+}
+
+fn large_snapshot() -> DataError {
+    DataError::new(
+        "snapshot-order-unknown",
+        "a snapshot began again and is larger than ENVELOPE_SNAPSHOT_KEYS_MAX rows: rows that were \
+         deleted before it may stay",
+    )
+    .hint("drop the source and create it again")
+}
+
+fn unordered_truncate(reason: &str) -> DataError {
+    DataError::new(
+        "truncate-order-unknown",
+        format!("a truncate may have deleted rows that were written after it: {reason}"),
+    )
+    .hint(
+        "read the table again (a new snapshot), or use one partition for tables that are truncated",
+    )
+}

@@ -1,0 +1,108 @@
+//! The consumer: its settings, its log, its lag.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use engine::error::WorldError;
+use engine::telemetry;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::statistics::Statistics;
+
+use super::{KafkaOptions, Partition};
+
+/// The next offset of each partition that is read.
+pub(super) type Next = Arc<Mutex<HashMap<Partition, i64>>>;
+
+/// Receives what librdkafka tells beside messages.
+pub(super) struct Client {
+    source: String,
+    next: Next,
+}
+
+impl ClientContext for Client {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        let source = &*self.source;
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::error!(source, fac, message, "librdkafka");
+            }
+            // Lost connections are errors to librdkafka and weather to us.
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+                tracing::warn!(source, fac, message, "librdkafka");
+            }
+            _ => tracing::debug!(source, fac, message, "librdkafka"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(source = self.source, %error, reason, "Kafka");
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((topic, partition), next) in &*next {
+            let figures = statistics.topics.get(topic);
+            let figures = figures.and_then(|topic| topic.partitions.get(partition));
+            // Not known before the first answer to a fetch.
+            let Some(end) = figures
+                .map(|figures| figures.ls_offset)
+                .filter(|end| *end >= 0)
+            else {
+                continue;
+            };
+            let labels = [
+                ("source", self.source.clone()),
+                ("partition", format!("{topic}/{partition}")),
+            ];
+            metrics::gauge!(telemetry::KAFKA_LAG.name, &labels).set((end - next).max(0) as f64);
+        }
+    }
+}
+
+impl ConsumerContext for Client {}
+
+/// A consumer that decides nothing by itself: no group's offsets, no reset, no commit.
+pub(super) fn consumer(
+    options: &KafkaOptions,
+    source: &str,
+    next: Next,
+) -> Result<BaseConsumer<Client>, WorldError> {
+    let group = options.group.clone();
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &options.brokers)
+        .set("client.id", format!("headwater-{source}"))
+        .set(
+            "group.id",
+            group.unwrap_or_else(|| format!("headwater-{source}")),
+        )
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("allow.auto.create.topics", "false")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.wait.max.ms", "100")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("statistics.interval.ms", "1000")
+        .set_log_level(RDKafkaLogLevel::Warning);
+    let client = Client {
+        source: source.to_owned(),
+        next,
+    };
+    config
+        .create_with_context(client)
+        .map_err(|error| failed(options, &error))
+}
+
+/// An error that a person must solve.
+pub(super) fn failed(options: &KafkaOptions, error: &KafkaError) -> WorldError {
+    WorldError::Service {
+        service: format!("Kafka at {}", options.brokers),
+        detail: error.to_string(),
+        is_transient: false,
+    }
+}

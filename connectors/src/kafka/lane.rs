@@ -1,0 +1,384 @@
+//! A lane: messages in, batches of rows and dead letters out.
+//!
+//! For rows and upserts a lane is a partition. Debezium's changes of one table may lie in several
+//! partitions and mean something only together (a key change, a truncate), so there a lane is the
+//! whole topic, and the state that tells re-deliveries and completes rows travels in its position:
+//! what the log has of the rows and what the table knows of them can never differ.
+//!
+//! Invariants: the position of a batch names the next offset of each partition that was ever read,
+//! as of the batch's last message, and what else a restart must not forget; an unsent value is taken
+//! from the row as it stands after everything before the message.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use engine::contract::{Resume, SinkClosed, SourceBatch, SourceContext};
+use engine::error::{DataError, DeadLetter, WorldError};
+use engine::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX;
+use engine::model::{Key, Row, RowCodec, Schema, Value};
+use engine::telemetry;
+use rdkafka::Message;
+use rdkafka::message::{BorrowedMessage, Headers};
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::Partition;
+use crate::envelope::table::{LiveRows, Output, Table};
+use crate::envelope::{Decoder, Envelope, RawRecord};
+
+/// How people name a partition.
+pub(super) fn name((topic, partition): &Partition) -> String {
+    format!("{topic}/{partition}")
+}
+
+/// Whether a lane's position says that a partition was given up.
+pub(super) fn is_given_up(position: &Json, partition: &Partition) -> bool {
+    let given_up = position["given_up"].as_array();
+    given_up.is_some_and(|all| all.iter().any(|one| *one == partition.1))
+}
+
+/// How people name a message.
+pub(super) fn position(partition: &Partition, offset: i64) -> String {
+    format!("{} offset {offset}", name(partition))
+}
+
+/// The engine's lane that a partition belongs to.
+pub(super) fn lane_of(partition: &Partition, envelope: Envelope) -> String {
+    match envelope {
+        Envelope::Debezium => partition.0.clone(),
+        Envelope::Append | Envelope::Upsert => name(partition),
+    }
+}
+
+/// The topic of a lane.
+pub(super) fn topic_of(lane: &str, envelope: Envelope) -> &str {
+    match envelope {
+        Envelope::Debezium => lane,
+        Envelope::Append | Envelope::Upsert => {
+            lane.rsplit_once('/').map_or(lane, |(topic, _)| topic)
+        }
+    }
+}
+
+/// The offset that a lane's position has for a partition.
+pub(super) fn stored_offset(position: &Json, partition: &Partition) -> Option<i64> {
+    position["marks"][name(partition)].as_i64()
+}
+
+/// The rows after everything that was taken.
+struct Rows {
+    resume: Arc<dyn Resume>,
+    codec: RowCodec,
+    /// Changes of the batch that the sink does not know yet.
+    staged: HashMap<Key, Option<Row>>,
+}
+
+impl LiveRows for Rows {
+    fn row(&self, key: &Key) -> Option<Vec<Value>> {
+        let row = match self.staged.get(key) {
+            Some(row) => row.clone(),
+            None => self.resume.row(key),
+        };
+        row.map(|row| self.codec.unpack(&row))
+    }
+}
+
+impl Rows {
+    fn keys(&self) -> BTreeSet<Key> {
+        let mut keys: BTreeSet<Key> = self.resume.live().into_iter().map(|(key, _)| key).collect();
+        for (key, row) in &self.staged {
+            match row {
+                Some(_) => keys.insert(key.clone()),
+                None => keys.remove(key),
+            };
+        }
+        keys
+    }
+}
+
+/// What a lane's position says, beside what the engine reads of it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Stored {
+    /// The next offset of each partition, by its name.
+    marks: BTreeMap<String, i64>,
+    /// Partitions that are never read again.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    given_up: BTreeSet<i32>,
+    /// The table's state, of a lane that is a whole topic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
+    /// See [`Lane`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sweep_at: Option<BTreeMap<i32, i64>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    wants_ends: bool,
+}
+
+/// See the module.
+pub(super) struct Lane {
+    lane: String,
+    topic: String,
+    source: String,
+    is_whole_topic: bool,
+    decoder: Decoder,
+    table: Table,
+    rows: Rows,
+    /// The next offset of each partition that was ever read: a mark is never forgotten.
+    marks: BTreeMap<i32, i64>,
+    /// The partitions that are read now.
+    reading: BTreeSet<i32>,
+    /// The partitions that are never read again.
+    given_up: BTreeSet<i32>,
+    batch: SourceBatch,
+    is_changed: bool,
+    /// After a snapshot that began again: where each partition ended when it was through.
+    sweep_at: Option<BTreeMap<i32, i64>>,
+    /// A snapshot that began again is through: somebody must say where the partitions end.
+    wants_ends: bool,
+}
+
+impl Lane {
+    /// A lane that goes on where the log ends.
+    ///
+    /// Errors: a schema without a row format; a stored position that cannot be read.
+    pub(super) fn new(
+        context: &SourceContext,
+        lane: String,
+        schema: &Schema,
+        decoder: Decoder,
+        envelope: Envelope,
+    ) -> Result<Lane, WorldError> {
+        let failed = |detail: String| WorldError::Service {
+            service: format!("source \"{}\"", context.name),
+            detail,
+            is_transient: false,
+        };
+        let unreadable = |error: String| failed(format!("the stored position of {lane}: {error}"));
+        let codec = RowCodec::new(schema.clone()).map_err(|error| failed(error.to_string()))?;
+        let stored = match context.resume.position(&lane) {
+            Some(json) => serde_json::from_value(json).map_err(|e| unreadable(e.to_string()))?,
+            None => Stored::default(),
+        };
+        let table = match &stored.table {
+            Some(state) => decode_table(state).map_err(unreadable)?,
+            None => Table::new(1),
+        };
+        let topic = topic_of(&lane, envelope).to_owned();
+        let number = |(name, next): (String, i64)| {
+            let (_, partition) = name.rsplit_once('/')?;
+            Some((partition.parse().ok()?, next))
+        };
+        let marks = stored.marks.into_iter().filter_map(number).collect();
+        let rows = Rows {
+            resume: Arc::clone(&context.resume),
+            codec,
+            staged: HashMap::new(),
+        };
+        Ok(Lane {
+            lane,
+            topic,
+            source: context.name.clone(),
+            is_whole_topic: envelope == Envelope::Debezium,
+            decoder,
+            table,
+            rows,
+            marks,
+            reading: BTreeSet::new(),
+            given_up: stored.given_up,
+            batch: SourceBatch::default(),
+            is_changed: false,
+            sweep_at: stored.sweep_at,
+            wants_ends: stored.wants_ends,
+        })
+    }
+
+    /// Reads a partition from an offset on, also when nothing comes for now: a start that was chosen
+    /// once holds.
+    pub(super) fn begin(&mut self, partition: i32, offset: i64) {
+        self.marks.insert(partition, offset);
+        self.reading.insert(partition);
+        self.table.set_partitions(self.marks.len());
+        self.is_changed = true;
+    }
+
+    /// Never reads a partition again, also after a restart.
+    pub(super) fn give_up(&mut self, partition: i32) {
+        self.reading.remove(&partition);
+        self.given_up.insert(partition);
+        self.is_changed = true;
+    }
+
+    /// Where a partition stands that is read.
+    pub(super) fn next(&self, partition: i32) -> Option<i64> {
+        let is_read = self.reading.contains(&partition);
+        self.marks.get(&partition).copied().filter(|_| is_read)
+    }
+
+    /// The partitions that are read, with their next offsets.
+    pub(super) fn reading(&self) -> impl Iterator<Item = (i32, i64)> {
+        let reading = self.reading.iter();
+        reading.filter_map(|partition| Some((*partition, *self.marks.get(partition)?)))
+    }
+
+    /// Takes a message into the batch.
+    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let headers: Vec<(&str, Option<&[u8]>)> = message
+            .headers()
+            .into_iter()
+            .flat_map(|headers| headers.iter())
+            .map(|header| (header.key, header.value))
+            .collect();
+        let record = RawRecord {
+            key: message.key(),
+            value: message.payload(),
+            headers: &headers,
+            topic: message.topic(),
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+        };
+        let applied = self.table.apply(self.decoder.decode(&record), &self.rows);
+        if applied.dropped > 0 {
+            metrics::counter!(telemetry::ROWS_IGNORED.name, "source" => self.source.clone())
+                .increment(applied.dropped);
+        }
+        for output in applied.outputs {
+            self.put(output);
+        }
+        for error in applied.letters {
+            self.letter(&record, error);
+        }
+        self.marks.insert(record.partition, record.offset + 1);
+        self.is_changed = true;
+    }
+
+    fn put(&mut self, output: Output) {
+        match output {
+            Output::Upsert { key, values } => {
+                let row = self.rows.codec.pack(&values);
+                self.change(key, Some(row));
+            }
+            Output::Delete { key } => self.change(key, None),
+            Output::Truncate { survivors } => {
+                for key in self.rows.keys() {
+                    if !survivors.contains(&key) {
+                        self.change(key, None);
+                    }
+                }
+            }
+            Output::SnapshotStarted { .. } => {}
+            Output::SnapshotEnded => self.wants_ends = true,
+        }
+    }
+
+    fn change(&mut self, key: Key, row: Option<Row>) {
+        self.rows.staged.insert(key.clone(), row.clone());
+        self.batch.changes.push((key, row, None));
+    }
+
+    fn letter(&mut self, record: &RawRecord<'_>, error: DataError) {
+        let payload = record.value.or(record.key).unwrap_or_default();
+        let end = payload.len().min(DEAD_LETTER_PAYLOAD_BYTES_MAX);
+        self.batch.dead_letters.push(DeadLetter {
+            source: self.source.clone(),
+            position: position(&(record.topic.to_owned(), record.partition), record.offset),
+            error,
+            payload: payload[..end].to_vec(),
+        });
+    }
+
+    /// Whether a snapshot that began again is through, and [`Lane::sweep_at`] is to be told where the
+    /// topic ends.
+    pub(super) fn wants_ends(&self) -> bool {
+        self.wants_ends
+    }
+
+    /// The topic.
+    pub(super) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// When these offsets are read, rows that the snapshot did not read again are gone.
+    pub(super) fn sweep_at(&mut self, ends: BTreeMap<i32, i64>) {
+        self.wants_ends = false;
+        self.sweep_at = Some(ends);
+        self.is_changed = true;
+    }
+
+    fn sweep(&mut self) {
+        let Some(ends) = &self.sweep_at else { return };
+        let is_read = |(partition, end): (&i32, &i64)| {
+            let next = self.next(*partition);
+            next.is_none_or(|next| next >= *end)
+        };
+        if !ends.iter().all(is_read) {
+            return;
+        }
+        self.sweep_at = None;
+        self.is_changed = true;
+        let live = self.rows.keys();
+        for ghost in self.table.sweep(&live) {
+            self.change(ghost, None);
+        }
+    }
+
+    /// Gives the batch to the sink.
+    pub(super) fn stage(&mut self, context: &SourceContext) -> Result<(), SinkClosed> {
+        self.sweep();
+        if !std::mem::take(&mut self.is_changed) {
+            return Ok(());
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.lane.clone_from(&self.lane);
+        batch.position = Some(self.position());
+        context.sink.stage(batch)?;
+        metrics::gauge!(telemetry::ROWS_PARKED.name, "source" => self.source.clone())
+            .set(self.table.parked_rows() as f64);
+        self.rows.staged.clear();
+        Ok(())
+    }
+
+    fn position(&self) -> Json {
+        let marks = self.marks.iter().map(|(partition, next)| {
+            let partition = (self.topic.clone(), *partition);
+            (name(&partition), *next)
+        });
+        let stored = Stored {
+            marks: marks.collect(),
+            given_up: self.given_up.clone(),
+            table: self.is_whole_topic.then(|| encode_table(&self.table)),
+            sweep_at: self.sweep_at.clone(),
+            wants_ends: self.wants_ends,
+        };
+        serde_json::to_value(stored).expect("a position is plain values")
+    }
+}
+
+/// Format of a stored table.
+const TABLE_FORMAT: u8 = 1;
+
+/// A table as text: it has maps whose keys JSON cannot have, and is written with every batch.
+fn encode_table(table: &Table) -> String {
+    let encoded = bincode::serde::encode_to_vec(table, bincode::config::standard());
+    let mut bytes = vec![TABLE_FORMAT];
+    bytes.extend(encoded.expect("the state is plain values"));
+    STANDARD.encode(bytes)
+}
+
+fn decode_table(text: &str) -> Result<Table, String> {
+    let bytes = STANDARD.decode(text).map_err(|error| error.to_string())?;
+    match bytes.split_first() {
+        Some((&TABLE_FORMAT, rest)) => {
+            let decoded = bincode::serde::decode_from_slice(rest, bincode::config::standard());
+            decoded
+                .map(|(table, _)| table)
+                .map_err(|error| error.to_string())
+        }
+        format => Err(format!(
+            "format {:?}, this version reads {TABLE_FORMAT}",
+            format.map(|(format, _)| format)
+        )),
+    }
+}

@@ -6,6 +6,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use connectors::envelope::{self, BinaryMode, DecimalMode, Metadata, TimePrecision};
+use connectors::format::Format;
+use connectors::kafka::{KafkaOptions, KafkaSource, Start};
 use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
 use engine::error::WorldError;
@@ -13,7 +16,9 @@ use engine::model::Schema;
 use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
-use queries::definition::{Connector, ModelDef, SourceDef};
+use queries::definition::{
+    Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, ModelDef, SourceDef,
+};
 use queries::service::{DecodedPush, Wiring};
 
 use crate::app::RunOptions;
@@ -77,7 +82,76 @@ pub fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>
             seed,
             dimensions,
         } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
+        Connector::Kafka(kafka) => Some(Box::new(self::kafka(&source.schema, kafka)?)),
     })
+}
+
+fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
+    let start = match &kafka.start {
+        KafkaStart::Earliest => Start::Earliest,
+        KafkaStart::Latest => Start::Latest,
+        KafkaStart::Timestamp(millis) => Start::Timestamp(*millis),
+        KafkaStart::Offsets(offsets) => Start::Offsets(offsets.iter().copied().collect()),
+    };
+    let options = KafkaOptions {
+        brokers: kafka.brokers.clone(),
+        topic: kafka.topic.clone(),
+        is_pattern: kafka.is_pattern,
+        start,
+        group: kafka.group.clone(),
+    };
+    let format = |format| match format {
+        MessageFormat::Json => Format::Json,
+        MessageFormat::Text => Format::Text,
+        MessageFormat::Bytes => Format::Bytes,
+    };
+    // Included columns are the last of the schema.
+    let first = schema.columns.len() - kafka.include.len();
+    let metadata = kafka.include.iter().enumerate().map(|(at, part)| {
+        let part = match part {
+            MessagePart::Key => Metadata::Key,
+            MessagePart::Topic => Metadata::Topic,
+            MessagePart::Partition => Metadata::Partition,
+            MessagePart::Offset => Metadata::Offset,
+            MessagePart::Timestamp => Metadata::Timestamp,
+            MessagePart::Headers => Metadata::Headers,
+        };
+        (first + at, part)
+    });
+    let mut decoding = envelope::Options {
+        key_format: format(kafka.key_format),
+        value_format: format(kafka.value_format),
+        metadata: metadata.collect(),
+        ..envelope::Options::default()
+    };
+    let envelope = match &kafka.envelope {
+        Envelope::Append => envelope::Envelope::Append,
+        Envelope::Upsert => envelope::Envelope::Upsert,
+        Envelope::Debezium {
+            unavailable,
+            binary,
+            decimal,
+            time,
+        } => {
+            decoding.placeholder.clone_from(unavailable);
+            decoding.binary = match &**binary {
+                "base64" => BinaryMode::Base64,
+                "hex" => BinaryMode::Hex,
+                _ => BinaryMode::Bytes,
+            };
+            decoding.decimal = Some(match &**decimal {
+                "string" => DecimalMode::String,
+                _ => DecimalMode::Precise,
+            });
+            decoding.time = match &**time {
+                "millis" => TimePrecision::Millis,
+                "nanos" => TimePrecision::Nanos,
+                _ => TimePrecision::Micros,
+            };
+            envelope::Envelope::Debezium
+        }
+    };
+    KafkaSource::new(options, schema.clone(), envelope, decoding)
 }
 
 /// Decodes the lines of a push.

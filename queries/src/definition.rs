@@ -97,6 +97,92 @@ pub enum Connector {
         /// Length of the vector column, if there is one.
         dimensions: Option<u32>,
     },
+    /// `FROM KAFKA (…) FORMAT … ENVELOPE …`
+    Kafka(Box<KafkaDef>),
+}
+
+/// What is read from Kafka, and how its messages become rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KafkaDef {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    /// The topic's name; with `is_pattern` a regular expression that whole names match.
+    pub topic: String,
+    /// Whether topics are found by pattern, new ones included.
+    pub is_pattern: bool,
+    /// Where a partition begins that the input log does not know yet.
+    pub start: KafkaStart,
+    /// Consumer group to which positions are committed for monitoring tools; nothing reads them.
+    pub group: Option<String>,
+    /// How a message's key is written.
+    pub key_format: MessageFormat,
+    /// How a message's value is written.
+    pub value_format: MessageFormat,
+    /// What a message means.
+    pub envelope: Envelope,
+    /// The last columns of the schema: what of the message they carry, in their order.
+    pub include: Vec<MessagePart>,
+}
+
+/// Where a new partition is read from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum KafkaStart {
+    /// The oldest message that is kept.
+    Earliest,
+    /// What is written from now on.
+    Latest,
+    /// The first message of this time or later, milliseconds since the epoch.
+    Timestamp(i64),
+    /// These offsets by partition; others from the earliest.
+    Offsets(Vec<(i32, i64)>),
+}
+
+/// How bytes of a message are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MessageFormat {
+    /// JSON, Kafka Connect's `{"schema":…,"payload":…}` included.
+    Json,
+    /// UTF-8 text: one column.
+    Text,
+    /// Bytes: one column.
+    Bytes,
+}
+
+/// What a message does to the table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Envelope {
+    /// Each message is a row.
+    Append,
+    /// The key names the row, a null value deletes it.
+    Upsert,
+    /// Debezium's change events, also unwrapped ones.
+    Debezium {
+        /// What stands for a value that the database did not send.
+        unavailable: String,
+        /// What bytes are where the message has no schema: `bytes`, `base64`, `hex`.
+        binary: String,
+        /// What a string in a NUMERIC column is there: `precise`, `string`.
+        decimal: String,
+        /// The unit of a bare number in a time column there: `millis`, `micros`, `nanos`.
+        time: String,
+    },
+}
+
+/// A part of a message that becomes a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MessagePart {
+    /// The key, as text.
+    Key,
+    /// The topic's name.
+    Topic,
+    /// The partition's number.
+    Partition,
+    /// The offset in its partition.
+    Offset,
+    /// The message's time.
+    Timestamp,
+    /// The headers in order: a list of `{"key":…,"value":…}`.
+    Headers,
 }
 
 /// `CREATE MODEL`

@@ -1,16 +1,18 @@
 //! Asking the workers, and giving up politely: dropping the future cancels the question.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::model::{ObjectId, Time};
 use engine::runtime::{AskError, AskTime, WriteToken};
+use serde_json::{Map, Value as Json};
 use tokio::sync::oneshot;
 
 use super::Inner;
 use crate::api::{AsOf, AtLeast, Reply};
+use crate::definition::{Connector, Definition};
 use crate::problem::Problem;
-use crate::render::{Answer, Question};
+use crate::render::{Answer, Declared, Question};
 
 /// Removes a reader whose caller is gone.
 struct Forget<'a>(&'a Inner, u64);
@@ -27,6 +29,9 @@ impl Drop for Forget<'_> {
 
 /// How long a question may wait for its time when nothing else is said.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time between two looks whether a position is staged.
+const STAGED_POLL: Duration = Duration::from_millis(1);
 
 impl Inner {
     /// Asks one question over some collections.
@@ -93,10 +98,12 @@ impl Inner {
     }
 
     /// The wished time of a request.
-    pub(super) fn ask_time(
+    /// A position that nobody has staged yet is waited for, at most until `timeout`.
+    pub(super) async fn ask_time(
         &self,
         as_of: Option<&AsOf>,
         at_least: Option<&AtLeast>,
+        timeout: Duration,
     ) -> Reply<AskTime> {
         match (as_of, at_least) {
             (Some(_), Some(_)) => Err(Problem::invalid("as_of and at_least exclude each other")
@@ -118,17 +125,77 @@ impl Inner {
                 Ok(AskTime::After(vec![token]))
             }
             (None, Some(AtLeast::Position(position))) => {
-                let source = position
-                    .get("source")
-                    .and_then(|s| s.as_str())
-                    .unwrap_or("?");
-                Err(Problem::not_supported(format!(
-                    "at_least by position: source \"{source}\" has no offsets or LSNs"
-                ))
-                .hint("pass the Headwater-Token of the write"))
+                let (source, marks) = self.marks(position)?;
+                let deadline = Instant::now() + timeout;
+                let mut tokens = Vec::with_capacity(marks.len());
+                for (name, mark) in marks {
+                    let token = loop {
+                        if let Some(token) = self.engine.covering(source, &name, mark) {
+                            break token;
+                        }
+                        if Instant::now() >= deadline {
+                            let reached = self.engine.published().last;
+                            return Err(ask_problem(AskError::NotReached { reached }));
+                        }
+                        tokio::time::sleep(STAGED_POLL).await;
+                    };
+                    tokens.push(token);
+                }
+                Ok(AskTime::After(tokens))
             }
             (None, None) => Ok(AskTime::Newest),
         }
+    }
+
+    /// The marks that a position wants its source to have reached: the offset after each named one.
+    fn marks(&self, position: &Map<String, Json>) -> Reply<(ObjectId, Vec<(String, u64)>)> {
+        let wrong = |detail: String| {
+            Problem::invalid(detail)
+                .expected(r#"{"source":"name","offsets":{"partition":offset,…}}"#)
+        };
+        let Some(name) = position.get("source").and_then(Json::as_str) else {
+            return Err(wrong("at_least: no source is named".to_owned()));
+        };
+        let declared = self.pipeline.by_name(name);
+        let Some(Declared::Source { object, .. }) = declared else {
+            return Err(Problem::not_found(format!("there is no source \"{name}\"")));
+        };
+        let kafka = match &object.definition {
+            Definition::Source(source) => match &source.connector {
+                Connector::Kafka(kafka) => Some(kafka),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (Some(kafka), Some(offsets)) = (kafka, position.get("offsets")) else {
+            return Err(Problem::not_supported(format!(
+                "at_least by position: source \"{name}\" has no such positions"
+            ))
+            .hint("pass the Headwater-Token of the write, or offsets of a source FROM KAFKA"));
+        };
+        let offsets = offsets.as_object().filter(|offsets| !offsets.is_empty());
+        let offsets =
+            offsets.ok_or_else(|| wrong("at_least: offsets is no object of numbers".to_owned()))?;
+        let mark = |(partition, offset): (&String, &Json)| {
+            let offset = offset.as_u64().ok_or_else(|| {
+                wrong(format!(
+                    "at_least: the offset of \"{partition}\" is {offset}"
+                ))
+            })?;
+            // With a pattern a partition is named with its topic: `events.a/0`.
+            if kafka.is_pattern && !partition.contains('/') {
+                let detail = format!("at_least: \"{partition}\" names no topic");
+                return Err(wrong(detail)
+                    .hint("the source reads several topics: write \"topic/partition\""));
+            }
+            let name = match kafka.is_pattern {
+                true => partition.clone(),
+                false => format!("{}/{partition}", kafka.topic),
+            };
+            Ok((name, offset.saturating_add(1)))
+        };
+        let marks: Reply<Vec<(String, u64)>> = offsets.iter().map(mark).collect();
+        Ok((object.id, marks?))
     }
 }
 

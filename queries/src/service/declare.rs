@@ -1,7 +1,8 @@
 //! Declaring and dropping: resolve off the workers, log, render, then start what must run.
 
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::contract::SourceContext;
@@ -24,7 +25,16 @@ const RETAIN_MICROS: u64 = 60_000_000;
 /// A source's thread.
 pub(super) struct RunningSource {
     stop: Arc<AtomicBool>,
+    /// Why it ended by itself.
+    failure: Arc<Mutex<Option<String>>>,
     thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl RunningSource {
+    /// Why the source reads no longer, if it had to give up.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.lock().expect("no panic while held").clone()
+    }
 }
 
 impl CatalogView for Inner {
@@ -56,6 +66,11 @@ impl Inner {
             statement: create.statement.clone(),
             definition: create.definition.clone(),
         };
+        if let Definition::Source(source) = &object.definition {
+            // What no reader can be made of is refused before it is logged.
+            (self.connect)(source, &object.name)
+                .map_err(|error| Problem::invalid(error.to_string()))?;
+        }
         let inner = Arc::clone(self);
         let resolving = object.clone();
         // Loading a model, or compiling a view, may take long.
@@ -170,7 +185,8 @@ impl Inner {
             }
         };
         let stop = Arc::new(AtomicBool::new(false));
-        let sink = Arc::new(self.engine.sink(id, name, false));
+        let sink = self.engine.sink(id, name, false).until(Arc::clone(&stop));
+        let sink = Arc::new(sink);
         let context = SourceContext {
             name: name.to_owned(),
             sink: Arc::clone(&sink) as _,
@@ -178,10 +194,19 @@ impl Inner {
             stop: Arc::clone(&stop),
         };
         let source_name = name.to_owned();
+        let failure: Arc<Mutex<Option<String>>> = Arc::default();
+        let told = Arc::clone(&failure);
         let body = move || {
-            if let Err(error) = reader.run(context) {
-                tracing::error!(source = source_name, %error, "the source stopped");
-            }
+            // A defect in one reader must be seen and must not take the others with it: what it
+            // staged is whole, and a restart resumes after it.
+            let ended = catch_unwind(AssertUnwindSafe(|| reader.run(context)));
+            let error = match ended {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "a defect; the log has the panic".to_owned(),
+            };
+            tracing::error!(source = source_name, error, "the source stopped");
+            *told.lock().expect("no panic while held") = Some(error);
         };
         let thread = std::thread::Builder::new()
             .name(format!("source-{name}"))
@@ -189,6 +214,7 @@ impl Inner {
         let thread = thread.expect("the operating system gives a thread");
         let running = RunningSource {
             stop,
+            failure,
             thread: Some(thread),
         };
         self.sources

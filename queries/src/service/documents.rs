@@ -24,7 +24,9 @@ impl Inner {
         let readers = self.pipeline.readers(object.id);
         let mut over = vec![object.id];
         over.extend(readers.iter().map(|(index, _)| index.object.id));
-        let at = self.ask_time(request.as_of.as_ref(), None)?;
+        let at = self
+            .ask_time(request.as_of.as_ref(), None, PATIENCE)
+            .await?;
         // One time for all: hold it over everything that is read.
         let rows = Question::Rows {
             collection: object.id,

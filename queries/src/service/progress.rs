@@ -50,6 +50,12 @@ impl Inner {
                 }
             }
         }
+        for (id, source) in self.sources.lock().expect("no panic while held").iter() {
+            if let (Some(failure), Some(declared)) = (source.failure(), self.pipeline.get(*id)) {
+                let name = &declared.object().name;
+                reasons.push(format!("source \"{name}\" stopped: {failure}"));
+            }
+        }
         if let Some(failure) = self.engine.log().failure() {
             reasons.push(format!(
                 "the input log cannot be written: {}",

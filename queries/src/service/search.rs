@@ -51,7 +51,9 @@ impl Inner {
             index.filter(predicate, &request.params)?;
         }
         let texts = questions(&request)?;
-        let at = self.ask_time(request.as_of.as_ref(), request.at_least.as_ref())?;
+        let (as_of, at_least) = (request.as_of.as_ref(), request.at_least.as_ref());
+        let at = self.ask_time(as_of, at_least, timeout).await?;
+        let timeout = timeout.saturating_sub(started.elapsed());
         let mut answers: Vec<(Time, SearchAnswer, ShardQuestion)> = Vec::new();
         let (mut degraded, mut embed_ms, mut at) = (Vec::new(), 0.0, at);
         let mut search_ms = 0.0;

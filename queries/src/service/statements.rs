@@ -248,7 +248,9 @@ impl Inner {
         let program = plan.compile()?;
         let as_of = plan.as_of.as_ref().and_then(|clause| clause.as_of());
         let at_least = plan.as_of.as_ref().and_then(|clause| clause.at_least());
-        let at = self.ask_time(as_of.as_ref(), at_least.as_ref())?;
+        let at = self
+            .ask_time(as_of.as_ref(), at_least.as_ref(), PATIENCE)
+            .await?;
         let input = &plan.program.input;
         let (as_of, rows) = match &plan.from {
             From::Values => (self.engine.published().last, Vec::new()),

@@ -56,10 +56,12 @@ impl Inner {
                 Connector::Files { .. } => ("files", false),
                 Connector::Push => ("push", true),
                 Connector::Generate { .. } => ("generate", false),
+                Connector::Kafka(_) => ("kafka", false),
             };
-            let status = match is_push || running.contains_key(&object.id) {
-                true => "running",
-                false => "stopped",
+            let status = match running.get(&object.id) {
+                Some(source) if source.failure().is_some() => "failed",
+                None if !is_push => "stopped",
+                _ => "running",
             };
             Some(vec![
                 text(&object.name),

@@ -7,8 +7,10 @@ use engine::model::Schema;
 
 use super::ast::ident_sql;
 use super::interval::format_micros;
+use super::kafka::{format_word, part_word};
 use crate::definition::{
-    CacheDef, ChunkStrategy, Chunking, Connector, Definition, Fusion, IndexDef, ModelDef,
+    CacheDef, ChunkStrategy, Chunking, Connector, Definition, Envelope, Fusion, IndexDef, KafkaDef,
+    KafkaStart, ModelDef,
 };
 
 /// The statement that makes an object again.
@@ -40,6 +42,7 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
                     dimensions.unwrap_or_default()
                 )
             }
+            Connector::Kafka(def) => kafka(&name, &source.schema, def),
         },
         Definition::Model(ModelDef::Pretrained {
             location,
@@ -58,6 +61,76 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
         Definition::Index(definition) => index(&name, definition),
         Definition::Cache(definition) => cache(&name, definition),
     }
+}
+
+fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
+    let declared = schema.columns.len() - def.include.len();
+    let (own, included) = schema.columns.split_at(declared);
+    let is_keyed = schema.key.iter().all(|at| *at < declared);
+    let own = Schema {
+        columns: own.to_vec(),
+        key: if is_keyed {
+            schema.key.clone()
+        } else {
+            Vec::new()
+        },
+    };
+    let topic = if def.is_pattern {
+        "TOPIC PATTERN"
+    } else {
+        "TOPIC"
+    };
+    let start = match &def.start {
+        KafkaStart::Earliest => "START = 'earliest'".to_owned(),
+        KafkaStart::Latest => "START = 'latest'".to_owned(),
+        KafkaStart::Timestamp(millis) => {
+            let time = jiff::Timestamp::from_millisecond(*millis).unwrap_or_default();
+            format!("START TIMESTAMP = {}", text(&time.to_string()))
+        }
+        KafkaStart::Offsets(offsets) => {
+            let pairs: Vec<String> = offsets.iter().map(|(p, o)| format!("{p}:{o}")).collect();
+            format!("START OFFSETS = {}", text(&pairs.join(", ")))
+        }
+    };
+    let group = def
+        .group
+        .as_deref()
+        .map(|group| format!(", GROUP = {}", text(group)));
+    let parts = def.include.iter().zip(included);
+    let parts: Vec<String> = parts
+        .map(|(part, column)| format!("{} AS {}", part_word(*part), ident_sql(&column.name)))
+        .collect();
+    let include = match parts.is_empty() {
+        true => String::new(),
+        false => format!(" INCLUDE {}", parts.join(", ")),
+    };
+    let envelope = match &def.envelope {
+        Envelope::Append => "APPEND".to_owned(),
+        Envelope::Upsert => "UPSERT".to_owned(),
+        Envelope::Debezium {
+            unavailable,
+            binary,
+            decimal,
+            time,
+        } => format!(
+            "DEBEZIUM WITH (UNAVAILABLE VALUE = {}, BINARY MODE = {}, DECIMAL MODE = {}, \
+             TIME PRECISION = {})",
+            text(unavailable),
+            text(binary),
+            text(decimal),
+            text(time)
+        ),
+    };
+    format!(
+        "CREATE SOURCE {name} ({}) FROM KAFKA (BROKERS = {}, {topic} = {}, {start}{}) \
+         KEY FORMAT {} VALUE FORMAT {}{include} ENVELOPE {envelope}",
+        columns(&own),
+        text(&def.brokers),
+        text(&def.topic),
+        group.unwrap_or_default(),
+        format_word(def.key_format),
+        format_word(def.value_format),
+    )
 }
 
 /// A string literal.

@@ -4,10 +4,12 @@
 set -eu
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
-if ! command -v c++ >/dev/null 2>&1; then
-    echo "error: a C++ compiler is needed (usearch): apt install g++, or Xcode's command line tools" >&2
-    exit 1
-fi
+for tool in c++ make; do
+    if ! command -v "$tool" >/dev/null 2>&1; then
+        echo "error: $tool is needed (usearch, librdkafka): apt install g++ make, or Xcode's command line tools" >&2
+        exit 1
+    fi
+done
 step() { echo; echo "== $*"; "$@"; }
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --quiet -- -D warnings

@@ -1,0 +1,23 @@
+//! The program beside real systems: Apache Kafka, Kafka Connect with Debezium, PostgreSQL.
+//!
+//! Nothing here is skipped: a server that cannot be had is a failure that says why
+//! ([`servers::install`]). Each test has servers of its own; they run one after another, because a
+//! stack is a gigabyte.
+
+#[path = "../support/program.rs"]
+mod program;
+#[path = "../support/server.rs"]
+mod server;
+#[path = "../support/servers/mod.rs"]
+mod servers;
+
+mod debezium;
+mod kafka;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One stack at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -12,6 +12,9 @@
 //!
 //! The texts go to `target/embed_cpu_texts.json` for the peer. Compare alternating runs only.
 
+#[path = "support/readmes.rs"]
+mod readmes;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -79,41 +82,12 @@ fn main() {
 
 /// Chunks of the registry's README files, evenly spaced, about `tokens` in all.
 fn texts(model: &PretrainedEmbedder, tokens: usize) -> Vec<String> {
-    let home = std::env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| etcetera::home_dir().expect("a home folder").join(".cargo"));
-    let mut paths: Vec<PathBuf> = walkdir::WalkDir::new(home.join("registry/src"))
-        .max_depth(3)
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name() == "README.md")
-        .map(walkdir::DirEntry::into_path)
-        .collect();
-    paths.sort();
-    let mut chunks = Vec::new();
-    for path in paths {
-        let Ok(text) = std::fs::read_to_string(&path) else {
-            continue;
-        };
-        let spans = model.token_spans(&text);
-        let room = model.max_tokens() - model.special_tokens();
-        for (i, &start) in spans.starts.iter().enumerate().step_by(room) {
-            let last = (i + room).min(spans.ends.len()) - 1;
-            let count = last - i + 1 + model.special_tokens();
-            chunks.push((
-                text[start as usize..spans.ends[last] as usize].to_owned(),
-                count,
-            ));
-        }
-    }
+    let room = model.max_tokens() - model.special_tokens();
+    let chunks = readmes::chunks(model, room);
     let all: usize = chunks.iter().map(|(_, count)| count).sum();
-    assert!(all > 0, "the cargo registry has README files");
     let step = (all / tokens).max(1);
-    chunks
-        .into_iter()
-        .step_by(step)
-        .map(|(text, _)| text)
-        .collect()
+    let chosen = chunks.into_iter().step_by(step);
+    chosen.map(|(text, _)| text).collect()
 }
 
 fn write_texts(texts: &[String]) {

@@ -6,21 +6,30 @@
 //! Unit: milliseconds a question (p50, p99), recall@10 in [0, 1], resident MiB added.
 //! Beside it, in the same run: raw usearch, bf16, cosine, M 16, efConstruction 128, the smallest ef
 //! with recall@10 ≥ 0.95. `HEADWATER_BENCH_VECTORS` changes the size.
+//! The same again on real text: 12,000 chunks of 62 tokens from the READMEs of the cargo registry,
+//! embedded by the default model; questions are 200 further chunks. `HEADWATER_BENCH_CHUNKS`.
 
 #[path = "support/clustered.rs"]
 mod clustered;
+#[path = "support/readmes.rs"]
+mod readmes;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clustered::{Clustered, percentile_ms, resident_bytes};
+use engine::contract::Embedder;
 use engine::model::{ChunkId, ChunkPiece, ContentHash, Key, Row};
+use operators::embed::PretrainedEmbedder;
+use operators::embed::model::ModelFiles;
+use operators::embed::weights::{DEFAULT_MODEL, pull};
 use operators::index::*;
 use rand::RngExt;
 
 const SEED: u64 = 42;
 const DIMENSIONS: usize = 384;
 const QUESTIONS: usize = 500;
+const REAL_QUESTIONS: usize = 200;
 
 fn main() {
     let count = std::env::var("HEADWATER_BENCH_VECTORS")
@@ -39,6 +48,45 @@ fn main() {
     raw(&vectors, &questions, &truth);
     vector_leg(&vectors, &questions, &truth);
     keyword_leg(count, &mut generator);
+    drop(vectors);
+    real();
+}
+
+/// Real chunks: what neighbours a graph finds among texts that people wrote.
+fn real() {
+    let wanted = std::env::var("HEADWATER_BENCH_CHUNKS").ok();
+    let wanted: usize = wanted.and_then(|n| n.parse().ok()).unwrap_or(12_000);
+    let folder = pull(DEFAULT_MODEL, &|_| {}).expect("the model is there or can be fetched");
+    let files = ModelFiles::read(&folder).expect("the model's files are whole");
+    let model = PretrainedEmbedder::new(files).expect("the model is supported");
+    let texts = readmes::chunks(&model, 62);
+    let step = (texts.len() / (wanted + REAL_QUESTIONS)).max(1);
+    let start = Instant::now();
+    let chosen = texts.iter().step_by(step).take(wanted + REAL_QUESTIONS);
+    let mut vectors: Vec<Arc<[f32]>> = chosen
+        .map(|(text, _)| {
+            model
+                .embed(&[text])
+                .expect("a text is embedded")
+                .remove(0)
+                .into()
+        })
+        .collect();
+    // Every so many-th is a question, so that questions come from all over.
+    let every = (vectors.len() / REAL_QUESTIONS).max(2);
+    let mut questions = Vec::new();
+    for at in (0..vectors.len()).step_by(every).rev() {
+        questions.push(vectors.swap_remove(at));
+    }
+    println!(
+        "real: {} chunks, {} questions, embedded in {:.0} s",
+        vectors.len(),
+        questions.len(),
+        start.elapsed().as_secs_f64()
+    );
+    let truth: Vec<Vec<usize>> = questions.iter().map(|q| nearest(&vectors, q)).collect();
+    raw(&vectors, &questions, &truth);
+    vector_leg(&vectors, &questions, &truth);
 }
 
 fn nearest(vectors: &[Arc<[f32]>], question: &[f32]) -> Vec<usize> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::contract::Store;
 use engine::limits;
 use engine::testing::Faults;
-use queries::api::{AsOf, PushRequest, SearchRequest};
+use queries::api::{AsOf, Backend, LookupReply, PushRequest, SearchRequest, StoreRequest};
 use queries::problem::Problem;
 use serde_json::json;
 
@@ -464,4 +464,46 @@ fn a_full_disk_refuses_pushes_and_loses_nothing() {
     );
     let refused = after.rows("SELECT id FROM docs WHERE id = 'refused'");
     assert_eq!(refused.len(), 1, "repeated and acknowledged: there once");
+}
+
+/// An answer may cite only what its lease saw: the reply says which citation is foreign, and the lease
+/// is still good for a right one.
+#[test]
+fn a_citation_that_was_not_retrieved_is_refused() {
+    let _room = together();
+    let rig = Rig::start(
+        "CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, body TEXT);
+         CREATE MODEL hashed FROM 'hashed';
+         CREATE INDEX found ON docs USING HYBRID (body) EMBED WITH hashed;
+         CREATE CACHE answers ON found WITH (K = 1, RETRIEVAL = 'exact');",
+    );
+    rig.upsert("docs", "a", &json!({"body": "the red button resets"}));
+    rig.upsert("docs", "b", &json!({"body": "something else altogether"}));
+    let chunks = |question: &str| match rig.lookup("answers", question) {
+        Ok(LookupReply::Miss { lease, hits, .. }) => (lease, hits[0].chunk.clone()),
+        other => panic!("{other:?}"),
+    };
+    let (_, foreign) = chunks("something else altogether");
+    let (lease, own) = chunks("the red button");
+    assert_ne!(own, foreign);
+    let store = |citation: &str| {
+        let request = StoreRequest {
+            lease: lease.clone(),
+            answer: json!("press it"),
+            citations: vec![citation.to_owned()],
+        };
+        rig.runtime
+            .block_on(rig.service.store("answers".to_owned(), request))
+    };
+    let refused = store(&foreign).expect_err("not retrieved");
+    assert_eq!(
+        shown(&refused),
+        format!(
+            "422 invalid-request: citation \"{foreign}\" is not among the lease's hits; expected: \
+             chunk ids out of the lease's hits; hint: the lease is still open: store again with its \
+             own chunks"
+        )
+    );
+    store(&own).expect("retrieved");
+    assert!(rig.is_cached("answers", "the red button"));
 }

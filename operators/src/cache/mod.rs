@@ -341,6 +341,8 @@ pub enum Refusal {
     AlreadyStored(EntryId),
     /// The lease expired or never was (410).
     Gone,
+    /// A citation that is not in the lease's retrieval list (422). The lease stays open.
+    NotRetrieved(ChunkId),
 }
 
 /// Something happened to the cache at a time. Within one time events are ordered by

@@ -152,10 +152,16 @@ impl CacheShard {
                 kind,
             }
         };
+        let foreign = self.foreign(lease, citations);
         let citations = self.cited(lease, citations);
         match self.leases.get(&lease) {
             Some(row) if row.expires > at => match &row.fate {
-                LeaseFate::Open => {}
+                LeaseFate::Open => {
+                    if let Some(chunk) = foreign {
+                        events.push(refuse(Refusal::NotRetrieved(chunk)));
+                        return;
+                    }
+                }
                 LeaseFate::Dead(death) => {
                     events.push(refuse(Refusal::NoLongerTrue(death.clone())));
                     return;

@@ -293,4 +293,11 @@ impl CacheShard {
         }
         cited
     }
+
+    /// The first citation that the lease has not retrieved.
+    pub(super) fn foreign(&self, lease: LeaseId, citations: &[ChunkId]) -> Option<ChunkId> {
+        let watch = self.watches.get(lease)?;
+        let mut all = citations.iter().copied();
+        all.find(|chunk| !watch.is_member(*chunk))
+    }
 }

@@ -312,6 +312,11 @@ impl Inner {
                 })
             }
             Err(Refusal::Gone) => Err(gone(&request.lease)),
+            Err(Refusal::NotRetrieved(chunk)) => Err(Problem::invalid(format!(
+                "citation \"{chunk}\" is not among the lease's hits"
+            ))
+            .expected("chunk ids out of the lease's hits")
+            .hint("the lease is still open: store again with its own chunks")),
             Err(Refusal::AlreadyStored(entry)) => Err(Problem::new(
                 409,
                 "lease-used",

@@ -1,8 +1,8 @@
 //! Headwater: a dataflow stream-processing engine for live retrieval.
 //!
 //! Reading order: [`app`] (the composition root: where engine, models, connectors and the front door
-//! become one program), [`wiring`] (what they are given), [`cli`] (the commands), [`client`] (how commands talk to a running server),
-//! [`demo`] (the main job, step by step, over HTTP only).
+//! become one program), [`wiring`] (what they are given), [`cli`] (the commands), [`client`] (how
+//! commands talk to a running server), [`demo`] (the main job, step by step, over HTTP only).
 
 pub mod app;
 pub mod cli;

@@ -12,12 +12,12 @@
 use std::sync::Arc;
 
 use engine::error::DataError;
-use engine::model::{Column, Key, Schema, SqlType, Value};
+use engine::model::{Column, Key, Schema, SqlType, Value, shorten};
 use serde_json::{Value as Json, json};
 
 use super::types::{self, Cell, Rules};
 use super::{Parts, RawRecord};
-use crate::format::{ConnectSchema, Node, Payload, shorten};
+use crate::format::{ConnectSchema, Node, Payload};
 use crate::key;
 
 /// What a metadata column carries of its message.

@@ -22,6 +22,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use engine::error::DataError;
+use engine::model::preview;
 use serde_json::Value as Json;
 
 pub use connect::{ConnectKind, ConnectSchema};
@@ -132,7 +133,7 @@ impl<'a> Node<'a> {
 
     /// The value as JSON text of at most 80 characters, for messages.
     pub fn shortened(&self) -> String {
-        shorten(&self.to_json().to_string())
+        preview(&self.to_json())
     }
 }
 
@@ -143,14 +144,6 @@ fn number_json(text: &str) -> Json {
     let integer = text.parse::<i64>().map(Json::from);
     let integer = integer.or_else(|_| text.parse::<u64>().map(Json::from));
     integer.unwrap_or_else(|_| text.parse::<f64>().map_or(Json::Null, Json::from))
-}
-
-/// At most 80 characters of a text, for messages.
-pub(crate) fn shorten(text: &str) -> String {
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 /// A decoded key or value.

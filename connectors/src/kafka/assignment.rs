@@ -263,6 +263,7 @@ impl Assignment {
         Ok(())
     }
 
+    /// Where a partition begins, or why it is not read.
     fn begin(
         &self,
         consumer: &BaseConsumer<Client>,

@@ -2,8 +2,8 @@
 //!
 //! Idea: the input log owns the offsets. A partition (of Debezium's events: a topic) is a lane; each
 //! batch carries the offsets that follow it, and a restart reads on from there, so nothing is lost and
-//! nothing is read twice.
-//! A consumer group never decides anything; positions are committed to one only for monitoring.
+//! nothing is read twice. A consumer group never decides anything; positions are committed to one only
+//! for monitoring.
 //!
 //! ```text
 //! discover (5 s) ─▶ assign what is new ─▶ poll ─▶ Lane: decode, table, rows ─▶ LaneSink
@@ -16,8 +16,7 @@
 //! else stops; a partition whose log was cut or re-made stops with an error and the others go on;
 //! a full sink stops the polling, and librdkafka's queue (16 MiB) stops the fetching.
 //!
-//! Limits: one consumer and one decoding thread a source; TLS and SASL come with the feature
-//! `kafka-tls`.
+//! Limits: one consumer and one decoding thread a source; no TLS and no SASL.
 
 mod assignment;
 mod client;

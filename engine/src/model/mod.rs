@@ -18,7 +18,7 @@ pub use chunk::{ChunkId, ChunkPiece, ContentHash, ModelId, VectorFact, VectorRef
 pub use key::Key;
 pub use row::{Row, RowCodec, array_value, column_array};
 pub use schema::{Column, Schema, SqlType};
-pub use value::{Value, ValueError, preview};
+pub use value::{Value, ValueError, preview, shorten};
 
 use serde::{Deserialize, Serialize};
 

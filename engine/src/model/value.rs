@@ -90,10 +90,14 @@ impl Value {
 
 /// A value for an error message: its JSON, cut after 80 characters.
 pub fn preview(json: &serde_json::Value) -> String {
-    let text = json.to_string();
+    shorten(&json.to_string())
+}
+
+/// A text for an error message, cut after 80 characters.
+pub fn shorten(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
+        None => text.to_owned(),
     }
 }
 

@@ -59,10 +59,11 @@ type Marks = BTreeMap<String, u64>;
 const MARKS_MAX: usize = 1024;
 
 impl LaneState {
-    fn note(&mut self, sequence: u64, position: Option<String>) {
+    fn note(&mut self, sequence: u64, position: Option<Standing>) {
         self.sequence = self.sequence.max(sequence);
-        let Some(position) = position else { return };
-        let marks = marks(&position);
+        let Some(Standing { position, marks }) = position else {
+            return;
+        };
         if !marks.is_empty() {
             if self.marks.len() == MARKS_MAX {
                 self.marks.pop_front();
@@ -77,6 +78,21 @@ impl LaneState {
         let reached = |marks: &Marks| marks.get(name).is_some_and(|at| *at >= mark);
         let found = self.marks.partition_point(|(_, marks)| !reached(marks));
         self.marks.get(found).map(|(sequence, _)| *sequence)
+    }
+}
+
+/// A position with its marks: read before the lock is taken, because a position may be long.
+struct Standing {
+    position: String,
+    marks: Marks,
+}
+
+impl Standing {
+    fn of(position: Option<String>) -> Option<Standing> {
+        position.map(|position| Standing {
+            marks: marks(&position),
+            position,
+        })
     }
 }
 
@@ -122,6 +138,7 @@ impl Ingest {
             .into_iter()
             .map(|(key, row, version)| (Live::of(row.as_ref()), key, row, version))
             .collect();
+        let position = Standing::of(position);
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
         let mut admitted = Admitted::default();
@@ -152,6 +169,7 @@ impl Ingest {
         changes: &[Change],
         position: Option<String>,
     ) {
+        let position = Standing::of(position);
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
         for change in changes {

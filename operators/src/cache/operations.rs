@@ -152,12 +152,12 @@ impl CacheShard {
                 kind,
             }
         };
-        let foreign = self.foreign(lease, citations);
+        let asked = citations;
         let citations = self.cited(lease, citations);
         match self.leases.get(&lease) {
             Some(row) if row.expires > at => match &row.fate {
                 LeaseFate::Open => {
-                    if let Some(chunk) = foreign {
+                    if let Some(chunk) = self.foreign(lease, asked) {
                         events.push(refuse(Refusal::NotRetrieved(chunk)));
                         return;
                     }

@@ -39,8 +39,8 @@ impl BuilderHandle {
     }
 
     /// `threads` (at least 1) threads named `hw-builder`, with less claim to a core than the others:
-    /// what they make changes speed only, and nobody waits for it. They end when the last clone is dropped
-    /// and their queue is empty.
+    /// what they make changes speed only, and nobody waits for it. They end when the last clone is
+    /// dropped and their queue is empty.
     ///
     /// # Errors
     /// When the operating system refuses a thread.

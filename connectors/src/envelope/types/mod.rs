@@ -23,11 +23,11 @@ use std::sync::Arc;
 
 use engine::error::DataError;
 use engine::limits::TEXT_BYTES_MAX;
-use engine::model::{Column, SqlType, Value};
+use engine::model::{Column, SqlType, Value, shorten};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::format::{ConnectSchema, Node, shorten};
+use crate::format::{ConnectSchema, Node};
 use decimal::Decimal;
 use placeholder::Placeholder;
 use temporal::TimeUnit;

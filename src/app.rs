@@ -142,7 +142,7 @@ pub fn check(path: &Path) -> anyhow::Result<CheckReport> {
         plan: String::new(),
         problems: Vec::new(),
     };
-    for planned in plan_text(&text, &EmptyCatalog) {
+    for planned in plan_text(&text, &crate::wiring::Undeclared) {
         match planned {
             Ok(planned) => {
                 report.plan.push_str(&explain(&planned));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use connectors::envelope::{self, BinaryMode, DecimalMode, Metadata, TimePrecision};
 use connectors::format::Format;
 use connectors::kafka::{KafkaOptions, KafkaSource, Start};
+use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
 use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
 use engine::error::WorldError;
@@ -17,9 +18,11 @@ use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
-    Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, ModelDef, SourceDef,
+    ConnectionDef, Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, ModelDef,
+    Object, PostgresDef, SecretDef, SlotLost, SourceDef, SslMode,
 };
-use queries::service::{DecodedPush, Wiring};
+use queries::service::{Connect, Connection, DecodedPush, Wiring};
+use queries::sql::CatalogView;
 
 use crate::app::RunOptions;
 
@@ -34,7 +37,8 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         communication: None,
         clock: Arc::new(SystemClock),
         load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
-        connect: Arc::new(connect),
+        connect: connector(),
+        describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
@@ -71,8 +75,18 @@ pub fn load_model(
     })
 }
 
+/// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot.
+pub fn connector() -> Arc<Connect> {
+    let databases = Connections::default();
+    Arc::new(move |source, _name, connection| connect(&databases, source, connection))
+}
+
 /// Makes the reader of a source; pushes have none.
-pub fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>>, WorldError> {
+fn connect(
+    databases: &Connections,
+    source: &SourceDef,
+    connection: Option<&Connection>,
+) -> Result<Option<Box<dyn Source>>, WorldError> {
     Ok(match &source.connector {
         Connector::Push => None,
         Connector::Files { path, pattern } => Some(connectors::files(path, pattern)?),
@@ -83,6 +97,70 @@ pub fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>
             dimensions,
         } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
         Connector::Kafka(kafka) => Some(Box::new(self::kafka(&source.schema, kafka)?)),
+        Connector::Postgres(postgres) => {
+            let connection = connection.ok_or_else(|| WorldError::Service {
+                service: format!("connection \"{}\"", postgres.connection),
+                detail: "it was not given".to_owned(),
+                is_transient: false,
+            })?;
+            let table = TableName::parse(&postgres.table);
+            let schema = source.schema.clone();
+            Some(Box::new(databases.source(
+                database(connection)?,
+                table,
+                schema,
+            )))
+        }
+    })
+}
+
+/// Asks a database for the columns of a table. Blocks; may be called from an asynchronous task.
+pub fn describe(connection: &Connection, table: &str) -> Result<Schema, WorldError> {
+    let (options, table) = (database(connection)?, TableName::parse(table));
+    // It has a runtime of its own, which a task's thread cannot enter.
+    let asked = std::thread::spawn(move || connectors::postgres::describe(&options, &table));
+    asked.join().unwrap_or_else(|_| {
+        Err(WorldError::Service {
+            service: "PostgreSQL".to_owned(),
+            detail: "asking for the columns ended by a defect; the log has the panic".to_owned(),
+            is_transient: false,
+        })
+    })
+}
+
+fn database(connection: &Connection) -> Result<PostgresOptions, WorldError> {
+    let definition = &connection.definition;
+    let host = |text: &str| {
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (text, definition.port),
+        };
+        Some((host.trim().to_owned(), port))
+    };
+    let hosts: Option<Vec<(String, u16)>> = definition.host.split(',').map(host).collect();
+    let hosts = hosts.ok_or_else(|| WorldError::Service {
+        service: format!("connection \"{}\"", connection.name),
+        detail: format!("HOST '{}' is no list of host or host:port", definition.host),
+        is_transient: false,
+    })?;
+    Ok(PostgresOptions {
+        name: connection.name.clone(),
+        hosts,
+        database: definition.database.clone(),
+        user: definition.user.clone(),
+        password: connection.password.clone(),
+        tls: match definition.ssl_mode {
+            SslMode::Disable => TlsMode::Disable,
+            SslMode::Prefer => TlsMode::Prefer,
+            SslMode::Require => TlsMode::Require,
+            SslMode::VerifyCa => TlsMode::VerifyCa,
+            SslMode::VerifyFull => TlsMode::VerifyFull,
+        },
+        authorities: definition.ssl_root_cert.as_ref().map(Into::into),
+        slot: definition.slot.clone(),
+        publication: definition.publication.clone(),
+        is_own: definition.is_own,
+        copies_again: definition.slot_lost == SlotLost::Copy,
     })
 }
 
@@ -162,5 +240,30 @@ pub fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
         changes: decoded.changes,
         accepted: decoded.accepted,
         rejected: decoded.rejected,
+    }
+}
+
+/// A catalog without objects that knows the tables of databases: for `check`.
+pub(crate) struct Undeclared;
+
+impl CatalogView for Undeclared {
+    fn object(&self, _name: &str) -> Option<Object> {
+        None
+    }
+
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn describe(
+        &self,
+        _source: &str,
+        table: &PostgresDef,
+        connection: &ConnectionDef,
+        secret: Option<&SecretDef>,
+    ) -> Result<Schema, String> {
+        let connection = Connection::new(&table.connection, connection, secret);
+        let schema = connection.and_then(|connection| describe(&connection, &table.table));
+        schema.map_err(|error| error.to_string())
     }
 }

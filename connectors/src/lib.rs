@@ -16,6 +16,8 @@ pub mod format;
 pub mod generate;
 pub mod kafka;
 mod key;
+mod live;
+pub mod postgres;
 pub mod push;
 
 use engine::contract::Source;

@@ -15,6 +15,8 @@ pub const UNSEALED_BYTES_MAX: usize = 64 << 20;
 pub const STAGED_BYTES_MAX: usize = 32 << 20;
 /// Bytes that wait to be written to the input log; beyond, readers of sources pause.
 pub const LOG_QUEUED_BYTES_MAX: usize = 64 << 20;
+/// Rows of one transaction of a database; a larger one becomes visible in parts, counted.
+pub const TRANSACTION_BYTES_MAX: usize = 64 << 20;
 /// One text column: larger texts are dead letters.
 pub const TEXT_BYTES_MAX: usize = 8 << 20;
 /// One line of a push body.

@@ -95,6 +95,11 @@ declare! {
     KAFKA_LAG Gauge Count "kafka_lag_messages" ["source", "partition"] "Messages of a partition that are written and not read yet.";
     KAFKA_STOPPED Counter Count "kafka_partitions_stopped_total" ["source"] "Partitions given up because their log no longer has what follows; their dead letters say why.";
 
+    // PostgreSQL.
+    POSTGRES_LAG_BYTES Gauge Bytes "postgres_lag_bytes" ["connection"] "Log of a database that is written and not read yet.";
+    SNAPSHOT_ROWS Gauge Count "snapshot_rows" ["source"] "Rows read by the copy of a table that runs, or ran last.";
+    TRANSACTIONS_SPLIT Counter Count "transactions_split_total" ["connection"] "Transactions too large for one time: they became visible in parts.";
+
     // Questions.
     QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply; its count is the number of questions.";
     SEARCH_SECONDS Histogram Seconds "search_seconds" [] "Search in one worker's shard, without the model.";

@@ -30,10 +30,14 @@ pub enum Definition {
     Index(IndexDef),
     /// `CREATE CACHE`
     Cache(CacheDef),
+    /// `CREATE SECRET`
+    Secret(SecretDef),
+    /// `CREATE CONNECTION`
+    Connection(ConnectionDef),
 }
 
 impl Definition {
-    /// `source`, `model`, `view`, `index` or `cache`.
+    /// `source`, `model`, `view`, `index`, `cache`, `secret` or `connection`.
     pub fn kind(&self) -> &'static str {
         match self {
             Definition::Source(_) => "source",
@@ -41,6 +45,8 @@ impl Definition {
             Definition::View(_) => "view",
             Definition::Index(_) => "index",
             Definition::Cache(_) => "cache",
+            Definition::Secret(_) => "secret",
+            Definition::Connection(_) => "connection",
         }
     }
 
@@ -51,10 +57,25 @@ impl Definition {
         format!("{article} {kind}")
     }
 
+    /// Whether it has rows that workers keep.
+    pub fn is_collection(&self) -> bool {
+        !matches!(
+            self,
+            Definition::Model(_) | Definition::Secret(_) | Definition::Connection(_)
+        )
+    }
+
     /// Names of the objects that this one reads.
     pub fn depends_on(&self) -> Vec<&str> {
         match self {
-            Definition::Source(_) | Definition::Model(_) => Vec::new(),
+            Definition::Source(source) => match &source.connector {
+                Connector::Postgres(postgres) => vec![&postgres.connection],
+                _ => Vec::new(),
+            },
+            Definition::Model(_) | Definition::Secret(_) => Vec::new(),
+            Definition::Connection(connection) => {
+                connection.password.as_deref().into_iter().collect()
+            }
             Definition::View(view) => vec![&view.from],
             Definition::Index(index) => {
                 let model = index.model.as_deref();
@@ -99,6 +120,78 @@ pub enum Connector {
     },
     /// `FROM KAFKA (…) FORMAT … ENVELOPE …`
     Kafka(Box<KafkaDef>),
+    /// `FROM POSTGRES (CONNECTION name, TABLE '…')`
+    Postgres(PostgresDef),
+}
+
+/// A table that is read from its database's own log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PostgresDef {
+    /// The connection's name.
+    pub connection: String,
+    /// `schema.table`, or `table` in the schema `public`.
+    pub table: String,
+}
+
+/// `CREATE SECRET`: where a value is. The value is read when it is needed and never stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum SecretDef {
+    /// An environment variable of the server.
+    Env(String),
+    /// A file on the server's machine; one line break at its end is not part of the value.
+    File(String),
+}
+
+/// `CREATE CONNECTION … TO POSTGRES (…)`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionDef {
+    /// Host names, comma-separated, each with `:port` where it is another one; the first primary is
+    /// taken.
+    pub host: String,
+    /// The port of hosts that name none.
+    pub port: u16,
+    /// The role.
+    pub user: String,
+    /// The name of the secret that is its password.
+    pub password: Option<String>,
+    /// The database.
+    pub database: String,
+    /// Whether the connection is encrypted and the server checked.
+    pub ssl_mode: SslMode,
+    /// Authorities to trust, a PEM file; the operating system's without.
+    pub ssl_root_cert: Option<String>,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// Whether slot and publication are ours: made, and dropped with the last source.
+    pub is_own: bool,
+    /// What happens when the slot is gone, or its log.
+    pub slot_lost: SlotLost,
+}
+
+/// `SSLMODE`, with libpq's meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SslMode {
+    /// Never encrypted.
+    Disable,
+    /// Encrypted where the server offers it.
+    Prefer,
+    /// Encrypted; the server is not checked.
+    Require,
+    /// Encrypted; a known authority signed the server's certificate.
+    VerifyCa,
+    /// And it is this host's.
+    VerifyFull,
+}
+
+/// `SLOT LOST`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SlotLost {
+    /// The sources stop and say what to do.
+    Stop,
+    /// The tables are copied again.
+    Copy,
 }
 
 /// What is read from Kafka, and how its messages become rows.

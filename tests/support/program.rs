@@ -46,6 +46,11 @@ impl Program {
         self.server = Some(Server::start(path, &self.pipeline, &["--workers", "1"]));
     }
 
+    /// `http://127.0.0.1:port`
+    pub fn address(&self) -> String {
+        self.url("")
+    }
+
     fn url(&self, path: &str) -> String {
         let server = self.server.as_ref().expect("running");
         format!("{}{path}", server.url)

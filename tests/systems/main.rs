@@ -13,6 +13,8 @@ mod servers;
 
 mod debezium;
 mod kafka;
+mod postgres;
+mod workload;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

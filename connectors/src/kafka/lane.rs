@@ -9,15 +9,15 @@
 //! as of the batch's last message, and what else a restart must not forget; an unsent value is taken
 //! from the row as it stands after everything before the message.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use engine::contract::{Resume, SinkClosed, SourceBatch, SourceContext};
+use engine::contract::{SinkClosed, SourceBatch, SourceContext};
 use engine::error::{DataError, DeadLetter, WorldError};
 use engine::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX;
-use engine::model::{Key, Row, RowCodec, Schema, Value};
+use engine::model::{Key, Row, Schema};
 use engine::telemetry;
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Headers};
@@ -25,8 +25,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::Partition;
-use crate::envelope::table::{LiveRows, Output, Table};
+use crate::envelope::table::{Output, Table};
 use crate::envelope::{Decoder, Envelope, RawRecord};
+use crate::live::Rows;
 
 /// How people name a partition.
 pub(super) fn name((topic, partition): &Partition) -> String {
@@ -65,37 +66,6 @@ pub(super) fn topic_of(lane: &str, envelope: Envelope) -> &str {
 /// The offset that a lane's position has for a partition.
 pub(super) fn stored_offset(position: &Json, partition: &Partition) -> Option<i64> {
     position["marks"][name(partition)].as_i64()
-}
-
-/// The rows after everything that was taken.
-struct Rows {
-    resume: Arc<dyn Resume>,
-    codec: RowCodec,
-    /// Changes of the batch that the sink does not know yet.
-    staged: HashMap<Key, Option<Row>>,
-}
-
-impl LiveRows for Rows {
-    fn row(&self, key: &Key) -> Option<Vec<Value>> {
-        let row = match self.staged.get(key) {
-            Some(row) => row.clone(),
-            None => self.resume.row(key),
-        };
-        row.map(|row| self.codec.unpack(&row))
-    }
-}
-
-impl Rows {
-    fn keys(&self) -> BTreeSet<Key> {
-        let mut keys: BTreeSet<Key> = self.resume.live().into_iter().map(|(key, _)| key).collect();
-        for (key, row) in &self.staged {
-            match row {
-                Some(_) => keys.insert(key.clone()),
-                None => keys.remove(key),
-            };
-        }
-        keys
-    }
 }
 
 /// What a lane's position says, beside what the engine reads of it.
@@ -156,7 +126,7 @@ impl Lane {
             is_transient: false,
         };
         let unreadable = |error: String| failed(format!("the stored position of {lane}: {error}"));
-        let codec = RowCodec::new(schema.clone()).map_err(|error| failed(error.to_string()))?;
+        let rows = Rows::new(&context.name, Arc::clone(&context.resume), schema)?;
         let stored = match context.resume.position(&lane) {
             Some(json) => serde_json::from_value(json).map_err(|e| unreadable(e.to_string()))?,
             None => Stored::default(),
@@ -171,11 +141,6 @@ impl Lane {
             Some((partition.parse().ok()?, next))
         };
         let marks = stored.marks.into_iter().filter_map(number).collect();
-        let rows = Rows {
-            resume: Arc::clone(&context.resume),
-            codec,
-            staged: HashMap::new(),
-        };
         Ok(Lane {
             lane,
             topic,
@@ -257,7 +222,7 @@ impl Lane {
     fn put(&mut self, output: Output) {
         match output {
             Output::Upsert { key, values } => {
-                let row = self.rows.codec.pack(&values);
+                let row = self.rows.pack(&values);
                 self.change(key, Some(row));
             }
             Output::Delete { key } => self.change(key, None),
@@ -274,7 +239,7 @@ impl Lane {
     }
 
     fn change(&mut self, key: Key, row: Option<Row>) {
-        self.rows.staged.insert(key.clone(), row.clone());
+        self.rows.note(key.clone(), row.clone());
         self.batch.changes.push((key, row, None));
     }
 
@@ -336,7 +301,7 @@ impl Lane {
         context.sink.stage(batch)?;
         metrics::gauge!(telemetry::ROWS_PARKED.name, "source" => self.source.clone())
             .set(self.table.parked_rows() as f64);
-        self.rows.staged.clear();
+        self.rows.staged();
         Ok(())
     }
 

@@ -15,5 +15,5 @@ mod source;
 mod store;
 
 pub use embedder::{EmbedError, Embedder, TokenSpans, VectorMemo};
-pub use source::{LaneSink, Resume, SinkClosed, Source, SourceBatch, SourceContext};
+pub use source::{LaneSink, Part, Resume, SinkClosed, Source, SourceBatch, SourceContext};
 pub use store::{AppendFile, Store};

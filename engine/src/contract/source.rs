@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value as Json;
 
 use crate::error::{DataError, DeadLetter, WorldError};
-use crate::model::{ContentHash, Key, Row};
+use crate::model::{ContentHash, Key, ObjectId, Row};
 
 /// One batch of one lane, in the lane's order.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,17 @@ pub struct SourceBatch {
     pub position: Option<Json>,
 }
 
+/// What a transaction of the outside world does to one of several sources.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The source ([`LaneSink::source`]).
+    pub source: ObjectId,
+    /// Its name, for metrics.
+    pub name: Arc<str>,
+    /// What it does there.
+    pub batch: SourceBatch,
+}
+
 /// The engine is shutting down or the source was dropped: return from [`Source::run`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the pipeline no longer takes this source's rows")]
@@ -38,6 +49,15 @@ pub trait LaneSink: Send + Sync {
     /// Stages a batch. Blocks while the source's staged bytes are over the limit (back-pressure).
     /// On return the batch is on its way to the log, not yet synced.
     fn stage(&self, batch: SourceBatch) -> Result<(), SinkClosed>;
+    /// Stages a transaction: one batch of each of several sources, whose readers share a thread.
+    /// They are logged as one record and become visible at one time. Blocks as [`LaneSink::stage`]
+    /// does, while any of the sources has no room.
+    fn stage_together(&self, parts: Vec<Part>) -> Result<(), SinkClosed>;
+    /// Notes that a lane has come to a position (its marks, see [`SourceBatch::position`]) without
+    /// anything to stage. Not logged: after a restart the lane stands where its last batch left it.
+    fn reached(&self, lane: &str, position: &Json);
+    /// The source, for [`Part`].
+    fn source(&self) -> ObjectId;
     /// Waits until everything staged before is synced; then the upstream may be confirmed.
     fn sync(&self) -> Result<(), SinkClosed>;
 }
@@ -56,6 +76,7 @@ pub trait Resume: Send + Sync {
 }
 
 /// What a source runs with.
+#[derive(Clone)]
 pub struct SourceContext {
     /// The name it was declared under.
     pub name: String,
@@ -65,12 +86,20 @@ pub struct SourceContext {
     pub resume: Arc<dyn Resume>,
     /// Set when the source must return soon.
     pub stop: Arc<AtomicBool>,
+    /// Set before `stop` when the source is dropped for good: what it holds upstream (a replication
+    /// slot keeps log there) is to be given up.
+    pub dropped: Arc<AtomicBool>,
 }
 
 impl SourceContext {
     /// Whether the source must return.
     pub fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether the source is dropped for good.
+    pub fn is_dropped(&self) -> bool {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Sleeps in steps short enough to notice a stop; false when stopping.

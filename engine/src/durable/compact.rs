@@ -423,8 +423,12 @@ fn write_base(
         }
     }
     pending.write(base)?;
-    for stage in reader.into_unbound() {
-        base.write(&Record::Stage(stage))?;
+    for mut stages in reader.into_unbound() {
+        let record = match stages.len() {
+            1 => Record::Stage(stages.remove(0)),
+            _ => Record::Together(stages),
+        };
+        base.write(&record)?;
     }
     Ok(())
 }

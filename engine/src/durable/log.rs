@@ -244,7 +244,7 @@ fn recover(store: &dyn Store, open: &Segment) -> Result<(u64, Option<Time>), Wor
     let mut time = None;
     while let Some(frame) = reader.next_or_tail(store)? {
         // Staged rows carry no time: only the small records need decoding here.
-        if frame.kind != 1 {
+        if !Record::is_staged(frame.kind) {
             let record = Record::decode(frame.kind, frame.payload)
                 .map_err(|detail| corrupt(&name, frame.offset, detail))?;
             time = time.max(record.time());

@@ -7,6 +7,9 @@
 //!  Ddl, Reserve ─────┘
 //! ```
 //!
+//! A transaction that touches several sources is one record, `Together`: a crash leaves all of it or
+//! nothing, and one tick binds all of it.
+//!
 //! Rows are logged when they are *staged*, before anybody knows their time, so that a push can be
 //! acknowledged at once (PROTOCOLS §2.2); a `Tick` binds ranges of staged records to one `T`
 //! without repeating them. Compaction (see [`super::compact`]) replaces old segments by the
@@ -148,7 +151,8 @@ pub struct BaseLetters {
 
 /// One record of the input log, as it is stored.
 ///
-/// Writers append the first four; the others are written by compaction only.
+/// Writers append the first four and [`Record::Together`]; the others are written by compaction
+/// only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// Rows enter; their time is not known yet.
@@ -171,6 +175,8 @@ pub enum Record {
     BaseReplies(Vec<BaseReply>),
     /// Dead letters of the base.
     BaseLetters(BaseLetters),
+    /// Rows of several sources enter and are bound by the same tick: a transaction.
+    Together(Vec<Stage>),
 }
 
 /// What a replay tells, in the order in which it must be applied.
@@ -201,8 +207,9 @@ pub enum Replayed {
     /// A tick with the staged records that it binds, in its order.
     Tick(BoundTick),
     /// A staged record that no tick binds: stage it again under the same sequence, without logging
-    /// it again. Comes after everything else, in the order of the log.
-    Unbound(Stage),
+    /// it again; several stages belong together. Comes after everything else, in the order of the
+    /// log.
+    Unbound(Vec<Stage>),
 }
 
 /// A [`Tick`] whose lane ranges are resolved.
@@ -260,7 +267,13 @@ impl Record {
             Record::BaseLanes(_) => 8,
             Record::BaseReplies(_) => 9,
             Record::BaseLetters(_) => 10,
+            Record::Together(_) => 11,
         }
+    }
+
+    /// Whether records of a kind are staged rows, which have no time.
+    pub(super) fn is_staged(kind: u8) -> bool {
+        matches!(kind, 1 | 11)
     }
 
     /// The greatest engine time that the record speaks of; a segment may be compacted to `since`
@@ -291,6 +304,7 @@ impl Record {
             Record::BaseLanes(record) => to_vec(record),
             Record::BaseReplies(record) => to_vec(record),
             Record::BaseLetters(record) => to_vec(record),
+            Record::Together(record) => to_vec(record),
         }
     }
 
@@ -314,6 +328,7 @@ impl Record {
             8 => from_slice(payload).map(Record::BaseLanes),
             9 => from_slice(payload).map(Record::BaseReplies),
             10 => from_slice(payload).map(Record::BaseLetters),
+            11 => from_slice(payload).map(Record::Together),
             other => Err(format!("unknown kind {other}")),
         };
         record.map_err(|detail| format!("cannot decode the record (kind {kind}): {detail}"))

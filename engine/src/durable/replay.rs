@@ -120,13 +120,13 @@ pub(super) struct Binder {
 
 impl Binder {
     /// A staged record came.
-    pub fn stage(&mut self, stage: Stage) {
-        let lane = (stage.source, stage.lane.clone());
+    pub fn stage(&mut self, stages: Vec<Stage>) {
         self.staged += 1;
-        self.waiting
-            .entry(lane)
-            .or_default()
-            .push_back((self.staged, stage));
+        for stage in stages {
+            let lane = (stage.source, stage.lane.clone());
+            let waiting = self.waiting.entry(lane).or_default();
+            waiting.push_back((self.staged, stage));
+        }
     }
 
     /// Takes the records that a tick binds; the error says which one is missing.
@@ -167,9 +167,12 @@ impl Binder {
         Ok(())
     }
 
-    /// What no tick bound, in the order of the log.
-    pub fn into_unbound(self) -> impl Iterator<Item = Stage> {
-        let all: BTreeMap<u64, Stage> = self.waiting.into_values().flatten().collect();
+    /// What no tick bound, by record, in the order of the log.
+    pub fn into_unbound(self) -> impl Iterator<Item = Vec<Stage>> {
+        let mut all: BTreeMap<u64, Vec<Stage>> = BTreeMap::new();
+        for (record, stage) in self.waiting.into_values().flatten() {
+            all.entry(record).or_default().push(stage);
+        }
         all.into_values()
     }
 }
@@ -213,7 +216,8 @@ impl Reader {
             self.bytes_done += (HEADER_BYTES + frame.payload.len()) as u64;
             let bad = |detail: String| corrupt(&name, frame.offset, detail);
             match Record::decode(frame.kind, frame.payload).map_err(bad)? {
-                Record::Stage(stage) => self.binder.stage(stage),
+                Record::Stage(stage) => self.binder.stage(vec![stage]),
+                Record::Together(stages) => self.binder.stage(stages),
                 Record::Tick(tick) => {
                     let bound = self.binder.bind(tick).map_err(bad)?;
                     return Ok(Some(Replayed::Tick(bound)));
@@ -230,8 +234,8 @@ impl Reader {
         }
     }
 
-    /// What no tick bound.
-    pub fn into_unbound(self) -> impl Iterator<Item = Stage> {
+    /// What no tick bound, by record.
+    pub fn into_unbound(self) -> impl Iterator<Item = Vec<Stage>> {
         self.binder.into_unbound()
     }
 }
@@ -243,7 +247,7 @@ impl Reader {
 pub struct Replay {
     shared: Arc<Shared>,
     reader: Option<Reader>,
-    unbound: VecDeque<Stage>,
+    unbound: VecDeque<Vec<Stage>>,
     bytes_total: u64,
     bytes_done: u64,
 }
@@ -293,7 +297,7 @@ impl Iterator for Replay {
             return self
                 .unbound
                 .pop_front()
-                .map(|stage| Ok(Replayed::Unbound(stage)));
+                .map(|stages| Ok(Replayed::Unbound(stages)));
         };
         match reader.next() {
             Ok(Some(event)) => Some(Ok(event)),

@@ -64,13 +64,22 @@ impl LaneState {
         let Some(Standing { position, marks }) = position else {
             return;
         };
-        if !marks.is_empty() {
-            if self.marks.len() == MARKS_MAX {
-                self.marks.pop_front();
-            }
-            self.marks.push_back((sequence, marks));
-        }
+        self.reached(sequence, marks);
         self.position = Some(position);
+    }
+
+    /// Where the lane stood after a batch: the last word on it counts.
+    fn reached(&mut self, sequence: u64, marks: Marks) {
+        if marks.is_empty() {
+            return;
+        }
+        if self.marks.back().is_some_and(|(last, _)| *last == sequence) {
+            self.marks.pop_back();
+        }
+        if self.marks.len() == MARKS_MAX {
+            self.marks.pop_front();
+        }
+        self.marks.push_back((sequence, marks));
     }
 
     /// The first remembered batch with which a mark had reached a number.
@@ -123,41 +132,55 @@ pub(super) struct Ingest {
     room: Condvar,
 }
 
-impl Ingest {
-    /// Gives versions and a sequence number; calls `log` while the lane's order is held.
-    pub(super) fn admit<R>(
-        &self,
+/// A batch on its way in, hashed and read before the lock: other sources are admitted meanwhile.
+pub(super) struct Offer {
+    source: ObjectId,
+    lane: String,
+    changes: Vec<(Option<Live>, Key, Option<Row>, Option<u64>)>,
+    position: Option<Standing>,
+}
+
+impl Offer {
+    pub(super) fn new(
         source: ObjectId,
         lane: &str,
         changes: Vec<(Key, Option<Row>, Option<u64>)>,
         position: Option<String>,
-        log: impl FnOnce(Admitted) -> R,
-    ) -> R {
-        // Hashed before the lock: other sources are admitted meanwhile.
-        let hashed: Vec<_> = changes
-            .into_iter()
-            .map(|(key, row, version)| (Live::of(row.as_ref()), key, row, version))
-            .collect();
-        let position = Standing::of(position);
-        let mut sources = self.sources.lock().expect("no panic while held");
-        let state = sources.entry(source).or_default();
-        let mut admitted = Admitted::default();
-        for (live, key, row, version) in hashed {
-            match state.next_version(&key, version) {
-                Some(version) => {
-                    state.note(&key, version, live);
-                    let change = Change { key, row, version };
-                    admitted.bytes += change.staged_bytes();
-                    admitted.changes.push(change);
-                }
-                None => admitted.ignored += 1,
-            }
+    ) -> Offer {
+        let hashed = changes.into_iter();
+        let hashed = hashed.map(|(key, row, version)| (Live::of(row.as_ref()), key, row, version));
+        Offer {
+            source,
+            lane: lane.to_owned(),
+            changes: hashed.collect(),
+            position: Standing::of(position),
         }
-        state.staged_bytes += admitted.bytes;
-        let lane = state.lanes.entry(lane.to_owned()).or_default();
-        admitted.sequence = lane.sequence + 1;
-        lane.note(admitted.sequence, position);
-        log(admitted)
+    }
+}
+
+impl Ingest {
+    /// Gives versions and sequence numbers to batches that belong together, each of a source of its
+    /// own; calls `log` while the order of their lanes is held.
+    pub(super) fn admit<R>(&self, offers: Vec<Offer>, log: impl FnOnce(Vec<Admitted>) -> R) -> R {
+        let mut sources = self.sources.lock().expect("no panic while held");
+        let admitted = offers.into_iter().map(|offer| {
+            let state = sources.entry(offer.source).or_default();
+            state.admit(offer)
+        });
+        log(admitted.collect())
+    }
+
+    /// Notes where a lane has come to since its last batch.
+    pub(super) fn reached(&self, source: ObjectId, lane: &str, position: &str) {
+        let marks = marks(position);
+        let mut sources = self.sources.lock().expect("no panic while held");
+        let lane = sources
+            .get_mut(&source)
+            .and_then(|state| state.lanes.get_mut(lane));
+        // A lane without a batch is nowhere yet.
+        if let Some(lane) = lane {
+            lane.reached(lane.sequence, marks);
+        }
     }
 
     /// Notes a logged batch again, at start.
@@ -285,6 +308,26 @@ impl Ingest {
 }
 
 impl SourceState {
+    fn admit(&mut self, offer: Offer) -> Admitted {
+        let mut admitted = Admitted::default();
+        for (live, key, row, version) in offer.changes {
+            match self.next_version(&key, version) {
+                Some(version) => {
+                    self.note(&key, version, live);
+                    let change = Change { key, row, version };
+                    admitted.bytes += change.staged_bytes();
+                    admitted.changes.push(change);
+                }
+                None => admitted.ignored += 1,
+            }
+        }
+        self.staged_bytes += admitted.bytes;
+        let lane = self.lanes.entry(offer.lane).or_default();
+        admitted.sequence = lane.sequence + 1;
+        lane.note(admitted.sequence, offer.position);
+        admitted
+    }
+
     /// The version to admit, or `None` for one that is not above the last.
     fn next_version(&self, key: &Key, version: Option<u64>) -> Option<u64> {
         let last = self.keys.get(key).map(|last| last.version);
@@ -312,13 +355,19 @@ mod tests {
         let source = ObjectId(1);
         for next in [3_u64, 5, 5, 9] {
             let position = format!("{{\"marks\":{{\"t/0\":{next}}}}}");
-            ingest.admit(source, "lane", Vec::new(), Some(position), |_| ());
+            let offer = Offer::new(source, "lane", Vec::new(), Some(position));
+            ingest.admit(vec![offer], |_| ());
         }
         let at = |mark| ingest.covering(source, "t/0", mark);
         assert_eq!(at(1), Some(("lane".to_owned(), 1)));
         assert_eq!(at(4), Some(("lane".to_owned(), 2)));
         assert_eq!(at(9), Some(("lane".to_owned(), 4)));
         assert_eq!(at(10), None);
+        // Nothing came, but the lane went on: its last batch covers that.
+        ingest.reached(source, "lane", r#"{"marks":{"t/0":12}}"#);
+        ingest.reached(source, "lane", r#"{"marks":{"t/0":14}}"#);
+        assert_eq!(at(14), Some(("lane".to_owned(), 4)));
+        assert_eq!(at(15), None);
         assert_eq!(ingest.covering(source, "t/1", 1), None);
         assert_eq!(marks("\"a path\""), Marks::new());
     }

@@ -6,7 +6,10 @@
 //! ```
 //!
 //! A pure structure: no clock, no thread, no log. Invariants: a lane's batches are bound in the
-//! order of their sequence numbers; a batch is bound whole; lanes wait for nobody but their head.
+//! order of their sequence numbers; a batch is bound whole; batches that were staged together are
+//! bound together (all were staged at once, so every lane has them in the same order and none waits
+//! for another in a circle); lanes wait for nobody but their head and what belongs to it; a head that
+//! did not fit into a tick goes first in the next one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -32,10 +35,13 @@ pub struct StagedBatch {
     pub bytes: usize,
     /// Whether somebody waits for it: pushes are bound and embedded first.
     pub is_push: bool,
+    /// The lanes of the transaction that it is a part of, its own included; empty for a batch that
+    /// stands alone.
+    pub together: Arc<[LaneId]>,
 }
 
 /// Names a lane.
-pub(super) type LaneId = (ObjectId, Arc<str>);
+pub type LaneId = (ObjectId, Arc<str>);
 /// Names a vector.
 pub(super) type VectorKey = (ModelId, ContentHash);
 
@@ -67,6 +73,8 @@ pub(super) struct Lanes {
     /// Round-robin order; pushes have a turn of their own.
     turn: VecDeque<LaneId>,
     push_turn: VecDeque<LaneId>,
+    /// The first ready head that did not fit into the last tick.
+    passed_over: Option<LaneId>,
     /// Which batches wait for a vector.
     waiters: AHashMap<VectorKey, Vec<(LaneId, u64)>>,
 }
@@ -155,36 +163,29 @@ impl Lanes {
         at: Time,
         is_open: &dyn Fn(&ModelId) -> bool,
     ) -> Vec<StagedBatch> {
-        let (mut rows, mut bytes, mut tokens) = (0, 0, 0);
+        let mut load = Load::default();
         let mut taken: Vec<StagedBatch> = Vec::new();
+        let mut first = self.passed_over.take();
         let mut progress = true;
         while progress {
             progress = false;
-            let turns: Vec<LaneId> = self.push_turn.iter().chain(&self.turn).cloned().collect();
-            for id in turns {
-                let Some(lane) = self.lanes.get_mut(&id) else {
+            let turns = first.take().into_iter();
+            let turns = turns.chain(self.push_turn.iter().chain(&self.turn).cloned());
+            for id in turns.collect::<Vec<LaneId>>() {
+                let Some((lanes, heads)) = self.ready_heads(&id, now, is_open) else {
                     continue;
                 };
-                let Some(head) = lane.queue.front() else {
-                    continue;
-                };
-                let is_ready = head.is_prepared
-                    && (head.missing.is_empty()
-                        || now >= head.deadline
-                        || head.missing.iter().all(|(model, _)| is_open(model)));
-                let fits = taken.is_empty()
-                    || (rows + head.batch.changes.len() <= limits::TICK_ROWS_MAX
-                        && bytes + head.batch.bytes <= limits::TICK_BYTES_MAX
-                        && tokens + head.tokens <= limits::TICK_TOKENS_MAX);
-                if !is_ready || !fits {
+                if !taken.is_empty() && !(load + heads).fits() {
+                    self.passed_over.get_or_insert(id);
                     continue;
                 }
-                let head = lane.queue.pop_front().expect("looked at above");
-                rows += head.batch.changes.len();
-                bytes += head.batch.bytes;
-                tokens += head.tokens;
-                lane.note_bound(&head, at);
-                taken.push(head.batch);
+                load = load + heads;
+                for id in &*lanes {
+                    let lane = self.lanes.get_mut(id).expect("its head is ready");
+                    let head = lane.queue.pop_front().expect("its head is ready");
+                    lane.note_bound(&head, at);
+                    taken.push(head.batch);
+                }
                 progress = true;
             }
         }
@@ -192,6 +193,37 @@ impl Lanes {
             .rotate_left(usize::from(self.push_turn.len() > 1));
         self.turn.rotate_left(usize::from(self.turn.len() > 1));
         taken
+    }
+
+    /// The lanes whose heads are bound with the head of `id`, itself included, and what they weigh;
+    /// `None` while one of them is not ready.
+    fn ready_heads(
+        &self,
+        id: &LaneId,
+        now: Time,
+        is_open: &dyn Fn(&ModelId) -> bool,
+    ) -> Option<(Arc<[LaneId]>, Load)> {
+        let head = self.lanes.get(id)?.queue.front()?;
+        if head.batch.together.is_empty() {
+            let load = head.is_ready(now, is_open).then(|| head.load())?;
+            return Some((Arc::from([id.clone()]), load));
+        }
+        let mut load = Load::default();
+        let mut lanes = Vec::with_capacity(head.batch.together.len());
+        for id in &*head.batch.together {
+            // The lane of a source that was dropped meanwhile is not waited for.
+            let Some(lane) = self.lanes.get(id) else {
+                continue;
+            };
+            let mate = lane.queue.front()?;
+            let is_mate = Arc::ptr_eq(&mate.batch.together, &head.batch.together);
+            if !is_mate || !mate.is_ready(now, is_open) {
+                return None;
+            }
+            load = load + mate.load();
+            lanes.push(id.clone());
+        }
+        Some((lanes.into(), load))
     }
 
     /// The earliest deadline of a head that waits for vectors.
@@ -249,6 +281,51 @@ impl Lanes {
     }
 }
 
+/// What a tick is bounded by.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    rows: usize,
+    bytes: usize,
+    tokens: usize,
+}
+
+impl std::ops::Add for Load {
+    type Output = Load;
+
+    fn add(self, other: Load) -> Load {
+        Load {
+            rows: self.rows + other.rows,
+            bytes: self.bytes + other.bytes,
+            tokens: self.tokens + other.tokens,
+        }
+    }
+}
+
+impl Load {
+    fn fits(&self) -> bool {
+        self.rows <= limits::TICK_ROWS_MAX
+            && self.bytes <= limits::TICK_BYTES_MAX
+            && self.tokens <= limits::TICK_TOKENS_MAX
+    }
+}
+
+impl Waiting {
+    fn is_ready(&self, now: Time, is_open: &dyn Fn(&ModelId) -> bool) -> bool {
+        self.is_prepared
+            && (self.missing.is_empty()
+                || now >= self.deadline
+                || self.missing.iter().all(|(model, _)| is_open(model)))
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            rows: self.batch.changes.len(),
+            bytes: self.batch.bytes,
+            tokens: self.tokens,
+        }
+    }
+}
+
 impl Lane {
     fn note_bound(&mut self, head: &Waiting, at: Time) {
         self.through = head.batch.sequence;
@@ -275,7 +352,22 @@ mod tests {
             changes: Arc::new(Vec::new()),
             bytes: 1,
             is_push,
+            together: Arc::default(),
         }
+    }
+
+    /// The parts of a transaction over lanes.
+    fn together(parts: &[(&str, u64)]) -> Vec<StagedBatch> {
+        let lanes = parts
+            .iter()
+            .map(|(lane, _)| (ObjectId(1), Arc::from(*lane)))
+            .collect();
+        let lanes: Arc<[LaneId]> = lanes;
+        let part = |(lane, sequence): &(&str, u64)| StagedBatch {
+            together: Arc::clone(&lanes),
+            ..batch(lane, *sequence, false)
+        };
+        parts.iter().map(part).collect()
     }
 
     fn want(byte: u8) -> Prepared {
@@ -324,5 +416,66 @@ mod tests {
         assert_eq!(lanes.visible_at(&slow, 1), None);
         lanes.vector_arrived(&(ModelId::default(), ContentHash([7; 16])), 3);
         assert_eq!(lanes.visible_at(&slow, 1), Some(3));
+    }
+
+    #[test]
+    fn parts_of_a_transaction_are_bound_at_one_time_and_wait_for_each_other() {
+        let mut lanes = Lanes::default();
+        let [a, b]: [LaneId; 2] = ["a", "b"].map(|lane| (ObjectId(1), lane.into()));
+        lanes.stage(batch("b", 1, false));
+        let parts = together(&[("a", 1), ("b", 2)]);
+        parts.into_iter().for_each(|part| lanes.stage(part));
+        lanes.stage(batch("a", 2, false));
+        let ready = Prepared::default();
+        lanes.prepared(&a, 1, &ready, 0, &|_| false);
+        lanes.prepared(&a, 2, &ready, 0, &|_| false);
+        lanes.prepared(&b, 2, &ready, 0, &|_| false);
+        // The other lane has something before its part: nothing may pass.
+        assert_eq!(names(&lanes.take(0, 1, &|_| false)), []);
+        lanes.prepared(&b, 1, &want(7), 0, &|_| false);
+        assert_eq!(names(&lanes.take(0, 1, &|_| false)), []);
+        lanes.vector_arrived(&(ModelId::default(), ContentHash([7; 16])), 1);
+        let bound = names(&lanes.take(0, 1, &|_| false));
+        let expected = [("b", 1), ("a", 1), ("b", 2), ("a", 2)];
+        assert_eq!(bound, expected.map(|(lane, n)| (lane.to_owned(), n)));
+    }
+
+    #[test]
+    fn the_lane_of_a_dropped_source_is_not_waited_for() {
+        let mut lanes = Lanes::default();
+        let here: LaneId = (ObjectId(1), "here".into());
+        let gone: LaneId = (ObjectId(2), "gone".into());
+        let both: Arc<[LaneId]> = Arc::from([here.clone(), gone.clone()]);
+        for (source, lane) in [&here, &gone] {
+            lanes.stage(StagedBatch {
+                source: *source,
+                together: Arc::clone(&both),
+                ..batch(lane, 1, false)
+            });
+        }
+        lanes.prepared(&here, 1, &Prepared::default(), 0, &|_| false);
+        assert_eq!(names(&lanes.take(0, 1, &|_| false)), []);
+        lanes.drop_source(ObjectId(2));
+        assert_eq!(names(&lanes.take(0, 1, &|_| false)).len(), 1);
+    }
+
+    #[test]
+    fn a_large_batch_is_not_passed_over_for_ever() {
+        let mut lanes = Lanes::default();
+        let bulk: LaneId = (ObjectId(1), "bulk".into());
+        let push: LaneId = (ObjectId(1), "push".into());
+        lanes.stage(StagedBatch {
+            bytes: limits::TICK_BYTES_MAX + 1,
+            ..batch("bulk", 1, false)
+        });
+        lanes.prepared(&bulk, 1, &Prepared::default(), 0, &|_| false);
+        let mut taken = Vec::new();
+        for sequence in 1..=2 {
+            lanes.stage(batch("push", sequence, true));
+            lanes.prepared(&push, sequence, &Prepared::default(), 0, &|_| false);
+            taken.push(names(&lanes.take(0, sequence, &|_| false)));
+        }
+        assert_eq!(taken[0], [("push".to_owned(), 1)]);
+        assert_eq!(taken[1], [("bulk".to_owned(), 1)]);
     }
 }

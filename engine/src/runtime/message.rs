@@ -122,7 +122,7 @@ pub type Declared = Box<dyn FnOnce(Result<Time, Arc<WorldError>>) + Send>;
 
 /// What the mailbox takes.
 pub(super) enum Message<P: Program> {
-    Staged(StagedBatch),
+    Staged(Vec<StagedBatch>),
     Prepared {
         lane: LaneId,
         sequence: u64,

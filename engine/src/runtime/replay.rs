@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::lanes::StagedBatch;
+use super::lanes::{LaneId, StagedBatch};
 use super::message::{CatalogChange, Message};
 use super::program::Program;
 use super::sequencer::Sequencer;
@@ -124,21 +124,40 @@ pub(super) fn replay<P: Program>(
                 }
                 apply(sequencer, tick.at, batches, &tick.vectors, inbox);
             }
-            Replayed::Unbound(stage) => {
+            Replayed::Unbound(stages) => {
                 flush(sequencer, &mut base, &mut recovered, inbox);
-                let batch = note(sequencer, &mut recovered, stage);
-                sequencer
-                    .shared
-                    .ingest
-                    .note_staged(batch.source, batch.bytes);
-                sequencer.lanes.stage(batch.clone());
-                recovered.unbound.push(batch);
+                unbound(sequencer, &mut recovered, stages);
             }
         }
     }
     flush(sequencer, &mut base, &mut recovered, inbox);
     sequencer.board.set_floor(sequencer.mint.last());
     Ok(recovered)
+}
+
+/// Stages what one record staged and no tick bound.
+fn unbound<P: Program>(
+    sequencer: &mut Sequencer<P>,
+    recovered: &mut Recovered<P>,
+    stages: Vec<Stage>,
+) {
+    let lanes = stages
+        .iter()
+        .map(|stage| (stage.source, stage.lane.as_str().into()));
+    let together: Arc<[LaneId]> = match stages.len() {
+        1 => Arc::default(),
+        _ => lanes.collect(),
+    };
+    for stage in stages {
+        let batch = StagedBatch {
+            together: Arc::clone(&together),
+            ..note(sequencer, recovered, stage)
+        };
+        let ingest = &sequencer.shared.ingest;
+        ingest.note_staged(batch.source, batch.bytes);
+        sequencer.lanes.stage(batch.clone());
+        recovered.unbound.push(batch);
+    }
 }
 
 /// The state as of one time, collected before it is fed.
@@ -171,6 +190,7 @@ fn flush<P: Program>(
             bytes: size(&changes),
             changes: Arc::new(changes),
             is_push: false,
+            together: Arc::default(),
         });
     }
     sequencer.board.raise_sinces(base.at);
@@ -215,6 +235,7 @@ fn note<P: Program>(
         changes: Arc::new(changes),
         // The lane is the push lane exactly when its batches were pushes.
         is_push: &*lane == super::sink::PUSH_LANE,
+        together: Arc::default(),
     }
 }
 

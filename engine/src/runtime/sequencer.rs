@@ -144,8 +144,10 @@ impl<P: Program> Sequencer<P> {
 
     fn take(&mut self, message: Message<P>) {
         match message {
-            Message::Staged(batch) => {
-                self.lanes.stage(batch);
+            Message::Staged(batches) => {
+                batches
+                    .into_iter()
+                    .for_each(|batch| self.lanes.stage(batch));
             }
             Message::Prepared {
                 lane,

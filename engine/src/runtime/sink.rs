@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Shared;
-use super::lanes::StagedBatch;
+use super::ingest::Offer;
+use super::lanes::{LaneId, StagedBatch};
 use super::message::{Message, WriteToken};
 use super::program::Program;
-use crate::contract::{LaneSink, Resume, SinkClosed, SourceBatch};
+use crate::contract::{LaneSink, Part, Resume, SinkClosed, SourceBatch};
 use crate::durable::{Idempotency, LogSequence, Record, Stage};
 use crate::error::WorldError;
 use crate::limits;
@@ -19,6 +20,9 @@ const LOG_POLL: Duration = Duration::from_millis(2);
 
 /// The one lane of a push source: requests have an order among themselves.
 pub const PUSH_LANE: &str = "push";
+
+/// Called once: when a batch is synced, or cannot be.
+type OnDurable = Box<dyn FnOnce(Result<(), Arc<WorldError>>) + Send>;
 
 /// The engine's end of a source.
 pub struct EngineSink<P: Program> {
@@ -78,80 +82,144 @@ impl<P: Program> EngineSink<P> {
         &self,
         batch: SourceBatch,
         idempotency: impl FnOnce(&Staged) -> Option<Idempotency>,
-        on_durable: Option<Box<dyn FnOnce(Result<(), Arc<WorldError>>) + Send>>,
+        on_durable: Option<OnDurable>,
     ) -> Staged {
+        let part = Part {
+            source: self.source,
+            name: self.name.as_str().into(),
+            batch,
+        };
+        let mut staged = self.stage_parts(vec![part], idempotency, on_durable);
+        staged.remove(0)
+    }
+
+    /// Stages batches that belong together; `idempotency` is asked about the first.
+    fn stage_parts(
+        &self,
+        parts: Vec<Part>,
+        idempotency: impl FnOnce(&Staged) -> Option<Idempotency>,
+        on_durable: Option<OnDurable>,
+    ) -> Vec<Staged> {
         let shared = &self.shared;
         let at_wall = shared.clock.now_micros();
-        for letter in &batch.dead_letters {
-            shared.dead_letters.add(at_wall, letter.clone());
+        let (mut offers, mut rest) = (Vec::new(), Vec::new());
+        for Part {
+            source,
+            name,
+            batch,
+        } in parts
+        {
+            for letter in &batch.dead_letters {
+                shared.dead_letters.add(at_wall, letter.clone());
+            }
+            let position = batch.position.map(|position| position.to_string());
+            let offer = Offer::new(source, &batch.lane, batch.changes, position.clone());
+            offers.push(offer);
+            rest.push((source, name, batch.lane, batch.dead_letters, position));
         }
-        let position = batch.position.map(|position| position.to_string());
-        let logged_position = position.clone();
-        let lane = batch.lane;
-        let letters = batch.dead_letters;
-        let source = self.source;
-        let (staged, batch) =
-            shared
-                .ingest
-                .admit(source, &lane, batch.changes, position, |admitted| {
-                    let token = WriteToken {
-                        source,
-                        lane: lane.clone(),
-                        sequence: admitted.sequence,
-                    };
-                    let staged = Staged {
-                        token,
-                        accepted: admitted.changes.len() as u64,
-                        ignored: admitted.ignored,
-                    };
-                    let idempotency = idempotency(&staged);
-                    let changes = Arc::new(admitted.changes);
-                    let record = Record::Stage(Stage {
-                        source,
-                        lane: lane.clone(),
-                        sequence: admitted.sequence,
-                        changes: changes.to_vec(),
-                        dead_letters: letters,
-                        position: logged_position,
-                        idempotency,
-                        at_wall,
-                    });
-                    let logged = shared.log.append(record, on_durable);
-                    self.last.fetch_max(logged.0, Ordering::Relaxed);
-                    let batch = StagedBatch {
-                        source,
-                        lane: lane.as_str().into(),
-                        sequence: admitted.sequence,
-                        changes,
-                        bytes: admitted.bytes,
-                        is_push: self.is_push,
-                    };
-                    // Under the lane's order, so that the mailbox has it too.
-                    let _ = shared.mailbox.send(Message::Staged(batch.clone()));
-                    (staged, batch)
+        let lanes = rest
+            .iter()
+            .map(|(source, _, lane, ..)| (*source, lane.as_str().into()));
+        let together: Arc<[LaneId]> = match rest.len() {
+            1 => Arc::default(),
+            _ => lanes.collect(),
+        };
+        let names: Vec<Arc<str>> = rest.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
+        let (staged, batches) = shared.ingest.admit(offers, |admitted| {
+            let (mut idempotency, mut all) = (Some(idempotency), Vec::new());
+            let (mut stages, mut batches) = (Vec::new(), Vec::new());
+            for (admitted, (source, _, lane, letters, position)) in admitted.into_iter().zip(rest) {
+                let token = WriteToken {
+                    source,
+                    lane: lane.clone(),
+                    sequence: admitted.sequence,
+                };
+                let staged = Staged {
+                    token,
+                    accepted: admitted.changes.len() as u64,
+                    ignored: admitted.ignored,
+                };
+                let changes = Arc::new(admitted.changes);
+                stages.push(Stage {
+                    source,
+                    lane: lane.clone(),
+                    sequence: admitted.sequence,
+                    changes: changes.to_vec(),
+                    dead_letters: letters,
+                    position,
+                    idempotency: idempotency.take().and_then(|make| make(&staged)),
+                    at_wall,
                 });
-        metrics::counter!("headwater_rows_in_total", "source" => self.name.clone())
-            .increment(staged.accepted);
-        metrics::counter!("headwater_rows_ignored_total", "source" => self.name.clone())
-            .increment(staged.ignored);
-        shared.prepare(batch);
+                batches.push(StagedBatch {
+                    source,
+                    lane: lane.as_str().into(),
+                    sequence: admitted.sequence,
+                    changes,
+                    bytes: admitted.bytes,
+                    is_push: self.is_push,
+                    together: Arc::clone(&together),
+                });
+                all.push(staged);
+            }
+            let record = match stages.len() {
+                1 => Record::Stage(stages.remove(0)),
+                _ => Record::Together(stages),
+            };
+            let logged = shared.log.append(record, on_durable);
+            self.last.fetch_max(logged.0, Ordering::Relaxed);
+            // Under the lanes' order, so that the mailbox has it too.
+            let _ = shared.mailbox.send(Message::Staged(batches.clone()));
+            (all, batches)
+        });
+        for (name, staged) in names.iter().zip(&staged) {
+            metrics::counter!("headwater_rows_in_total", "source" => name.to_string())
+                .increment(staged.accepted);
+            metrics::counter!("headwater_rows_ignored_total", "source" => name.to_string())
+                .increment(staged.ignored);
+        }
+        batches.into_iter().for_each(|batch| shared.prepare(batch));
         staged
     }
-}
 
-impl<P: Program> LaneSink for EngineSink<P> {
-    fn stage(&self, batch: SourceBatch) -> Result<(), SinkClosed> {
-        while !self.has_room() {
-            self.check_stop()?;
-            self.shared.ingest.wait_room(self.source);
+    /// Waits until all of some sources may stage, and the log is not far behind.
+    fn wait_room(&self, sources: impl Iterator<Item = ObjectId>) -> Result<(), SinkClosed> {
+        for source in sources {
+            while !self.shared.ingest.has_room(source) {
+                self.check_stop()?;
+                self.shared.ingest.wait_room(source);
+            }
         }
         // Also what is no row (letters, positions) waits for a disk that is slow or full.
         while self.shared.log.queued_bytes() > limits::LOG_QUEUED_BYTES_MAX {
             self.check_stop()?;
             std::thread::sleep(LOG_POLL);
         }
+        Ok(())
+    }
+}
+
+impl<P: Program> LaneSink for EngineSink<P> {
+    fn stage(&self, batch: SourceBatch) -> Result<(), SinkClosed> {
+        self.wait_room(std::iter::once(self.source))?;
         self.stage_now(batch, |_| None, None);
         Ok(())
+    }
+
+    fn stage_together(&self, parts: Vec<Part>) -> Result<(), SinkClosed> {
+        self.wait_room(parts.iter().map(|part| part.source))?;
+        if !parts.is_empty() {
+            self.stage_parts(parts, |_| None, None);
+        }
+        Ok(())
+    }
+
+    fn reached(&self, lane: &str, position: &serde_json::Value) {
+        let position = position.to_string();
+        self.shared.ingest.reached(self.source, lane, &position);
+    }
+
+    fn source(&self) -> ObjectId {
+        self.source
     }
 
     fn sync(&self) -> Result<(), SinkClosed> {

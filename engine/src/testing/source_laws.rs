@@ -18,9 +18,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value as Json;
 
-use crate::contract::{LaneSink, Resume, SinkClosed, Source, SourceBatch, SourceContext};
+use crate::contract::{LaneSink, Part, Resume, SinkClosed, Source, SourceBatch, SourceContext};
 use crate::error::{DeadLetter, WorldError};
-use crate::model::{ContentHash, Key, Row};
+use crate::model::{ContentHash, Key, ObjectId, Row};
 
 /// A source must return so soon after a stop.
 const STOP: Duration = Duration::from_secs(1);
@@ -216,6 +216,17 @@ impl LaneSink for ScriptedSink {
         Ok(())
     }
 
+    fn stage_together(&self, mut parts: Vec<Part>) -> Result<(), SinkClosed> {
+        assert_eq!(parts.len(), 1, "the script is of one source");
+        self.stage(parts.remove(0).batch)
+    }
+
+    fn reached(&self, _lane: &str, _position: &Json) {}
+
+    fn source(&self) -> ObjectId {
+        ObjectId(1)
+    }
+
     fn sync(&self) -> Result<(), SinkClosed> {
         let mut state = self.admit()?;
         state.synced = state.batches.len();
@@ -238,6 +249,7 @@ impl SourceRun {
             sink: Arc::clone(sink) as _,
             resume: Arc::new(resume),
             stop: Arc::clone(&stop),
+            dropped: Arc::default(),
         };
         let thread = std::thread::spawn(move || source.run(context));
         SourceRun { stop, thread }

@@ -103,6 +103,11 @@ pub enum Declared {
         /// Filter and projection.
         program: Arc<RowProgram>,
     },
+    /// A secret or a connection: nothing is kept of it.
+    Plain {
+        /// Its object.
+        object: Object,
+    },
     /// A model.
     Model {
         /// Its object.
@@ -130,6 +135,7 @@ impl Declared {
             Declared::Source { object, .. }
             | Declared::View { object, .. }
             | Declared::Model { object, .. }
+            | Declared::Plain { object }
             | Declared::Cache { object, .. } => object,
             Declared::Index(index) => &index.object,
         }
@@ -200,6 +206,9 @@ impl Pipeline {
                     model,
                 }
             }
+            Definition::Secret(_) | Definition::Connection(_) => Declared::Plain {
+                object: object.clone(),
+            },
             Definition::View(view) => self.resolve_view(object, view)?,
             Definition::Index(index) => self.resolve_index(object, index)?,
             Definition::Cache(cache) => {

@@ -160,18 +160,29 @@ impl Inner {
         let Some(Declared::Source { object, .. }) = declared else {
             return Err(Problem::not_found(format!("there is no source \"{name}\"")));
         };
-        let kafka = match &object.definition {
-            Definition::Source(source) => match &source.connector {
-                Connector::Kafka(kafka) => Some(kafka),
-                _ => None,
-            },
+        let connector = match &object.definition {
+            Definition::Source(source) => Some(&source.connector),
             _ => None,
         };
-        let (Some(kafka), Some(offsets)) = (kafka, position.get("offsets")) else {
+        if let (Some(Connector::Postgres(_)), Some(lsn)) = (connector, position.get("lsn")) {
+            let mark = lsn.as_str().and_then(parse_lsn).ok_or_else(|| {
+                Problem::invalid(format!(
+                    "at_least: {lsn} is no position in PostgreSQL's log"
+                ))
+                .expected(r#"{"source":"name","lsn":"0/16B3748"}"#)
+                .hint("SELECT pg_current_wal_flush_lsn() after the COMMIT")
+            })?;
+            return Ok((object.id, vec![("lsn".to_owned(), mark)]));
+        }
+        let (Some(Connector::Kafka(kafka)), Some(offsets)) = (connector, position.get("offsets"))
+        else {
             return Err(Problem::not_supported(format!(
                 "at_least by position: source \"{name}\" has no such positions"
             ))
-            .hint("pass the Headwater-Token of the write, or offsets of a source FROM KAFKA"));
+            .hint(
+                "pass the Headwater-Token of the write, offsets of a source FROM KAFKA, or the \
+                 lsn of a source FROM POSTGRES",
+            ));
         };
         let offsets = offsets.as_object().filter(|offsets| !offsets.is_empty());
         let offsets =
@@ -197,6 +208,13 @@ impl Inner {
         let marks: Reply<Vec<(String, u64)>> = offsets.iter().map(mark).collect();
         Ok((object.id, marks?))
     }
+}
+
+/// PostgreSQL's way to write a place in its log: two hexadecimal halves.
+fn parse_lsn(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once('/')?;
+    let half = |text: &str| u32::from_str_radix(text, 16).ok();
+    Some(u64::from(half(high)?) << 32 | u64::from(half(low)?))
 }
 
 fn bad_token(token: &str) -> Problem {

@@ -5,16 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::contract::SourceContext;
+use engine::contract::{Source, SourceContext};
 use engine::error::WorldError;
-use engine::model::{ObjectId, Time};
+use engine::model::{ObjectId, Schema, Time};
 use engine::runtime::{AskTime, CatalogChange};
 use tokio::sync::oneshot;
 
 use super::Inner;
 use super::asking::{PATIENCE, ask_problem};
 use crate::api::Reply;
-use crate::definition::{Definition, Object, SourceDef};
+use crate::definition::{ConnectionDef, Definition, Object, PostgresDef, SecretDef, SourceDef};
 use crate::problem::Problem;
 use crate::render::Declared;
 use crate::sql::{CatalogView, Create};
@@ -25,6 +25,7 @@ const RETAIN_MICROS: u64 = 60_000_000;
 /// A source's thread.
 pub(super) struct RunningSource {
     stop: Arc<AtomicBool>,
+    dropped: Arc<AtomicBool>,
     /// Why it ended by itself.
     failure: Arc<Mutex<Option<String>>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -50,6 +51,16 @@ impl CatalogView for Inner {
             .map(|declared| declared.object().name.clone())
             .collect()
     }
+
+    fn describe(
+        &self,
+        source: &str,
+        table: &PostgresDef,
+        connection: &ConnectionDef,
+        secret: Option<&SecretDef>,
+    ) -> Result<Schema, String> {
+        self.describe_table(source, table, connection, secret)
+    }
 }
 
 impl Inner {
@@ -68,7 +79,7 @@ impl Inner {
         };
         if let Definition::Source(source) = &object.definition {
             // What no reader can be made of is refused before it is logged.
-            (self.connect)(source, &object.name)
+            self.connect(source, &object.name)
                 .map_err(|error| Problem::invalid(error.to_string()))?;
         }
         let inner = Arc::clone(self);
@@ -80,7 +91,7 @@ impl Inner {
             .map_err(|error| Problem::internal(error.to_string()))?
             .map_err(|error| world_problem(&object.name, &error))?;
         let retain = self.retains(&object);
-        let is_collection = !matches!(object.definition, Definition::Model(_));
+        let is_collection = object.definition.is_collection();
         let change = CatalogChange::Install {
             id,
             object: object.clone(),
@@ -101,7 +112,7 @@ impl Inner {
                 .map_err(ask_problem)?;
         }
         if let Definition::Source(source) = &object.definition {
-            self.start_source(id, &object.name, source);
+            self.start_sources(std::iter::once((id, &*object.name, source)));
         }
         if let Declared::Index(index) = &declared {
             self.fill(index);
@@ -174,17 +185,39 @@ impl Inner {
         readers.max().unwrap_or(0)
     }
 
-    /// Starts the thread that reads a source.
-    pub(super) fn start_source(&self, id: ObjectId, name: &str, source: &SourceDef) {
-        let reader = match (self.connect)(source, name) {
-            Ok(Some(reader)) => reader,
-            Ok(None) => return,
-            Err(error) => {
-                tracing::error!(source = name, %error, "the source cannot be read");
-                return;
+    /// Starts the threads that read sources. All readers are made before the first one runs: those
+    /// that share a connection wait for each other.
+    pub(super) fn start_sources<'a>(
+        &self,
+        sources: impl Iterator<Item = (ObjectId, &'a str, &'a SourceDef)>,
+    ) {
+        let mut readers = Vec::new();
+        for (id, name, source) in sources {
+            match self.connect(source, name) {
+                Ok(Some(reader)) => readers.push((id, name, reader)),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(source = name, %error, "the source cannot be read");
+                    self.sources.lock().expect("no panic while held").insert(
+                        id,
+                        RunningSource {
+                            stop: Arc::default(),
+                            dropped: Arc::default(),
+                            failure: Arc::new(Mutex::new(Some(error.to_string()))),
+                            thread: None,
+                        },
+                    );
+                }
             }
-        };
+        }
+        for (id, name, reader) in readers {
+            self.start_source(id, name, reader);
+        }
+    }
+
+    fn start_source(&self, id: ObjectId, name: &str, reader: Box<dyn Source>) {
         let stop = Arc::new(AtomicBool::new(false));
+        let dropped = Arc::new(AtomicBool::new(false));
         let sink = self.engine.sink(id, name, false).until(Arc::clone(&stop));
         let sink = Arc::new(sink);
         let context = SourceContext {
@@ -192,6 +225,7 @@ impl Inner {
             sink: Arc::clone(&sink) as _,
             resume: sink,
             stop: Arc::clone(&stop),
+            dropped: Arc::clone(&dropped),
         };
         let source_name = name.to_owned();
         let failure: Arc<Mutex<Option<String>>> = Arc::default();
@@ -214,6 +248,7 @@ impl Inner {
         let thread = thread.expect("the operating system gives a thread");
         let running = RunningSource {
             stop,
+            dropped,
             failure,
             thread: Some(thread),
         };
@@ -223,6 +258,7 @@ impl Inner {
             .insert(id, running);
     }
 
+    /// Stops a source that is dropped for good.
     fn stop_source(&self, id: ObjectId) {
         let source = self
             .sources
@@ -230,6 +266,7 @@ impl Inner {
             .expect("no panic while held")
             .remove(&id);
         if let Some(mut source) = source {
+            source.dropped.store(true, Ordering::Relaxed);
             source.stop.store(true, Ordering::Relaxed);
             if let Some(thread) = source.thread.take() {
                 let _ = thread.join();

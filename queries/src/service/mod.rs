@@ -12,6 +12,7 @@
 mod asking;
 mod backend;
 mod cache;
+mod connection;
 mod declare;
 mod documents;
 mod fill;
@@ -40,6 +41,7 @@ use crate::api::PushLine;
 use crate::definition::{Definition, ModelDef, SourceDef};
 use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;
+pub use connection::Connection;
 use declare::RunningSource;
 use prepare::PipelinePreparer;
 use push::Replies;
@@ -57,9 +59,13 @@ pub struct DecodedPush {
 
 /// Loads a model by name and definition.
 pub type LoadModel = dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
-/// Makes the reader of a source; `None` for one that is pushed to.
-pub type Connect =
-    dyn Fn(&SourceDef, &str) -> Result<Option<Box<dyn Source>>, WorldError> + Send + Sync;
+/// Makes the reader of a source, by its name and the connection that it names; `None` for one that is
+/// pushed to.
+pub type Connect = dyn Fn(&SourceDef, &str, Option<&Connection>) -> Result<Option<Box<dyn Source>>, WorldError>
+    + Send
+    + Sync;
+/// The columns of a table (`schema.table`) of a database.
+pub type DescribeTable = dyn Fn(&Connection, &str) -> Result<Schema, WorldError> + Send + Sync;
 /// Decodes the lines of a push.
 pub type DecodePush = dyn Fn(&Schema, &[PushLine]) -> DecodedPush + Send + Sync;
 
@@ -77,6 +83,8 @@ pub struct Wiring {
     pub load_model: Arc<LoadModel>,
     /// Makes readers of sources.
     pub connect: Arc<Connect>,
+    /// Asks databases for the columns of tables.
+    pub describe: Arc<DescribeTable>,
     /// Decodes pushes.
     pub decode_push: Arc<DecodePush>,
     /// Renders Prometheus text.
@@ -109,6 +117,7 @@ pub(super) struct Inner {
     /// Declarations are made one after another.
     declaring: tokio::sync::Mutex<()>,
     connect: Arc<Connect>,
+    describe: Arc<DescribeTable>,
     decode_push: Arc<DecodePush>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
     runtime: tokio::runtime::Handle,
@@ -224,6 +233,7 @@ impl Service {
             next_object: Mutex::new(next_object),
             declaring: tokio::sync::Mutex::new(()),
             connect: wiring.connect,
+            describe: wiring.describe,
             decode_push: wiring.decode_push,
             metrics: wiring.metrics,
             runtime,
@@ -240,15 +250,17 @@ impl Service {
     /// Starts the sources of a recovered catalog, and asks for vectors that are still missing.
     fn recover(&self) {
         let objects = self.inner.pipeline.all();
+        let sources = objects.iter().filter_map(|declared| {
+            let object = declared.object();
+            match &object.definition {
+                Definition::Source(source) => Some((object.id, &*object.name, source)),
+                _ => None,
+            }
+        });
+        self.inner.start_sources(sources);
         for declared in &objects {
-            match declared {
-                Declared::Source { object, .. } => {
-                    if let Definition::Source(source) = &object.definition {
-                        self.inner.start_source(object.id, &object.name, source);
-                    }
-                }
-                Declared::Index(index) => self.inner.fill(index),
-                _ => {}
+            if let Declared::Index(index) = declared {
+                self.inner.fill(index);
             }
         }
         self.inner

@@ -10,12 +10,12 @@ use serde_json::{Value as Json, json};
 use super::Inner;
 use super::asking::PATIENCE;
 use crate::api::{Hit, Reply, ReplyColumn, SqlReply};
-use crate::definition::Object;
+use crate::definition::{ConnectionDef, Object, PostgresDef, SecretDef};
 use crate::problem::Problem;
 use crate::render::{Answer, Declared, Question};
 use crate::sql::{
-    Action, CatalogView, Create, Describe, DropPlan, EmptyCatalog, From, Planned, SelectPlan,
-    ShowKind, plan_text, plan_text_with, reconcile, relation_schema, system_schema,
+    Action, CatalogView, Create, Describe, DropPlan, From, Planned, SelectPlan, ShowKind,
+    plan_text, plan_text_with, reconcile, relation_schema, system_schema,
 };
 
 /// What reconciling a pipeline file did.
@@ -29,6 +29,30 @@ pub struct Reconciled {
     pub warnings: Vec<String>,
 }
 
+/// A catalog without objects, for a file that declares all of them, beside a server that knows
+/// tables.
+struct Undeclared<'a>(&'a Inner);
+
+impl CatalogView for Undeclared<'_> {
+    fn object(&self, _name: &str) -> Option<Object> {
+        None
+    }
+
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn describe(
+        &self,
+        source: &str,
+        table: &PostgresDef,
+        connection: &ConnectionDef,
+        secret: Option<&SecretDef>,
+    ) -> Result<Schema, String> {
+        self.0.describe_table(source, table, connection, secret)
+    }
+}
+
 impl super::Service {
     /// Brings the declared objects to what a pipeline file says (API §1).
     pub async fn reconcile(
@@ -39,7 +63,7 @@ impl super::Service {
     ) -> Result<Reconciled, Vec<Problem>> {
         let mut creates = Vec::new();
         let mut problems = Vec::new();
-        for planned in plan_text(text, &EmptyCatalog) {
+        for planned in plan_text(text, &Undeclared(&self.inner)) {
             match planned {
                 Ok(Planned::Create(create)) => creates.push(create),
                 Ok(other) => problems.push(
@@ -191,10 +215,16 @@ impl Inner {
             ShowKind::Indexes => "indexes",
             ShowKind::Caches => "caches",
             ShowKind::Progress => "progress",
-            ShowKind::Models | ShowKind::Views | ShowKind::All => {
+            ShowKind::Models
+            | ShowKind::Views
+            | ShowKind::Secrets
+            | ShowKind::Connections
+            | ShowKind::All => {
                 let wanted = match kind {
                     ShowKind::Models => Some("model"),
                     ShowKind::Views => Some("view"),
+                    ShowKind::Secrets => Some("secret"),
+                    ShowKind::Connections => Some("connection"),
                     _ => None,
                 };
                 let all = self.pipeline.all();
@@ -369,8 +399,8 @@ impl Inner {
                 });
                 Ok((at, pack(input, rows.collect())))
             }
-            Declared::Model { .. } => Err(Problem::invalid(format!(
-                "\"{name}\" is a model: it has no rows"
+            Declared::Model { .. } | Declared::Plain { .. } => Err(Problem::invalid(format!(
+                "\"{name}\" is no collection: it has no rows"
             ))),
         }
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use engine::model::{Column, ObjectId, Schema, SqlType};
 
-use crate::definition::{Definition, IndexDef, Object};
+use crate::definition::{ConnectionDef, Definition, IndexDef, Object, PostgresDef, SecretDef};
 
 /// The declared objects as they are now.
 pub trait CatalogView {
@@ -16,6 +16,18 @@ pub trait CatalogView {
     fn object(&self, name: &str) -> Option<Object>;
     /// All names, in any order.
     fn names(&self) -> Vec<String>;
+    /// The columns of the table that a source reads; those of `source`, when it reads that table
+    /// already. The error says why they are not known.
+    fn describe(
+        &self,
+        source: &str,
+        table: &PostgresDef,
+        connection: &ConnectionDef,
+        secret: Option<&SecretDef>,
+    ) -> Result<Schema, String> {
+        let _ = (source, connection, secret);
+        Err(format!("the columns of {} are not known here", table.table))
+    }
 }
 
 /// A catalog without objects: for `check`, and for files that are then reconciled.
@@ -73,6 +85,16 @@ impl<'a> Overlay<'a> {
 }
 
 impl CatalogView for Overlay<'_> {
+    fn describe(
+        &self,
+        source: &str,
+        table: &PostgresDef,
+        connection: &ConnectionDef,
+        secret: Option<&SecretDef>,
+    ) -> Result<Schema, String> {
+        self.base.describe(source, table, connection, secret)
+    }
+
     fn object(&self, name: &str) -> Option<Object> {
         match self.changed.get(name) {
             Some(changed) => changed.clone(),
@@ -130,7 +152,7 @@ pub fn relation_schema(catalog: &dyn CatalogView, name: &str) -> Option<Schema> 
         Definition::View(view) => Some(view.schema),
         Definition::Index(index) => chunk_schema(catalog, &index),
         Definition::Cache(_) => Some(cache_schema()),
-        Definition::Model(_) => None,
+        Definition::Model(_) | Definition::Secret(_) | Definition::Connection(_) => None,
     }
 }
 

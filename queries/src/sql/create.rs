@@ -29,7 +29,7 @@ pub(super) fn plan_create(
     catalog: &dyn CatalogView,
 ) -> Result<Create, Problem> {
     let or_replace = cursor.eat_all(&["OR", "REPLACE"]);
-    if cursor.is("POLICY") || cursor.is("SINK") || cursor.is("SECRET") || cursor.is("CONNECTION") {
+    if cursor.is("POLICY") || cursor.is("SINK") {
         let what = cursor
             .peek()
             .map(|token| token.token.to_string().to_uppercase());
@@ -38,7 +38,8 @@ pub(super) fn plan_create(
     }
     let kind = kind(&mut cursor)?;
     let if_not_exists = cursor.eat_all(&["IF", "NOT", "EXISTS"]);
-    let Name { value: name, at } = cursor.name(&format!("the {}'s name", kind.to_lowercase()))?;
+    let named = cursor.name(&format!("the {}'s name", kind.to_lowercase()))?;
+    let Name { value: name, at } = named.clone();
     if or_replace && if_not_exists {
         return Err(
             Problem::syntax("OR REPLACE and IF NOT EXISTS exclude each other")
@@ -47,7 +48,11 @@ pub(super) fn plan_create(
         );
     }
     let definition = match kind {
-        "SOURCE" => Definition::Source(super::source::source(&mut cursor, at)?),
+        "SOURCE" => Definition::Source(super::source::source(&mut cursor, &named, catalog)?),
+        "SECRET" => Definition::Secret(super::connection::secret(&mut cursor)?),
+        "CONNECTION" => {
+            Definition::Connection(super::connection::connection(&mut cursor, &name, catalog)?)
+        }
         "MODEL" => Definition::Model(model(&mut cursor)?),
         "VIEW" => {
             cursor.expect("AS")?;
@@ -73,8 +78,6 @@ pub(super) fn plan_create(
 
 fn later_hint(what: &str) -> &'static str {
     match what {
-        "CREATE SECRET" => "connectors of this version need no secrets",
-        "CREATE CONNECTION" => "sources of this version are FILES, PUSH, GENERATE and KAFKA",
         "CREATE POLICY" => "filter in the question: WHERE over INCLUDEd columns",
         _ => "read changes by asking; POST /v1/search/subscribe will stream them",
     }

@@ -15,6 +15,7 @@
 
 mod ast;
 mod catalog;
+mod connection;
 mod create;
 mod cursor;
 mod explain;

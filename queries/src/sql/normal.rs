@@ -6,11 +6,12 @@
 use engine::model::Schema;
 
 use super::ast::ident_sql;
+use super::connection::mode_word;
 use super::interval::format_micros;
 use super::kafka::{format_word, part_word};
 use crate::definition::{
-    CacheDef, ChunkStrategy, Chunking, Connector, Definition, Envelope, Fusion, IndexDef, KafkaDef,
-    KafkaStart, ModelDef,
+    CacheDef, ChunkStrategy, Chunking, ConnectionDef, Connector, Definition, Envelope, Fusion,
+    IndexDef, KafkaDef, KafkaStart, ModelDef, SecretDef, SlotLost,
 };
 
 /// The statement that makes an object again.
@@ -43,6 +44,12 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
                 )
             }
             Connector::Kafka(def) => kafka(&name, &source.schema, def),
+            Connector::Postgres(def) => format!(
+                "CREATE SOURCE {name} ({}) FROM POSTGRES (CONNECTION = {}, TABLE = {})",
+                columns(&source.schema),
+                ident_sql(&def.connection),
+                text(&def.table)
+            ),
         },
         Definition::Model(ModelDef::Pretrained {
             location,
@@ -60,7 +67,43 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
         Definition::View(view) => format!("CREATE VIEW {name} AS {}", view.query),
         Definition::Index(definition) => index(&name, definition),
         Definition::Cache(definition) => cache(&name, definition),
+        Definition::Secret(SecretDef::Env(variable)) => {
+            format!("CREATE SECRET {name} AS ENV {}", text(variable))
+        }
+        Definition::Secret(SecretDef::File(path)) => {
+            format!("CREATE SECRET {name} AS FILE {}", text(path))
+        }
+        Definition::Connection(definition) => connection(&name, definition),
     }
+}
+
+fn connection(name: &str, def: &ConnectionDef) -> String {
+    let mut options = vec![
+        format!("HOST = {}", text(&def.host)),
+        format!("PORT = {}", def.port),
+        format!("USER = {}", text(&def.user)),
+    ];
+    if let Some(secret) = &def.password {
+        options.push(format!("PASSWORD = SECRET {}", ident_sql(secret)));
+    }
+    options.push(format!("DATABASE = {}", text(&def.database)));
+    options.push(format!("SSLMODE = '{}'", mode_word(def.ssl_mode)));
+    if let Some(file) = &def.ssl_root_cert {
+        options.push(format!("SSLROOTCERT = {}", text(file)));
+    }
+    // Named, they would be somebody else's.
+    if !def.is_own {
+        options.push(format!("SLOT = {}", text(&def.slot)));
+        options.push(format!("PUBLICATION = {}", text(&def.publication)));
+    }
+    options.push(match def.slot_lost {
+        SlotLost::Stop => "SLOT LOST = 'stop'".to_owned(),
+        SlotLost::Copy => "SLOT LOST = 'copy'".to_owned(),
+    });
+    format!(
+        "CREATE CONNECTION {name} TO POSTGRES ({})",
+        options.join(", ")
+    )
 }
 
 fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {

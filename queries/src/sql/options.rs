@@ -26,6 +26,8 @@ enum Raw {
     Text(String),
     Number(String),
     Word(String),
+    /// `SECRET name`
+    Secret(String),
 }
 
 impl Raw {
@@ -33,6 +35,7 @@ impl Raw {
         match self {
             Raw::Text(text) => format!("'{text}'"),
             Raw::Number(text) | Raw::Word(text) => text.clone(),
+            Raw::Secret(name) => format!("SECRET {name}"),
         }
     }
 }
@@ -97,6 +100,29 @@ impl Options {
         }
     }
 
+    /// The name of a secret, and where it stands.
+    pub fn secret(&self, name: &str) -> Result<Option<(String, Position)>, Problem> {
+        match self.raw(name) {
+            None => Ok(None),
+            Some((Raw::Secret(secret), at)) => Ok(Some((secret.clone(), at))),
+            // What was written may be the secret itself: it is not shown.
+            Some((_, at)) => Err(Problem::invalid(format!("option {name} is no secret"))
+                .at(at.line, at.column)
+                .expected(format!("{name} SECRET name"))
+                .hint("CREATE SECRET name AS ENV 'VARIABLE', so that the value is stored nowhere")),
+        }
+    }
+
+    /// An object's name, bare or as a string, and where it stands.
+    pub fn name(&self, name: &str) -> Result<Option<(String, Position)>, Problem> {
+        match self.raw(name) {
+            None => Ok(None),
+            Some((Raw::Word(word), at)) => Ok(Some((word.to_lowercase(), at))),
+            Some((Raw::Text(text), at)) => Ok(Some((text.clone(), at))),
+            Some((raw, at)) => Err(wrong(name, raw, at, "a name")),
+        }
+    }
+
     /// One of several words, as a string or bare; folded to lower case.
     pub fn choice(
         &self,
@@ -106,7 +132,7 @@ impl Options {
         let Some((raw, at)) = self.raw(name) else {
             return Ok(None);
         };
-        let (Raw::Text(text) | Raw::Word(text) | Raw::Number(text)) = raw;
+        let (Raw::Text(text) | Raw::Word(text) | Raw::Number(text) | Raw::Secret(text)) = raw;
         let found = choices
             .iter()
             .find(|choice| choice.eq_ignore_ascii_case(text));
@@ -243,7 +269,14 @@ fn value(inner: &mut Cursor<'_>, name: &str) -> Result<Raw, Problem> {
         }
         Some(token) if !negative => match (string_literal(token), token) {
             (Some(text), _) => Some(Raw::Text(text)),
-            (None, Token::Word(word)) if !is_interval => Some(Raw::Word(word.value.clone())),
+            (None, Token::Word(word)) if !is_interval => {
+                let is_secret =
+                    word.quote_style.is_none() && word.value.eq_ignore_ascii_case("SECRET");
+                match ahead.name("a secret's name") {
+                    Ok(secret) if is_secret => Some(Raw::Secret(secret.value)),
+                    _ => Some(Raw::Word(word.value.clone())),
+                }
+            }
             _ => None,
         },
         _ => None,

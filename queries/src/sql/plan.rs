@@ -94,6 +94,10 @@ pub enum ShowKind {
     Indexes,
     /// `SHOW CACHES`
     Caches,
+    /// `SHOW SECRETS`: their places, never their values.
+    Secrets,
+    /// `SHOW CONNECTIONS`
+    Connections,
     /// `SHOW PROGRESS`
     Progress,
     /// `SHOW ALL` (or `OBJECTS`): every declared object.

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! CREATE SOURCE name [(columns)] FROM PUSH (columns) | FILES (…) | GENERATE (…) | KAFKA (…) …
+//!                                    | POSTGRES (…)
 //! ```
 //!
-//! Kafka's own clauses are in [`super::kafka`].
+//! Kafka's own clauses are in [`super::kafka`], PostgreSQL's in [`super::connection`].
 
 use datafusion_sql::sqlparser::tokenizer::Token;
 use engine::limits::DIMENSIONS_MAX;
 use engine::model::{Column, Schema, SqlType};
 
+use super::catalog::CatalogView;
 use super::cursor::{Cursor, Name};
 use super::options::{Known, Options};
 use super::statement::later;
@@ -21,8 +23,13 @@ use crate::problem::{Position, Problem};
 pub(super) const PATTERN_DEFAULT: &str = "**/*";
 
 /// Reads what stands behind the name, which stands at `at`.
-pub(super) fn source(cursor: &mut Cursor<'_>, at: Position) -> Result<SourceDef, Problem> {
-    const CONNECTORS: [&str; 4] = ["PUSH", "FILES", "GENERATE", "KAFKA"];
+pub(super) fn source(
+    cursor: &mut Cursor<'_>,
+    name: &Name,
+    catalog: &dyn CatalogView,
+) -> Result<SourceDef, Problem> {
+    const CONNECTORS: [&str; 5] = ["PUSH", "FILES", "GENERATE", "KAFKA", "POSTGRES"];
+    let at = name.at;
     let before = match cursor.is_token(&Token::LParen) {
         true => Some(Columns {
             at: cursor.position(),
@@ -62,13 +69,15 @@ pub(super) fn source(cursor: &mut Cursor<'_>, at: Position) -> Result<SourceDef,
         generate(cursor)?
     } else if cursor.eat("KAFKA") {
         return super::kafka::kafka(cursor, before, at);
+    } else if cursor.eat("POSTGRES") {
+        return super::connection::postgres(cursor, before, name, catalog);
     } else {
-        for word in ["POSTGRES", "GIT", "HTTP", "S3"] {
+        for word in ["GIT", "HTTP", "S3"] {
             if cursor.is(word) {
                 return Err(later(
                     cursor,
                     &format!("FROM {word}"),
-                    "sources of this version are FILES, PUSH, GENERATE and KAFKA",
+                    "sources of this version are FILES, PUSH, GENERATE, KAFKA and POSTGRES",
                 ));
             }
         }
@@ -94,7 +103,7 @@ pub(super) struct Columns {
     pub schema: Schema,
 }
 
-fn keyed(schema: &Schema, name_at: Position) -> Result<(), Problem> {
+pub(super) fn keyed(schema: &Schema, name_at: Position) -> Result<(), Problem> {
     if schema.key.is_empty() {
         return Err(Problem::invalid("a source needs a primary key")
             .at(name_at.line, name_at.column)

@@ -214,8 +214,16 @@ fn select(
 }
 
 /// Kinds of objects, with those of later versions marked.
-pub(super) const KINDS: [&str; 5] = ["SOURCE", "MODEL", "VIEW", "INDEX", "CACHE"];
-pub(super) const LATER_KINDS: [&str; 5] = ["SECRET", "CONNECTION", "POLICY", "SINK", "TENANT"];
+pub(super) const KINDS: [&str; 7] = [
+    "SOURCE",
+    "MODEL",
+    "VIEW",
+    "INDEX",
+    "CACHE",
+    "SECRET",
+    "CONNECTION",
+];
+pub(super) const LATER_KINDS: [&str; 3] = ["POLICY", "SINK", "TENANT"];
 
 /// Takes a kind.
 pub(super) fn kind(cursor: &mut Cursor<'_>) -> Result<&'static str, Problem> {
@@ -357,8 +365,17 @@ pub(super) fn has_dependents(
 }
 
 fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planned, Problem> {
-    const WORDS: [&str; 8] = [
-        "SOURCES", "MODELS", "VIEWS", "INDEXES", "CACHES", "PROGRESS", "ALL", "CREATE",
+    const WORDS: [&str; 10] = [
+        "SOURCES",
+        "MODELS",
+        "VIEWS",
+        "INDEXES",
+        "CACHES",
+        "SECRETS",
+        "CONNECTIONS",
+        "PROGRESS",
+        "ALL",
+        "CREATE",
     ];
     if cursor.eat("CREATE") {
         let kind = KINDS
@@ -379,12 +396,14 @@ fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         let statement = object.statement;
         return Ok(Planned::Show(ShowKind::Create { name, statement }));
     }
-    let kinds: [(&[&str], ShowKind); 7] = [
+    let kinds: [(&[&str], ShowKind); 9] = [
         (&["SOURCES"], ShowKind::Sources),
         (&["MODELS"], ShowKind::Models),
         (&["VIEWS"], ShowKind::Views),
         (&["INDEXES", "INDICES"], ShowKind::Indexes),
         (&["CACHES"], ShowKind::Caches),
+        (&["SECRETS"], ShowKind::Secrets),
+        (&["CONNECTIONS"], ShowKind::Connections),
         (&["PROGRESS"], ShowKind::Progress),
         (&["ALL", "OBJECTS"], ShowKind::All),
     ];
@@ -395,13 +414,7 @@ fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         }
     }
     let at = cursor.position();
-    for word in [
-        "POLICIES",
-        "SINKS",
-        "SECRETS",
-        "CONNECTIONS",
-        "SUBSCRIPTIONS",
-    ] {
+    for word in ["POLICIES", "SINKS", "SUBSCRIPTIONS"] {
         if cursor.is(word) {
             let detail = format!("SHOW {word} is not supported by this version");
             return Err(Problem::not_supported(detail).at(at.line, at.column));

@@ -13,7 +13,7 @@
 //! become equal [`Value`]s in all of Debezium's modes. What a schemaless message leaves open is
 //! decided by [`Rules`] and never by the look of a value.
 
-mod binary;
+pub(crate) mod binary;
 mod decimal;
 mod meaning;
 pub mod placeholder;

@@ -1,0 +1,78 @@
+//! The rows of a source as they stand after everything that its reader took, staged or not.
+//!
+//! Idea: the sink knows what it was given; what lies in the batch that is being made is kept beside
+//! it. So a value that the upstream did not send again is taken from the row as it really stands.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use engine::contract::Resume;
+use engine::error::WorldError;
+use engine::model::{Key, Row, RowCodec, Schema, Value};
+
+use crate::envelope::table::LiveRows;
+
+/// See the module.
+pub(crate) struct Rows {
+    resume: Arc<dyn Resume>,
+    codec: RowCodec,
+    /// Changes of the batch that the sink does not know yet.
+    staged: HashMap<Key, Option<Row>>,
+}
+
+impl LiveRows for Rows {
+    fn row(&self, key: &Key) -> Option<Vec<Value>> {
+        let row = match self.staged.get(key) {
+            Some(row) => row.clone(),
+            None => self.resume.row(key),
+        };
+        row.map(|row| self.codec.unpack(&row))
+    }
+}
+
+impl Rows {
+    /// Errors: a schema without a row format.
+    pub(crate) fn new(
+        source: &str,
+        resume: Arc<dyn Resume>,
+        schema: &Schema,
+    ) -> Result<Rows, WorldError> {
+        let codec = RowCodec::new(schema.clone()).map_err(|error| WorldError::Service {
+            service: format!("source \"{source}\""),
+            detail: error.to_string(),
+            is_transient: false,
+        })?;
+        Ok(Rows {
+            resume,
+            codec,
+            staged: HashMap::new(),
+        })
+    }
+
+    /// A row in the engine's form.
+    pub(crate) fn pack(&self, values: &[Value]) -> Row {
+        self.codec.pack(values)
+    }
+
+    /// Notes a change of the batch.
+    pub(crate) fn note(&mut self, key: Key, row: Option<Row>) {
+        self.staged.insert(key, row);
+    }
+
+    /// The batch was staged: the sink knows it now.
+    pub(crate) fn staged(&mut self) {
+        self.staged.clear();
+    }
+
+    /// All keys. Cost: linear in the source's live rows.
+    pub(crate) fn keys(&self) -> BTreeSet<Key> {
+        let mut keys: BTreeSet<Key> = self.resume.live().into_iter().map(|(key, _)| key).collect();
+        for (key, row) in &self.staged {
+            match row {
+                Some(_) => keys.insert(key.clone()),
+                None => keys.remove(key),
+            };
+        }
+        keys
+    }
+}

@@ -1,0 +1,512 @@
+//! The log of one slot, as transactions of the sources that read it.
+//!
+//! ```text
+//! Begin ─▶ changes ─▶ Table of each source ─▶ Commit at L ─▶ stage_together ─▶ every source stands at L
+//!                                                             each second: sync, confirm L
+//! ```
+//!
+//! Invariants: a transaction is staged whole, at its commit (in parts only beyond
+//! [`TRANSACTION_BYTES_MAX`], counted); a source skips what its position contains; the slot is
+//! confirmed at L only after every source has logged a position of at least L and the log is synced.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use engine::contract::{Part, SourceBatch};
+use engine::limits::TRANSACTION_BYTES_MAX;
+use engine::telemetry;
+use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
+
+use super::copy::point_text;
+use super::hub::{LOOK, Member, Reader, State};
+use super::message::{self, Message, Relation};
+use super::session::{Failure, Session};
+use super::{LANE, Stand, position, setup};
+
+/// Time between two confirmations.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// A server that says nothing for so long is gone: it sends keepalives twice a minute.
+const SILENCE: Duration = Duration::from_secs(75);
+
+/// The transaction that is being read.
+struct Transaction {
+    /// Where its commit begins.
+    commit: u64,
+    /// For dead letters.
+    name: String,
+    /// Whether parts of it are staged already.
+    is_split: bool,
+    /// Sources whose rows must be copied again after it.
+    to_copy: Vec<u64>,
+}
+
+/// The state of one stream.
+struct Stream {
+    client: ReplicationClient,
+    /// Everything before was taken.
+    at: u64,
+    /// What the slot is confirmed to.
+    confirmed: u64,
+    confirmed_at: Instant,
+    /// The end of the server's log, as far as it told.
+    end: u64,
+    /// The sources of a table, by the table's object id.
+    readers: HashMap<u32, Vec<u64>>,
+    transaction: Option<Transaction>,
+    heard: Instant,
+}
+
+impl Reader {
+    /// Connects, prepares what is missing, and reads until something changes.
+    pub(super) async fn session(&mut self) -> Result<(), Failure> {
+        let options = self.hub.options.clone();
+        let mut session = Session::open(&options, &options.slot).await?;
+        let system = session.system().await?;
+        self.publish(&mut session, &system).await?;
+        if self.members.is_empty() {
+            return Ok(());
+        }
+        let mut members = self.members.values();
+        let is_first = members.all(|member| member.stand.is_none());
+        let may_make = is_first || options.copies_again;
+        let slot = setup::slot(&mut session, &options, may_make).await?;
+        if slot.is_new {
+            tracing::info!(slot = options.slot, "made the replication slot");
+        }
+        for member in self.members.values_mut() {
+            member.place(slot.confirmed, &system);
+        }
+        self.start_copy(&system);
+        let mut members = self.members.values();
+        if !members.any(|member| member.state == State::Live) {
+            drop(session);
+            while !self.wait(LOOK) && !self.copy_ended() {
+                self.start_copy(&system);
+            }
+            return Ok(());
+        }
+        let client = session.start().await?;
+        self.has_streamed = true;
+        let mut stream = Stream {
+            client,
+            at: slot.confirmed,
+            confirmed: slot.confirmed,
+            confirmed_at: Instant::now(),
+            end: slot.confirmed,
+            readers: HashMap::new(),
+            transaction: None,
+            heard: Instant::now(),
+        };
+        let ended = self.read(&mut stream, &system).await;
+        for member in self.members.values_mut() {
+            if let Some(table) = &mut member.table {
+                table.clear();
+            }
+        }
+        stream.client.stop();
+        ended
+    }
+
+    /// Checks the tables of sources that are new here, and puts them into the publication.
+    async fn publish(&mut self, session: &mut Session, system: &str) -> Result<(), Failure> {
+        let options = self.hub.options.clone();
+        let mut failed = Vec::new();
+        for (id, member) in &mut self.members {
+            let stood = member.stand.as_ref();
+            if let Some(stood) = stood.filter(|stood| stood.system != system)
+                && !options.copies_again
+            {
+                failed.push((*id, Failure::Lasting(format!(
+                    "this is another cluster (system identifier {system}, the source read {}): its \
+                     log does not go on from there; drop the connection's sources and create them \
+                     again, or create the connection with SLOT LOST 'copy'",
+                    stood.system
+                ))));
+                continue;
+            }
+            let Some(table) = member.table.as_ref().filter(|_| !member.is_published) else {
+                continue;
+            };
+            let is_first = member.stand.is_none() && member.context.resume.live().is_empty();
+            let checked = match setup::facts(session, &table.name).await {
+                Ok(facts) => facts.check(&table.name, &table.schema, is_first),
+                Err(failure) => Err(failure),
+            };
+            let published = match checked {
+                Ok(()) => setup::publish(session, &options, &table.name).await,
+                Err(failure) => Err(failure),
+            };
+            match published {
+                Ok(()) => member.is_published = true,
+                Err(failure @ Failure::Lasting(_)) => failed.push((*id, failure)),
+                Err(passing) => return Err(passing),
+            }
+        }
+        for (id, failure) in failed {
+            self.fail(id, &failure);
+        }
+        Ok(())
+    }
+
+    /// Reads the stream until members come or go, or a copy ends.
+    async fn read(&mut self, stream: &mut Stream, system: &str) -> Result<(), Failure> {
+        loop {
+            if stream.transaction.is_none() {
+                if self.commands_now() || self.copy_ended() {
+                    return Ok(());
+                }
+                self.start_copy(system);
+            }
+            let ready = tokio::time::timeout(Duration::ZERO, stream.client.recv()).await;
+            let event = match ready {
+                Ok(event) => Some(event?),
+                Err(_) => {
+                    self.idle(stream);
+                    let event = tokio::time::timeout(LOOK, stream.client.recv()).await;
+                    event.ok().transpose()?
+                }
+            };
+            match event {
+                None if stream.heard.elapsed() > SILENCE => {
+                    let detail = format!("the server has been silent for {SILENCE:?}");
+                    return Err(Failure::Passing(detail));
+                }
+                None => continue,
+                Some(None) => return Err(Failure::Passing("the stream ended".to_owned())),
+                Some(Some(event)) => {
+                    stream.heard = Instant::now();
+                    if self.event(stream, &event)? {
+                        return Ok(());
+                    }
+                }
+            }
+            if stream.confirmed_at.elapsed() >= CONFIRM && stream.transaction.is_none() {
+                self.confirm(stream);
+            }
+        }
+    }
+
+    /// Takes one event; whether a table must be copied again.
+    fn event(&mut self, stream: &mut Stream, event: &ReplicationEvent) -> Result<bool, Failure> {
+        match event {
+            ReplicationEvent::Begin { final_lsn, .. } => {
+                stream.transaction = Some(Transaction {
+                    commit: final_lsn.as_u64(),
+                    name: format!("transaction at {final_lsn}"),
+                    is_split: false,
+                    to_copy: Vec::new(),
+                });
+            }
+            ReplicationEvent::XLogData { data, wal_end, .. } => {
+                let message = message::decode(data).map_err(|error| {
+                    Failure::Lasting(format!("a message that cannot be read: {error}"))
+                })?;
+                stream.end = stream.end.max(wal_end.as_u64());
+                self.message(stream, &message)?;
+            }
+            ReplicationEvent::Commit { end_lsn, .. } => {
+                if let Some(transaction) = stream.transaction.take() {
+                    return Ok(self.commit(stream, &transaction, end_lsn.as_u64()));
+                }
+            }
+            ReplicationEvent::KeepAlive { wal_end, .. } if stream.transaction.is_none() => {
+                // Everything before was sent; what concerns no table of ours is passed over.
+                stream.at = stream.at.max(wal_end.as_u64());
+            }
+            ReplicationEvent::KeepAlive { wal_end, .. } => {
+                stream.end = stream.end.max(wal_end.as_u64());
+            }
+            ReplicationEvent::Message { .. } | ReplicationEvent::StoppedAt { .. } => {}
+        }
+        Ok(false)
+    }
+
+    fn message(&mut self, stream: &mut Stream, message: &Message<'_>) -> Result<(), Failure> {
+        let tables = match message {
+            Message::Relation(relation) => return self.relation(stream, relation),
+            Message::Other => return Ok(()),
+            Message::Insert { table, .. }
+            | Message::Update { table, .. }
+            | Message::Delete { table, .. } => std::slice::from_ref(table),
+            Message::Truncate { tables } => tables,
+        };
+        let Some(transaction) = &mut stream.transaction else {
+            return Err(Failure::Lasting(
+                "a change outside a transaction".to_owned(),
+            ));
+        };
+        let ids = tables.iter().filter_map(|table| stream.readers.get(table));
+        for id in ids.flatten() {
+            let Some(member) = self.members.get_mut(id) else {
+                continue;
+            };
+            if member.wants(transaction.commit)
+                && !transaction.to_copy.contains(id)
+                && let Some(table) = &mut member.table
+            {
+                table.apply(message, &transaction.name);
+            }
+        }
+        let tables = self
+            .members
+            .values()
+            .filter_map(|member| member.table.as_ref());
+        let bytes: usize = tables.map(super::table::Table::bytes).sum();
+        if bytes > TRANSACTION_BYTES_MAX {
+            if !std::mem::replace(&mut transaction.is_split, true) {
+                metrics::counter!(
+                    telemetry::TRANSACTIONS_SPLIT.name, "connection" => self.hub.options.name.clone()
+                )
+                .increment(1);
+                tracing::warn!(
+                    connection = self.hub.options.name,
+                    transaction = transaction.name,
+                    limit = TRANSACTION_BYTES_MAX,
+                    "a transaction is larger than TRANSACTION_BYTES_MAX: it becomes visible in parts"
+                );
+            }
+            self.stage(None);
+        }
+        Ok(())
+    }
+
+    /// Who reads a table, and how its columns lie.
+    fn relation(&mut self, stream: &mut Stream, relation: &Relation) -> Result<(), Failure> {
+        let (mut ids, mut failed) = (Vec::new(), Vec::new());
+        for (id, member) in &mut self.members {
+            let is_named =
+                (&*member.name.schema, &*member.name.name) == (&*relation.schema, &*relation.name);
+            let Some(table) = member.table.as_mut().filter(|_| is_named) else {
+                continue;
+            };
+            ids.push(*id);
+            match table.relation(relation) {
+                Ok(true) => {}
+                Ok(false) => {
+                    let Some(transaction) = &mut stream.transaction else {
+                        continue;
+                    };
+                    let commit = transaction.commit;
+                    if member.state == State::Live
+                        && member
+                            .stand
+                            .as_ref()
+                            .is_some_and(|stand| stand.lsn <= commit)
+                    {
+                        tracing::warn!(
+                            source = member.context.name,
+                            table = %member.name,
+                            at = transaction.name,
+                            "columns of the table changed: it is copied again"
+                        );
+                        table.clear();
+                        transaction.to_copy.push(*id);
+                    }
+                }
+                Err(failure) => failed.push((*id, failure)),
+            }
+        }
+        stream.readers.insert(relation.id, ids);
+        for (id, failure) in failed {
+            self.fail(id, &failure);
+        }
+        Ok(())
+    }
+
+    /// Stages the transaction; whether a table must be copied again.
+    fn commit(&mut self, stream: &mut Stream, transaction: &Transaction, end: u64) -> bool {
+        stream.at = stream.at.max(end);
+        self.stage(Some(end));
+        for member in self.members.values_mut() {
+            member.pass(end);
+        }
+        for id in &transaction.to_copy {
+            if let Some(member) = self.members.get_mut(id) {
+                member.state = State::Behind;
+                member.stand = None;
+            }
+        }
+        !transaction.to_copy.is_empty()
+    }
+
+    /// Stages what the sources' tables hold, as one transaction; with its end when it is whole.
+    fn stage(&mut self, end: Option<u64>) {
+        loop {
+            let mut parts: Vec<Part> = Vec::new();
+            for member in self.members.values_mut() {
+                member.is_leaving |= member.context.is_stopping();
+                parts.extend(member.part(end));
+            }
+            let Some(first) = parts.first().map(|part| part.source) else {
+                return;
+            };
+            let mut members = self.members.values_mut();
+            let first = members.find(|member| member.context.sink.source() == first);
+            let first = first.expect("the parts are the members'");
+            // Closed: that source is stopping. The others' parts are taken again without it.
+            let is_staged = first.context.sink.stage_together(parts.clone()).is_ok();
+            first.is_leaving |= !is_staged;
+            for member in self.members.values_mut() {
+                let source = member.context.sink.source();
+                if let Some(part) = parts.iter().find(|part| part.source == source) {
+                    member.staged(part, end, is_staged);
+                }
+            }
+            if is_staged {
+                return;
+            }
+        }
+    }
+
+    /// Nothing waits to be read: readers may be told how far everything is.
+    fn idle(&mut self, stream: &mut Stream) {
+        if stream.transaction.is_some() {
+            return;
+        }
+        for member in self.members.values_mut() {
+            member.pass(stream.at);
+            member.tell_reached();
+        }
+        if stream.confirmed_at.elapsed() >= CONFIRM {
+            self.confirm(stream);
+        }
+    }
+
+    /// Confirms what is durable in all sources, so that the server may forget it.
+    fn confirm(&mut self, stream: &mut Stream) {
+        stream.confirmed_at = Instant::now();
+        metrics::gauge!(
+            telemetry::POSTGRES_LAG_BYTES.name, "connection" => self.hub.options.name.clone()
+        )
+        .set(stream.end.saturating_sub(stream.at) as f64);
+        // A copy goes on from a point that must still be in the log when it is through.
+        let mut members = self.members.values();
+        let is_leaving = members.any(|member| member.is_leaving || member.context.is_stopping());
+        if stream.at <= stream.confirmed || self.is_copying() || is_leaving {
+            return;
+        }
+        for member in self.members.values_mut() {
+            if member.log_position(stream.at).is_err() {
+                return;
+            }
+        }
+        for member in self.members.values() {
+            if member.context.sink.sync().is_err() {
+                return;
+            }
+        }
+        stream.confirmed = stream.at;
+        stream.client.update_applied_lsn(Lsn::from_u64(stream.at));
+    }
+}
+
+impl Member {
+    /// Whether the stream is its truth, or it must be copied.
+    fn place(&mut self, confirmed: u64, system: &str) {
+        if self.state == State::Copying {
+            return;
+        }
+        let stood = self.stand.as_ref();
+        let is_whole = stood.is_some_and(|stood| stood.lsn >= confirmed && stood.system == system);
+        if !is_whole && let Some(stood) = stood {
+            tracing::warn!(
+                source = self.context.name,
+                stands_at = point_text(stood.lsn),
+                log_begins_at = point_text(confirmed),
+                "changes between are no longer in the log: the table is copied again"
+            );
+        }
+        let shape = stood.and_then(|stood| stood.shape.clone());
+        if let Some(table) = self.table.as_mut().filter(|_| is_whole) {
+            table.set_shape(shape);
+        }
+        self.state = match is_whole {
+            true => State::Live,
+            false => State::Behind,
+        };
+    }
+
+    /// Whether a transaction is not in its rows yet.
+    fn wants(&self, commit: u64) -> bool {
+        let stood = self.stand.as_ref();
+        self.state == State::Live && stood.is_some_and(|stood| stood.lsn <= commit)
+    }
+
+    /// Everything before `at` is in its rows.
+    fn pass(&mut self, at: u64) {
+        if self.state == State::Live
+            && !self.is_leaving
+            && let Some(stand) = &mut self.stand
+        {
+            stand.lsn = stand.lsn.max(at);
+        }
+    }
+
+    /// Where it will stand after a transaction.
+    fn stand_at(&self, end: u64) -> Option<Stand> {
+        let lsn = self.stand.as_ref()?.lsn.max(end);
+        self.stand.clone().map(|stand| Stand { lsn, ..stand })
+    }
+
+    /// Its part of a transaction, if it has one.
+    fn part(&mut self, end: Option<u64>) -> Option<Part> {
+        let stand = end.and_then(|end| self.stand_at(end));
+        let table = self.table.as_mut()?;
+        if self.is_leaving {
+            table.clear();
+        }
+        if table.is_empty() {
+            return None;
+        }
+        Some(Part {
+            source: self.context.sink.source(),
+            name: self.context.name.as_str().into(),
+            batch: SourceBatch {
+                lane: LANE.to_owned(),
+                ..table.take(stand.as_ref().map(position))
+            },
+        })
+    }
+
+    /// Its part was staged, or is given back to be staged again.
+    fn staged(&mut self, part: &Part, end: Option<u64>, is_staged: bool) {
+        let Some(table) = &mut self.table else { return };
+        if is_staged {
+            table.staged();
+            if let Some(end) = end {
+                self.logged = self.logged.max(end);
+                self.reached = self.logged;
+            }
+        } else {
+            table.give_back(part.batch.clone());
+        }
+    }
+
+    /// Tells the sink how far it is, without a word in the log.
+    fn tell_reached(&mut self) {
+        let is_there = self.state == State::Live && !self.is_leaving;
+        let Some(stand) = self.stand.as_ref().filter(|_| is_there) else {
+            return;
+        };
+        if stand.lsn > self.reached {
+            self.context.sink.reached(LANE, &position(stand));
+            self.reached = stand.lsn;
+        }
+    }
+
+    /// Logs that it has come to a position.
+    fn log_position(&mut self, at: u64) -> Result<(), engine::contract::SinkClosed> {
+        self.pass(at);
+        let Some(stand) = self.stand.as_ref().filter(|stand| stand.lsn > self.logged) else {
+            return Ok(());
+        };
+        self.context.sink.stage(SourceBatch {
+            lane: LANE.to_owned(),
+            position: Some(position(stand)),
+            ..SourceBatch::default()
+        })?;
+        self.logged = stand.lsn;
+        self.reached = stand.lsn;
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! Connections with their secrets, read at the moment they are used.
+//!
+//! Invariants: a secret's value is in no catalog, log or message; a secret that cannot be read is a
+//! failure of the world that names where it was looked for.
+
+use engine::contract::Source;
+use engine::error::WorldError;
+use engine::model::Schema;
+
+use super::Inner;
+use crate::definition::{ConnectionDef, Connector, Definition, PostgresDef, SecretDef, SourceDef};
+
+/// What connecting needs.
+#[derive(Clone)]
+pub struct Connection {
+    /// Its name.
+    pub name: String,
+    /// What was declared.
+    pub definition: ConnectionDef,
+    /// The password; empty without a secret.
+    pub password: String,
+}
+
+impl Connection {
+    /// Reads the secret, if there is one.
+    ///
+    /// Errors: the variable is not set, or the file cannot be read.
+    pub fn new(
+        name: &str,
+        definition: &ConnectionDef,
+        secret: Option<&SecretDef>,
+    ) -> Result<Connection, WorldError> {
+        let password = match secret {
+            Some(secret) => read_secret(secret)?,
+            None => String::new(),
+        };
+        Ok(Connection {
+            name: name.to_owned(),
+            definition: definition.clone(),
+            password,
+        })
+    }
+}
+
+fn read_secret(secret: &SecretDef) -> Result<String, WorldError> {
+    match secret {
+        SecretDef::Env(variable) => std::env::var(variable).map_err(|_| WorldError::Service {
+            service: "secret".to_owned(),
+            detail: format!("the environment variable {variable} is not set in the server"),
+            is_transient: false,
+        }),
+        SecretDef::File(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| WorldError::io("cannot read the secret", path.as_ref(), error))?;
+            let value = text.strip_suffix('\n').unwrap_or(&text);
+            Ok(value.strip_suffix('\r').unwrap_or(value).to_owned())
+        }
+    }
+}
+
+impl Inner {
+    /// Makes the reader of a source, with the connection that it names.
+    pub(super) fn connect(
+        &self,
+        source: &SourceDef,
+        name: &str,
+    ) -> Result<Option<Box<dyn Source>>, WorldError> {
+        let connection = match &source.connector {
+            Connector::Postgres(postgres) => Some(self.connection(&postgres.connection)?),
+            _ => None,
+        };
+        (self.connect)(source, name, connection.as_ref())
+    }
+
+    fn connection(&self, name: &str) -> Result<Connection, WorldError> {
+        let missing = |what: &str, name: &str| WorldError::Service {
+            service: format!("connection \"{name}\""),
+            detail: format!("there is no such {what}"),
+            is_transient: false,
+        };
+        let definition = |name: &str| {
+            let declared = self.pipeline.by_name(name)?;
+            Some(declared.object().definition.clone())
+        };
+        let Some(Definition::Connection(connection)) = definition(name) else {
+            return Err(missing("connection", name));
+        };
+        let secret = match &connection.password {
+            None => None,
+            Some(secret) => match definition(secret) {
+                Some(Definition::Secret(found)) => Some(found),
+                _ => return Err(missing("secret", secret)),
+            },
+        };
+        Connection::new(name, &connection, secret.as_ref())
+    }
+
+    /// The columns of a table: those of the source that reads it already, else as the database has
+    /// them.
+    pub(super) fn describe_table(
+        &self,
+        source: &str,
+        table: &PostgresDef,
+        connection: &ConnectionDef,
+        secret: Option<&SecretDef>,
+    ) -> Result<Schema, String> {
+        let declared = self.pipeline.by_name(source);
+        if let Some(Definition::Source(source)) =
+            declared.map(|declared| declared.object().definition.clone())
+            && source.connector == Connector::Postgres(table.clone())
+        {
+            return Ok(source.schema);
+        }
+        let connection = Connection::new(&table.connection, connection, secret);
+        let schema = connection.and_then(|connection| (self.describe)(&connection, &table.table));
+        schema.map_err(|error| error.to_string())
+    }
+}

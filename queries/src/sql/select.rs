@@ -563,7 +563,7 @@ fn resolve(
             let kind = object.definition.kind().to_owned();
             let Some(schema) = relation_schema(catalog, name) else {
                 return Err(
-                    Problem::invalid(format!("\"{name}\" is a model: it has no rows"))
+                    Problem::invalid(format!("\"{name}\" is a {kind}: it has no rows"))
                         .at(at.line, at.column)
                         .expected("a source, a view, an index, a cache or search(…)"),
                 );

@@ -14,6 +14,7 @@ mod servers;
 mod debezium;
 mod kafka;
 mod postgres;
+mod postgres_edges;
 mod workload;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

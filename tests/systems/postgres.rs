@@ -27,7 +27,7 @@ fn number(name: &str, default: usize) -> usize {
 }
 
 /// What declares the connection `pg`.
-fn connection(run: &Run, postgres: &Postgres, port: u16, more: &str) -> String {
+pub fn connection(run: &Run, postgres: &Postgres, port: u16, more: &str) -> String {
     let secret = run.path().join("password");
     std::fs::write(&secret, format!("{}\n", postgres.password)).expect("writable");
     format!(
@@ -41,7 +41,7 @@ fn connection(run: &Run, postgres: &Postgres, port: u16, more: &str) -> String {
 }
 
 /// The rows of a statement that waits, as arrays; asks again while the place is not reached.
-fn rows_at(program: &Program, sql: &str) -> Vec<Json> {
+pub fn rows_at(program: &Program, sql: &str) -> Vec<Json> {
     let deadline = Instant::now() + RECOVERY;
     loop {
         let (status, reply) = program.post("/v1/sql", &json!({ "sql": sql }));

@@ -76,7 +76,8 @@ impl Workload {
     }
 
     fn body(&mut self) -> String {
-        let words = self.rng.random_range(60..200);
+        // A row of more than 2 kB lies out of line.
+        let words = self.rng.random_range(60..500);
         let word = |_| format!("w{:x}", self.rng.random::<u32>());
         (0..words).map(word).collect::<Vec<_>>().join(" ")
     }

@@ -28,7 +28,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(20);
 /// Longest wait for sources that were made and have not joined.
 const EXPECT: Duration = Duration::from_secs(10);
 /// Pause after a failure, at first and at most.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// A source's thread waits so long for the hub to let go of it.
 const LEAVE: Duration = Duration::from_millis(800);
 /// Attempts to drop a slot that the server still counts as in use.

@@ -22,7 +22,7 @@ impl Inner {
         for declared in self.pipeline.all() {
             let object = declared.object();
             match (&declared, published.collections.get(&object.id)) {
-                (Declared::Model { .. }, _) => {}
+                (Declared::Model { .. } | Declared::Plain { .. }, _) => {}
                 (_, Some(readable)) if readable.upper > readable.since => {}
                 _ => reasons.push(format!(
                     "{} \"{}\" is not sealed yet",

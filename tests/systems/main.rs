@@ -15,6 +15,7 @@ mod debezium;
 mod kafka;
 mod postgres;
 mod postgres_edges;
+mod postgres_freshness;
 mod workload;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

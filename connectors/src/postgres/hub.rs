@@ -260,7 +260,7 @@ impl Reader {
                 self.give_up();
                 let hub = Arc::clone(&self.hub);
                 match hub.close(&self.commands) {
-                    Some(command) => drop(self.take(command)),
+                    Some(command) => self.take(command),
                     None => return,
                 }
                 continue;

@@ -211,6 +211,9 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
         let waited = compare(&program, &postgres, &format!("pause {pause}"));
         slowest = slowest.max(waited);
         println!("pause {pause}: fault {fault}; there after {waited:.2?}");
+        if waited > Duration::from_secs(5) {
+            println!("{}", program.log());
+        }
     }
     println!("{reads} reads of the shadow, slowest pause {slowest:.2?}");
     assert!(reads > 0, "the reader read");

@@ -5,9 +5,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use connectors::envelope::{self, BinaryMode, DecimalMode, Metadata, TimePrecision};
 use connectors::format::Format;
+use connectors::git::{GitOptions, GitSource};
 use connectors::kafka::{KafkaOptions, KafkaSource, Start};
 use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
@@ -17,7 +19,8 @@ use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
-    Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, ModelDef, SourceDef,
+    Connector, Envelope, GitDef, KafkaDef, KafkaStart, MessageFormat, MessagePart, ModelDef,
+    SourceDef,
 };
 use queries::service::{DecodedPush, Wiring};
 
@@ -34,7 +37,12 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         communication: None,
         clock: Arc::new(SystemClock),
         load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
-        connect: Arc::new(connect),
+        connect: {
+            let mirrors = options.data.join("git");
+            Arc::new(move |source: &SourceDef, name: &str| {
+                connect_with(source, name, Some(&mirrors))
+            })
+        },
         decode_push: Arc::new(decode_push),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
@@ -71,8 +79,18 @@ pub fn load_model(
     })
 }
 
-/// Makes the reader of a source; pushes have none.
-pub fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>>, WorldError> {
+/// Makes the reader of a source; pushes have none. A git URL needs [`connect_with`].
+pub fn connect(source: &SourceDef, name: &str) -> Result<Option<Box<dyn Source>>, WorldError> {
+    connect_with(source, name, None)
+}
+
+/// Makes the reader of a source; pushes have none. Git repositories behind URLs are mirrored below
+/// `mirrors`, a folder that may be deleted at any time.
+pub fn connect_with(
+    source: &SourceDef,
+    name: &str,
+    mirrors: Option<&Path>,
+) -> Result<Option<Box<dyn Source>>, WorldError> {
     Ok(match &source.connector {
         Connector::Push => None,
         Connector::Files { path, pattern } => Some(connectors::files(path, pattern)?),
@@ -83,7 +101,22 @@ pub fn connect(source: &SourceDef, _name: &str) -> Result<Option<Box<dyn Source>
             dimensions,
         } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
         Connector::Kafka(kafka) => Some(Box::new(self::kafka(&source.schema, kafka)?)),
+        Connector::Git(git) => Some(Box::new(self::git(name, git, mirrors)?)),
     })
+}
+
+fn git(name: &str, git: &GitDef, mirrors: Option<&Path>) -> Result<GitSource, WorldError> {
+    let options = GitOptions {
+        repository: git.repository.clone(),
+        branch: git.branch.clone(),
+        pattern: git.pattern.clone(),
+        exclude: git.exclude.clone(),
+        from: git.from_commit.clone(),
+        interval: git.interval_micros.map(Duration::from_micros),
+        token_env: git.token_env.clone(),
+        mirrors: mirrors.map(Path::to_owned),
+    };
+    GitSource::new(name, options)
 }
 
 fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {

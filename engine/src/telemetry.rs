@@ -95,6 +95,12 @@ declare! {
     KAFKA_LAG Gauge Count "kafka_lag_messages" ["source", "partition"] "Messages of a partition that are written and not read yet.";
     KAFKA_STOPPED Counter Count "kafka_partitions_stopped_total" ["source"] "Partitions given up because their log no longer has what follows; their dead letters say why.";
 
+    // Git.
+    GIT_COMMITS Counter Count "git_commits_total" ["source"] "Commits applied, those without a file of the source included.";
+    GIT_COMMITS_SPLIT Counter Count "git_commits_split_total" ["source"] "Commits over COMMIT_BYTES_MAX or COMMIT_ROWS_MAX, which became visible in parts.";
+    GIT_LAG Gauge Count "git_lag_commits" ["source"] "Commits of the branch that are known and not applied yet.";
+    GIT_SNAPSHOT_LEFT Gauge Count "git_snapshot_files_left" ["source"] "Files of the first tree that are not taken yet.";
+
     // Questions.
     QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply; its count is the number of questions.";
     SEARCH_SECONDS Histogram Seconds "search_seconds" [] "Search in one worker's shard, without the model.";

@@ -3,4 +3,8 @@
 mod envelope;
 mod files;
 mod generate;
+mod git;
+mod git_http;
 mod push;
+#[path = "../../../tests/support/git.rs"]
+mod repo;

@@ -57,6 +57,7 @@ impl Inner {
                 Connector::Push => ("push", true),
                 Connector::Generate { .. } => ("generate", false),
                 Connector::Kafka(_) => ("kafka", false),
+                Connector::Git(_) => ("git", false),
             };
             let status = match running.get(&object.id) {
                 Some(source) if source.failure().is_some() => "failed",

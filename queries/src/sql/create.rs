@@ -74,7 +74,7 @@ pub(super) fn plan_create(
 fn later_hint(what: &str) -> &'static str {
     match what {
         "CREATE SECRET" => "connectors of this version need no secrets",
-        "CREATE CONNECTION" => "sources of this version are FILES, PUSH, GENERATE and KAFKA",
+        "CREATE CONNECTION" => "sources of this version are FILES, PUSH, GENERATE, GIT and KAFKA",
         "CREATE POLICY" => "filter in the question: WHERE over INCLUDEd columns",
         _ => "read changes by asking; POST /v1/search/subscribe will stream them",
     }

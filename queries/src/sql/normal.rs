@@ -43,6 +43,7 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
                 )
             }
             Connector::Kafka(def) => kafka(&name, &source.schema, def),
+            Connector::Git(def) => super::git::normal(&name, def),
         },
         Definition::Model(ModelDef::Pretrained {
             location,

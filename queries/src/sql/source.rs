@@ -1,10 +1,10 @@
 //! `CREATE SOURCE`: columns and key, and where the rows come from.
 //!
 //! ```text
-//! CREATE SOURCE name [(columns)] FROM PUSH (columns) | FILES (…) | GENERATE (…) | KAFKA (…) …
+//! CREATE SOURCE name [(columns)] FROM PUSH (columns) | FILES (…) | GENERATE (…) | GIT (…) | KAFKA (…) …
 //! ```
 //!
-//! Kafka's own clauses are in [`super::kafka`].
+//! Kafka's own clauses are in [`super::kafka`], git's options in [`super::git`].
 
 use datafusion_sql::sqlparser::tokenizer::Token;
 use engine::limits::DIMENSIONS_MAX;
@@ -22,7 +22,7 @@ pub(super) const PATTERN_DEFAULT: &str = "**/*";
 
 /// Reads what stands behind the name, which stands at `at`.
 pub(super) fn source(cursor: &mut Cursor<'_>, at: Position) -> Result<SourceDef, Problem> {
-    const CONNECTORS: [&str; 4] = ["PUSH", "FILES", "GENERATE", "KAFKA"];
+    const CONNECTORS: [&str; 5] = ["PUSH", "FILES", "GENERATE", "GIT", "KAFKA"];
     let before = match cursor.is_token(&Token::LParen) {
         true => Some(Columns {
             at: cursor.position(),
@@ -60,15 +60,18 @@ pub(super) fn source(cursor: &mut Cursor<'_>, at: Position) -> Result<SourceDef,
     } else if cursor.eat("GENERATE") {
         no_columns("GENERATE", "id, body, grp and, with DIMENSIONS, embedding")?;
         generate(cursor)?
+    } else if cursor.eat("GIT") {
+        no_columns("GIT", super::git::COLUMNS)?;
+        super::git::git(cursor)?
     } else if cursor.eat("KAFKA") {
         return super::kafka::kafka(cursor, before, at);
     } else {
-        for word in ["POSTGRES", "GIT", "HTTP", "S3"] {
+        for word in ["POSTGRES", "HTTP", "S3"] {
             if cursor.is(word) {
                 return Err(later(
                     cursor,
                     &format!("FROM {word}"),
-                    "sources of this version are FILES, PUSH, GENERATE and KAFKA",
+                    "sources of this version are FILES, PUSH, GENERATE, GIT and KAFKA",
                 ));
             }
         }

@@ -85,10 +85,9 @@ pub(super) fn path(
 
 /// Whether a commit has another among all its ancestors.
 pub(super) fn descends(repository: &Repository, ancestor: ObjectId, commit: ObjectId) -> bool {
-    // Unrelated histories are an error here, and answer the question all the same.
-    repository
-        .merge_base(ancestor, commit)
-        .is_ok_and(|base| base.detach() == ancestor)
+    // It only chooses words for the log: what cannot be read counts as rewritten.
+    let base = repository.merge_base(ancestor, commit).ok().flatten();
+    base.is_some_and(|base| base.detach() == ancestor)
 }
 
 /// The regular files of a tree.

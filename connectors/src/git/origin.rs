@@ -111,8 +111,8 @@ impl Origin {
                 return Ok(None);
             }
         }
-        let repository = self.open()?;
-        let Some(mut found) = repository.try_find_reference(self.reference.as_str())? else {
+        let reference = self.reference.clone();
+        let Some(mut found) = self.open()?.try_find_reference(reference.as_str())? else {
             return Ok(None);
         };
         Ok(Some(found.peel_to_id()?.detach()))

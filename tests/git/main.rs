@@ -15,11 +15,20 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value as Json;
 
+#[path = "../support/git_server.rs"]
+mod git_server;
+#[path = "../support/program.rs"]
+mod program;
 #[path = "../support/git.rs"]
 mod repo;
 #[allow(dead_code)] // a part of it is used here
 #[path = "../service/rig.rs"]
 mod rig;
+#[allow(dead_code)] // a part of it is used here
+#[path = "../support/server.rs"]
+mod server;
+#[path = "program.rs"]
+mod through_the_program;
 
 use repo::{Repo, Tree, random_history};
 use rig::Rig;
@@ -249,16 +258,18 @@ fn this_repository_s_own_history_is_replayed() {
 fn a_kill_at_any_point_leaves_a_commit_and_goes_on_from_it() {
     let _room = rig::together();
     let repo = Repo::new();
-    repo.import(&random_history(SEED + 1, 250).stream);
+    repo.import(&random_history(SEED + 1, 500).stream);
     let known = Known::of(repo);
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let last = known.line.len() - 1;
-    known.repo.set("live", &known.line[last]);
+    known.repo.set("live", &known.line[0]);
     let mut rig = Rig::start(&pipeline(&known.repo, &known.line[0]));
-    let mut at = 0;
-    for kill in 0..12 {
-        std::thread::sleep(Duration::from_millis(rng.random_range(0..60)));
-        rig = Rig::over(rig.store.after_crash(kill));
+    known.repo.set("live", &known.line[last]);
+    let (mut at, mut kills, mut points) = (0, 0, BTreeSet::new());
+    while at < last && kills < 40 {
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..25)));
+        rig = Rig::over(rig.store.after_crash(kills));
+        kills += 1;
         let tree = seen(&rig, &known);
         let found = known
             .positions(&tree)
@@ -267,11 +278,12 @@ fn a_kill_at_any_point_leaves_a_commit_and_goes_on_from_it() {
         let is_begin = tree.iter().all(|file| is_in(file, &known.trees[0]));
         assert!(
             found.is_some() || (at == 0 && is_begin),
-            "kill {kill}: {tree:?}"
+            "kill {kills}: {tree:?}"
         );
         at = found.unwrap_or(0);
+        points.insert(at);
     }
     reach(&rig, &known, last);
     settle(&rig, &known.trees[last]);
-    println!("12 kills, the last one at commit {at} of {last}");
+    println!("{kills} kills, found at the commits {points:?} of {last}");
 }

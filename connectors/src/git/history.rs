@@ -122,7 +122,7 @@ pub(super) fn changes(
         &repository.objects,
         &mut found,
     )
-    .map_err(|error| Trouble::World(format!("comparing two trees: {error}")))?;
+    .map_err(gix::Error::from_error)?;
     let mut touched: Vec<Touched> = found.records.into_iter().filter_map(touch).collect();
     // A file that became a folder, or a folder a file, is named twice; what lies there now wins.
     touched.sort_by(|a, b| (&a.path, a.blob.is_none()).cmp(&(&b.path, b.blob.is_none())));

@@ -33,8 +33,8 @@ use gix_transport::Protocol;
 use gix_transport::client::blocking_io::{Transport, connect, ssh};
 use walkdir::WalkDir;
 
-use super::Trouble;
 use super::http::{self, Login};
+use super::{Trouble, words};
 
 /// Packs above which a mirror is fetched anew.
 const PACKS_MAX: usize = 256;
@@ -206,7 +206,7 @@ impl Mirror {
 
     /// The trouble with a server, by the HTTP status that it gave, if it gave one.
     fn refused(&self, error: &gix::Error, status: u16) -> Trouble {
-        let detail = format!("{error:#}");
+        let detail = words(error);
         let token = "expected TOKEN ENV with a token that may read the repository";
         let said = match status {
             401 => format!("HTTP 401 Unauthorized; {token}"),
@@ -259,12 +259,14 @@ impl Fetch {
             let transport = http::transport(url, self.login.clone(), status);
             return self.receive(&remote, transport);
         }
-        let command = std::env::var_os("GIT_SSH_COMMAND").unwrap_or_else(|| SSH.into());
+        // A command of the user's is looked at by gix; ours is known.
+        let own = std::env::var_os("GIT_SSH_COMMAND");
         let options = connect::Options {
             version: Protocol::V2,
             ssh: ssh::connect::Options {
-                command: Some(command),
-                ..ssh::connect::Options::default()
+                kind: own.is_none().then_some(ssh::ProgramKind::Ssh),
+                command: Some(own.unwrap_or_else(|| SSH.into())),
+                disallow_shell: false,
             },
             trace: false,
         };
@@ -297,12 +299,16 @@ impl Fetch {
         if self.folder.join("HEAD").exists() && packs(&self.folder) <= PACKS_MAX {
             match gix::open_opts(&self.folder, options.clone()) {
                 Ok(repository) => return Ok(repository),
-                Err(error) => tracing::warn!(%error, "the mirror cannot be opened; made anew"),
+                Err(error) => tracing::warn!(
+                    error = words(&error),
+                    "the mirror cannot be opened; made anew"
+                ),
             }
         }
         if self.folder.exists() {
             std::fs::remove_dir_all(&self.folder).map_err(gix::Error::from_error)?;
         }
+        std::fs::create_dir_all(&self.folder).map_err(gix::Error::from_error)?;
         let made = gix::ThreadSafeRepository::init_opts(
             &self.folder,
             gix::create::Kind::Bare,

@@ -156,8 +156,21 @@ impl From<SinkClosed> for Trouble {
 
 impl From<gix::Error> for Trouble {
     fn from(error: gix::Error) -> Self {
-        Trouble::World(format!("{error:#}"))
+        Trouble::World(words(&error))
     }
+}
+
+/// An error of gix with its causes, on one line.
+fn words(error: &gix::Error) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for error in error.iter_errors() {
+        // What wraps another error often repeats it.
+        let next = error.to_string().replace('\n', " ");
+        if !words.iter().any(|said| said.contains(&next)) {
+            words.push(next);
+        }
+    }
+    words.join(": ")
 }
 
 impl Source for GitSource {

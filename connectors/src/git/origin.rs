@@ -16,7 +16,7 @@ use gix::url::Scheme;
 use gix::{ObjectId, Repository};
 
 use super::mirror::{Mirror, Remote};
-use super::{GitOptions, Trouble};
+use super::{GitOptions, Trouble, words};
 
 /// Time between two looks at the branch of a path.
 const LOOK: Duration = Duration::from_millis(250);
@@ -41,7 +41,7 @@ pub(super) struct Origin {
 
 enum Place {
     Path(PathBuf),
-    Url(Mirror),
+    Url(Box<Mirror>),
 }
 
 impl Origin {
@@ -53,8 +53,9 @@ impl Origin {
         };
         gix::refs::FullName::try_from(reference.as_str())
             .map_err(|error| format!("BRANCH '{}' cannot be one: {error}", options.branch))?;
-        let url = gix::url::parse(options.repository.as_str())
-            .map_err(|error| format!("REPOSITORY is neither a path nor a URL: {error}"))?;
+        let url = gix::url::parse(options.repository.as_str()).map_err(|error| {
+            format!("REPOSITORY is neither a path nor a URL: {}", words(&error))
+        })?;
         let place = match &url.scheme {
             Scheme::File if options.repository.starts_with("file:") => {
                 let path = url.path.to_path();
@@ -64,7 +65,7 @@ impl Origin {
             _ => {
                 let remote = Remote::new(url, options.token_env.clone())?;
                 let mirrors = options.mirrors.as_deref();
-                Place::Url(Mirror::new(name, remote, &reference, mirrors)?)
+                Place::Url(Box::new(Mirror::new(name, remote, &reference, mirrors)?))
             }
         };
         if matches!(place, Place::Path(_)) && options.token_env.is_some() {
@@ -144,7 +145,7 @@ impl Origin {
             return Err(Trouble::World(format!("'{shown}' cannot be read: {error}")));
         }
         gix::open_opts(path, gix::open::Options::isolated()).map_err(|error| {
-            let detail = format!("'{shown}' is not a git repository: {error:#}");
+            let detail = format!("'{shown}' is not a git repository: {}", words(&error));
             let since = *self.wrong_since.get_or_insert_with(Instant::now);
             match self.was_there || since.elapsed() < CLONING {
                 true => Trouble::World(detail),
@@ -162,8 +163,9 @@ pub(super) fn commit(repository: &Repository, id: &str) -> Result<ObjectId, Trou
     let found = found.and_then(|found| Ok(found.object()?.try_into_commit()?.id));
     found.map_err(|error| {
         Trouble::Person(format!(
-            "FROM COMMIT '{id}' names no commit of the repository: {error:#}; expected a commit in \
-             the history of the branch"
+            "FROM COMMIT '{id}' names no commit of the repository: {}; expected a commit in the \
+             history of the branch",
+            words(&error)
         ))
     })
 }

@@ -136,6 +136,91 @@ fn it_keeps_the_laws_of_sources() {
     assert_eq!(rows.len(), repo.tree("main", ".md").len());
 }
 
+/// A commit with so many files.
+fn many(repo: &Repo, files: usize) -> String {
+    let mut stream = Stream::default();
+    stream.commit("refs/heads/main", 1_790_000_000, "many", None, &[]);
+    for number in 0..files {
+        let text = format!("text {number}");
+        stream.file(&format!("d{}/{number}.md", number % 7), text.as_bytes());
+    }
+    repo.import(&stream.bytes);
+    repo.git(&["rev-parse", "main"])
+}
+
+#[test]
+fn the_laws_hold_in_the_middle_of_the_first_tree() {
+    let repo = Repo::new();
+    many(&repo, 2_000);
+    let make = || source(options(&repo.text()));
+    let rows = source_laws(&make, Duration::from_millis(800));
+    assert_eq!(rows.len(), 2_000);
+}
+
+#[test]
+fn a_first_tree_that_was_interrupted_is_finished_before_what_came_meanwhile() {
+    let repo = Repo::new();
+    let first = many(&repo, 1_000);
+    let sink = ScriptedSink::open();
+    sink.close_after(2);
+    let run = SourceRun::start(source(options(&repo.text())), &sink, Recorded::default());
+    assert!(sink.wait(|recorded| recorded.rows.len() == 512));
+    run.stop();
+    let before = sink.batches();
+    let begun = Recorded::of(&before);
+    assert_eq!(begun.positions[""]["snapshot"], *first);
+    let second = repo.commit("two", &[("d0/0.md", None), ("d1/1.md", Some(b"new"))]);
+
+    let sink = ScriptedSink::open();
+    let run = SourceRun::start(source(options(&repo.text())), &sink, begun);
+    let all = || {
+        let mut all = before.clone();
+        all.extend(sink.batches());
+        Recorded::of(&all)
+    };
+    assert!(sink.wait(|_| tree(&all()) == repo.tree(&second, ".md")));
+    run.stop();
+    let sizes: Vec<usize> = sink
+        .batches()
+        .iter()
+        .map(|batch| batch.changes.len())
+        .collect();
+    assert_eq!(sizes, [256, 232, 2], "what was taken is not taken again");
+    let commits: Vec<String> = all()
+        .rows
+        .values()
+        .map(|row| word(&values(row)[4]))
+        .collect();
+    assert_eq!(
+        commits.iter().filter(|commit| **commit == second).count(),
+        1
+    );
+    assert_eq!(
+        commits.iter().filter(|commit| **commit == first).count(),
+        998
+    );
+}
+
+#[test]
+fn a_repository_that_is_repacked_under_way_is_read_on() {
+    let repo = Repo::new();
+    repo.commit("first", &[("a.md", Some(b"a"))]);
+    let followed = Followed::start(repo, |_| ());
+    let mut last = String::new();
+    for number in 0..120 {
+        let text = format!("version {number}");
+        let repo = &followed.repo;
+        last = repo.commit("next", &[("b.md", Some(text.as_bytes()))]);
+        // A pack each: more than a handle has room for.
+        repo.git(&["repack", "--quiet", "-d"]);
+        if number % 50 == 40 {
+            repo.git(&["gc", "--quiet", "--prune=now"]);
+        }
+    }
+    followed.expect(&last);
+    followed.stop();
+}
+
 #[test]
 fn every_commit_of_a_random_history_is_one_batch_that_leads_to_its_tree() {
     for seed in 0..3 {

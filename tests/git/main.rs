@@ -267,7 +267,7 @@ fn a_kill_at_any_point_leaves_a_commit_and_goes_on_from_it() {
     known.repo.set("live", &known.line[last]);
     let (mut at, mut kills, mut points) = (0, 0, BTreeSet::new());
     while at < last && kills < 40 {
-        std::thread::sleep(Duration::from_millis(rng.random_range(0..25)));
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..8)));
         rig = Rig::over(rig.store.after_crash(kills));
         kills += 1;
         let tree = seen(&rig, &known);

@@ -42,6 +42,8 @@ const PACKS_MAX: usize = 256;
 const LOOK: Duration = Duration::from_millis(20);
 /// How ssh is run where `GIT_SSH_COMMAND` says nothing else: it must fail, not ask.
 const SSH: &str = "ssh -oBatchMode=yes -oConnectTimeout=20 -oServerAliveInterval=20";
+/// What is said where a person would be asked for a password.
+const REFUSED: &str = "permission denied; ssh must be let in by a key, without a question";
 /// Hosts of this machine: a token may go to them without TLS.
 const LOOPBACK: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
@@ -278,7 +280,7 @@ impl Fetch {
         let prepared = remote
             .to_connection_with_transport(transport)
             // Without this gix would call helpers, and ask the terminal.
-            .with_credentials(|_| Ok(None))
+            .with_credentials(|_| Err(gix::Error::from_error(std::io::Error::other(REFUSED))))
             .prepare_fetch(Discard, gix::remote::ref_map::Options::default())?;
         let mut mappings = prepared.ref_map().mappings.iter();
         let head = mappings.find_map(|mapping| Some(mapping.remote.peeled_id()?.to_owned()));

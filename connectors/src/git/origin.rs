@@ -161,11 +161,10 @@ impl Origin {
 pub(super) fn commit(repository: &Repository, id: &str) -> Result<ObjectId, Trouble> {
     let found = repository.rev_parse_single(id);
     let found = found.and_then(|found| Ok(found.object()?.try_into_commit()?.id));
-    found.map_err(|error| {
+    found.map_err(|_| {
         Trouble::Person(format!(
-            "FROM COMMIT '{id}' names no commit of the repository: {}; expected a commit in the \
-             history of the branch",
-            words(&error)
+            "FROM COMMIT '{id}' names no commit of the repository; expected the id of a commit in \
+             the history of the branch, whole or as many digits as no other has"
         ))
     })
 }

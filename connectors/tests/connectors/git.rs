@@ -551,7 +551,7 @@ fn what_cannot_heal_is_said_and_ends_the_source() {
         ..options(&repo.text())
     });
     assert!(
-        error.contains("FROM COMMIT '0123456789' names no commit of the repository: "),
+        error.contains("FROM COMMIT '0123456789' names no commit of the repository; "),
         "{error}"
     );
 }

@@ -126,11 +126,10 @@ fn seen(rig: &Rig, known: &Known) -> Tree {
         .collect()
 }
 
-/// Waits until the rows are the tree of the commit at `to`. On the way they are always the tree of
-/// some commit, and never go back.
-fn reach(rig: &Rig, known: &Known, to: usize) {
+/// Waits until the rows, which were the tree of the commit at `at`, are that of the one at `to`. On the
+/// way they are always the tree of some commit, and never go back.
+fn reach(rig: &Rig, known: &Known, mut at: usize, to: usize) {
     let begun = Instant::now();
-    let mut at = 0;
     loop {
         let tree = seen(rig, known);
         if tree == known.trees[to] {
@@ -192,10 +191,10 @@ fn replay(known: &Known, seed: u64) {
         }
         total
     };
-    let mut crashes = 0;
+    let (mut crashes, mut before) = (0, 0);
     for at in checkpoints(known, &mut rng) {
         known.repo.set("live", &known.line[at]);
-        reach(&rig, known, at);
+        reach(&rig, known, std::mem::replace(&mut before, at), at);
         if rng.random_range(0..4) == 0 {
             settle(&rig, &known.trees[at]);
             note(&rig);
@@ -283,7 +282,7 @@ fn a_kill_at_any_point_leaves_a_commit_and_goes_on_from_it() {
         at = found.unwrap_or(0);
         points.insert(at);
     }
-    reach(&rig, &known, last);
+    reach(&rig, &known, at, last);
     settle(&rig, &known.trees[last]);
     println!("{kills} kills, found at the commits {points:?} of {last}");
 }

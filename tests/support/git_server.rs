@@ -25,6 +25,8 @@ struct State {
     wanted: Option<String>,
     is_down: AtomicBool,
     requests: AtomicU64,
+    /// Those with an `Authorization`.
+    authorized: AtomicU64,
 }
 
 impl Server {
@@ -37,6 +39,7 @@ impl Server {
             wanted,
             is_down: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            authorized: AtomicU64::new(0),
         });
         let serving = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -57,6 +60,18 @@ impl Server {
     /// Answers 503, or no longer does.
     pub fn set_down(&self, is_down: bool) {
         self.state.is_down.store(is_down, Ordering::SeqCst);
+    }
+
+    /// Requests that came with an `Authorization`.
+    pub fn authorized(&self) -> u64 {
+        self.state.authorized.load(Ordering::SeqCst)
+    }
+
+    /// A URL of this server that redirects to another one.
+    pub fn redirect_to(&self, other: &Server) -> String {
+        let port = other.url.trim_end_matches("/repo.git").rsplit(':').next();
+        let to = format!("/to/{}/repo.git", port.expect("a port"));
+        self.url.replace("/repo.git", &to)
     }
 
     /// Waits until it was asked so many times more.
@@ -91,6 +106,10 @@ fn serve(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
     let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body)?;
     state.requests.fetch_add(1, Ordering::SeqCst);
+    let is_authorized = header.contains_key("authorization");
+    state
+        .authorized
+        .fetch_add(is_authorized.into(), Ordering::SeqCst);
     if state.is_down.load(Ordering::SeqCst) {
         return answer(&mut stream, "503 Service Unavailable", "", b"");
     }
@@ -101,6 +120,10 @@ fn serve(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
     if let Some(rest) = path.strip_prefix("/moved") {
         let location = format!("Location: {rest}?{query}\r\n");
         return answer(&mut stream, "301 Moved Permanently", &location, b"");
+    }
+    if let Some((port, rest)) = path.strip_prefix("/to/").and_then(|to| to.split_once('/')) {
+        let location = format!("Location: http://127.0.0.1:{port}/{rest}?{query}\r\n");
+        return answer(&mut stream, "302 Found", &location, b"");
     }
     let Some(inside) = path.strip_prefix("/repo.git") else {
         return answer(&mut stream, "404 Not Found", "", b"");

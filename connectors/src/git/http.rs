@@ -29,13 +29,16 @@ use gix_transport::client::blocking_io::http::{
 };
 use ureq::http::{Request, Response};
 use ureq::tls::{RootCerts, TlsConfig};
-use ureq::{Agent, Body, BodyReader, ResponseExt};
+use ureq::{Agent, Body, BodyReader};
 
 /// Longest wait for a name and for a connection.
 const CONNECT: Duration = Duration::from_secs(20);
 /// Longest wait for an answer to begin, and for its next bytes: servers say something while they
 /// count objects.
 const ANSWER: Duration = Duration::from_secs(120);
+
+/// Redirects that are followed one after another.
+const REDIRECTS_MAX: usize = 5;
 
 /// Who asks.
 #[derive(Clone)]
@@ -60,6 +63,9 @@ pub(super) fn transport(
         .timeout_recv_response(Some(ANSWER))
         .timeout_per_read(Some(ANSWER))
         .http_status_as_error(false)
+        // Redirects are followed here: what is one place is for this file to say.
+        .max_redirects(0)
+        .max_redirects_will_error(false)
         .tls_config(tls.build())
         .build();
     let authorization = login.map(|Login { user, token }| {
@@ -115,22 +121,42 @@ impl Client {
         request.body(Vec::new()).map_err(gix::Error::from_error)
     }
 
-    /// Notes where a redirect led, so that what follows goes there at once.
+    /// Notes the base that redirects led to, so that what follows goes there at once.
     fn note_redirect(&mut self, url: &str, base: &str, landed: &str) -> gix::Result<()> {
         if landed == url {
             return Ok(());
         }
         let tail = url.strip_prefix(base).unwrap_or_default();
-        let is_downgraded = url.starts_with("https:") && !landed.starts_with("https:");
-        match landed.strip_suffix(tail) {
-            Some(base) if !is_downgraded => {
-                self.redirected = Some(base.to_owned());
-                Ok(())
-            }
-            _ => Err(other(format!(
+        let Some(base) = landed.strip_suffix(tail) else {
+            return Err(other(format!(
                 "the server redirects to {landed}, which is no repository"
-            ))),
-        }
+            )));
+        };
+        self.redirected = Some(base.to_owned());
+        Ok(())
+    }
+}
+
+/// Where an answer redirects to, if it does. Errors: from TLS to none, or to no URL.
+fn redirect(url: &str, answer: &Response<Body>) -> gix::Result<Option<String>> {
+    if !matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let location = answer.headers().get("location");
+    let location = location.and_then(|location| location.to_str().ok());
+    let to = match location {
+        Some(location) if location.starts_with('/') => format!("{}{location}", place(url)),
+        Some(location) => location.to_owned(),
+        None => String::new(),
+    };
+    let is_kept = to.starts_with("https://");
+    let is_plain = to.starts_with("http://") && url.starts_with("http://");
+    match is_kept || is_plain {
+        true => Ok(Some(to)),
+        false => Err(other(format!(
+            "{} redirects to '{to}', which is not followed",
+            place(url)
+        ))),
     }
 }
 
@@ -138,21 +164,22 @@ fn other(detail: String) -> gix::Error {
     gix::Error::from_error(io::Error::other(detail))
 }
 
-/// The answer, unless its status is no success.
+/// The answer, unless its status is an error.
 fn send(
     agent: &Agent,
     request: Request<Vec<u8>>,
     status: &AtomicU16,
 ) -> io::Result<Response<Body>> {
     let place = place(&request.uri().to_string()).to_owned();
-    let answer = match request.method().as_str() {
+    let is_get = request.method() == "GET";
+    let answer = match is_get {
         // A GET has no body, not an empty one.
-        "GET" => agent.run(request.map(|_| ())),
-        _ => agent.run(request),
+        true => agent.run(request.map(|_| ())),
+        false => agent.run(request),
     };
     let answer = answer.map_err(|error| io::Error::other(format!("{place}: {error}")))?;
     let code = answer.status();
-    if !code.is_success() {
+    if !code.is_success() && !(is_get && code.is_redirection()) {
         status.store(code.as_u16(), Ordering::Relaxed);
         return Err(io::Error::other(format!("{place}: HTTP {code}")));
     }
@@ -170,9 +197,22 @@ impl Http for Client {
         base_url: &str,
         headers: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> gix::Result<GetResponse<Self::Headers, Self::ResponseBody>> {
-        let request = self.request("GET", url, headers)?;
-        let answer = send(&self.agent, request, &self.status).map_err(gix::Error::from_error)?;
-        self.note_redirect(url, base_url, &answer.get_uri().to_string())?;
+        let headers = headers.into_iter();
+        let headers: Vec<String> = headers.map(|line| line.as_ref().to_owned()).collect();
+        let mut at = url.to_owned();
+        let mut redirects = 0;
+        let answer = loop {
+            let request = self.request("GET", &at, &headers)?;
+            let answer = send(&self.agent, request, &self.status);
+            let answer = answer.map_err(gix::Error::from_error)?;
+            match redirect(&at, &answer)? {
+                None => break answer,
+                Some(to) if redirects < REDIRECTS_MAX => at = to,
+                Some(_) => return Err(other(format!("{} redirects again and again", place(&at)))),
+            }
+            redirects += 1;
+        };
+        self.note_redirect(url, base_url, &at)?;
         let exchange = Arc::new(Mutex::new(Exchange::Answered(Answer::of(answer))));
         Ok(GetResponse {
             headers: BufReader::new(Headers(Arc::clone(&exchange))),

@@ -93,6 +93,28 @@ fn a_url_is_followed_through_failures_and_a_mirror_that_is_deleted() {
 }
 
 #[test]
+fn a_token_does_not_follow_a_redirect_to_another_place() {
+    let repo = Repo::new();
+    let first = repo.commit("one", &[("a.md", Some(b"a"))]);
+    let (here, there) = (
+        Server::start(&repo.path(), None),
+        Server::start(&repo.path(), None),
+    );
+    let mirrors = tempfile::tempdir().expect("a folder");
+    let options = GitOptions {
+        token_env: Some(TOKEN_ENV.to_owned()),
+        ..over(&here.redirect_to(&there), mirrors.path())
+    };
+    let sink = ScriptedSink::open();
+    let run = SourceRun::start(source(options), &sink, Recorded::default());
+    let expected = repo.tree(&first, ".md");
+    assert!(sink.wait(|recorded| tree(recorded) == expected));
+    run.stop();
+    assert!(here.authorized() > 0, "the token goes where the URL says");
+    assert_eq!(there.authorized(), 0, "and nowhere else");
+}
+
+#[test]
 fn a_token_is_sent_and_a_redirect_is_followed() {
     let repo = Repo::new();
     let first = repo.commit("one", &[("a.md", Some(b"a"))]);

@@ -179,7 +179,8 @@ fn send(
     };
     let answer = answer.map_err(|error| io::Error::other(format!("{place}: {error}")))?;
     let code = answer.status();
-    if !code.is_success() && !(is_get && code.is_redirection()) {
+    let is_good = code.is_success() || is_get && code.is_redirection();
+    if !is_good {
         status.store(code.as_u16(), Ordering::Relaxed);
         return Err(io::Error::other(format!("{place}: HTTP {code}")));
     }

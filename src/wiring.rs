@@ -3,11 +3,13 @@
 //! Public for tests and benches, which run the engine in their own process and must not wire it
 //! another way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use connectors::envelope::{self, BinaryMode, DecimalMode, Metadata, TimePrecision};
 use connectors::format::Format;
+use connectors::git::{GitOptions, GitSource};
 use connectors::kafka::{KafkaOptions, KafkaSource, Start};
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
 use engine::contract::{Embedder, Source};
@@ -18,8 +20,8 @@ use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
-    ConnectionDef, Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, ModelDef,
-    Object, PostgresDef, SecretDef, SlotLost, SourceDef, SslMode,
+    ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaStart, MessageFormat, MessagePart,
+    ModelDef, Object, PostgresDef, SecretDef, SlotLost, SourceDef, SslMode,
 };
 use queries::service::{Connect, Connection, DecodedPush, Wiring};
 use queries::sql::CatalogView;
@@ -37,7 +39,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         communication: None,
         clock: Arc::new(SystemClock),
         load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
-        connect: connector(),
+        connect: connector(Some(options.data.join("git"))),
         describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
         metrics: Arc::new(move || telemetry.render()),
@@ -75,16 +77,21 @@ pub fn load_model(
     })
 }
 
-/// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot.
-pub fn connector() -> Arc<Connect> {
+/// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot; git
+/// repositories behind URLs are mirrored below `mirrors`, a folder that may be deleted at any time.
+pub fn connector(mirrors: Option<PathBuf>) -> Arc<Connect> {
     let databases = Connections::default();
-    Arc::new(move |source, _name, connection| connect(&databases, source, connection))
+    Arc::new(move |source, name, connection| {
+        connect(&databases, mirrors.as_deref(), source, name, connection)
+    })
 }
 
 /// Makes the reader of a source; pushes have none.
 fn connect(
     databases: &Connections,
+    mirrors: Option<&Path>,
     source: &SourceDef,
+    name: &str,
     connection: Option<&Connection>,
 ) -> Result<Option<Box<dyn Source>>, WorldError> {
     Ok(match &source.connector {
@@ -97,6 +104,7 @@ fn connect(
             dimensions,
         } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
         Connector::Kafka(kafka) => Some(Box::new(self::kafka(&source.schema, kafka)?)),
+        Connector::Git(git) => Some(Box::new(self::git(name, git, mirrors)?)),
         Connector::Postgres(postgres) => {
             let connection = connection.ok_or_else(|| WorldError::Service {
                 service: format!("connection \"{}\"", postgres.connection),
@@ -162,6 +170,20 @@ fn database(connection: &Connection) -> Result<PostgresOptions, WorldError> {
         is_own: definition.is_own,
         copies_again: definition.slot_lost == SlotLost::Copy,
     })
+}
+
+fn git(name: &str, git: &GitDef, mirrors: Option<&Path>) -> Result<GitSource, WorldError> {
+    let options = GitOptions {
+        repository: git.repository.clone(),
+        branch: git.branch.clone(),
+        pattern: git.pattern.clone(),
+        exclude: git.exclude.clone(),
+        from: git.from_commit.clone(),
+        interval: git.interval_micros.map(Duration::from_micros),
+        token_env: git.token_env.clone(),
+        mirrors: mirrors.map(Path::to_owned),
+    };
+    GitSource::new(name, options)
 }
 
 fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {

@@ -40,7 +40,7 @@ const OURS: [&str; 6] = [
 ];
 
 /// (crate as named in `use` paths, the only places that may name it).
-const FENCES: [(&str, &[&str]); 4] = [
+const FENCES: [(&str, &[&str]); 5] = [
     (
         "usearch::",
         &[
@@ -51,6 +51,7 @@ const FENCES: [(&str, &[&str]); 4] = [
     ),
     ("axum::", &["queries/serve/", "tests/tidy.rs"]),
     ("rdkafka::", &["connectors/", "tests/tidy.rs"]),
+    ("gix::", &["connectors/", "tests/tidy.rs"]),
     ("cudarc::", &["operators/kernels/", "tests/tidy.rs"]),
 ];
 

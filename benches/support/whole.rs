@@ -39,7 +39,7 @@ impl Whole {
             communication: None,
             clock: Arc::new(SystemClock),
             load_model: Arc::new(|name, model| headwater::wiring::load_model(name, model, None)),
-            connect: headwater::wiring::connector(),
+            connect: headwater::wiring::connector(None),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),
             metrics: Arc::new(move || telemetry.render()),

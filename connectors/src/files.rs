@@ -31,8 +31,10 @@ use engine::contract::{SinkClosed, Source, SourceBatch, SourceContext};
 use engine::error::{DataError, DeadLetter, WorldError};
 use engine::limits::TEXT_BYTES_MAX;
 use engine::model::{Column, ContentHash, Key, Row, RowCodec, Schema, SqlType, Value};
-use globset::{GlobBuilder, GlobMatcher};
+use globset::GlobMatcher;
 use walkdir::WalkDir;
+
+use crate::text::{self, BadFile};
 
 /// Rows and dead letters of one batch.
 const BATCH_ROWS: usize = 256;
@@ -46,8 +48,6 @@ const PAUSE_FACTOR: u32 = 50;
 const FRESH: Duration = Duration::from_millis(30);
 /// A file that was never at rest for so long is read anyway.
 const RESTLESS: Duration = Duration::from_secs(1);
-/// Bytes of a file that is not UTF-8, kept with its dead letter.
-const PAYLOAD_BYTES: usize = 1024;
 
 /// Columns `path` (key, relative, with `/`), `text`, `bytes`, `modified_at`.
 pub fn schema() -> Schema {
@@ -74,17 +74,9 @@ pub struct FilesSource {
 impl FilesSource {
     /// A source over `path` with a glob relative to it: `**` crosses folders, `*` does not.
     pub fn new(path: &str, pattern: &str) -> Result<Self, WorldError> {
-        let glob = GlobBuilder::new(pattern)
-            .literal_separator(true)
-            .build()
-            .map_err(|error| WorldError::Service {
-                service: format!("files '{path}'"),
-                detail: format!("PATTERN '{pattern}' is not a glob: {}", error.kind()),
-                is_transient: false,
-            })?;
         Ok(FilesSource {
             root: PathBuf::from(path),
-            pattern: glob.compile_matcher(),
+            pattern: text::glob(&format!("files '{path}'"), "PATTERN", pattern)?,
         })
     }
 }
@@ -396,40 +388,6 @@ enum Unread {
     Data(BadFile, Vec<u8>),
 }
 
-/// What is wrong with a file's bytes.
-enum BadFile {
-    TooLarge(u64),
-    /// The first bad byte, counting from 0.
-    InvalidUtf8(usize),
-}
-
-impl BadFile {
-    fn code(&self) -> &'static str {
-        match self {
-            BadFile::TooLarge(_) => "text-too-large",
-            BadFile::InvalidUtf8(_) => "invalid-utf8",
-        }
-    }
-
-    fn on(&self, name: &str) -> DataError {
-        match self {
-            BadFile::TooLarge(bytes) => DataError::new(
-                self.code(),
-                format!(
-                    "file '{name}' has {bytes} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"
-                ),
-            )
-            .hint("split it, or leave it out by PATTERN"),
-            BadFile::InvalidUtf8(at) => DataError::new(
-                self.code(),
-                format!("file '{name}' is not UTF-8 at byte {at}"),
-            )
-            .expected("UTF-8 text")
-            .hint("convert it, or leave it out by PATTERN"),
-        }
-    }
-}
-
 /// Reads a file that had `bytes` bytes; never more than the limit and one.
 fn read(path: &Path, bytes: u64) -> Result<String, Unread> {
     let max = TEXT_BYTES_MAX as u64;
@@ -442,16 +400,7 @@ fn read(path: &Path, bytes: u64) -> Result<String, Unread> {
         true => Unread::Vanished,
         false => Unread::World(error),
     })?;
-    if content.len() > TEXT_BYTES_MAX {
-        let bytes = content.len() as u64;
-        return Err(Unread::Data(BadFile::TooLarge(bytes), Vec::new()));
-    }
-    String::from_utf8(content).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        let mut payload = error.into_bytes();
-        payload.truncate(PAYLOAD_BYTES);
-        Unread::Data(BadFile::InvalidUtf8(at), payload)
-    })
+    text::text(content).map_err(|(bad, payload)| Unread::Data(bad, payload))
 }
 
 fn is_not_found(error: &std::io::Error) -> bool {

@@ -1,7 +1,7 @@
 //! Readers of the outside world: each turns it to keyed rows and hands them to the engine's sink.
 //!
 //! ```text
-//! files, generate, kafka ─ SourceBatch ─▶ engine::contract::LaneSink   (a thread of its own each)
+//! files, generate, git, kafka ─ SourceBatch ─▶ engine::contract::LaneSink   (a thread of its own each)
 //! HTTP push line  ─ push::decode ─▶ key, row, version                  (pure; the server stages them)
 //! message ─ format ─▶ nodes ─ envelope ─▶ row changes ─ envelope::table ─▶ rows          (pure)
 //! ```
@@ -14,11 +14,13 @@ pub mod envelope;
 pub mod files;
 pub mod format;
 pub mod generate;
+pub mod git;
 pub mod kafka;
 mod key;
 mod live;
 pub mod postgres;
 pub mod push;
+mod text;
 
 use engine::contract::Source;
 use engine::error::WorldError;

@@ -28,6 +28,10 @@ pub const ENVELOPE_PARKED_ROWS_MAX: usize = 10_000;
 pub const ENVELOPE_RECENT_ROWS_MAX: usize = 8_192;
 /// Keys of a change topic whose snapshot began again, remembered until it is through.
 pub const ENVELOPE_SNAPSHOT_KEYS_MAX: usize = 65_536;
+/// Bytes of the rows of one git commit that become visible together; a larger one is split.
+pub const COMMIT_BYTES_MAX: usize = 64 << 20;
+/// Paths of one git commit that become visible together; a larger one is split.
+pub const COMMIT_ROWS_MAX: usize = 65_536;
 /// One request body.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// A question.
@@ -133,6 +137,7 @@ pub const FILTER_BATCH_ROWS: usize = 1_024;
 const _: () = assert!(TICK_BYTES_MAX * 4 <= UNSEALED_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX > TEXT_BYTES_MAX && BODY_BYTES_MAX > LINE_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX > BODY_BYTES_MAX && GROUP_COMMIT_BYTES_MAX > TICK_BYTES_MAX);
+const _: () = assert!(COMMIT_BYTES_MAX + TEXT_BYTES_MAX < RECORD_BYTES_MAX);
 // A frame says in 32 bits how much of its file was durable: a full segment, a group, one record.
 const _: () =
     assert!(SEGMENT_BYTES + (GROUP_COMMIT_BYTES_MAX + RECORD_BYTES_MAX) as u64 <= u32::MAX as u64);

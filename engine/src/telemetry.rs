@@ -99,6 +99,11 @@ declare! {
     POSTGRES_LAG_BYTES Gauge Bytes "postgres_lag_bytes" ["connection"] "Log of a database that is written and not read yet.";
     SNAPSHOT_ROWS Gauge Count "snapshot_rows" ["source"] "Rows read by the copy of a table that runs, or ran last.";
     TRANSACTIONS_SPLIT Counter Count "transactions_split_total" ["connection"] "Transactions too large for one time: they became visible in parts.";
+    // Git.
+    GIT_COMMITS Counter Count "git_commits_total" ["source"] "Commits applied, those without a file of the source included.";
+    GIT_COMMITS_SPLIT Counter Count "git_commits_split_total" ["source"] "Commits over COMMIT_BYTES_MAX or COMMIT_ROWS_MAX, which became visible in parts.";
+    GIT_LAG Gauge Count "git_lag_commits" ["source"] "Commits of the branch that are known and not applied yet.";
+    GIT_SNAPSHOT_LEFT Gauge Count "git_snapshot_files_left" ["source"] "Files of the first tree that are not taken yet.";
 
     // Questions.
     QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply; its count is the number of questions.";

@@ -122,6 +122,8 @@ pub enum Connector {
     Kafka(Box<KafkaDef>),
     /// `FROM POSTGRES (CONNECTION name, TABLE '…')`
     Postgres(PostgresDef),
+    /// `FROM GIT (…)`
+    Git(Box<GitDef>),
 }
 
 /// A table that is read from its database's own log.
@@ -192,6 +194,25 @@ pub enum SlotLost {
     Stop,
     /// The tables are copied again.
     Copy,
+}
+
+/// What is read from a git repository.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GitDef {
+    /// A path or a URL, as written.
+    pub repository: String,
+    /// A branch, or a full reference name.
+    pub branch: String,
+    /// Glob over paths in the repository.
+    pub pattern: String,
+    /// Glob over paths that are left out.
+    pub exclude: Option<String>,
+    /// The commit whose tree is taken first, lower-case hexadecimal digits; without it the head's.
+    pub from_commit: Option<String>,
+    /// Time between two looks at the branch, microseconds; without it the connector's own.
+    pub interval_micros: Option<u64>,
+    /// The environment variable that holds the token for https.
+    pub token_env: Option<String>,
 }
 
 /// What is read from Kafka, and how its messages become rows.

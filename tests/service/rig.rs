@@ -77,7 +77,7 @@ impl Rig {
             communication: None,
             clock: Arc::new(SystemClock),
             load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
-            connect: headwater::wiring::connector(),
+            connect: headwater::wiring::connector(None),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),
             metrics: Arc::new(String::new),

@@ -3,4 +3,10 @@
 mod envelope;
 mod files;
 mod generate;
+mod git;
+mod git_http;
+#[path = "../../../tests/support/git_server.rs"]
+mod git_server;
 mod push;
+#[path = "../../../tests/support/git.rs"]
+mod repo;

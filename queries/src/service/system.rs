@@ -58,6 +58,7 @@ impl Inner {
                 Connector::Generate { .. } => ("generate", false),
                 Connector::Kafka(_) => ("kafka", false),
                 Connector::Postgres(_) => ("postgres", false),
+                Connector::Git(_) => ("git", false),
             };
             let status = match running.get(&object.id) {
                 Some(source) if source.failure().is_some() => "failed",

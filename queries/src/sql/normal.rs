@@ -50,6 +50,7 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
                 ident_sql(&def.connection),
                 text(&def.table)
             ),
+            Connector::Git(def) => super::git::normal(&name, def),
         },
         Definition::Model(ModelDef::Pretrained {
             location,

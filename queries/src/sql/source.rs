@@ -1,11 +1,12 @@
 //! `CREATE SOURCE`: columns and key, and where the rows come from.
 //!
 //! ```text
-//! CREATE SOURCE name [(columns)] FROM PUSH (columns) | FILES (…) | GENERATE (…) | KAFKA (…) …
+//! CREATE SOURCE name [(columns)] FROM PUSH (columns) | FILES (…) | GENERATE (…) | GIT (…) | KAFKA (…) …
 //!                                    | POSTGRES (…)
 //! ```
 //!
-//! Kafka's own clauses are in [`super::kafka`], PostgreSQL's in [`super::connection`].
+//! Kafka's own clauses are in [`super::kafka`], git's options in [`super::git`], PostgreSQL's in
+//! [`super::connection`].
 
 use datafusion_sql::sqlparser::tokenizer::Token;
 use engine::limits::DIMENSIONS_MAX;
@@ -28,7 +29,7 @@ pub(super) fn source(
     name: &Name,
     catalog: &dyn CatalogView,
 ) -> Result<SourceDef, Problem> {
-    const CONNECTORS: [&str; 5] = ["PUSH", "FILES", "GENERATE", "KAFKA", "POSTGRES"];
+    const CONNECTORS: [&str; 6] = ["PUSH", "FILES", "GENERATE", "GIT", "KAFKA", "POSTGRES"];
     let at = name.at;
     let before = match cursor.is_token(&Token::LParen) {
         true => Some(Columns {
@@ -67,17 +68,20 @@ pub(super) fn source(
     } else if cursor.eat("GENERATE") {
         no_columns("GENERATE", "id, body, grp and, with DIMENSIONS, embedding")?;
         generate(cursor)?
+    } else if cursor.eat("GIT") {
+        no_columns("GIT", super::git::COLUMNS)?;
+        super::git::git(cursor)?
     } else if cursor.eat("KAFKA") {
         return super::kafka::kafka(cursor, before, at);
     } else if cursor.eat("POSTGRES") {
         return super::connection::postgres(cursor, before, name, catalog);
     } else {
-        for word in ["GIT", "HTTP", "S3"] {
+        for word in ["HTTP", "S3"] {
             if cursor.is(word) {
                 return Err(later(
                     cursor,
                     &format!("FROM {word}"),
-                    "sources of this version are FILES, PUSH, GENERATE, KAFKA and POSTGRES",
+                    "sources of this version are FILES, PUSH, GENERATE, GIT, KAFKA and POSTGRES",
                 ));
             }
         }

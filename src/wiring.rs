@@ -11,7 +11,8 @@ use connectors::format::Format;
 use connectors::kafka::{KafkaOptions, KafkaSource, Start};
 use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
-use engine::error::WorldError;
+use engine::error::{DeadLetter, WorldError};
+use engine::letters::Redecoded;
 use engine::model::Schema;
 use engine::runtime::SystemClock;
 use engine::telemetry;
@@ -19,7 +20,7 @@ use queries::api::PushLine;
 use queries::definition::{
     Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, ModelDef, SourceDef,
 };
-use queries::service::{DecodedPush, Wiring};
+use queries::service::{DecodedPush, Rejected, Wiring};
 
 use crate::app::RunOptions;
 
@@ -36,6 +37,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
         connect: Arc::new(connect),
         decode_push: Arc::new(decode_push),
+        redecode: Arc::new(redecode),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
         embed: operators::embed::EmbedConfig::default(),
@@ -99,6 +101,7 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
         is_pattern: kafka.is_pattern,
         start,
         group: kafka.group.clone(),
+        dead_letter_topic: kafka.dead_letter_topic.clone(),
     };
     let format = |format| match format {
         MessageFormat::Json => Format::Json,
@@ -158,9 +161,34 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
 pub fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
     let decoded =
         connectors::push::decode(schema, lines.iter().map(|line| (line.line, &*line.raw)));
+    let rejected = decoded.rejected.into_iter();
+    let rejected = rejected.map(|(line, refused, after)| Rejected {
+        line,
+        error: refused.error,
+        key: refused.key,
+        after,
+    });
     DecodedPush {
         changes: decoded.changes,
         accepted: decoded.accepted,
-        rejected: decoded.rejected,
+        rejected: rejected.collect(),
+    }
+}
+
+/// Decodes the payload of a dead letter again, as its source decodes now.
+pub fn redecode(source: &SourceDef, letter: &DeadLetter) -> Redecoded {
+    let failed = |error: WorldError| Redecoded::Refused(error.to_string());
+    match &source.connector {
+        Connector::Push => connectors::push::redecode(&source.schema, letter),
+        Connector::Files { path, pattern } => {
+            connectors::files::reread(path, pattern, letter).unwrap_or_else(failed)
+        }
+        Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka) {
+            Ok(reader) => reader.redecode(letter),
+            Err(error) => failed(error),
+        },
+        Connector::Generate { .. } => {
+            Redecoded::Refused("a generated row is not decoded".to_owned())
+        }
     }
 }

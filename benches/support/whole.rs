@@ -41,6 +41,7 @@ impl Whole {
             load_model: Arc::new(|name, model| headwater::wiring::load_model(name, model, None)),
             connect: Arc::new(headwater::wiring::connect),
             decode_push: Arc::new(headwater::wiring::decode_push),
+            redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(move || telemetry.render()),
             builder_threads: 1,
             embed: operators::embed::EmbedConfig::default(),

@@ -68,6 +68,7 @@ impl Rig {
             load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
             connect: Arc::new(|_, _| Ok(None)),
             decode_push: Arc::new(headwater::wiring::decode_push),
+            redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(String::new),
             builder_threads: 1,
             // Failures are scripted by the hundred: back-off in real time would only slow them.

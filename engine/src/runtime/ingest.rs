@@ -133,6 +133,24 @@ impl Ingest {
         position: Option<String>,
         log: impl FnOnce(Admitted) -> R,
     ) -> R {
+        let always = |_: &dyn Fn(&Key) -> bool| Ok::<(), std::convert::Infallible>(());
+        match self.admit_if(source, lane, changes, position, always, log) {
+            Ok(logged) => logged,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The same if `check`, which is told whether a key was ever admitted, finds nothing against it
+    /// while the source's order is held.
+    pub(super) fn admit_if<R, E>(
+        &self,
+        source: ObjectId,
+        lane: &str,
+        changes: Vec<(Key, Option<Row>, Option<u64>)>,
+        position: Option<String>,
+        check: impl FnOnce(&dyn Fn(&Key) -> bool) -> Result<(), E>,
+        log: impl FnOnce(Admitted) -> R,
+    ) -> Result<R, E> {
         // Hashed before the lock: other sources are admitted meanwhile.
         let hashed: Vec<_> = changes
             .into_iter()
@@ -141,6 +159,7 @@ impl Ingest {
         let position = Standing::of(position);
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
+        check(&|key| state.keys.contains_key(key))?;
         let mut admitted = Admitted::default();
         for (live, key, row, version) in hashed {
             match state.next_version(&key, version) {
@@ -157,7 +176,7 @@ impl Ingest {
         let lane = state.lanes.entry(lane.to_owned()).or_default();
         admitted.sequence = lane.sequence + 1;
         lane.note(admitted.sequence, position);
-        log(admitted)
+        Ok(log(admitted))
     }
 
     /// Notes a logged batch again, at start.

@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use ahash::AHashMap;
+
 use super::Shared;
+use super::ingest::Admitted;
 use super::lanes::StagedBatch;
 use super::message::{Message, WriteToken};
 use super::program::Program;
 use crate::contract::{LaneSink, Resume, SinkClosed, SourceBatch};
 use crate::durable::{Idempotency, LogSequence, Record, Stage};
-use crate::error::WorldError;
+use crate::error::{DeadLetter, WorldError};
+use crate::letters::LetterId;
 use crate::limits;
 use crate::model::{ContentHash, Key, ObjectId, Row};
 
@@ -39,6 +43,27 @@ pub struct Staged {
     pub accepted: u64,
     /// Changes not above their key's version.
     pub ignored: u64,
+}
+
+/// Called with the outcome of a sync.
+pub type OnDurable = Box<dyn FnOnce(Result<(), Arc<WorldError>>) + Send>;
+
+/// Why a dead letter was not replayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotReplayed {
+    /// It is not there any more.
+    Gone,
+    /// The letter did not name this row, which has been written: nobody knows which is newer.
+    OrderUnknown(Key),
+}
+
+/// What is logged beside the changes.
+struct Entry<'a> {
+    lane: &'a str,
+    position: Option<String>,
+    resolved: Vec<LetterId>,
+    letters: Vec<Arc<DeadLetter>>,
+    at_wall: u64,
 }
 
 impl<P: Program> EngineSink<P> {
@@ -76,66 +101,150 @@ impl<P: Program> EngineSink<P> {
     /// `idempotency` makes, from what was taken, what a repetition of the request is told.
     pub fn stage_now(
         &self,
-        batch: SourceBatch,
+        mut batch: SourceBatch,
         idempotency: impl FnOnce(&Staged) -> Option<Idempotency>,
-        on_durable: Option<Box<dyn FnOnce(Result<(), Arc<WorldError>>) + Send>>,
+        on_durable: Option<OnDurable>,
     ) -> Staged {
         let shared = &self.shared;
         let at_wall = shared.clock.now_micros();
-        for letter in &batch.dead_letters {
-            shared.dead_letters.add(at_wall, letter.clone());
-        }
+        let letters = self.unanswered(&mut batch, at_wall);
         let position = batch.position.map(|position| position.to_string());
         let logged_position = position.clone();
         let lane = batch.lane;
-        let letters = batch.dead_letters;
-        let source = self.source;
         let (staged, batch) =
             shared
                 .ingest
-                .admit(source, &lane, batch.changes, position, |admitted| {
-                    let token = WriteToken {
-                        source,
-                        lane: lane.clone(),
-                        sequence: admitted.sequence,
-                    };
-                    let staged = Staged {
-                        token,
-                        accepted: admitted.changes.len() as u64,
-                        ignored: admitted.ignored,
-                    };
-                    let idempotency = idempotency(&staged);
-                    let changes = Arc::new(admitted.changes);
-                    let record = Record::Stage(Stage {
-                        source,
-                        lane: lane.clone(),
-                        sequence: admitted.sequence,
-                        changes: changes.to_vec(),
-                        dead_letters: letters,
+                .admit(self.source, &lane, batch.changes, position, |admitted| {
+                    let keys = admitted.changes.iter().map(|change| &change.key);
+                    let entry = Entry {
+                        lane: &lane,
                         position: logged_position,
-                        idempotency,
+                        resolved: shared.dead_letters.resolve(&self.name, keys),
+                        letters,
                         at_wall,
-                    });
-                    let logged = shared.log.append(record, on_durable);
-                    self.last.fetch_max(logged.0, Ordering::Relaxed);
-                    let batch = StagedBatch {
-                        source,
-                        lane: lane.as_str().into(),
-                        sequence: admitted.sequence,
-                        changes,
-                        bytes: admitted.bytes,
-                        is_push: self.is_push,
                     };
-                    // Under the lane's order, so that the mailbox has it too.
-                    let _ = shared.mailbox.send(Message::Staged(batch.clone()));
-                    (staged, batch)
+                    self.log(entry, admitted, idempotency, on_durable)
                 });
+        self.finish(&staged, batch);
+        staged
+    }
+
+    /// Stages what a dead letter comes to now, if the letter is still there and nothing newer can
+    /// have come for its keys; `on_durable` as in [`EngineSink::stage_now`].
+    ///
+    /// Errors: nothing was done, and the letter (if it is there) stays.
+    pub fn stage_replayed(
+        &self,
+        id: LetterId,
+        lane: &str,
+        changes: Vec<(Key, Option<Row>, Option<u64>)>,
+        on_durable: Option<OnDurable>,
+    ) -> Result<Staged, NotReplayed> {
+        let shared = &self.shared;
+        let keys: Vec<Key> = changes.iter().map(|(key, ..)| key.clone()).collect();
+        let check = |was_admitted: &dyn Fn(&Key) -> bool| {
+            let listed = shared.dead_letters.get(id).ok_or(NotReplayed::Gone)?;
+            let own = listed.kept.letter.key.as_ref();
+            // A good record of the letter's own key would have ended it. Of another key nobody has
+            // watched what came since.
+            let is_known = |key: &&Key| own != Some(*key) && was_admitted(key);
+            match keys.iter().find(is_known) {
+                Some(key) => Err(NotReplayed::OrderUnknown(key.clone())),
+                None => Ok(()),
+            }
+        };
+        let admitted = |admitted: Admitted| {
+            let entry = Entry {
+                lane,
+                position: None,
+                resolved: shared.dead_letters.resolve_through(id),
+                letters: Vec::new(),
+                at_wall: shared.clock.now_micros(),
+            };
+            self.log(entry, admitted, |_| None, on_durable)
+        };
+        let staged = shared
+            .ingest
+            .admit_if(self.source, lane, changes, None, check, admitted);
+        let (staged, batch) = staged?;
+        self.finish(&staged, batch);
+        Ok(staged)
+    }
+
+    /// The letters that no later change of their batch answers; the others are only counted.
+    fn unanswered(&self, batch: &mut SourceBatch, at_wall: u64) -> Vec<Arc<DeadLetter>> {
+        let letters = std::mem::take(&mut batch.dead_letters);
+        if letters.iter().all(|letter| letter.key.is_none()) {
+            return letters.into_iter().map(Arc::new).collect();
+        }
+        let changes = batch.changes.iter().enumerate();
+        let last: AHashMap<&Key, usize> = changes.map(|(at, (key, ..))| (key, at)).collect();
+        let is_answered = |letter: &DeadLetter| {
+            let last = letter.key.as_ref().and_then(|key| last.get(key));
+            last.is_some_and(|last| *last >= letter.after)
+        };
+        let (answered, open): (Vec<_>, Vec<_>) = letters.into_iter().partition(is_answered);
+        self.shared.dead_letters.count_answered(at_wall, &answered);
+        open.into_iter().map(Arc::new).collect()
+    }
+
+    /// Logs what was admitted, under the lane's order.
+    fn log(
+        &self,
+        entry: Entry<'_>,
+        admitted: Admitted,
+        idempotency: impl FnOnce(&Staged) -> Option<Idempotency>,
+        on_durable: Option<OnDurable>,
+    ) -> (Staged, StagedBatch) {
+        let (shared, source) = (&self.shared, self.source);
+        let lane = entry.lane;
+        let token = WriteToken {
+            source,
+            lane: lane.to_owned(),
+            sequence: admitted.sequence,
+        };
+        let staged = Staged {
+            token,
+            accepted: admitted.changes.len() as u64,
+            ignored: admitted.ignored,
+        };
+        // In the order in which the log has them: what ends before what begins.
+        let letters = entry.letters.iter().map(Arc::clone);
+        shared.dead_letters.add(entry.at_wall, letters);
+        let idempotency = idempotency(&staged);
+        let changes = Arc::new(admitted.changes);
+        let record = Record::Stage(Stage {
+            source,
+            lane: lane.to_owned(),
+            sequence: admitted.sequence,
+            changes: changes.to_vec(),
+            resolved: entry.resolved,
+            dead_letters: entry.letters,
+            position: entry.position,
+            idempotency,
+            at_wall: entry.at_wall,
+        });
+        let logged = shared.log.append(record, on_durable);
+        self.last.fetch_max(logged.0, Ordering::Relaxed);
+        let batch = StagedBatch {
+            source,
+            lane: lane.into(),
+            sequence: admitted.sequence,
+            changes,
+            bytes: admitted.bytes,
+            is_push: self.is_push,
+        };
+        // Under the lane's order, so that the mailbox has it too.
+        let _ = shared.mailbox.send(Message::Staged(batch.clone()));
+        (staged, batch)
+    }
+
+    fn finish(&self, staged: &Staged, batch: StagedBatch) {
         metrics::counter!("headwater_rows_in_total", "source" => self.name.clone())
             .increment(staged.accepted);
         metrics::counter!("headwater_rows_ignored_total", "source" => self.name.clone())
             .increment(staged.ignored);
-        shared.prepare(batch);
-        staged
+        self.shared.prepare(batch);
     }
 }
 
@@ -182,5 +291,11 @@ impl<P: Program> Resume for EngineSink<P> {
 
     fn lanes(&self) -> Vec<String> {
         self.shared.ingest.lanes(self.source)
+    }
+
+    fn letters(&self) -> Vec<Arc<DeadLetter>> {
+        let letters = &self.shared.dead_letters;
+        let kept = letters.list(Some(&self.name), None, 0, usize::MAX);
+        kept.into_iter().map(|listed| listed.kept.letter).collect()
     }
 }

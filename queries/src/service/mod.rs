@@ -15,6 +15,7 @@ mod cache;
 mod declare;
 mod documents;
 mod fill;
+mod letters;
 mod prepare;
 mod progress;
 mod push;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use engine::contract::{Embedder, Source, Store, VectorMemo};
 use engine::durable::{CompactOptions, EmbeddingStore, InputLog, LogOptions, VectorOptions};
 use engine::error::{DataError, DeadLetter, WorldError};
+use engine::letters::Redecoded;
 use engine::model::{Key, ObjectId, Row, Schema, VectorRef};
 use engine::runtime::{CatalogChange, Clock, CommunicationConfig, Engine, EngineOptions};
 use operators::embed::{EmbedConfig, EmbedService};
@@ -51,8 +53,21 @@ pub struct DecodedPush {
     pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
     /// Lines that were good (also those that a later line of their key replaced).
     pub accepted: u64,
-    /// `(line, error)` of the bad ones.
-    pub rejected: Vec<(u64, DataError)>,
+    /// The bad ones.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A bad line of a push.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rejected {
+    /// Its number.
+    pub line: u64,
+    /// Why.
+    pub error: DataError,
+    /// The row that it speaks of, where that could be read.
+    pub key: Option<Key>,
+    /// Changes of the push that came before it.
+    pub after: usize,
 }
 
 /// Loads a model by name and definition.
@@ -62,6 +77,9 @@ pub type Connect =
     dyn Fn(&SourceDef, &str) -> Result<Option<Box<dyn Source>>, WorldError> + Send + Sync;
 /// Decodes the lines of a push.
 pub type DecodePush = dyn Fn(&Schema, &[PushLine]) -> DecodedPush + Send + Sync;
+
+/// Decodes the payload of a dead letter again, as its source decodes now.
+pub type Redecode = dyn Fn(&SourceDef, &DeadLetter) -> Redecoded + Send + Sync;
 
 /// What the composition root gives in.
 pub struct Wiring {
@@ -79,6 +97,8 @@ pub struct Wiring {
     pub connect: Arc<Connect>,
     /// Decodes pushes.
     pub decode_push: Arc<DecodePush>,
+    /// Decodes dead letters again.
+    pub redecode: Arc<Redecode>,
     /// Renders Prometheus text.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Threads that build graphs.
@@ -110,6 +130,7 @@ pub(super) struct Inner {
     declaring: tokio::sync::Mutex<()>,
     connect: Arc<Connect>,
     decode_push: Arc<DecodePush>,
+    redecode: Arc<Redecode>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
     runtime: tokio::runtime::Handle,
     is_stopping: Arc<AtomicBool>,
@@ -225,6 +246,7 @@ impl Service {
             declaring: tokio::sync::Mutex::new(()),
             connect: wiring.connect,
             decode_push: wiring.decode_push,
+            redecode: wiring.redecode,
             metrics: wiring.metrics,
             runtime,
             is_stopping: Arc::default(),
@@ -239,6 +261,7 @@ impl Service {
 
     /// Starts the sources of a recovered catalog, and asks for vectors that are still missing.
     fn recover(&self) {
+        self.inner.forget_letters();
         let objects = self.inner.pipeline.all();
         for declared in &objects {
             match declared {
@@ -330,6 +353,8 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             let Some(inner) = inner.upgrade() else { return };
             rounds += 1;
             inner.refresh_gauges();
+            let now = inner.engine.clock().now_micros();
+            inner.engine.dead_letters().upkeep(now);
             if rounds.is_multiple_of(5) {
                 inner.runtime.block_on(inner.refresh_index_gauges());
             }
@@ -349,36 +374,12 @@ fn spawn_upkeep(inner: Weak<Inner>) {
 impl Inner {
     /// What compaction may forget: rows of dropped sources, what is older than a day.
     fn compact_options(&self) -> CompactOptions {
-        let pipeline = Arc::clone(&self.pipeline);
+        let (pipeline, declared) = (Arc::clone(&self.pipeline), Arc::clone(&self.pipeline));
         CompactOptions {
             now: self.engine.clock().now_micros(),
             keep_vector: None,
             keep_source: Some(Arc::new(move |source| pipeline.get(source).is_some())),
-        }
-    }
-
-    /// A rendered row turned bad, or is good again.
-    fn row_error(&self, relation: ObjectId, key: &Key, error: DataError, diff: i64) {
-        let Some(declared) = self.pipeline.get(relation) else {
-            return;
-        };
-        let source = declared.object().name.clone();
-        let position = format!("key {key}");
-        let letters = self.engine.dead_letters();
-        if diff > 0 {
-            let at = self.engine.clock().now_micros();
-            let payload = key.as_str().as_bytes().to_vec();
-            letters.add(
-                at,
-                DeadLetter {
-                    source,
-                    position,
-                    error,
-                    payload,
-                },
-            );
-        } else {
-            letters.retract(&source, &position);
+            keep_letters: Some(Arc::new(move |name| declared.by_name(name).is_some())),
         }
     }
 }

@@ -85,6 +85,7 @@ impl super::Service {
                 }
             }
         }
+        self.inner.forget_letters();
         Ok(done)
     }
 }
@@ -182,6 +183,7 @@ impl Inner {
             ));
         }
         self.drop_objects(&plan.objects).await?;
+        self.forget_letters();
         Ok(reply)
     }
 

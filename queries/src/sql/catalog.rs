@@ -212,7 +212,7 @@ fn required(name: &str, sql_type: SqlType) -> Column {
 }
 
 /// The system collections, in the schema `headwater`.
-pub const SYSTEM: [&str; 9] = [
+pub const SYSTEM: [&str; 10] = [
     "sources",
     "progress",
     "indexes",
@@ -220,6 +220,7 @@ pub const SYSTEM: [&str; 9] = [
     "caches",
     "retractions",
     "dead_letters",
+    "dead_letter_causes",
     "dataflows",
     "operators",
 ];
@@ -311,7 +312,7 @@ pub fn system_schema(name: &str) -> Option<Schema> {
         "dead_letters" => (
             1,
             &[
-                ("id", Int8),
+                ("id", Text),
                 ("source", Text),
                 ("at", TimestampTz),
                 ("position", Text),
@@ -320,6 +321,25 @@ pub fn system_schema(name: &str) -> Option<Schema> {
                 ("expected", Text),
                 ("hint", Text),
                 ("payload", Text),
+                ("column", Text),
+                ("key", Jsonb),
+                ("first_seen", TimestampTz),
+                ("last_seen", TimestampTz),
+                ("count", Int8),
+                ("bytes", Int8),
+            ],
+        ),
+        "dead_letter_causes" => (
+            2,
+            &[
+                ("source", Text),
+                ("code", Text),
+                ("seen", Int8),
+                ("kept", Int8),
+                ("dropped", Int8),
+                ("resolved", Int8),
+                ("first_seen", TimestampTz),
+                ("last_seen", TimestampTz),
             ],
         ),
         "dataflows" => (

@@ -35,14 +35,16 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).expect("a file of the checkout")
 }
 
-/// All Rust code below [`SOURCES`], without the test modules at the ends of files.
+/// All Rust code below [`SOURCES`], without the test modules: at the ends of files, or `tests.rs`.
 fn code() -> Vec<String> {
     fn walk(folder: &Path, out: &mut Vec<String>) {
         for entry in std::fs::read_dir(folder).expect("a folder of the checkout") {
             let path = entry.expect("readable").path();
             if path.is_dir() {
                 walk(&path, out);
-            } else if path.extension().is_some_and(|found| found == "rs") {
+            } else if path.extension().is_some_and(|found| found == "rs")
+                && !path.ends_with("tests.rs")
+            {
                 let text = std::fs::read_to_string(&path).expect("UTF-8");
                 let tests = text.find("#[cfg(test)]\nmod").unwrap_or(text.len());
                 out.push(text[..tests].to_owned());

@@ -32,9 +32,8 @@ impl Message {
         let bytes = headers.map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len));
         let bytes = bytes.sum::<usize>() + record.key.map_or(0, <[u8]>::len);
         let is_whole = bytes <= DEAD_LETTER_PAYLOAD_BYTES_MAX;
-        let owned = |(name, value): &(&str, Option<&[u8]>)| {
-            ((*name).to_owned(), value.map(<[u8]>::to_vec))
-        };
+        let owned =
+            |(name, value): &(&str, Option<&[u8]>)| ((*name).to_owned(), value.map(<[u8]>::to_vec));
         Message {
             topic: record.topic.to_owned(),
             partition: record.partition,
@@ -57,7 +56,8 @@ impl Message {
 
     /// The message of a letter; `None` of one that is about no message.
     pub(super) fn read(letter: &DeadLetter) -> Option<Message> {
-        let decoded = bincode::serde::decode_from_slice(&letter.context, bincode::config::standard());
+        let decoded =
+            bincode::serde::decode_from_slice(&letter.context, bincode::config::standard());
         decoded.ok().map(|(message, _)| message)
     }
 }
@@ -119,7 +119,9 @@ impl KafkaSource {
                 None => None,
                 Some(row) => match row.complete() {
                     Some(values) => Some(codec.pack(&values)),
-                    None => return Redecoded::Refused("not all of its values were sent".to_owned()),
+                    None => {
+                        return Redecoded::Refused("not all of its values were sent".to_owned());
+                    }
                 },
             };
             changes.push((change.key, row, None));

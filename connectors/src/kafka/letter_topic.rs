@@ -107,13 +107,20 @@ impl Deliveries {
         if told.warned.is_none_or(|at| at.elapsed() >= NOTE) {
             told.warned = Some(Instant::now());
             let source = &*self.source;
-            tracing::warn!(source, error, "DEAD LETTER TOPIC; letters stay in the collection");
+            tracing::warn!(
+                source,
+                error,
+                "DEAD LETTER TOPIC; letters stay in the collection"
+            );
         }
     }
 }
 
 fn count(source: &str, outcome: &'static str) {
-    let labels = [("source", source.to_owned()), ("outcome", outcome.to_owned())];
+    let labels = [
+        ("source", source.to_owned()),
+        ("outcome", outcome.to_owned()),
+    ];
     metrics::counter!(telemetry::DEAD_LETTER_TOPIC.name, &labels).increment(1);
 }
 
@@ -154,7 +161,10 @@ impl LetterTopic {
             .set("message.timeout.ms", "0")
             .set("linger.ms", "20")
             .set("queue.buffering.max.messages", messages)
-            .set("queue.buffering.max.kbytes", (BACKLOG_BYTES >> 10).to_string())
+            .set(
+                "queue.buffering.max.kbytes",
+                (BACKLOG_BYTES >> 10).to_string(),
+            )
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Warning);
         let producer = config.create_with_context(deliveries);
@@ -182,7 +192,11 @@ impl LetterTopic {
             return;
         };
         let partition = lane::name(&(message.topic.clone(), message.partition));
-        if self.noted.get(&partition).is_some_and(|next| message.offset < *next) {
+        if self
+            .noted
+            .get(&partition)
+            .is_some_and(|next| message.offset < *next)
+        {
             return;
         }
         let value = message.has_value.then(|| letter.payload.clone());

@@ -319,8 +319,12 @@ fn for_each_change(event: &Replayed, mut f: impl FnMut(ObjectId, Time, &Change))
 fn note_letters(book: &mut LetterBook, event: &Replayed) {
     match event {
         Replayed::Letters(base) => {
-            base.causes.iter().for_each(|counts| book.restore_counts(counts));
-            base.letters.iter().for_each(|kept| book.restore(kept.clone()));
+            base.causes
+                .iter()
+                .for_each(|counts| book.restore_counts(counts));
+            base.letters
+                .iter()
+                .for_each(|kept| book.restore(kept.clone()));
         }
         Replayed::Tick(tick) => {
             for stage in &tick.stages {

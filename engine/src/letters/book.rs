@@ -160,20 +160,29 @@ impl LetterBook {
     /// Ends a letter; nothing if it is gone.
     pub fn resolve(&mut self, id: LetterId) -> Option<Kept> {
         let kept = self.remove(id)?;
-        let counts = &mut self.cause(&kept.letter.source, &kept.letter.error.code).counts;
+        let counts = &mut self
+            .cause(&kept.letter.source, &kept.letter.error.code)
+            .counts;
         counts.resolved += 1;
         Some(kept)
     }
 
     /// Forgets sources that are not to be kept, counts included.
     pub fn retain_sources(&mut self, keep: impl Fn(&str) -> bool) {
-        let gone: Vec<String> = self.sources.keys().filter(|name| !keep(name)).cloned().collect();
+        let gone: Vec<String> = self
+            .sources
+            .keys()
+            .filter(|name| !keep(name))
+            .cloned()
+            .collect();
         for name in gone {
             let Some(source) = self.sources.get(&name) else {
                 continue;
             };
             let causes = source.causes.values();
-            let ids: Vec<LetterId> = causes.flat_map(|cause| cause.order.values().copied()).collect();
+            let ids: Vec<LetterId> = causes
+                .flat_map(|cause| cause.order.values().copied())
+                .collect();
             ids.into_iter().for_each(|id| drop(self.remove(id)));
             self.sources.remove(&name);
         }
@@ -207,7 +216,10 @@ impl LetterBook {
             .collect();
         found.sort_unstable();
         found.truncate(limit);
-        found.into_iter().filter_map(|(_, id)| self.get(id)).collect()
+        found
+            .into_iter()
+            .filter_map(|(_, id)| self.get(id))
+            .collect()
     }
 
     /// What is known of each cause.
@@ -225,8 +237,15 @@ impl LetterBook {
 
     /// Letters kept of a source.
     pub fn count(&self, source: &str) -> usize {
-        let causes = self.sources.get(source).map(|source| source.causes.values());
-        causes.into_iter().flatten().map(|cause| cause.order.len()).sum()
+        let causes = self
+            .sources
+            .get(source)
+            .map(|source| source.causes.values());
+        causes
+            .into_iter()
+            .flatten()
+            .map(|cause| cause.order.len())
+            .sum()
     }
 
     /// Memory of the letters, roughly.
@@ -264,10 +283,20 @@ impl LetterBook {
             source.keys.entry(key.clone()).or_default().push(id);
         }
         self.bytes += bytes;
-        self.letters.insert(id, Place { kept, number, bytes });
+        self.letters.insert(
+            id,
+            Place {
+                kept,
+                number,
+                bytes,
+            },
+        );
         let mut dropped = Vec::new();
         if is_full {
-            self.drop_oldest((letter.source.clone(), letter.error.code.clone()), &mut dropped);
+            self.drop_oldest(
+                (letter.source.clone(), letter.error.code.clone()),
+                &mut dropped,
+            );
         }
         while self.bytes > DEAD_LETTERS_BYTES_MAX {
             let Some(fattest) = self.fattest() else { break };

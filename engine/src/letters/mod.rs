@@ -15,8 +15,6 @@
 //! ([`Redecoded`]).
 
 mod book;
-#[cfg(test)]
-mod tests;
 
 use std::fmt;
 use std::str::FromStr;
@@ -148,3 +146,6 @@ pub enum Redecoded {
     /// It cannot be decoded by itself; why.
     Refused(String),
 }
+
+#[cfg(test)]
+mod tests;

@@ -52,7 +52,11 @@ impl DeadLetters {
         }
         let mut inner = self.lock();
         for letter in letters {
-            count(telemetry::DEAD_LETTERS.name, &letter.source, &letter.error.code);
+            count(
+                telemetry::DEAD_LETTERS.name,
+                &letter.source,
+                &letter.error.code,
+            );
             inner.tell(at, &letter);
             for (source, code) in inner.book.add(at, letter) {
                 count(telemetry::DEAD_LETTERS_DROPPED.name, &source, &code);
@@ -85,7 +89,9 @@ impl DeadLetters {
             return Vec::new();
         }
         let mut inner = self.lock();
-        let ended: Vec<LetterId> = keys.flat_map(|key| inner.book.of_key(source, key)).collect();
+        let ended: Vec<LetterId> = keys
+            .flat_map(|key| inner.book.of_key(source, key))
+            .collect();
         self.end(&mut inner, &ended);
         ended
     }
@@ -121,8 +127,12 @@ impl DeadLetters {
     /// Takes back what compaction kept.
     pub(super) fn restore(&self, causes: &[CauseCounts], letters: Vec<Kept>) {
         let mut inner = self.lock();
-        causes.iter().for_each(|counts| inner.book.restore_counts(counts));
-        letters.into_iter().for_each(|kept| inner.book.restore(kept));
+        causes
+            .iter()
+            .for_each(|counts| inner.book.restore_counts(counts));
+        letters
+            .into_iter()
+            .for_each(|kept| inner.book.restore(kept));
         self.note_keys(&inner);
     }
 
@@ -184,7 +194,8 @@ impl DeadLetters {
     }
 
     fn note_keys(&self, inner: &Letters) {
-        self.has_keys.store(inner.book.has_keys(), Ordering::Release);
+        self.has_keys
+            .store(inner.book.has_keys(), Ordering::Release);
     }
 }
 

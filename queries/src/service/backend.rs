@@ -6,9 +6,9 @@ use serde_json::Value as Json;
 
 use super::Service;
 use crate::api::{
-    Backend, DeadLetterReply, DeadLetterRequest, DocumentReply, DocumentRequest, LookupReply, LookupRequest,
-    PushReply, PushRequest, Readiness, ReplayReply, ReplayRequest, Reply, SearchReply, SearchRequest, SqlReply, StoreReply,
-    StoreRequest,
+    Backend, DeadLetterReply, DeadLetterRequest, DocumentReply, DocumentRequest, LookupReply,
+    LookupRequest, PushReply, PushRequest, Readiness, ReplayReply, ReplayRequest, Reply,
+    SearchReply, SearchRequest, SqlReply, StoreReply, StoreRequest,
 };
 use crate::problem::Problem;
 

@@ -29,8 +29,6 @@ use crate::definition::{Connector, Definition, SourceDef};
 use crate::problem::Problem;
 use crate::render::{Declared, WorkerProgram};
 
-/// Dead letters shown by `headwater.dead_letters`.
-const SHOWN_MAX: usize = 10_000;
 /// Refused letters shown in a reply.
 const REFUSED_MAX: usize = 100;
 /// Longest wait of a replay for room, and for the sync.
@@ -63,7 +61,7 @@ impl Inner {
 
     /// The rows of `headwater.dead_letters`.
     pub(super) fn letter_rows(&self) -> Vec<Vec<Value>> {
-        let letters = self.engine.dead_letters().list(None, None, 0, SHOWN_MAX);
+        let letters = self.engine.dead_letters().list(None, None, 0, usize::MAX);
         let rows = letters.into_iter().map(|Listed { id, kept, .. }| {
             let letter = &kept.letter;
             let error = &letter.error;
@@ -80,7 +78,7 @@ impl Inner {
                 some(&error.hint),
                 text(String::from_utf8_lossy(&letter.payload)),
                 error.column().map_or(Value::Null, text),
-                key.map_or(Value::Null, |key| Value::Json(key.as_str().into())),
+                key.map_or(Value::Null, |key| text(key.as_str())),
                 Value::Timestamp(kept.first_seen as i64),
                 Value::Timestamp(kept.last_seen as i64),
                 int(kept.count),
@@ -157,7 +155,9 @@ impl Inner {
                 }
                 _ => Err(format!("\"{name}\" is not a source")),
             },
-            Some(_) => Err("it is a row that a view cannot compute: it goes when the row is good".to_owned()),
+            Some(_) => Err(
+                "it is a row that a view cannot compute: it goes when the row is good".to_owned(),
+            ),
             None => Err(format!("there is no source \"{name}\"")),
         }
     }
@@ -183,8 +183,10 @@ impl Replay<'_> {
         let ids = match &request.ids {
             Some(ReplayIds::Some(ids)) => ids,
             None if source.is_none() && code.is_none() => {
-                return Err(Problem::invalid("nothing says which dead letters are replayed")
-                    .expected("\"ids\": […] or \"all\", \"source\" or \"code\""));
+                return Err(
+                    Problem::invalid("nothing says which dead letters are replayed")
+                        .expected("\"ids\": […] or \"all\", \"source\" or \"code\""),
+                );
             }
             _ => {
                 if let Some(name) = source.filter(|name| self.inner.schema_of(name).is_none()) {
@@ -221,7 +223,10 @@ impl Replay<'_> {
     fn one(&mut self, listed: &Listed) -> Reply<()> {
         let letter = &listed.kept.letter;
         let find = || self.inner.replayable(&letter.source);
-        let target = self.sources.entry(letter.source.clone()).or_insert_with(find);
+        let target = self
+            .sources
+            .entry(letter.source.clone())
+            .or_insert_with(find);
         let (source, sink) = match target {
             Ok(target) => target,
             Err(reason) => {

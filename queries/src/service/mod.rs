@@ -23,7 +23,7 @@ mod search;
 mod statements;
 mod system;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -39,7 +39,7 @@ use operators::index::BuilderHandle;
 use tokio::sync::oneshot;
 
 use crate::api::PushLine;
-use crate::definition::{Definition, ModelDef, SourceDef};
+use crate::definition::{Definition, ModelDef, Object, SourceDef};
 use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;
 use declare::RunningSource;
@@ -255,14 +255,17 @@ impl Service {
         spawn_replies(Arc::downgrade(&inner), reply_receiver);
         spawn_upkeep(Arc::downgrade(&inner));
         let service = Service { inner };
-        service.recover();
+        service.recover(&dropped(&recovered.catalog));
         Ok(service)
     }
 
-    /// Starts the sources of a recovered catalog, and asks for vectors that are still missing.
-    fn recover(&self) {
-        self.inner.forget_letters();
-        let objects = self.inner.pipeline.all();
+    /// Starts the sources of a recovered catalog, and asks for vectors that are still missing. What
+    /// was dropped may still be there: the workers take it out when they come to it.
+    fn recover(&self, dropped: &HashSet<ObjectId>) {
+        let mut objects = self.inner.pipeline.all();
+        objects.retain(|declared| !dropped.contains(&declared.object().id));
+        let is_there = |name: &str| objects.iter().any(|one| one.object().name == name);
+        self.inner.engine.dead_letters().retain_sources(is_there);
         for declared in &objects {
             match declared {
                 Declared::Source { object, .. } => {
@@ -314,6 +317,15 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What a catalog dropped again.
+fn dropped(catalog: &[CatalogChange<Object>]) -> HashSet<ObjectId> {
+    let ids = catalog.iter().filter_map(|change| match change {
+        CatalogChange::Uninstall { id } => Some(*id),
+        CatalogChange::Install { .. } => None,
+    });
+    ids.collect()
 }
 
 /// Carries the workers' replies, other than answers, to where they belong.

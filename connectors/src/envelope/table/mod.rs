@@ -231,9 +231,7 @@ impl Table {
             return;
         }
         if at.is_none() && self.partitions > 1 {
-            let error = unordered_truncate(
-                "the source sends no order across partitions",
-            );
+            let error = unordered_truncate("the source sends no order across partitions");
             out.letters.push(error.into());
         }
         let (survivors, is_complete) = self.recent.after(at);

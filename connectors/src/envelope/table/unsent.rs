@@ -24,7 +24,7 @@ use engine::limits::ENVELOPE_PARKED_ROWS_MAX;
 use engine::model::{Key, Value};
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Output};
+use super::{Applied, Letter, Output};
 use crate::envelope::order::Order;
 use crate::envelope::types::{Cell, complete};
 
@@ -97,7 +97,7 @@ impl Unsent {
         self.parked.len()
     }
 
-    pub(super) fn unresolved(&self) -> Vec<DataError> {
+    pub(super) fn unresolved(&self) -> Vec<Letter> {
         self.parked.keys().map(unavailable).collect()
     }
 

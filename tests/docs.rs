@@ -124,6 +124,40 @@ fn every_documented_code_exists() {
     );
 }
 
+/// A dead letter's words are its interface: each cause is spelled out in some test.
+#[test]
+fn every_data_error_has_a_test_with_its_words() {
+    fn walk(folder: &Path, out: &mut String) {
+        for entry in std::fs::read_dir(folder).expect("a folder of the checkout") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else if path.extension().is_some_and(|found| found == "rs")
+                && !path.ends_with("tests/docs.rs")
+            {
+                *out += &std::fs::read_to_string(&path).expect("UTF-8");
+            }
+        }
+    }
+    let mut tests = String::new();
+    for folder in ["tests", "connectors/tests", "queries/tests"] {
+        walk(&root().join(folder), &mut tests);
+    }
+    let page = read("docs/errors.md");
+    let codes = table_names(page.split_once("## Data errors").expect("the section").1);
+    assert!(codes.len() > 30, "the search for codes found too few");
+    // `"code"`, or the first word of a message: `code: …`.
+    let is_told = |code: &String| {
+        tests.contains(&format!("\"{code}\"")) || tests.contains(&format!("{code}: "))
+    };
+    let silent = codes.iter().filter(|code| !is_told(code));
+    none(
+        silent
+            .map(|code| format!("no test has the words of `{code}`"))
+            .collect(),
+    );
+}
+
 #[test]
 fn limits_are_documented_both_ways() {
     let source = read("engine/src/limits.rs");

@@ -312,6 +312,39 @@ fn a_search_filters_before_k() {
 }
 
 #[test]
+fn what_an_expression_cannot_compute_is_told_in_exact_words() {
+    let _room = together();
+    let rig =
+        Rig::start("CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, body TEXT, n BIGINT);");
+    for (view, expression) in [
+        ("casts", "CAST(body AS BIGINT)"),
+        ("overflows", "n * 9223372036854775807"),
+        ("fails", "repeat(body, n)"),
+    ] {
+        rig.sql(&format!(
+            "CREATE VIEW {view} AS SELECT id, {expression} AS x FROM docs"
+        ))
+        .unwrap_or_else(|problem| panic!("{view}: {}", problem.detail));
+    }
+    rig.upsert(
+        "docs",
+        "a",
+        &json!({"body": "word", "n": 9_000_000_000_000_000_000_i64}),
+    );
+    let told = |view: &str| {
+        eventually("the letter", || rig.letters(view).len() == 1);
+        let letter = rig.letters(view).swap_remove(0).letter;
+        (letter.error.code.clone(), letter.error.detail.clone())
+    };
+    println!(
+        "{:?} {:?} {:?}",
+        told("casts"),
+        told("overflows"),
+        told("fails")
+    );
+}
+
+#[test]
 fn a_views_bad_row_is_a_dead_letter_until_the_row_is_good() {
     let _room = together();
     let rig = Rig::start(PIPELINE);

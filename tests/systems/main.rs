@@ -13,6 +13,7 @@ mod servers;
 
 mod debezium;
 mod kafka;
+mod letters;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

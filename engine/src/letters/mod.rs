@@ -37,6 +37,7 @@ pub struct DeadLetter {
     /// The cause.
     pub error: DataError,
     /// What came, at most [`DEAD_LETTER_PAYLOAD_BYTES_MAX`].
+    #[serde(with = "bytes")]
     pub payload: Vec<u8>,
     /// How many bytes came: more than the payload has when it was cut.
     pub bytes: u64,
@@ -44,6 +45,7 @@ pub struct DeadLetter {
     /// letter.
     pub key: Option<Key>,
     /// What a replay needs beside the payload, in the source's own encoding.
+    #[serde(with = "bytes")]
     pub context: Vec<u8>,
     /// Changes of its batch that came before it; not stored.
     #[serde(skip)]
@@ -107,6 +109,38 @@ impl DeadLetter {
         let error = &self.error;
         let texts = error.detail.len() + self.position.len() + self.source.len() + key;
         self.payload.len() + self.context.len() + texts + 256
+    }
+}
+
+/// Bytes as one piece: serde would visit a `Vec<u8>` byte by byte, and floods are logged.
+mod bytes {
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+
+            fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+
+        from.deserialize_byte_buf(Bytes)
     }
 }
 

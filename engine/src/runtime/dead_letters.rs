@@ -19,9 +19,9 @@ use crate::telemetry;
 /// Time between two lines about one cause of a source, microseconds.
 const TELL_MICROS: u64 = 1_000_000;
 
-/// What was said of a cause.
-#[derive(Debug)]
+/// What was said of a cause, and what counts it: looking a counter up costs more than adding a letter.
 struct Told {
+    seen: metrics::Counter,
     at: u64,
     /// Letters since then, and the last of them.
     since: u64,
@@ -33,6 +33,12 @@ struct Letters {
     book: LetterBook,
     /// By source and cause.
     told: HashMap<String, HashMap<String, Told>>,
+}
+
+impl std::fmt::Debug for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Told").field("since", &self.since).finish()
+    }
 }
 
 /// All dead letters of a pipeline.
@@ -52,11 +58,6 @@ impl DeadLetters {
         }
         let mut inner = self.lock();
         for letter in letters {
-            count(
-                telemetry::DEAD_LETTERS.name,
-                &letter.source,
-                &letter.error.code,
-            );
             inner.tell(at, &letter);
             for (source, code) in inner.book.add(at, letter) {
                 count(telemetry::DEAD_LETTERS_DROPPED.name, &source, &code);
@@ -208,13 +209,18 @@ impl Letters {
         };
         match causes.get_mut(&letter.error.code) {
             Some(told) => {
+                told.seen.increment(1);
                 told.since += 1;
                 told.last = Arc::clone(letter);
                 told.say_rest(now);
             }
             None => {
                 warn(letter, 1);
+                let labels = labels(&letter.source, &letter.error.code);
+                let seen = metrics::counter!(telemetry::DEAD_LETTERS.name, &labels);
+                seen.increment(1);
                 let told = Told {
+                    seen,
                     at: now,
                     since: 0,
                     last: Arc::clone(letter),
@@ -247,6 +253,9 @@ fn warn(letter: &DeadLetter, records: u64) {
 }
 
 fn count(metric: &'static str, source: &str, code: &str) {
-    let labels = [("source", source.to_owned()), ("code", code.to_owned())];
-    metrics::counter!(metric, &labels).increment(1);
+    metrics::counter!(metric, &labels(source, code)).increment(1);
+}
+
+fn labels(source: &str, code: &str) -> [(&'static str, String); 2] {
+    [("source", source.to_owned()), ("code", code.to_owned())]
 }

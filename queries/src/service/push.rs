@@ -221,8 +221,8 @@ impl Inner {
             token: staged.token.to_string(),
         };
         let idempotency = |staged: &Staged| {
-            let reply = serde_json::to_string(&stored(staged)).expect("plain values");
             let key = request.idempotency_key.clone()?;
+            let reply = serde_json::to_string(&stored(staged)).expect("plain values");
             Some(Idempotency {
                 key,
                 body_hash: body,

@@ -8,7 +8,6 @@
 //! Unit: good rows a second, the median of 7 rounds of one second each; the three ways take turns, so
 //! that a busy machine hurts them alike. The floor is 0.8 of the rate without bad records.
 
-#[allow(dead_code)]
 #[path = "support/clustered.rs"]
 mod clustered;
 #[path = "support/whole.rs"]

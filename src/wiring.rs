@@ -14,7 +14,8 @@ use connectors::kafka::{KafkaOptions, KafkaSource, Start};
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
 use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
-use engine::error::WorldError;
+use engine::error::{DeadLetter, WorldError};
+use engine::letters::Redecoded;
 use engine::model::Schema;
 use engine::runtime::SystemClock;
 use engine::telemetry;
@@ -23,7 +24,7 @@ use queries::definition::{
     ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaStart, MessageFormat, MessagePart,
     ModelDef, Object, PostgresDef, SecretDef, SlotLost, SourceDef, SslMode,
 };
-use queries::service::{Connect, Connection, DecodedPush, Wiring};
+use queries::service::{Connect, Connection, DecodedPush, Rejected, Wiring};
 use queries::sql::CatalogView;
 
 use crate::app::RunOptions;
@@ -42,6 +43,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         connect: connector(Some(options.data.join("git"))),
         describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
+        redecode: Arc::new(redecode),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
         embed: operators::embed::EmbedConfig::default(),
@@ -199,6 +201,7 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
         is_pattern: kafka.is_pattern,
         start,
         group: kafka.group.clone(),
+        dead_letter_topic: kafka.dead_letter_topic.clone(),
     };
     let format = |format| match format {
         MessageFormat::Json => Format::Json,
@@ -258,10 +261,43 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
 pub fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
     let decoded =
         connectors::push::decode(schema, lines.iter().map(|line| (line.line, &*line.raw)));
+    let rejected = decoded.rejected.into_iter();
+    let rejected = rejected.map(|(line, refused, after)| Rejected {
+        line,
+        error: refused.error,
+        key: refused.key,
+        after,
+    });
     DecodedPush {
         changes: decoded.changes,
         accepted: decoded.accepted,
-        rejected: decoded.rejected,
+        rejected: rejected.collect(),
+    }
+}
+
+/// Decodes the payload of a dead letter again, as its source decodes now.
+pub fn redecode(source: &SourceDef, letter: &DeadLetter) -> Redecoded {
+    let failed = |error: WorldError| Redecoded::Refused(error.to_string());
+    match &source.connector {
+        Connector::Push => connectors::push::redecode(&source.schema, letter),
+        Connector::Files { path, pattern } => {
+            connectors::files::reread(path, pattern, letter).unwrap_or_else(failed)
+        }
+        Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka) {
+            Ok(reader) => reader.redecode(letter),
+            Err(error) => failed(error),
+        },
+        Connector::Generate { .. } => {
+            Redecoded::Refused("a generated row is not decoded".to_owned())
+        }
+        Connector::Git(_) => Redecoded::Refused(
+            "a file of a commit is not read again: correct it in a later commit".to_owned(),
+        ),
+        Connector::Postgres(_) => Redecoded::Refused(
+            "a row of a database is read in the order of its log: UPDATE it there, or declare the \
+             column wider and create the source again"
+                .to_owned(),
+        ),
     }
 }
 

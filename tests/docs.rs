@@ -35,14 +35,16 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).expect("a file of the checkout")
 }
 
-/// All Rust code below [`SOURCES`], without the test modules at the ends of files.
+/// All Rust code below [`SOURCES`], without the test modules: at the ends of files, or `tests.rs`.
 fn code() -> Vec<String> {
     fn walk(folder: &Path, out: &mut Vec<String>) {
         for entry in std::fs::read_dir(folder).expect("a folder of the checkout") {
             let path = entry.expect("readable").path();
             if path.is_dir() {
                 walk(&path, out);
-            } else if path.extension().is_some_and(|found| found == "rs") {
+            } else if path.extension().is_some_and(|found| found == "rs")
+                && !path.ends_with("tests.rs")
+            {
                 let text = std::fs::read_to_string(&path).expect("UTF-8");
                 let tests = text.find("#[cfg(test)]\nmod").unwrap_or(text.len());
                 out.push(text[..tests].to_owned());
@@ -118,6 +120,40 @@ fn every_documented_code_exists() {
     none(
         invented
             .map(|code| format!("docs/errors.md: nothing emits `{code}`"))
+            .collect(),
+    );
+}
+
+/// A dead letter's words are its interface: each cause is spelled out in some test.
+#[test]
+fn every_data_error_has_a_test_with_its_words() {
+    fn walk(folder: &Path, out: &mut String) {
+        for entry in std::fs::read_dir(folder).expect("a folder of the checkout") {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else if path.extension().is_some_and(|found| found == "rs")
+                && !path.ends_with("tests/docs.rs")
+            {
+                *out += &std::fs::read_to_string(&path).expect("UTF-8");
+            }
+        }
+    }
+    let mut tests = String::new();
+    for folder in ["tests", "connectors/tests", "queries/tests"] {
+        walk(&root().join(folder), &mut tests);
+    }
+    let page = read("docs/errors.md");
+    let codes = table_names(page.split_once("## Data errors").expect("the section").1);
+    assert!(codes.len() > 30, "the search for codes found too few");
+    // `"code"`, or the first word of a message: `code: …`.
+    let is_told = |code: &String| {
+        tests.contains(&format!("\"{code}\"")) || tests.contains(&format!("{code}: "))
+    };
+    let silent = codes.iter().filter(|code| !is_told(code));
+    none(
+        silent
+            .map(|code| format!("no test has the words of `{code}`"))
             .collect(),
     );
 }

@@ -42,6 +42,7 @@ impl Whole {
             connect: headwater::wiring::connector(None),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),
+            redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(move || telemetry.render()),
             builder_threads: 1,
             embed: operators::embed::EmbedConfig::default(),

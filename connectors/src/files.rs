@@ -29,6 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::contract::{SinkClosed, Source, SourceBatch, SourceContext};
 use engine::error::{DataError, DeadLetter, WorldError};
+use engine::letters::Redecoded;
 use engine::limits::TEXT_BYTES_MAX;
 use engine::model::{Column, ContentHash, Key, Row, RowCodec, Schema, SqlType, Value};
 use globset::GlobMatcher;
@@ -232,7 +233,7 @@ impl Watcher {
         let error = DataError::new("path-missing", detail)
             .expected("a folder or a file")
             .hint("its rows stay; they are compared again when it is back");
-        self.letter(path, error, Vec::new())?;
+        self.letter(path, error, &[], None)?;
         self.flush()
     }
 
@@ -277,41 +278,35 @@ impl Watcher {
         match found {
             Ok(text) => {
                 known.stamp = read_at;
-                known.told = None;
-                let micros = i64::try_from(stamp.modified_nanos / 1_000).unwrap_or(i64::MAX);
-                let bytes = text.len() as i64;
-                let row = self.codec.pack(&[
-                    Value::Text(name.into()),
-                    Value::Text(text.into()),
-                    Value::Int(bytes),
-                    Value::Timestamp(micros),
-                ]);
+                // The same row again ends the letter of a file that could not be read.
+                let was_told = known.told.take().is_some();
+                let row = row(&self.codec, name, text, stamp);
                 let hash = ContentHash::of(row.as_bytes());
-                if known.live.replace(hash) != Some(hash) {
+                if known.live.replace(hash) != Some(hash) || was_told {
                     self.emit(name, Some(row))?;
                 }
             }
             Err(Unread::Vanished) => {}
             Err(Unread::World(error)) => {
                 if known.told.replace("unreadable-file") != Some("unreadable-file") {
-                    let detail = format!("file '{name}' cannot be read: {}", reason(&error));
-                    let error = DataError::new("unreadable-file", detail)
-                        .hint("its last good version stays; reading is tried again");
-                    self.letter(name.to_owned(), error, Vec::new())?;
+                    let error = unreadable(name, &error);
+                    self.letter(name.to_owned(), error, &[], Some(Key::text(name)))?;
                 }
             }
             Err(Unread::Data(bad, payload)) => {
                 known.stamp = read_at;
                 let told = known.told.replace(bad.code());
-                let was_live = known.live.take().is_some();
+                let was_live = known.live.take().is_some() || is_live(&self.context, name);
                 // Each version at rest that is not UTF-8 names its own byte; a file that grows and
                 // grows is too large only once.
                 let is_news = is_at_rest && matches!(bad, BadFile::InvalidUtf8(_));
-                if is_news || told != Some(bad.code()) {
-                    self.letter(name.to_owned(), bad.on(name), payload)?;
-                }
+                // The row goes first: the letter is about what came after it.
                 if was_live {
                     self.emit(name, None)?;
+                }
+                if is_news || told != Some(bad.code()) {
+                    let key = Some(Key::text(name));
+                    self.letter(name.to_owned(), bad.on(name), &payload, key)?;
                 }
             }
         }
@@ -330,11 +325,9 @@ impl Watcher {
         }
         gone.sort();
         for name in gone {
-            if self
-                .files
-                .remove(&name)
-                .is_some_and(|known| known.live.is_some())
-            {
+            let known = self.files.remove(&name).unwrap_or_default();
+            // A file that was bad takes its letter with it.
+            if known.live.is_some() || known.told.is_some() || is_live(&self.context, &name) {
                 self.emit(&name, None)?;
             }
         }
@@ -351,16 +344,13 @@ impl Watcher {
         &mut self,
         position: String,
         error: DataError,
-        payload: Vec<u8>,
+        payload: &[u8],
+        key: Option<Key>,
     ) -> Result<(), SinkClosed> {
         self.batch_bytes += payload.len();
-        let source = self.context.name.clone();
-        self.batch.dead_letters.push(DeadLetter {
-            source,
-            position,
-            error,
-            payload,
-        });
+        let letter = DeadLetter::new(&*self.context.name, position, error, payload);
+        let letter = letter.key(key).after(self.batch.changes.len());
+        self.batch.dead_letters.push(letter);
         self.flush_if_full()
     }
 
@@ -379,6 +369,64 @@ impl Watcher {
         }
         self.context.sink.stage(std::mem::take(&mut self.batch))
     }
+}
+
+/// Whether the source has a row of a file: a replayed letter may have brought one.
+fn is_live(context: &SourceContext, name: &str) -> bool {
+    context.resume.row(&Key::text(name)).is_some()
+}
+
+fn row(codec: &RowCodec, name: &str, text: String, stamp: Stamp) -> Row {
+    let micros = i64::try_from(stamp.modified_nanos / 1_000).unwrap_or(i64::MAX);
+    let bytes = text.len() as i64;
+    codec.pack(&[
+        Value::Text(name.into()),
+        Value::Text(text.into()),
+        Value::Int(bytes),
+        Value::Timestamp(micros),
+    ])
+}
+
+/// Reads the file that a dead letter of `FROM FILES (PATH path, PATTERN pattern)` is about again.
+///
+/// Errors: a pattern that is no glob.
+pub fn reread(path: &str, pattern: &str, letter: &DeadLetter) -> Result<Redecoded, WorldError> {
+    let source = FilesSource::new(path, pattern)?;
+    let name = &*letter.position;
+    let refused = |reason: &str| Ok(Redecoded::Refused(reason.to_owned()));
+    if letter.key.is_none() {
+        return refused("it is about PATH, not about a file");
+    }
+    if !source.pattern.is_match(name) {
+        return refused("PATTERN leaves the file out now");
+    }
+    let file = match source.root.is_file() {
+        true => source.root.clone(),
+        false => source.root.join(name),
+    };
+    let Ok(metadata) = std::fs::metadata(&file) else {
+        return refused("the file does not exist");
+    };
+    let stamp = Stamp::of(&metadata);
+    Ok(match read(&file, stamp.bytes) {
+        Ok(text) => {
+            let codec = RowCodec::new(schema()).expect("types that Arrow can order");
+            let row = row(&codec, name, text, stamp);
+            Redecoded::Good {
+                lane: String::new(),
+                changes: vec![(Key::text(name), Some(row), None)],
+            }
+        }
+        Err(Unread::Vanished) => return refused("the file does not exist"),
+        Err(Unread::World(error)) => Redecoded::StillBad(unreadable(name, &error)),
+        Err(Unread::Data(bad, _)) => Redecoded::StillBad(bad.on(name)),
+    })
+}
+
+fn unreadable(name: &str, error: &std::io::Error) -> DataError {
+    let detail = format!("file '{name}' cannot be read: {}", reason(error));
+    DataError::new("unreadable-file", detail)
+        .hint("its last good version stays; reading is tried again")
 }
 
 /// Why a file has no text.

@@ -11,9 +11,11 @@
 
 use std::collections::HashMap;
 
-use engine::error::DataError;
+use engine::error::{DataError, DeadLetter};
+use engine::letters::Redecoded;
 use engine::limits::{LINE_BYTES_MAX, TEXT_BYTES_MAX};
 use engine::model::{Column, Key, Row, RowCodec, Schema, Value, preview};
+use engine::runtime::PUSH_LANE;
 use serde_json::{Map, Value as Json};
 
 use crate::key;
@@ -37,7 +39,16 @@ pub struct PushBatch {
     /// Good lines that a later line of the same key replaced: accepted, never visible.
     pub superseded: u64,
     /// Lines refused.
-    pub rejected: Vec<(u64, DataError)>,
+    pub rejected: Vec<(u64, Refused)>,
+}
+
+/// A line that is not taken.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refused {
+    /// Why.
+    pub error: DataError,
+    /// The row that it speaks of, where that could be read.
+    pub key: Option<Key>,
 }
 
 /// Decodes numbered lines. Cost: linear in their bytes.
@@ -57,7 +68,7 @@ pub fn decode_lines<'a>(
                 }
                 changes.push(Some((number, change)));
             }
-            Err(error) => batch.rejected.push((number, error)),
+            Err(refused) => batch.rejected.push((number, refused)),
         }
     }
     batch.changes = changes.into_iter().flatten().collect();
@@ -71,8 +82,8 @@ pub struct Decoded {
     pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
     /// Good lines, those that a later line of their key replaced included.
     pub accepted: u64,
-    /// Lines refused.
-    pub rejected: Vec<(u64, DataError)>,
+    /// Lines refused, with the number of changes that came before each.
+    pub rejected: Vec<(u64, Refused, usize)>,
 }
 
 /// Decodes numbered lines and packs their rows.
@@ -80,6 +91,12 @@ pub fn decode<'a>(schema: &Schema, lines: impl IntoIterator<Item = (u64, &'a [u8
     let codec = RowCodec::new(schema.clone()).expect("the language declares packable types only");
     let batch = decode_lines(schema, lines);
     let accepted = batch.changes.len() as u64 + batch.superseded;
+    let taken = &batch.changes;
+    let place = |(line, refused): (u64, Refused)| {
+        let after = taken.partition_point(|(number, _)| *number < line);
+        (line, refused, after)
+    };
+    let rejected = batch.rejected.into_iter().map(place).collect();
     let pack = |(_, change): (u64, PushChange)| {
         let row = change.values.map(|values| codec.pack(&values));
         (change.key, row, change.version)
@@ -88,12 +105,41 @@ pub fn decode<'a>(schema: &Schema, lines: impl IntoIterator<Item = (u64, &'a [u8
     Decoded {
         changes,
         accepted,
-        rejected: batch.rejected,
+        rejected,
+    }
+}
+
+/// Decodes the line of a dead letter again.
+pub fn redecode(schema: &Schema, letter: &DeadLetter) -> Redecoded {
+    if !letter.is_whole() {
+        return Redecoded::Refused(format!(
+            "only {} of its {} bytes are kept",
+            letter.payload.len(),
+            letter.bytes
+        ));
+    }
+    let decoded = decode(schema, [(1, &*letter.payload)]);
+    match decoded.rejected.into_iter().next() {
+        Some((_, refused, _)) => Redecoded::StillBad(refused.error),
+        None => Redecoded::Good {
+            lane: PUSH_LANE.to_owned(),
+            changes: decoded.changes,
+        },
     }
 }
 
 /// Decodes one line.
-pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError> {
+pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, Refused> {
+    let mut key = None;
+    decode_to(schema, line, &mut key).map_err(|error| Refused { error, key })
+}
+
+/// Notes the key as soon as it is read: a line whose value is bad still names its row.
+fn decode_to(
+    schema: &Schema,
+    line: &[u8],
+    found: &mut Option<Key>,
+) -> Result<PushChange, DataError> {
     if line.len() > LINE_BYTES_MAX {
         let detail = format!(
             "the line has {} bytes; the limit LINE_BYTES_MAX is {LINE_BYTES_MAX}",
@@ -119,7 +165,12 @@ pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError
     let op = line.remove("op");
     let key = line.remove("key");
     let value = line.remove("value").filter(|value| !value.is_null());
-    let version = version(line.remove("version"))?;
+    let version = line.remove("version");
+    let key = read_key(schema, key);
+    if let Ok((key, _)) = &key {
+        *found = Some(key.clone());
+    }
+    let version = self::version(version)?;
     if let Some(name) = line.keys().next() {
         return Err(
             DataError::new("unknown-field", format!("unknown field \"{name}\""))
@@ -135,8 +186,7 @@ pub fn decode_line(schema: &Schema, line: &[u8]) -> Result<PushChange, DataError
                 .expected("\"upsert\" or \"delete\""));
         }
     };
-    let key_values = key_values(schema, key)?;
-    let key = key::canonical(schema, &key_values)?;
+    let (key, key_values) = key?;
     if is_delete {
         if value.is_some() {
             return Err(
@@ -201,7 +251,12 @@ fn version(json: Option<Json>) -> Result<Option<u64>, DataError> {
     }
 }
 
-/// The key's values in the order of `schema.key`.
+/// The key, and its values in the order of `schema.key`.
+fn read_key(schema: &Schema, key: Option<Json>) -> Result<(Key, Vec<Value>), DataError> {
+    let values = key_values(schema, key)?;
+    Ok((key::canonical(schema, &values)?, values))
+}
+
 fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataError> {
     let names: Vec<&str> = schema
         .key

@@ -1,12 +1,14 @@
 //! Three kinds of failure, never mixed (DESIGN §2).
 //!
-//! - Bad **data** is a [`DataError`]: a record in the dead-letter collection. It never stops
-//!   the pipeline.
+//! - Bad **data** is a [`DataError`]: a [`DeadLetter`] in the dead-letter collection. It never
+//!   stops the pipeline.
 //! - A failing **world** (disk, network, device) is a [`WorldError`], which knows whether trying
 //!   again can help.
 //! - A broken **invariant** is a panic (`assert!`, `expect`) that stops the process loudly.
 
 use serde::{Deserialize, Serialize};
+
+pub use crate::letters::DeadLetter;
 
 /// Bad data: what, where, expected, hint. Becomes a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -44,19 +46,12 @@ impl DataError {
         self.hint = Some(hint.into());
         self
     }
-}
 
-/// A dead letter: bad data with its cause, position and payload; listed and replayable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetter {
-    /// The source that it came from.
-    pub source: String,
-    /// Position in the source: a path, `partition 3 offset 812`, `request r_… line 3`.
-    pub position: String,
-    /// The cause.
-    pub error: DataError,
-    /// What came, at most [`crate::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX`].
-    pub payload: Vec<u8>,
+    /// The column that the error is about: sentences about one begin `column "name": …`.
+    pub fn column(&self) -> Option<&str> {
+        let (name, _) = self.detail.strip_prefix("column \"")?.split_once("\":")?;
+        Some(name)
+    }
 }
 
 /// A failing world: something outside the process did not do what we asked.

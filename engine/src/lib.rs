@@ -2,11 +2,12 @@
 //! an input log into sealed collections, durable state and telemetry.
 //!
 //! Reading order: [`model`] (what flows), [`contract`] (what others promise us), [`durable`] (what
-//! survives), [`runtime`] (how time is made and sealed), [`telemetry`].
+//! survives), [`letters`] (what was bad), [`runtime`] (how time is made and sealed), [`telemetry`].
 
 pub mod contract;
 pub mod durable;
 pub mod error;
+pub mod letters;
 pub mod limits;
 pub mod model;
 pub mod runtime;

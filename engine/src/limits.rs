@@ -54,8 +54,15 @@ pub const CACHE_RING_CHANGES_MAX: usize = 65_536;
 pub const CACHE_TICK_WORK_MAX: usize = 1_000_000;
 /// Payload kept with a dead letter.
 pub const DEAD_LETTER_PAYLOAD_BYTES_MAX: usize = 64 << 10;
-/// Dead letters kept per source; the oldest go first, counted by a metric.
+/// Dead letters kept of a source's cause; the oldest go first, counted by a metric.
 pub const DEAD_LETTERS_MAX: usize = 10_000;
+/// Dead letters of all sources together, bytes; the oldest of the cause that has the most go first.
+pub const DEAD_LETTERS_BYTES_MAX: usize = 128 << 20;
+/// Letters that one replay takes; `ids` of a request may name as many.
+pub const REPLAY_LETTERS_MAX: usize = 10_000;
+/// Messages that wait for a topic of dead letters; beyond, they are counted and stay in the
+/// collection only.
+pub const DEAD_LETTER_TOPIC_MESSAGES_MAX: usize = 10_000;
 /// Rows of one SQL reply that is not streamed.
 pub const SQL_ROWS_MAX: usize = 100_000;
 /// Rows of one page of a list (`limit`); the next page follows by its cursor.
@@ -138,6 +145,7 @@ const _: () = assert!(TICK_BYTES_MAX * 4 <= UNSEALED_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX > TEXT_BYTES_MAX && BODY_BYTES_MAX > LINE_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX > BODY_BYTES_MAX && GROUP_COMMIT_BYTES_MAX > TICK_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX + TEXT_BYTES_MAX < RECORD_BYTES_MAX);
+const _: () = assert!(DEAD_LETTERS_BYTES_MAX > 64 * DEAD_LETTER_PAYLOAD_BYTES_MAX);
 // A frame says in 32 bits how much of its file was durable: a full segment, a group, one record.
 const _: () =
     assert!(SEGMENT_BYTES + (GROUP_COMMIT_BYTES_MAX + RECORD_BYTES_MAX) as u64 <= u32::MAX as u64);

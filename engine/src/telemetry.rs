@@ -88,8 +88,11 @@ declare! {
     ROWS_REJECTED Counter Count "rows_rejected_total" ["source"] "Rows refused with an error to the sender.";
     ROWS_IGNORED Counter Count "rows_ignored_total" ["source"] "Rows without effect: older than what is there.";
     ROWS_PARKED Gauge Count "rows_parked" ["source"] "Rows that wait for values which their source did not send (TOAST).";
-    DEAD_LETTERS Counter Count "dead_letters_total" ["source"] "Rows that became dead letters.";
-    DEAD_LETTERS_DROPPED Counter Count "dead_letters_dropped_total" [] "Dead letters forgotten because a source has too many.";
+    DEAD_LETTERS Counter Count "dead_letters_total" ["source", "code"] "Bad records that became dead letters.";
+    DEAD_LETTERS_DROPPED Counter Count "dead_letters_dropped_total" ["source", "code"] "Dead letters whose payload was forgotten because there are too many; they stay counted.";
+    DEAD_LETTERS_RESOLVED Counter Count "dead_letters_resolved_total" ["source", "code"] "Dead letters that a good record of their key, or a replay, ended.";
+    DEAD_LETTERS_BYTES Gauge Bytes "dead_letters_bytes" [] "Memory of the dead letters that are kept.";
+    DEAD_LETTER_TOPIC Counter Count "dead_letter_topic_total" ["source", "outcome"] "Dead letters for a source's DEAD LETTER TOPIC: delivered, failed, or skipped because too many waited.";
 
     // Kafka.
     KAFKA_LAG Gauge Count "kafka_lag_messages" ["source", "partition"] "Messages of a partition that are written and not read yet.";

@@ -4,6 +4,7 @@
 //! meaning of each field is the public interface's (`docs/api.md`); names here equal the wire's.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use engine::error::DeadLetter;
 use engine::model::Time;
@@ -335,16 +336,90 @@ pub struct StoreReply {
     pub as_of: Time,
 }
 
-/// A dead letter with its cursor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Which dead letters are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct DeadLetterRequest {
+    /// Of this source (or view).
+    pub source: Option<String>,
+    /// Of this cause.
+    pub code: Option<String>,
+    /// The one of this id.
+    pub id: Option<String>,
+    /// At most so many.
+    pub limit: usize,
+    /// After this [`DeadLetterReply::cursor`].
+    pub cursor: Option<u64>,
+}
+
+/// A dead letter with its history.
+#[derive(Debug, Clone, PartialEq)]
 pub struct DeadLetterReply {
-    /// Newest last; pages by it.
-    pub id: u64,
-    /// Engine time of its admission.
-    pub at: Time,
+    /// `d_…`, the same over restarts.
+    pub id: String,
+    /// Its place in the order of last arrival; pages by it.
+    pub cursor: u64,
+    /// When it came first, wall clock in microseconds since the epoch.
+    pub first_seen: Time,
+    /// When it came last.
+    pub last_seen: Time,
+    /// How often it came.
+    pub count: u64,
     /// What was bad.
-    #[serde(flatten)]
-    pub letter: DeadLetter,
+    pub letter: Arc<DeadLetter>,
+}
+
+/// `POST /v1/dead_letters/replay`: at least one of the three.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplayRequest {
+    /// Of this source.
+    pub source: Option<String>,
+    /// Of this cause.
+    pub code: Option<String>,
+    /// These; `"all"` is every one that the other two let through.
+    pub ids: Option<ReplayIds>,
+}
+
+/// Which letters a replay takes.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum ReplayIds {
+    /// These.
+    Some(Vec<String>),
+    /// `"all"`
+    All(All),
+}
+
+/// The word `all`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum All {
+    /// `all`
+    #[serde(rename = "all")]
+    All,
+}
+
+/// A dead letter that was not replayed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedLetter {
+    /// Which one.
+    pub id: String,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// Reply to a replay.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayReply {
+    /// Letters that were good: their rows are in the log, and they are gone.
+    pub replayed: u64,
+    /// Letters that are bad as before.
+    pub still_bad: u64,
+    /// Ids that name no letter (any more).
+    pub gone: u64,
+    /// The first 100 that cannot be replayed.
+    pub refused: Vec<RefusedLetter>,
+    /// How many cannot.
+    pub refused_total: u64,
 }
 
 /// Readiness with reasons.
@@ -401,10 +476,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Dead letters after a cursor, oldest first.
     fn dead_letters(
         &self,
-        source: Option<String>,
-        limit: usize,
-        cursor: Option<u64>,
+        request: DeadLetterRequest,
     ) -> impl Future<Output = Reply<Vec<DeadLetterReply>>> + Send;
+    /// Decodes dead letters again and takes what is good now.
+    fn replay(&self, request: ReplayRequest) -> impl Future<Output = Reply<ReplayReply>> + Send;
     /// Declared objects, secrets redacted.
     fn pipeline(&self) -> impl Future<Output = Reply<Json>> + Send;
     /// Each collection's since, upper, lag, rows, bytes, pending.

@@ -228,6 +228,8 @@ pub struct KafkaDef {
     pub start: KafkaStart,
     /// Consumer group to which positions are committed for monitoring tools; nothing reads them.
     pub group: Option<String>,
+    /// Topic to which dead letters are produced, beside the collection.
+    pub dead_letter_topic: Option<String>,
     /// How a message's key is written.
     pub key_format: MessageFormat,
     /// How a message's value is written.

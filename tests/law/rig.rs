@@ -69,6 +69,7 @@ impl Rig {
             connect: Arc::new(|_, _, _| Ok(None)),
             describe: Arc::new(|_, _| unreachable!("no script reads a database")),
             decode_push: Arc::new(headwater::wiring::decode_push),
+            redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(String::new),
             builder_threads: 1,
             // Failures are scripted by the hundred: back-off in real time would only slow them.

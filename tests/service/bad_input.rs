@@ -49,7 +49,7 @@ fn bad_lines_are_refused_one_by_one_and_listed() {
             r#"422 wrong-type: column "stars": expected bigint, found "many"; expected: bigint"#,
         ),
         (
-            br#"{"op":"upsert","key":"b","value":{"body":7}}"#,
+            br#"{"op":"upsert","key":"c","value":{"body":7}}"#,
             r#"422 wrong-type: column "body": expected text, found 7; expected: text"#,
         ),
         (
@@ -57,7 +57,7 @@ fn bad_lines_are_refused_one_by_one_and_listed() {
             r#"422 unknown-field: "value" has an unknown field "colour"; expected: id, body, stars"#,
         ),
         (
-            br#"{"op":"upsert","key":"b","value":{"body":"x"},"when":1}"#,
+            br#"{"op":"upsert","key":"c","value":{"body":"x"},"when":1}"#,
             r#"422 unknown-field: unknown field "when"; expected: op, key, value, version"#,
         ),
         (

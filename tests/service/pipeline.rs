@@ -312,6 +312,46 @@ fn a_search_filters_before_k() {
 }
 
 #[test]
+fn what_an_expression_cannot_compute_is_told_in_exact_words() {
+    let _room = together();
+    let rig =
+        Rig::start("CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, body TEXT, n BIGINT);");
+    let cases = [
+        (
+            "casts",
+            "CAST(body AS BIGINT)",
+            "invalid-cast",
+            "cast error: Cannot cast string 'word' to value of Int64 type",
+        ),
+        (
+            "overflows",
+            "abs(n)",
+            "overflow",
+            "compute error: Int64Array overflow on abs(-9223372036854775808)",
+        ),
+        (
+            "fails",
+            "substr(body, 1, -5)",
+            "expression-error",
+            "negative count not allowed: -5",
+        ),
+    ];
+    for (view, expression, ..) in cases {
+        rig.sql(&format!(
+            "CREATE VIEW {view} AS SELECT id, {expression} AS x FROM docs"
+        ))
+        .unwrap_or_else(|problem| panic!("{view}: {}", problem.detail));
+    }
+    rig.upsert("docs", "a", &json!({"body": "word", "n": i64::MIN}));
+    for (view, _, code, detail) in cases {
+        eventually(view, || rig.letters(view).len() == 1);
+        let letter = rig.letters(view).swap_remove(0).letter;
+        let told = (&*letter.error.code, &*letter.error.detail);
+        assert_eq!(told, (code, detail));
+    }
+}
+
+#[test]
 fn a_views_bad_row_is_a_dead_letter_until_the_row_is_good() {
     let _room = together();
     let rig = Rig::start(PIPELINE);

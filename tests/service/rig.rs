@@ -8,8 +8,8 @@ use engine::runtime::SystemClock;
 use engine::testing::{HashedEmbedder, MemoryStore};
 use operators::embed::EmbedConfig;
 use queries::api::{
-    Backend, DeadLetterReply, LookupReply, LookupRequest, PushLine, PushReply, PushRequest,
-    SearchReply, SearchRequest, SqlReply, StoreRequest,
+    Backend, DeadLetterReply, DeadLetterRequest, LookupReply, LookupRequest, PushLine, PushReply,
+    PushRequest, ReplayReply, ReplayRequest, SearchReply, SearchRequest, SqlReply, StoreRequest,
 };
 use queries::problem::Problem;
 use queries::service::{Service, Wiring};
@@ -80,6 +80,7 @@ impl Rig {
             connect: headwater::wiring::connector(None),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),
+            redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(String::new),
             builder_threads: 1,
             embed: EmbedConfig {
@@ -206,10 +207,27 @@ impl Rig {
 
     /// Dead letters of a source.
     pub fn letters(&self, source: &str) -> Vec<DeadLetterReply> {
-        let letters = self
-            .service
-            .dead_letters(Some(source.to_owned()), 1_000, None);
+        let request = DeadLetterRequest {
+            source: Some(source.to_owned()),
+            limit: 1_000,
+            ..DeadLetterRequest::default()
+        };
+        let letters = self.service.dead_letters(request);
         self.runtime.block_on(letters).expect("a known source")
+    }
+
+    /// Decodes dead letters again.
+    pub fn replay(&self, request: ReplayRequest) -> Result<ReplayReply, Problem> {
+        self.runtime.block_on(self.service.replay(request))
+    }
+
+    /// Decodes all dead letters of a source again.
+    pub fn replay_all(&self, source: &str) -> ReplayReply {
+        let request = ReplayRequest {
+            source: Some(source.to_owned()),
+            ..ReplayRequest::default()
+        };
+        self.replay(request).expect("a known source")
     }
 
     /// Runs a pipeline file.

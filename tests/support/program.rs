@@ -90,6 +90,26 @@ impl Program {
         )
     }
 
+    /// What the command line says when it asks this server: exit code and stdout.
+    pub fn command(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_headwater"))
+            .args(args)
+            .args(["--url", &self.url("")])
+            .output()
+            .expect("the binary runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), text)
+    }
+
+    /// Runs another pipeline on the same folder; what changed is made again.
+    pub fn replace(&mut self, pipeline: &str) {
+        self.server = None;
+        pipeline.clone_into(&mut self.pipeline);
+        let path = self.folder.path();
+        let options = ["--workers", "1", "--replace"];
+        self.server = Some(Server::start(path, &self.pipeline, &options));
+    }
+
     /// What a path answers: status and reply.
     pub fn get(&self, path: &str) -> (u16, Json) {
         let agent: ureq::Agent = ureq::Agent::config_builder()

@@ -13,6 +13,7 @@ mod servers;
 
 mod debezium;
 mod kafka;
+mod letters;
 mod postgres;
 mod postgres_edges;
 mod postgres_freshness;

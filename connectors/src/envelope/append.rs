@@ -24,13 +24,7 @@ pub(super) fn decode(
         );
     }
     layout.check_shape(parts)?;
-    let key = match layout.schema.key[..] {
-        [] => RowKey {
-            values: Vec::new(),
-            key: position_key(parts)?,
-        },
-        _ => row_key(layout, parts)?,
-    };
+    let key = self::key(layout, parts)?;
     let schema = parts.value.schema.as_deref();
     let take_from = key.key.clone();
     let row = layout.row(&parts.value.node, schema, &key, take_from, parts.record)?;
@@ -43,6 +37,17 @@ pub(super) fn decode(
         transaction: None,
     });
     Ok(())
+}
+
+/// The key of a message: the declared one, or its place.
+pub(super) fn key(layout: &Layout, parts: &Parts<'_>) -> Result<RowKey, DataError> {
+    match layout.schema.key[..] {
+        [] => Ok(RowKey {
+            values: Vec::new(),
+            key: position_key(parts)?,
+        }),
+        _ => row_key(layout, parts),
+    }
 }
 
 /// The declared key: in the row, else in the message's key.

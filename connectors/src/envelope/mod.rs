@@ -211,6 +211,8 @@ pub struct Decoded {
     pub markers: Vec<Marker>,
     /// What could not be understood.
     pub letters: Vec<DataError>,
+    /// The row that the letters are about, where it could be read.
+    pub key: Option<Key>,
 }
 
 /// Decodes the messages of one table's topic. One per topic and thread; cheap to make.
@@ -262,9 +264,45 @@ impl Decoder {
             ..Decoded::default()
         };
         if let Err(letter) = self.decode_into(record, &mut out) {
+            out.key = self.key_of(record, &letter);
             out.letters.push(letter);
         }
         out
+    }
+
+    /// The row of a message that is bad, if its key can be read and is not what is doubted.
+    fn key_of(&mut self, record: &RawRecord<'_>, error: &DataError) -> Option<Key> {
+        const DOUBTS: [&str; 3] = [
+            "identity-is-not-key",
+            "contradicting-key",
+            "key-columns-differ",
+        ];
+        if DOUBTS.contains(&&*error.code) {
+            return None;
+        }
+        let key = self.key_reader.read(record.key, "key");
+        let parts = Parts {
+            record,
+            key: match self.envelope {
+                Envelope::Append => key.unwrap_or_else(|_| Payload::null()),
+                Envelope::Debezium | Envelope::Upsert => key.ok()?,
+            },
+            value: match self.envelope {
+                Envelope::Debezium => Payload::null(),
+                // The message's key decides.
+                Envelope::Upsert if record.key.is_some() => Payload::null(),
+                _ => self
+                    .value_reader
+                    .read(record.value, "value")
+                    .unwrap_or_else(|_| Payload::null()),
+            },
+        };
+        let found = match self.envelope {
+            Envelope::Debezium => self.layout.message_key(&parts.key, record).ok()??,
+            Envelope::Upsert => upsert::key(&self.layout, &parts).ok()?,
+            Envelope::Append => append::key(&self.layout, &parts).ok()?,
+        };
+        Some(found.key)
     }
 
     fn decode_into(&mut self, record: &RawRecord<'_>, out: &mut Decoded) -> Result<(), DataError> {

@@ -6,7 +6,8 @@
 
 use engine::error::DataError;
 
-use super::{ChangeKind, Decoded, Order, Parts, RowChange, row::Layout};
+use super::row::{Layout, RowKey};
+use super::{ChangeKind, Decoded, Order, Parts, RowChange};
 
 /// Decodes one message.
 pub(super) fn decode(
@@ -14,18 +15,8 @@ pub(super) fn decode(
     parts: &Parts<'_>,
     out: &mut Decoded,
 ) -> Result<(), DataError> {
-    let key = layout.message_key(&parts.key, parts.record)?;
     let is_delete = parts.value.node.is_null();
-    let key = match key {
-        Some(key) => key,
-        // A message without a key can still be a row that has one.
-        None if !is_delete => layout.key_of(
-            &parts.value.node,
-            parts.value.schema.as_deref(),
-            parts.record,
-        )?,
-        None => return Err(layout.missing_key(&layout.key_names())),
-    };
+    let key = key(layout, parts)?;
     let row = match is_delete {
         true => None,
         false => {
@@ -49,4 +40,18 @@ pub(super) fn decode(
         transaction: None,
     });
     Ok(())
+}
+
+/// The key of a message, else that of its row.
+pub(super) fn key(layout: &Layout, parts: &Parts<'_>) -> Result<RowKey, DataError> {
+    match layout.message_key(&parts.key, parts.record)? {
+        Some(key) => Ok(key),
+        // A message without a key can still be a row that has one.
+        None if !parts.value.node.is_null() => layout.key_of(
+            &parts.value.node,
+            parts.value.schema.as_deref(),
+            parts.record,
+        ),
+        None => Err(layout.missing_key(&layout.key_names())),
+    }
 }

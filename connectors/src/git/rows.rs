@@ -131,15 +131,15 @@ impl Rows {
             }
             Err((error, payload)) => {
                 self.bytes += payload.len();
-                self.batch.dead_letters.push(DeadLetter {
-                    source: source.to_owned(),
-                    position: format!("commit {} {name}", commit.id),
-                    error,
-                    payload,
-                });
+                // The delete first: it is no answer to the letter.
                 if is_nameable {
                     self.push(&name, None);
                 }
+                let position = format!("commit {} {name}", commit.id);
+                let letter = DeadLetter::new(source, position, error, &payload)
+                    .key(is_nameable.then(|| Key::text(&name)))
+                    .after(self.batch.changes.len());
+                self.batch.dead_letters.push(letter);
             }
         }
         Ok(())

@@ -29,7 +29,7 @@ const BUDGET: Duration = Duration::from_millis(500);
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// Where letters about partitions go: no lane of messages, whose positions they must not touch.
-const STOPPED_LANE: &str = "";
+pub(super) const STOPPED_LANE: &str = "";
 
 /// Which topics are read.
 pub(super) enum Topics {
@@ -56,10 +56,18 @@ impl Topics {
             })
     }
 
+    /// Whether a topic of this name is read.
+    pub(super) fn has(&self, topic: &str) -> bool {
+        match self {
+            Topics::One(name) => name == topic,
+            Topics::Matching(pattern) => !topic.starts_with("__") && pattern.is_match(topic),
+        }
+    }
+
     fn list(&self, consumer: &BaseConsumer<Client>) -> KafkaResult<Listing> {
-        let (only, pattern) = match self {
-            Topics::One(topic) => (Some(&**topic), None),
-            Topics::Matching(pattern) => (None, Some(pattern)),
+        let only = match self {
+            Topics::One(topic) => Some(&**topic),
+            Topics::Matching(_) => None,
         };
         let metadata = consumer.fetch_metadata(only, ANSWER)?;
         let mut listing = Listing {
@@ -67,8 +75,7 @@ impl Topics {
             is_certain: true,
         };
         for topic in metadata.topics() {
-            let is_internal = topic.name().starts_with("__");
-            if pattern.is_some_and(|pattern| is_internal || !pattern.is_match(topic.name())) {
+            if !self.has(topic.name()) {
                 continue;
             }
             match topic.error().map(RDKafkaErrorCode::from) {

@@ -15,17 +15,18 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use engine::contract::{SinkClosed, SourceBatch, SourceContext};
-use engine::error::{DataError, DeadLetter, WorldError};
-use engine::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX;
+use engine::error::{DeadLetter, WorldError};
 use engine::model::{Key, Row, Schema};
 use engine::telemetry;
-use rdkafka::Message;
+use rdkafka::Message as _;
 use rdkafka::message::{BorrowedMessage, Headers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::Partition;
-use crate::envelope::table::{Output, Table};
+use super::letter::Message;
+use super::letter_topic::LetterTopic;
+use crate::envelope::table::{Letter, Output, Table};
 use crate::envelope::{Decoder, Envelope, RawRecord};
 use crate::live::Rows;
 
@@ -187,8 +188,8 @@ impl Lane {
         reading.filter_map(|partition| Some((*partition, *self.marks.get(partition)?)))
     }
 
-    /// Takes a message into the batch.
-    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) {
+    /// Takes a message into the batch; what is bad of it goes to `topic`, too, if there is one.
+    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>, topic: Option<&mut LetterTopic>) {
         let headers: Vec<(&str, Option<&[u8]>)> = message
             .headers()
             .into_iter()
@@ -212,8 +213,12 @@ impl Lane {
         for output in applied.outputs {
             self.put(output);
         }
-        for error in applied.letters {
-            self.letter(&record, error);
+        if let Some(topic) = topic {
+            let errors = applied.letters.iter().map(|letter| &letter.error);
+            errors.for_each(|error| topic.send(&record, error));
+        }
+        for letter in applied.letters {
+            self.letter(&record, letter);
         }
         self.marks.insert(record.partition, record.offset + 1);
         self.is_changed = true;
@@ -243,15 +248,13 @@ impl Lane {
         self.batch.changes.push((key, row, None));
     }
 
-    fn letter(&mut self, record: &RawRecord<'_>, error: DataError) {
+    fn letter(&mut self, record: &RawRecord<'_>, letter: Letter) {
         let payload = record.value.or(record.key).unwrap_or_default();
-        let end = payload.len().min(DEAD_LETTER_PAYLOAD_BYTES_MAX);
-        self.batch.dead_letters.push(DeadLetter {
-            source: self.source.clone(),
-            position: position(&(record.topic.to_owned(), record.partition), record.offset),
-            error,
-            payload: payload[..end].to_vec(),
-        });
+        let position = position(&(record.topic.to_owned(), record.partition), record.offset);
+        let dead = DeadLetter::new(&*self.source, position, letter.error, payload);
+        let mut dead = dead.key(letter.key).after(self.batch.changes.len());
+        dead.context = Message::of(record).encode();
+        self.batch.dead_letters.push(dead);
     }
 
     /// Whether a snapshot that began again is through, and [`Lane::sweep_at`] is to be told where the

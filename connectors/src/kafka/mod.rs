@@ -21,6 +21,8 @@
 mod assignment;
 mod client;
 mod lane;
+mod letter;
+mod letter_topic;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -39,6 +41,7 @@ use assignment::Assignment;
 use client::{Client, Next};
 use engine::model::Schema;
 use lane::Lane;
+use letter_topic::LetterTopic;
 
 /// Time between two looks for new partitions.
 const DISCOVER: Duration = Duration::from_secs(5);
@@ -84,6 +87,8 @@ pub struct KafkaOptions {
     pub start: Start,
     /// The group to which positions are committed for monitoring tools.
     pub group: Option<String>,
+    /// The topic to which dead letters are produced, beside the collection.
+    pub dead_letter_topic: Option<String>,
 }
 
 /// Reads topics. See the module.
@@ -97,14 +102,24 @@ pub struct KafkaSource {
 impl KafkaSource {
     /// A source of rows of `schema`. Nothing is connected before it runs.
     ///
-    /// Errors: a topic pattern that is no regular expression; a schema without a row format.
+    /// Errors: a topic pattern that is no regular expression; a topic of dead letters that is read.
     pub fn new(
         options: KafkaOptions,
         schema: Schema,
         envelope: Envelope,
         decoding: Options,
     ) -> Result<Self, WorldError> {
-        assignment::Topics::new(&options)?;
+        let topics = assignment::Topics::new(&options)?;
+        if let Some(letters) = &options.dead_letter_topic
+            && topics.has(letters)
+        {
+            // Its letters would come back, bad, and be letters again.
+            return Err(WorldError::Service {
+                service: format!("Kafka at {}", options.brokers),
+                detail: format!("DEAD LETTER TOPIC '{letters}' is a topic that the source reads"),
+                is_transient: false,
+            });
+        }
         Ok(KafkaSource {
             options,
             schema,
@@ -132,8 +147,13 @@ impl Source for KafkaSource {
             consumer,
             next,
             committed: Instant::now(),
+            letters: LetterTopic::new(&self.options, &context)?,
         };
-        match reader.run() {
+        let ended = reader.run();
+        if let Some(letters) = &mut reader.letters {
+            letters.finish(&context);
+        }
+        match ended {
             Err(Ended::Failed(error)) => Err(error),
             // Stopping, or the pipeline no longer wants the rows.
             Err(Ended::Closed) | Ok(()) => Ok(()),
@@ -165,6 +185,7 @@ struct Reader<'a> {
     /// Topic, partition: the lane's name.
     places: HashMap<String, HashMap<i32, String>>,
     committed: Instant,
+    letters: Option<LetterTopic>,
 }
 
 impl Reader<'_> {
@@ -183,6 +204,9 @@ impl Reader<'_> {
                 self.stage()?;
             }
             self.commit()?;
+            if let Some(letters) = &mut self.letters {
+                letters.pump(self.context)?;
+            }
         }
         Ok(())
     }
@@ -318,7 +342,7 @@ impl Reader<'_> {
                     let name = places.and_then(|places| places.get(&message.partition()));
                     // Messages of a partition that was just stopped may still be queued.
                     if let Some(lane) = name.and_then(|name| self.lanes.get_mut(name)) {
-                        lane.take(&message);
+                        lane.take(&message, self.letters.as_mut());
                     }
                 }
                 Some(Err(error)) => {

@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use engine::contract::{Resume, SourceBatch};
 use engine::error::{DataError, DeadLetter, WorldError};
-use engine::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX;
 use engine::model::{Key, Row, Schema, Value};
 use serde_json::Value as Json;
 
@@ -135,7 +134,7 @@ impl Table {
             Message::Update { old, new, .. } => self.upsert(old.as_deref(), new, position),
             Message::Delete { old, .. } => match self.key(old, None) {
                 Ok(key) => self.delete(key),
-                Err(error) => self.letter(old, error, position),
+                Err(error) => self.letter(old, None, error, position),
             },
             Message::Truncate { .. } => {
                 for key in self.rows.keys() {
@@ -160,7 +159,7 @@ impl Table {
         let key = match self.key(&tuple, None) {
             Ok(key) => key,
             Err(error) => {
-                self.letter(&tuple, error, position);
+                self.letter(&tuple, None, error, position);
                 return None;
             }
         };
@@ -173,7 +172,7 @@ impl Table {
                 Some(key)
             }
             Err(error) => {
-                self.letter(&tuple, error, position);
+                self.letter(&tuple, Some(key), error, position);
                 None
             }
         }
@@ -184,7 +183,7 @@ impl Table {
         let key = self.key(new, old);
         let (before, key) = match (before.transpose(), key) {
             (Ok(before), Ok(key)) => (before.unwrap_or_else(|| key.clone()), key),
-            (Err(error), _) | (_, Err(error)) => return self.letter(new, error, position),
+            (Err(error), _) | (_, Err(error)) => return self.letter(new, None, error, position),
         };
         let values = self.values(new, &before);
         if before != key {
@@ -196,8 +195,9 @@ impl Table {
                 self.put(key, Some(row));
             }
             Err(error) => {
-                self.letter(new, error, position);
-                self.delete(key);
+                // The delete first: it is no answer to the letter.
+                self.delete(key.clone());
+                self.letter(new, Some(key), error, position);
             }
         }
     }
@@ -259,7 +259,7 @@ impl Table {
         }
     }
 
-    fn letter(&mut self, tuple: &[Field<'_>], error: DataError, position: &str) {
+    fn letter(&mut self, tuple: &[Field<'_>], key: Option<Key>, error: DataError, position: &str) {
         let member = |(place, column): (&Place, &engine::model::Column)| {
             let (at, _) = (*place)?;
             let value = match tuple.get(at)? {
@@ -271,15 +271,11 @@ impl Table {
         };
         let members = self.places.iter().zip(&self.schema.columns);
         let payload: serde_json::Map<String, Json> = members.filter_map(member).collect();
-        let mut payload = Json::Object(payload).to_string().into_bytes();
-        payload.truncate(DEAD_LETTER_PAYLOAD_BYTES_MAX);
-        self.bytes += payload.len();
-        self.batch.dead_letters.push(DeadLetter {
-            source: self.source.clone(),
-            position: position.to_owned(),
-            error,
-            payload,
-        });
+        let payload = Json::Object(payload).to_string().into_bytes();
+        let letter = DeadLetter::new(&*self.source, position.to_owned(), error, &payload);
+        let letter = letter.key(key).after(self.batch.changes.len());
+        self.bytes += letter.payload.len();
+        self.batch.dead_letters.push(letter);
     }
 
     /// Bytes of what is waiting to be staged.

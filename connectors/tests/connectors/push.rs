@@ -45,7 +45,7 @@ fn key_of(sql_type: SqlType, key: &str) -> Result<String, String> {
     let decoded = decode_line(&schema, line.as_bytes());
     decoded
         .map(|change| change.key.as_str().to_owned())
-        .map_err(|error| error.detail)
+        .map_err(|error| error.error.detail)
 }
 
 /// A naive reading of random lines: the last good line of each key is what counts.
@@ -255,8 +255,16 @@ fn errors_say_what_and_where() {
     ];
     for (line, code, detail, expected) in cases {
         let error = decode_line(&tickets(), line.as_bytes()).expect_err(line);
-        assert_eq!((&*error.code, &*error.detail), (code, detail), "{line}");
-        assert_eq!(error.expected.as_deref().unwrap_or(""), expected, "{line}");
+        assert_eq!(
+            (&*error.error.code, &*error.error.detail),
+            (code, detail),
+            "{line}"
+        );
+        assert_eq!(
+            error.error.expected.as_deref().unwrap_or(""),
+            expected,
+            "{line}"
+        );
     }
     let line = r#"{"op":"delete","key":"a","version":18446744073709551615}"#;
     let change = decode_line(&tickets(), line.as_bytes()).expect("the largest version");
@@ -267,7 +275,7 @@ fn errors_say_what_and_where() {
 fn limits_are_named() {
     let details = |line: &[u8]| {
         let error = decode_line(&tickets(), line).expect_err("too large");
-        (error.code, error.detail)
+        (error.error.code, error.error.detail)
     };
     let upsert = |key: usize, title: usize| {
         let (key, title) = ("k".repeat(key), "t".repeat(title));
@@ -334,8 +342,8 @@ fn composite_keys_are_canonical() {
     ] {
         let line = format!(r#"{{"op":"delete","key":{key}}}"#);
         let error = decode_line(&composite(), line.as_bytes()).expect_err(key);
-        assert_eq!((&*error.code, &*error.detail), (code, detail));
-        assert_eq!(error.expected, expected, "{key}");
+        assert_eq!((&*error.error.code, &*error.error.detail), (code, detail));
+        assert_eq!(error.error.expected, expected, "{key}");
     }
 }
 

@@ -20,7 +20,7 @@ pub struct SourceBatch {
     /// `(key, row, version)`: `row = None` deletes; `version = None` lets the sink count from the
     /// key's last version.
     pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
-    /// Bad data met on the way.
+    /// Bad data met on the way, in order; [`DeadLetter::after`] tells between which changes.
     pub dead_letters: Vec<DeadLetter>,
     /// Where the lane stands after this batch, for resumption: opaque to the engine, but for
     /// `{"marks":{"name":n,…}}`. A mark never decreases; a question may wait until one reaches a
@@ -73,6 +73,11 @@ pub trait Resume: Send + Sync {
     fn row(&self, key: &Key) -> Option<Row>;
     /// The lanes that have logged batches.
     fn lanes(&self) -> Vec<String>;
+    /// The source's dead letters that are kept, oldest first, for sources that tell them elsewhere;
+    /// only those ask.
+    fn letters(&self) -> Vec<Arc<DeadLetter>> {
+        Vec::new()
+    }
 }
 
 /// What a source runs with.
@@ -121,15 +126,9 @@ impl SourceContext {
         lane: &str,
         position: String,
         error: DataError,
-        mut payload: Vec<u8>,
+        payload: Vec<u8>,
     ) -> Result<(), SinkClosed> {
-        payload.truncate(crate::limits::DEAD_LETTER_PAYLOAD_BYTES_MAX);
-        let letter = DeadLetter {
-            source: self.name.clone(),
-            position,
-            error,
-            payload,
-        };
+        let letter = DeadLetter::new(&*self.name, position, error, &payload);
         self.sink.stage(SourceBatch {
             lane: lane.to_owned(),
             dead_letters: vec![letter],

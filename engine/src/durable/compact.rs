@@ -11,8 +11,8 @@
 //!
 //! What the base keeps, each bound to at most [`Compacted::at`]: the last admitted change of every
 //! key ([`is_admitted`]; a delete only while it guards its version), vector facts, where each lane
-//! stood, replies of the last 24 h, the newest dead letters of each source, all DDL, the time
-//! reservation. Records that were staged but not bound are carried over as they are: a later
+//! stood, replies of the last 24 h, the dead letters that the running collection keeps, too
+//! ([`LetterBook`]), all DDL, the time reservation. Records that were staged but not bound are carried over as they are: a later
 //! segment binds them.
 //!
 //! Invariants: replaying the base and the rest gives the state that replaying the old segments
@@ -20,7 +20,7 @@
 //! manifest; appends go on meanwhile, they only touch the open segment.
 //!
 //! Cost: two sequential reads of the old segments, one write of what lives; memory for 24 bytes a
-//! key and 48 a vector fact. Rewriting when as much is new as the base is large
+//! key, 48 a vector fact and DEAD_LETTERS_BYTES_MAX of letters. Rewriting when as much is new as the base is large
 //! ([`super::InputLog::compactable_bytes`]) keeps the write amplification near two.
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,8 +37,9 @@ use super::record::{
 use super::replay::Reader;
 use super::writer::Shared;
 use crate::contract::AppendFile;
-use crate::error::{DeadLetter, WorldError};
-use crate::limits::{BASE_RECORD_BYTES_MAX, DEAD_LETTERS_MAX, IDEMPOTENCY_SECONDS};
+use crate::error::WorldError;
+use crate::letters::LetterBook;
+use crate::limits::{BASE_RECORD_BYTES_MAX, IDEMPOTENCY_SECONDS};
 use crate::model::{Change, ContentHash, ModelId, ObjectId, Time, VectorFact, VectorRef};
 use crate::telemetry;
 
@@ -49,9 +50,12 @@ pub struct CompactOptions {
     pub now: Time,
     /// Whether a vector fact is still needed; all are kept when not told.
     pub keep_vector: Option<Arc<dyn Fn(ModelId, ContentHash) -> bool + Send + Sync>>,
-    /// Whether a source still exists: rows, lanes, replies and letters of others go; all are kept
-    /// when not told.
+    /// Whether a source still exists: rows, lanes and replies of others go; all are kept when not
+    /// told.
     pub keep_source: Option<Arc<dyn Fn(ObjectId) -> bool + Send + Sync>>,
+    /// Whether a source of this name exists: dead letters of others go (those of a source that was
+    /// replaced stay); all are kept when not told.
+    pub keep_letters: Option<Arc<dyn Fn(&str) -> bool + Send + Sync>>,
 }
 
 /// What a compaction did.
@@ -208,7 +212,6 @@ struct Survey {
     winners: HashMap<(ObjectId, ContentHash), Winner, ahash::RandomState>,
     facts: BTreeMap<(ModelId, ContentHash), VectorRef>,
     lanes: BTreeMap<(ObjectId, String), LaneState>,
-    letters: HashMap<ObjectId, u64>,
 }
 
 impl Survey {
@@ -220,9 +223,6 @@ impl Survey {
                 order += 1;
                 survey.change(source, at, change, order);
             });
-            for_each_letter(&event, |source, _, _, _| {
-                *survey.letters.entry(source).or_default() += 1;
-            });
             survey.event(event);
         }
         let keeps = |source: ObjectId| options.keep_source.as_ref().is_none_or(|keep| keep(source));
@@ -233,7 +233,6 @@ impl Survey {
             keeps(*source) && (winner.held.is_live || !is_forgotten(winner.held.at, at))
         });
         survey.lanes.retain(|(source, _), _| keeps(*source));
-        survey.letters.retain(|source, _| keeps(*source));
         if let Some(keep) = &options.keep_vector {
             survey
                 .facts
@@ -317,22 +316,49 @@ fn for_each_change(event: &Replayed, mut f: impl FnMut(ObjectId, Time, &Change))
     }
 }
 
-fn for_each_letter(event: &Replayed, mut f: impl FnMut(ObjectId, Time, u64, &DeadLetter)) {
+fn note_letters(book: &mut LetterBook, event: &Replayed) {
     match event {
         Replayed::Letters(base) => {
+            base.causes
+                .iter()
+                .for_each(|counts| book.restore_counts(counts));
             base.letters
                 .iter()
-                .for_each(|(at, wall, letter)| f(base.source, *at, *wall, letter));
+                .for_each(|kept| book.restore(kept.clone()));
         }
         Replayed::Tick(tick) => {
             for stage in &tick.stages {
-                stage.dead_letters.iter().for_each(|letter| {
-                    f(stage.source, tick.at, stage.at_wall, letter);
-                });
+                for id in &stage.resolved {
+                    book.resolve(*id);
+                }
+                for letter in &stage.dead_letters {
+                    book.add(stage.at_wall, Arc::clone(letter));
+                }
             }
         }
         _ => {}
     }
+}
+
+/// Writes what the collection keeps.
+fn write_letters(book: &LetterBook, base: &mut BaseWriter<'_>) -> Result<(), WorldError> {
+    let mut record = BaseLetters {
+        causes: book.causes(),
+        letters: Vec::new(),
+    };
+    if record.causes.is_empty() {
+        return Ok(());
+    }
+    let mut bytes = 0;
+    for listed in book.list(None, None, 0, usize::MAX) {
+        bytes += listed.kept.letter.cost();
+        record.letters.push(listed.kept);
+        if bytes >= BASE_RECORD_BYTES_MAX {
+            bytes = 0;
+            base.write(&Record::BaseLetters(std::mem::take(&mut record)))?;
+        }
+    }
+    base.write(&Record::BaseLetters(record))
 }
 
 fn for_each_reply(event: Replayed, mut f: impl FnMut(BaseReply)) {
@@ -381,17 +407,11 @@ fn write_base(
         base.write(&Record::BaseLanes(lanes.to_vec()))?;
     }
 
-    // The newest letters of a source are the last ones bound: skip what is too many.
-    let too_many = |count: &u64| count.saturating_sub(DEAD_LETTERS_MAX as u64);
-    let mut skip: HashMap<ObjectId, u64> = survey
-        .letters
-        .iter()
-        .map(|(source, count)| (*source, too_many(count)))
-        .collect();
     let is_remembered =
         |at_wall: u64| options.now.saturating_sub(at_wall) < IDEMPOTENCY_SECONDS * 1_000_000;
     let keeps = |source: ObjectId| options.keep_source.as_ref().is_none_or(|keep| keep(source));
     let mut pending = Pending::default();
+    let mut book = LetterBook::default();
     let mut reader = reader(shared, old);
     let mut order = 0;
     while let Some(event) = reader.next()? {
@@ -406,13 +426,7 @@ fn write_base(
                 pending.row(source, at, change);
             }
         });
-        for_each_letter(&event, |source, at, wall, letter| {
-            match skip.get_mut(&source) {
-                Some(0) => pending.letter(source, at, wall, letter),
-                Some(skip) => *skip -= 1,
-                None => {}
-            }
-        });
+        note_letters(&mut book, &event);
         for_each_reply(event, |reply| {
             if is_remembered(reply.at_wall) && keeps(reply.source) {
                 pending.reply(reply);
@@ -423,6 +437,10 @@ fn write_base(
         }
     }
     pending.write(base)?;
+    if let Some(keep) = &options.keep_letters {
+        book.retain_sources(|source| keep(source));
+    }
+    write_letters(&book, base)?;
     for mut stages in reader.into_unbound() {
         let record = match stages.len() {
             1 => Record::Stage(stages.remove(0)),
@@ -437,7 +455,6 @@ fn write_base(
 #[derive(Default)]
 struct Pending {
     rows: BTreeMap<ObjectId, Vec<BaseRow>>,
-    letters: BTreeMap<ObjectId, Vec<(Time, u64, DeadLetter)>>,
     replies: Vec<BaseReply>,
     bytes: usize,
 }
@@ -452,14 +469,6 @@ impl Pending {
         });
     }
 
-    fn letter(&mut self, source: ObjectId, at: Time, wall: u64, letter: &DeadLetter) {
-        self.bytes += letter.payload.len() + letter.position.len() + letter.error.detail.len() + 64;
-        self.letters
-            .entry(source)
-            .or_default()
-            .push((at, wall, letter.clone()));
-    }
-
     fn reply(&mut self, reply: BaseReply) {
         self.bytes += reply.idempotency.key.len() + reply.idempotency.reply.len() + 48;
         self.replies.push(reply);
@@ -468,9 +477,6 @@ impl Pending {
     fn write(&mut self, base: &mut BaseWriter<'_>) -> Result<(), WorldError> {
         for (source, rows) in std::mem::take(&mut self.rows) {
             base.write(&Record::BaseRows(BaseRows { source, rows }))?;
-        }
-        for (source, letters) in std::mem::take(&mut self.letters) {
-            base.write(&Record::BaseLetters(BaseLetters { source, letters }))?;
         }
         let replies = std::mem::take(&mut self.replies);
         if !replies.is_empty() {

@@ -24,9 +24,12 @@
 //! Payloads are bincode 2 (serde, standard configuration) inside our own frames ([`super::frame`]),
 //! which carry the kind, the format version and the checksum.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DeadLetter, WorldError};
+use crate::letters::{CauseCounts, Kept, LetterId};
 use crate::limits::TOMBSTONE_SECONDS;
 use crate::model::{Change, ObjectId, Time, VectorFact};
 
@@ -41,8 +44,10 @@ pub struct Stage {
     pub sequence: u64,
     /// The changes, in the lane's order.
     pub changes: Vec<Change>,
-    /// Bad data of the batch.
-    pub dead_letters: Vec<DeadLetter>,
+    /// Earlier dead letters that the batch ended.
+    pub resolved: Vec<LetterId>,
+    /// Bad data of the batch, shared with the collection.
+    pub dead_letters: Vec<Arc<DeadLetter>>,
     /// Where the lane stands after the batch: JSON text, opaque to the engine.
     pub position: Option<String>,
     /// The request that brought it, when it carried an idempotency key.
@@ -140,13 +145,13 @@ pub struct BaseReply {
     pub at_wall: u64,
 }
 
-/// Dead letters of one source that were bound before the base.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Dead letters that were bound before the base and are kept, in the order of their arrival.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseLetters {
-    /// The source.
-    pub source: ObjectId,
-    /// `(time it was bound to, wall clock when it was staged in microseconds, letter)`.
-    pub letters: Vec<(Time, u64, DeadLetter)>,
+    /// What is known of each cause; all in the first record.
+    pub causes: Vec<CauseCounts>,
+    /// Letters with their history.
+    pub letters: Vec<Kept>,
 }
 
 /// One record of the input log, as it is stored.

@@ -170,6 +170,20 @@ impl Ingest {
         log(admitted.collect())
     }
 
+    /// The same for one batch if `check`, which is told whether a key was ever admitted, finds nothing
+    /// against it while the source's order is held.
+    pub(super) fn admit_if<R, E>(
+        &self,
+        offer: Offer,
+        check: impl FnOnce(&dyn Fn(&Key) -> bool) -> Result<(), E>,
+        log: impl FnOnce(Admitted) -> R,
+    ) -> Result<R, E> {
+        let mut sources = self.sources.lock().expect("no panic while held");
+        let state = sources.entry(offer.source).or_default();
+        check(&|key| state.keys.contains_key(key))?;
+        Ok(log(state.admit(offer)))
+    }
+
     /// Notes where a lane has come to since its last batch.
     pub(super) fn reached(&self, source: ObjectId, lane: &str, position: &str) {
         let marks = marks(position);

@@ -42,13 +42,13 @@ use timely::communication::WorkerGuards;
 pub use board::Readable;
 pub use clock::{Clock, SystemClock, VirtualClock};
 pub use command::Tick;
-pub use dead_letters::{DeadLetters, NumberedLetter};
+pub use dead_letters::DeadLetters;
 pub use lanes::StagedBatch;
 pub use message::{AskError, AskTime, CatalogChange, Declared, WriteToken};
 pub use preparer::{Prepared, Preparer, Want};
 pub use program::{Program, ProgramFactory, QuestionId, Wire};
 pub use replay::Recovered;
-pub use sink::{EngineSink, PUSH_LANE, Staged};
+pub use sink::{EngineSink, NotReplayed, OnDurable, PUSH_LANE, Staged};
 
 use crate::durable::{CompactOptions, Compacted, InputLog};
 use crate::error::WorldError;

@@ -106,10 +106,9 @@ pub(super) fn replay<P: Program>(
                     .into_iter()
                     .map(|reply| (reply.source, reply.idempotency, reply.at_wall)),
             ),
-            Replayed::Letters(letters) => {
-                for (_, at_wall, letter) in letters.letters {
-                    sequencer.shared.dead_letters.add(at_wall, letter);
-                }
+            Replayed::Letters(base) => {
+                let letters = &sequencer.shared.dead_letters;
+                letters.restore(&base.causes, base.letters);
             }
             Replayed::Tick(tick) => {
                 flush(sequencer, &mut base, &mut recovered, inbox);
@@ -212,14 +211,13 @@ fn note<P: Program>(
         lane,
         sequence,
         changes,
+        resolved,
         dead_letters,
         position,
         idempotency,
         at_wall,
     } = stage;
-    for letter in dead_letters {
-        shared.dead_letters.add(at_wall, letter);
-    }
+    shared.dead_letters.replay(at_wall, &resolved, dead_letters);
     if let Some(idempotency) = idempotency {
         recovered.replies.push((source, idempotency, at_wall));
     }

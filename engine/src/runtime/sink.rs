@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use ahash::AHashMap;
+
 use super::Shared;
-use super::ingest::Offer;
+use super::ingest::{Admitted, Offer};
 use super::lanes::{LaneId, StagedBatch};
 use super::message::{Message, WriteToken};
 use super::program::Program;
 use crate::contract::{LaneSink, Part, Resume, SinkClosed, SourceBatch};
 use crate::durable::{Idempotency, LogSequence, Record, Stage};
-use crate::error::WorldError;
+use crate::error::{DeadLetter, WorldError};
+use crate::letters::LetterId;
 use crate::limits;
 use crate::model::{ContentHash, Key, ObjectId, Row};
 
@@ -20,9 +23,6 @@ const LOG_POLL: Duration = Duration::from_millis(2);
 
 /// The one lane of a push source: requests have an order among themselves.
 pub const PUSH_LANE: &str = "push";
-
-/// Called once: when a batch is synced, or cannot be.
-type OnDurable = Box<dyn FnOnce(Result<(), Arc<WorldError>>) + Send>;
 
 /// The engine's end of a source.
 pub struct EngineSink<P: Program> {
@@ -43,6 +43,29 @@ pub struct Staged {
     pub accepted: u64,
     /// Changes not above their key's version.
     pub ignored: u64,
+}
+
+/// Called with the outcome of a sync.
+pub type OnDurable = Box<dyn FnOnce(Result<(), Arc<WorldError>>) + Send>;
+
+/// Why a dead letter was not replayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotReplayed {
+    /// It is not there any more.
+    Gone,
+    /// The letter did not name this row, which has been written: nobody knows which is newer.
+    OrderUnknown(Key),
+}
+
+/// What is logged beside the changes of a source.
+struct Entry {
+    source: ObjectId,
+    name: Arc<str>,
+    lane: String,
+    position: Option<String>,
+    resolved: Vec<LetterId>,
+    letters: Vec<Arc<DeadLetter>>,
+    at_wall: u64,
 }
 
 impl<P: Program> EngineSink<P> {
@@ -93,7 +116,8 @@ impl<P: Program> EngineSink<P> {
         staged.remove(0)
     }
 
-    /// Stages batches that belong together; `idempotency` is asked about the first.
+    /// Stages batches that belong together, each of a source of its own; `idempotency` is asked about
+    /// the first.
     fn stage_parts(
         &self,
         parts: Vec<Part>,
@@ -102,83 +126,177 @@ impl<P: Program> EngineSink<P> {
     ) -> Vec<Staged> {
         let shared = &self.shared;
         let at_wall = shared.clock.now_micros();
-        let (mut offers, mut rest) = (Vec::new(), Vec::new());
+        let (mut offers, mut entries) = (Vec::new(), Vec::new());
         for Part {
             source,
             name,
-            batch,
+            mut batch,
         } in parts
         {
-            for letter in &batch.dead_letters {
-                shared.dead_letters.add(at_wall, letter.clone());
-            }
+            let letters = self.unanswered(&mut batch, at_wall);
             let position = batch.position.map(|position| position.to_string());
             let offer = Offer::new(source, &batch.lane, batch.changes, position.clone());
             offers.push(offer);
-            rest.push((source, name, batch.lane, batch.dead_letters, position));
+            entries.push(Entry {
+                source,
+                name,
+                lane: batch.lane,
+                position,
+                resolved: Vec::new(),
+                letters,
+                at_wall,
+            });
         }
-        let lanes = rest
+        let names: Vec<Arc<str>> = entries
             .iter()
-            .map(|(source, _, lane, ..)| (*source, lane.as_str().into()));
-        let together: Arc<[LaneId]> = match rest.len() {
+            .map(|entry| Arc::clone(&entry.name))
+            .collect();
+        let (staged, batches) = shared.ingest.admit(offers, |admitted| {
+            for (entry, admitted) in entries.iter_mut().zip(&admitted) {
+                let keys = admitted.changes.iter().map(|change| &change.key);
+                entry.resolved = shared.dead_letters.resolve(&entry.name, keys);
+            }
+            self.log(entries, admitted, idempotency, on_durable)
+        });
+        self.finish(&names, &staged, batches);
+        staged
+    }
+
+    /// Stages what a dead letter comes to now, if the letter is still there and nothing newer can
+    /// have come for its keys; `on_durable` as in [`EngineSink::stage_now`].
+    ///
+    /// Errors: nothing was done, and the letter (if it is there) stays.
+    pub fn stage_replayed(
+        &self,
+        id: LetterId,
+        lane: &str,
+        changes: Vec<(Key, Option<Row>, Option<u64>)>,
+        on_durable: Option<OnDurable>,
+    ) -> Result<Staged, NotReplayed> {
+        let shared = &self.shared;
+        let keys: Vec<Key> = changes.iter().map(|(key, ..)| key.clone()).collect();
+        let check = |was_admitted: &dyn Fn(&Key) -> bool| {
+            let listed = shared.dead_letters.get(id).ok_or(NotReplayed::Gone)?;
+            let own = listed.kept.letter.key.as_ref();
+            // A good record of the letter's own key would have ended it. Of another key nobody has
+            // watched what came since.
+            let is_known = |key: &&Key| own != Some(*key) && was_admitted(key);
+            match keys.iter().find(is_known) {
+                Some(key) => Err(NotReplayed::OrderUnknown(key.clone())),
+                None => Ok(()),
+            }
+        };
+        let admitted = |admitted: Admitted| {
+            let entry = Entry {
+                source: self.source,
+                name: self.name.as_str().into(),
+                lane: lane.to_owned(),
+                position: None,
+                resolved: shared.dead_letters.resolve_through(id),
+                letters: Vec::new(),
+                at_wall: shared.clock.now_micros(),
+            };
+            self.log(vec![entry], vec![admitted], |_| None, on_durable)
+        };
+        let offer = Offer::new(self.source, lane, changes, None);
+        let (mut staged, batches) = shared.ingest.admit_if(offer, check, admitted)?;
+        self.finish(&[self.name.as_str().into()], &staged, batches);
+        Ok(staged.remove(0))
+    }
+
+    /// The letters that no later change of their batch answers; the others are only counted.
+    fn unanswered(&self, batch: &mut SourceBatch, at_wall: u64) -> Vec<Arc<DeadLetter>> {
+        let letters = std::mem::take(&mut batch.dead_letters);
+        if letters.iter().all(|letter| letter.key.is_none()) {
+            return letters.into_iter().map(Arc::new).collect();
+        }
+        let changes = batch.changes.iter().enumerate();
+        let last: AHashMap<&Key, usize> = changes.map(|(at, (key, ..))| (key, at)).collect();
+        let is_answered = |letter: &DeadLetter| {
+            let last = letter.key.as_ref().and_then(|key| last.get(key));
+            last.is_some_and(|last| *last >= letter.after)
+        };
+        let (answered, open): (Vec<_>, Vec<_>) = letters.into_iter().partition(is_answered);
+        self.shared.dead_letters.count_answered(at_wall, &answered);
+        open.into_iter().map(Arc::new).collect()
+    }
+
+    /// Logs what was admitted as one record, under the lanes' order.
+    fn log(
+        &self,
+        entries: Vec<Entry>,
+        admitted: Vec<Admitted>,
+        idempotency: impl FnOnce(&Staged) -> Option<Idempotency>,
+        on_durable: Option<OnDurable>,
+    ) -> (Vec<Staged>, Vec<StagedBatch>) {
+        let shared = &self.shared;
+        let lanes = entries
+            .iter()
+            .map(|entry| (entry.source, entry.lane.as_str().into()));
+        let together: Arc<[LaneId]> = match entries.len() {
             1 => Arc::default(),
             _ => lanes.collect(),
         };
-        let names: Vec<Arc<str>> = rest.iter().map(|(_, name, ..)| Arc::clone(name)).collect();
-        let (staged, batches) = shared.ingest.admit(offers, |admitted| {
-            let (mut idempotency, mut all) = (Some(idempotency), Vec::new());
-            let (mut stages, mut batches) = (Vec::new(), Vec::new());
-            for (admitted, (source, _, lane, letters, position)) in admitted.into_iter().zip(rest) {
-                let token = WriteToken {
-                    source,
-                    lane: lane.clone(),
-                    sequence: admitted.sequence,
-                };
-                let staged = Staged {
-                    token,
-                    accepted: admitted.changes.len() as u64,
-                    ignored: admitted.ignored,
-                };
-                let changes = Arc::new(admitted.changes);
-                stages.push(Stage {
-                    source,
-                    lane: lane.clone(),
-                    sequence: admitted.sequence,
-                    changes: changes.to_vec(),
-                    dead_letters: letters,
-                    position,
-                    idempotency: idempotency.take().and_then(|make| make(&staged)),
-                    at_wall,
-                });
-                batches.push(StagedBatch {
-                    source,
-                    lane: lane.as_str().into(),
-                    sequence: admitted.sequence,
-                    changes,
-                    bytes: admitted.bytes,
-                    is_push: self.is_push,
-                    together: Arc::clone(&together),
-                });
-                all.push(staged);
-            }
-            let record = match stages.len() {
-                1 => Record::Stage(stages.remove(0)),
-                _ => Record::Together(stages),
+        let (mut idempotency, mut all) = (Some(idempotency), Vec::new());
+        let (mut stages, mut batches) = (Vec::new(), Vec::new());
+        for (entry, admitted) in entries.into_iter().zip(admitted) {
+            let token = WriteToken {
+                source: entry.source,
+                lane: entry.lane.clone(),
+                sequence: admitted.sequence,
             };
-            let logged = shared.log.append(record, on_durable);
-            self.last.fetch_max(logged.0, Ordering::Relaxed);
-            // Under the lanes' order, so that the mailbox has it too.
-            let _ = shared.mailbox.send(Message::Staged(batches.clone()));
-            (all, batches)
-        });
-        for (name, staged) in names.iter().zip(&staged) {
+            let staged = Staged {
+                token,
+                accepted: admitted.changes.len() as u64,
+                ignored: admitted.ignored,
+            };
+            // In the order in which the log has them: what ends before what begins.
+            let letters = entry.letters.iter().map(Arc::clone);
+            shared.dead_letters.add(entry.at_wall, letters);
+            let changes = Arc::new(admitted.changes);
+            batches.push(StagedBatch {
+                source: entry.source,
+                lane: entry.lane.as_str().into(),
+                sequence: admitted.sequence,
+                changes: Arc::clone(&changes),
+                bytes: admitted.bytes,
+                is_push: self.is_push,
+                together: Arc::clone(&together),
+            });
+            stages.push(Stage {
+                source: entry.source,
+                lane: entry.lane,
+                sequence: admitted.sequence,
+                changes: changes.to_vec(),
+                resolved: entry.resolved,
+                dead_letters: entry.letters,
+                position: entry.position,
+                idempotency: idempotency.take().and_then(|make| make(&staged)),
+                at_wall: entry.at_wall,
+            });
+            all.push(staged);
+        }
+        let record = match stages.len() {
+            1 => Record::Stage(stages.remove(0)),
+            _ => Record::Together(stages),
+        };
+        let logged = shared.log.append(record, on_durable);
+        self.last.fetch_max(logged.0, Ordering::Relaxed);
+        // Under the lanes' order, so that the mailbox has it too.
+        let _ = shared.mailbox.send(Message::Staged(batches.clone()));
+        (all, batches)
+    }
+
+    fn finish(&self, names: &[Arc<str>], staged: &[Staged], batches: Vec<StagedBatch>) {
+        for (name, staged) in names.iter().zip(staged) {
             metrics::counter!("headwater_rows_in_total", "source" => name.to_string())
                 .increment(staged.accepted);
             metrics::counter!("headwater_rows_ignored_total", "source" => name.to_string())
                 .increment(staged.ignored);
         }
-        batches.into_iter().for_each(|batch| shared.prepare(batch));
-        staged
+        for batch in batches {
+            self.shared.prepare(batch);
+        }
     }
 
     /// Waits until all of some sources may stage, and the log is not far behind.
@@ -250,5 +368,11 @@ impl<P: Program> Resume for EngineSink<P> {
 
     fn lanes(&self) -> Vec<String> {
         self.shared.ingest.lanes(self.source)
+    }
+
+    fn letters(&self) -> Vec<Arc<DeadLetter>> {
+        let letters = &self.shared.dead_letters;
+        let kept = letters.list(Some(&self.name), None, 0, usize::MAX);
+        kept.into_iter().map(|listed| listed.kept.letter).collect()
     }
 }

@@ -25,6 +25,7 @@ fn stage(sequence: u64) -> Record {
         lane: String::new(),
         sequence,
         changes: vec![change],
+        resolved: Vec::new(),
         dead_letters: Vec::new(),
         position: None,
         idempotency: None,

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use engine::contract::Store;
 use engine::durable::{
-    CompactOptions, EmbeddingStore, InputLog, LocalStore, LogOptions, Record, Replayed, Tick,
-    VectorOptions,
+    CompactOptions, EmbeddingStore, InputLog, LaneRange, LocalStore, LogOptions, Record, Replayed,
+    Stage, Tick, VectorOptions,
 };
-use engine::error::WorldError;
-use engine::model::{ContentHash, ModelId, VectorFact, VectorRef};
+use engine::error::{DataError, DeadLetter, WorldError};
+use engine::letters::LetterBook;
+use engine::model::{ContentHash, ModelId, ObjectId, VectorFact, VectorRef};
 use engine::testing::{Faults, MemoryStore, store_laws};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -243,7 +244,7 @@ fn a_full_disk_refuses_and_later_goes_on() {
 fn compaction_equals_the_naive_model_and_keeps_young_tombstones_only() {
     const DAY: u64 = 86_400_000_000;
     let mut forgotten = 0;
-    for (seed, step) in (0..20).flat_map(|seed| [(seed, 1_000), (seed, DAY / 10)]) {
+    for (seed, step) in (0..30).flat_map(|seed| [(seed, 1_000), (seed, DAY / 10)]) {
         let records = Script::with_step(seed, step).records(150);
         let store = MemoryStore::new();
         run_script(&store, &records, 11);
@@ -293,6 +294,7 @@ fn compaction_forgets_what_it_is_told_to() {
             content.0[0].is_multiple_of(2)
         })),
         keep_source: Some(Arc::new(|source| source.0 == 1)),
+        keep_letters: Some(Arc::new(|name| name == ObjectId(1).to_string())),
     };
     let done = log.compact(u64::MAX, &options).unwrap().unwrap();
     drop(log);
@@ -302,9 +304,84 @@ fn compaction_forgets_what_it_is_told_to() {
             Replayed::Vectors(facts) => assert!(facts.iter().all(|f| f.content.0[0] % 2 == 0)),
             Replayed::Lanes(lanes) => assert!(lanes.iter().all(|lane| lane.source.0 == 1)),
             Replayed::Tick(tick) => assert!(tick.at > done.at),
+            Replayed::Letters(base) => {
+                let one = ObjectId(1).to_string();
+                assert!(base.causes.iter().all(|cause| cause.source == one));
+                assert!(base.letters.iter().all(|kept| kept.letter.source == one));
+            }
             _ => {}
         }
     }
+}
+
+/// Compacted again and again under a flood of bad data, the log keeps the newest and the counts.
+#[test]
+fn dead_letters_on_disk_stay_bounded_and_counted() {
+    let store = MemoryStore::new();
+    let (log, replay) = InputLog::open(Arc::new(store.clone()), options(64 << 10)).unwrap();
+    drop(replay);
+    let mut sizes = Vec::new();
+    for at in 1..=40_u64 {
+        let letters = (0..1_000).map(|n| {
+            let place = format!("offset {}", at * 1_000 + n);
+            let error = DataError::new("wrong-type", "column \"age\": expected bigint");
+            Arc::new(DeadLetter::new("users", place, error, &[7; 200]))
+        });
+        let stage = Stage {
+            source: ObjectId(1),
+            lane: String::new(),
+            sequence: at,
+            changes: Vec::new(),
+            resolved: Vec::new(),
+            dead_letters: letters.collect(),
+            position: None,
+            idempotency: None,
+            at_wall: at,
+        };
+        let range = LaneRange {
+            source: ObjectId(1),
+            lane: String::new(),
+            from: at,
+            through: at,
+        };
+        log.append(Record::Stage(stage), None);
+        let tick = Tick {
+            at,
+            lanes: vec![range],
+            vectors: Vec::new(),
+        };
+        let last = log.append(Record::Tick(tick), None);
+        assert!(log.wait_durable(last, LONG));
+        if at % 5 == 0 {
+            let done = log.compact(u64::MAX, &CompactOptions::default()).unwrap();
+            sizes.push(done.expect("something to fold").bytes_after);
+        }
+    }
+    drop(log);
+    let (full, last) = (sizes[2], sizes[7]);
+    assert!(last <= full + full / 10, "it does not grow: {sizes:?}");
+    let mut book = LetterBook::default();
+    for event in replayed(&store).unwrap() {
+        match event {
+            Replayed::Letters(base) => {
+                base.causes
+                    .iter()
+                    .for_each(|counts| book.restore_counts(counts));
+                base.letters.into_iter().for_each(|kept| book.restore(kept));
+            }
+            Replayed::Tick(tick) => {
+                for letter in tick.stages.into_iter().flat_map(|stage| stage.dead_letters) {
+                    book.add(99, letter);
+                }
+            }
+            _ => {}
+        }
+    }
+    let counts = book.causes().swap_remove(0);
+    let known = (counts.seen, counts.kept, counts.dropped);
+    assert_eq!(known, (40_000, 10_000, 30_000), "{counts:?}");
+    let newest = book.list(None, None, 0, usize::MAX).pop().unwrap();
+    assert_eq!(newest.kept.letter.position, "offset 40999");
 }
 
 #[test]

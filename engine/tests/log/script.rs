@@ -1,12 +1,14 @@
 //! Random records that keep the log's rules, and the naive model of what they mean.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use engine::durable::{
     BaseReply, BoundTick, Ddl, Held, Idempotency, LaneRange, Record, Replayed, Stage, Tick,
     is_admitted,
 };
 use engine::error::{DataError, DeadLetter};
+use engine::letters::LetterId;
 use engine::model::{
     Change, ContentHash, Key, ModelId, ObjectId, Row, Time, VectorFact, VectorRef,
 };
@@ -81,11 +83,14 @@ impl Script {
             .map(|_| self.change())
             .collect();
         let rng = &mut self.rng;
-        let letter = DeadLetter {
-            source: source.to_string(),
-            position: sequence.to_string(),
-            error: DataError::new("invalid-json", "no"),
-            payload: vec![1, 2, 3],
+        // Few enough places that letters come again and are resolved.
+        let error = DataError::new("invalid-json", "no");
+        let place = rng.random_range(0..6).to_string();
+        let letter = DeadLetter::new(source.to_string(), place, error, &[1, 2, 3]);
+        let earlier = rng.random_range(0..6).to_string();
+        let earlier = DeadLetter {
+            position: earlier,
+            ..letter.clone()
         };
         let idempotency = Idempotency {
             key: format!("k{}", rng.random::<u32>()),
@@ -97,8 +102,13 @@ impl Script {
             lane,
             sequence,
             changes,
-            dead_letters: if rng.random_bool(0.2) {
-                vec![letter]
+            resolved: if rng.random_bool(0.2) {
+                vec![earlier.id()]
+            } else {
+                Vec::new()
+            },
+            dead_letters: if rng.random_bool(0.4) {
+                vec![Arc::new(letter)]
             } else {
                 Vec::new()
             },
@@ -194,10 +204,44 @@ pub struct State {
     pub lanes: BTreeMap<(ObjectId, String), (u64, Option<String>)>,
     pub facts: BTreeMap<(ModelId, ContentHash), VectorRef>,
     pub replies: BTreeMap<String, String>,
-    pub letters: Vec<(ObjectId, Time, String)>,
+    pub letters: Letters,
     pub ddl: Vec<Ddl>,
     pub reserved: Time,
     pub unbound: Vec<Stage>,
+}
+
+/// What there is of letters, kept naively.
+#[derive(Debug, Default, PartialEq)]
+pub struct Letters {
+    /// By source and position, oldest last arrival first: (source, position, times).
+    pub kept: Vec<(String, String, u64)>,
+    /// By source: (seen, resolved).
+    pub counts: BTreeMap<String, (u64, u64)>,
+}
+
+impl Letters {
+    fn add(&mut self, letter: &DeadLetter) {
+        let (source, position) = (letter.source.clone(), letter.position.clone());
+        self.counts.entry(source.clone()).or_default().0 += 1;
+        let is_same =
+            |(other, place, _): &(String, String, u64)| (other, place) == (&source, &position);
+        let times = match self.kept.iter().position(is_same) {
+            Some(at) => self.kept.remove(at).2,
+            None => 0,
+        };
+        self.kept.push((source, position, times + 1));
+    }
+
+    fn resolve(&mut self, id: LetterId) {
+        let is_named = |(source, position, _): &(String, String, u64)| {
+            let error = DataError::new("invalid-json", "no");
+            DeadLetter::new(&**source, &**position, error, &[]).id() == id
+        };
+        if let Some(at) = self.kept.iter().position(is_named) {
+            let (source, ..) = self.kept.remove(at);
+            self.counts.entry(source).or_default().1 += 1;
+        }
+    }
 }
 
 /// Version and time of a key's last admitted change.
@@ -207,7 +251,6 @@ impl State {
     pub fn of(events: &[Replayed]) -> State {
         let mut state = State::default();
         events.iter().for_each(|event| state.apply(event));
-        state.letters.sort();
         state
             .unbound
             .sort_by_key(|s| (s.source, s.lane.clone(), s.sequence));
@@ -254,9 +297,14 @@ impl State {
                 }
             }
             Replayed::Letters(base) => {
-                for (at, _, letter) in &base.letters {
-                    self.letters
-                        .push((base.source, *at, letter.position.clone()));
+                for counts in &base.causes {
+                    let known = (counts.seen, counts.resolved);
+                    self.letters.counts.insert(counts.source.clone(), known);
+                }
+                for kept in &base.letters {
+                    let (source, position) = (&kept.letter.source, &kept.letter.position);
+                    let kept = (source.clone(), position.clone(), kept.count);
+                    self.letters.kept.push(kept);
                 }
             }
             Replayed::Tick(tick) => self.tick(tick),
@@ -281,10 +329,14 @@ impl State {
                 self.replies
                     .insert(idempotency.key.clone(), idempotency.reply.clone());
             }
-            for letter in &stage.dead_letters {
-                self.letters
-                    .push((stage.source, tick.at, letter.position.clone()));
-            }
+            stage
+                .resolved
+                .iter()
+                .for_each(|id| self.letters.resolve(*id));
+            stage
+                .dead_letters
+                .iter()
+                .for_each(|letter| self.letters.add(letter));
         }
     }
 }

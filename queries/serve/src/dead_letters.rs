@@ -1,16 +1,17 @@
-//! `GET /v1/dead_letters`, page by page, and the replay that comes later.
+//! `GET /v1/dead_letters`, page by page or one by its id, and the replay of some.
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use engine::limits::PAGE_ROWS_MAX;
-use queries::api::{Backend, DeadLetterReply};
+use queries::api::{Backend, DeadLetterReply, DeadLetterRequest, ReplayRequest};
 use queries::problem::Problem;
 use serde_json::{Value as Json, json};
 
+use crate::body;
 use crate::params::Params;
-use crate::reply::{self, Failure, Outcome};
+use crate::reply::{self, Outcome};
 use crate::routes::Front;
 
 const PAGE_ROWS: usize = 100;
@@ -21,6 +22,8 @@ pub(crate) async fn list<B: Backend>(
 ) -> Outcome {
     let mut params = Params::of(request.uri())?;
     let source = params.text("source")?;
+    let code = params.text("code")?;
+    let id = params.text("id")?;
     let limit = params.number("limit", (1, PAGE_ROWS_MAX as u64))?;
     let limit = limit.map_or(PAGE_ROWS, |limit| limit as usize);
     let cursor = params.text("cursor")?;
@@ -34,16 +37,20 @@ pub(crate) async fn list<B: Backend>(
         }
     };
     // One more than asked for tells whether a next page exists.
-    let mut letters = front
-        .backend
-        .dead_letters(source, limit + 1, cursor)
-        .await?;
+    let wanted = DeadLetterRequest {
+        source,
+        code,
+        id,
+        limit: limit + 1,
+        cursor,
+    };
+    let mut letters = front.backend.dead_letters(wanted).await?;
     let has_more = letters.len() > limit;
     letters.truncate(limit);
     let next = letters
         .last()
         .filter(|_| has_more)
-        .map(|letter| letter.id.to_string());
+        .map(|letter| letter.cursor.to_string());
     let shown: Vec<Json> = letters.iter().map(show).collect();
     Ok(reply::json(
         StatusCode::OK,
@@ -64,12 +71,22 @@ fn show(reply: &DeadLetterReply) -> Json {
         }
     }
     let mut shown = json!({
-        "id": reply.id.to_string(),
-        "at": reply.at,
+        "id": reply.id,
+        "at": reply.last_seen,
         "source": letter.source,
         "position": letter.position,
         "error": error,
+        "first_seen": reply.first_seen,
+        "last_seen": reply.last_seen,
+        "count": reply.count,
+        "bytes": letter.bytes,
     });
+    if let Some(column) = letter.error.column() {
+        shown["error"]["column"] = json!(column);
+    }
+    if let Some(key) = &letter.key {
+        shown["key"] = key.to_json();
+    }
     match std::str::from_utf8(&letter.payload) {
         Ok(text) => shown["payload"] = json!(text),
         Err(_) => {
@@ -84,8 +101,12 @@ fn show(reply: &DeadLetterReply) -> Json {
     shown
 }
 
-pub(crate) async fn replay() -> Failure {
-    Problem::not_supported("dead letters cannot be replayed by this version")
-        .hint("correct them at their source and push them again")
-        .into()
+pub(crate) async fn replay<B: Backend>(
+    State(front): State<Arc<Front<B>>>,
+    request: Request,
+) -> Outcome {
+    Params::of(request.uri())?.finish()?;
+    let wanted: ReplayRequest = body::read_json(request).await?;
+    let replayed = front.backend.replay(wanted).await?;
+    Ok(reply::json(StatusCode::OK, &replayed))
 }

@@ -99,7 +99,7 @@ fn table<B: Backend>() -> Vec<Row<B>> {
         (
             write.clone(),
             "/v1/dead_letters/replay",
-            post(dead_letters::replay),
+            post(dead_letters::replay::<B>),
         ),
         (read.clone(), "/v1/pipeline", get(status::pipeline::<B>)),
         (read.clone(), "/v1/progress", get(status::progress::<B>)),
@@ -195,12 +195,10 @@ mod nobody {
         ) -> Reply<Vec<(String, String, Json)>> {
             match *self {}
         }
-        async fn dead_letters(
-            &self,
-            _: Option<String>,
-            _: usize,
-            _: Option<u64>,
-        ) -> Reply<Vec<DeadLetterReply>> {
+        async fn dead_letters(&self, _: DeadLetterRequest) -> Reply<Vec<DeadLetterReply>> {
+            match *self {}
+        }
+        async fn replay(&self, _: ReplayRequest) -> Reply<ReplayReply> {
             match *self {}
         }
         async fn pipeline(&self) -> Reply<Json> {

@@ -244,11 +244,12 @@ impl Pipeline {
             .cloned()
     }
 
-    /// A declaration by name.
+    /// A declaration by name; the newest, while one that was replaced is still on its way out.
     pub fn by_name(&self, name: &str) -> Option<Declared> {
         let objects = self.objects.read().expect("no panic while held");
         objects
             .values()
+            .rev()
             .find(|declared| declared.object().name == name)
             .cloned()
     }

@@ -6,9 +6,9 @@ use serde_json::Value as Json;
 
 use super::Service;
 use crate::api::{
-    Backend, DeadLetterReply, DocumentReply, DocumentRequest, LookupReply, LookupRequest,
-    PushReply, PushRequest, Readiness, Reply, SearchReply, SearchRequest, SqlReply, StoreReply,
-    StoreRequest,
+    Backend, DeadLetterReply, DeadLetterRequest, DocumentReply, DocumentRequest, LookupReply,
+    LookupRequest, PushReply, PushRequest, Readiness, ReplayReply, ReplayRequest, Reply,
+    SearchReply, SearchRequest, SqlReply, StoreReply, StoreRequest,
 };
 use crate::problem::Problem;
 
@@ -61,25 +61,15 @@ impl Backend for Service {
             .await
     }
 
-    async fn dead_letters(
-        &self,
-        source: Option<String>,
-        limit: usize,
-        cursor: Option<u64>,
-    ) -> Reply<Vec<DeadLetterReply>> {
-        if let Some(name) = &source
-            && self.inner.schema_of(name).is_none()
-        {
-            return Err(Problem::not_found(format!("there is no source \"{name}\"")));
-        }
-        let letters = self.inner.engine.dead_letters();
-        let letters = letters.list(source.as_deref(), cursor.unwrap_or(0), limit);
-        let shown = letters.into_iter().map(|numbered| DeadLetterReply {
-            id: numbered.id,
-            at: numbered.at,
-            letter: numbered.letter,
-        });
-        Ok(shown.collect())
+    async fn dead_letters(&self, request: DeadLetterRequest) -> Reply<Vec<DeadLetterReply>> {
+        self.inner.letters(&request)
+    }
+
+    async fn replay(&self, request: ReplayRequest) -> Reply<ReplayReply> {
+        // A replay that has begun goes on even when its caller goes away.
+        let inner = Arc::clone(&self.inner);
+        let replayed = tokio::task::spawn_blocking(move || inner.replay_letters(&request)).await;
+        replayed.map_err(|error| Problem::internal(error.to_string()))?
     }
 
     async fn pipeline(&self) -> Reply<Json> {

@@ -131,6 +131,12 @@ impl Inner {
             self.caches.forget(id);
             self.declare(CatalogChange::Uninstall { id }).await?;
             self.pipeline.unregister(id);
+            if !matches!(declared, Declared::Source { .. }) {
+                // Its rows are gone, and nothing else would take their letters back. Those of a source
+                // that is made again may be good then.
+                let letters = self.engine.dead_letters();
+                letters.retain_sources(|other| other != name);
+            }
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod connection;
 mod declare;
 mod documents;
 mod fill;
+mod letters;
 mod prepare;
 mod progress;
 mod push;
@@ -23,7 +24,7 @@ mod search;
 mod statements;
 mod system;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use engine::contract::{Embedder, Source, Store, VectorMemo};
 use engine::durable::{CompactOptions, EmbeddingStore, InputLog, LogOptions, VectorOptions};
 use engine::error::{DataError, DeadLetter, WorldError};
+use engine::letters::Redecoded;
 use engine::model::{Key, ObjectId, Row, Schema, VectorRef};
 use engine::runtime::{CatalogChange, Clock, CommunicationConfig, Engine, EngineOptions};
 use operators::embed::{EmbedConfig, EmbedService};
@@ -38,7 +40,7 @@ use operators::index::BuilderHandle;
 use tokio::sync::oneshot;
 
 use crate::api::PushLine;
-use crate::definition::{Definition, ModelDef, SourceDef};
+use crate::definition::{Definition, ModelDef, Object, SourceDef};
 use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;
 pub use connection::Connection;
@@ -53,8 +55,21 @@ pub struct DecodedPush {
     pub changes: Vec<(Key, Option<Row>, Option<u64>)>,
     /// Lines that were good (also those that a later line of their key replaced).
     pub accepted: u64,
-    /// `(line, error)` of the bad ones.
-    pub rejected: Vec<(u64, DataError)>,
+    /// The bad ones.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A bad line of a push.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rejected {
+    /// Its number.
+    pub line: u64,
+    /// Why.
+    pub error: DataError,
+    /// The row that it speaks of, where that could be read.
+    pub key: Option<Key>,
+    /// Changes of the push that came before it.
+    pub after: usize,
 }
 
 /// Loads a model by name and definition.
@@ -68,6 +83,9 @@ pub type Connect = dyn Fn(&SourceDef, &str, Option<&Connection>) -> Result<Optio
 pub type DescribeTable = dyn Fn(&Connection, &str) -> Result<Schema, WorldError> + Send + Sync;
 /// Decodes the lines of a push.
 pub type DecodePush = dyn Fn(&Schema, &[PushLine]) -> DecodedPush + Send + Sync;
+
+/// Decodes the payload of a dead letter again, as its source decodes now.
+pub type Redecode = dyn Fn(&SourceDef, &DeadLetter) -> Redecoded + Send + Sync;
 
 /// What the composition root gives in.
 pub struct Wiring {
@@ -87,6 +105,8 @@ pub struct Wiring {
     pub describe: Arc<DescribeTable>,
     /// Decodes pushes.
     pub decode_push: Arc<DecodePush>,
+    /// Decodes dead letters again.
+    pub redecode: Arc<Redecode>,
     /// Renders Prometheus text.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Threads that build graphs.
@@ -119,6 +139,7 @@ pub(super) struct Inner {
     connect: Arc<Connect>,
     describe: Arc<DescribeTable>,
     decode_push: Arc<DecodePush>,
+    redecode: Arc<Redecode>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
     runtime: tokio::runtime::Handle,
     is_stopping: Arc<AtomicBool>,
@@ -235,6 +256,7 @@ impl Service {
             connect: wiring.connect,
             describe: wiring.describe,
             decode_push: wiring.decode_push,
+            redecode: wiring.redecode,
             metrics: wiring.metrics,
             runtime,
             is_stopping: Arc::default(),
@@ -243,13 +265,17 @@ impl Service {
         spawn_replies(Arc::downgrade(&inner), reply_receiver);
         spawn_upkeep(Arc::downgrade(&inner));
         let service = Service { inner };
-        service.recover();
+        service.recover(&dropped(&recovered.catalog));
         Ok(service)
     }
 
-    /// Starts the sources of a recovered catalog, and asks for vectors that are still missing.
-    fn recover(&self) {
-        let objects = self.inner.pipeline.all();
+    /// Starts the sources of a recovered catalog, and asks for vectors that are still missing. What
+    /// was dropped may still be there: the workers take it out when they come to it.
+    fn recover(&self, dropped: &HashSet<ObjectId>) {
+        let mut objects = self.inner.pipeline.all();
+        objects.retain(|declared| !dropped.contains(&declared.object().id));
+        let is_there = |name: &str| objects.iter().any(|one| one.object().name == name);
+        self.inner.engine.dead_letters().retain_sources(is_there);
         let sources = objects.iter().filter_map(|declared| {
             let object = declared.object();
             match &object.definition {
@@ -305,6 +331,15 @@ impl Drop for Inner {
     }
 }
 
+/// What a catalog dropped again.
+fn dropped(catalog: &[CatalogChange<Object>]) -> HashSet<ObjectId> {
+    let ids = catalog.iter().filter_map(|change| match change {
+        CatalogChange::Uninstall { id } => Some(*id),
+        CatalogChange::Install { .. } => None,
+    });
+    ids.collect()
+}
+
 /// Carries the workers' replies, other than answers, to where they belong.
 fn spawn_replies(inner: Weak<Inner>, replies: crossbeam_channel::Receiver<ProgramReply>) {
     let body = move || {
@@ -342,6 +377,8 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             let Some(inner) = inner.upgrade() else { return };
             rounds += 1;
             inner.refresh_gauges();
+            let now = inner.engine.clock().now_micros();
+            inner.engine.dead_letters().upkeep(now);
             if rounds.is_multiple_of(5) {
                 inner.runtime.block_on(inner.refresh_index_gauges());
             }
@@ -361,36 +398,12 @@ fn spawn_upkeep(inner: Weak<Inner>) {
 impl Inner {
     /// What compaction may forget: rows of dropped sources, what is older than a day.
     fn compact_options(&self) -> CompactOptions {
-        let pipeline = Arc::clone(&self.pipeline);
+        let (pipeline, declared) = (Arc::clone(&self.pipeline), Arc::clone(&self.pipeline));
         CompactOptions {
             now: self.engine.clock().now_micros(),
             keep_vector: None,
             keep_source: Some(Arc::new(move |source| pipeline.get(source).is_some())),
-        }
-    }
-
-    /// A rendered row turned bad, or is good again.
-    fn row_error(&self, relation: ObjectId, key: &Key, error: DataError, diff: i64) {
-        let Some(declared) = self.pipeline.get(relation) else {
-            return;
-        };
-        let source = declared.object().name.clone();
-        let position = format!("key {key}");
-        let letters = self.engine.dead_letters();
-        if diff > 0 {
-            let at = self.engine.clock().now_micros();
-            let payload = key.as_str().as_bytes().to_vec();
-            letters.add(
-                at,
-                DeadLetter {
-                    source,
-                    position,
-                    error,
-                    payload,
-                },
-            );
-        } else {
-            letters.retract(&source, &position);
+            keep_letters: Some(Arc::new(move |name| declared.by_name(name).is_some())),
         }
     }
 }

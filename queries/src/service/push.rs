@@ -201,9 +201,9 @@ impl Inner {
             .increment(rejected_total);
         let shown = decoded.rejected.into_iter().take(REJECTED_MAX);
         let rejected: Vec<RejectedLine> = shown
-            .map(|(line, error)| RejectedLine {
-                line,
-                error: line_problem(&error),
+            .map(|rejected| RejectedLine {
+                line: rejected.line,
+                error: line_problem(&rejected.error),
             })
             .collect();
         let batch = SourceBatch {
@@ -221,8 +221,8 @@ impl Inner {
             token: staged.token.to_string(),
         };
         let idempotency = |staged: &Staged| {
-            let reply = serde_json::to_string(&stored(staged)).expect("plain values");
             let key = request.idempotency_key.clone()?;
+            let reply = serde_json::to_string(&stored(staged)).expect("plain values");
             Some(Idempotency {
                 key,
                 body_hash: body,
@@ -282,15 +282,12 @@ fn dead_letters(request: &PushRequest, decoded: &DecodedPush) -> Vec<DeadLetter>
         .iter()
         .map(|line| (line.line, &*line.raw))
         .collect();
-    let letters = decoded.rejected.iter().map(|(line, error)| {
-        let raw = lines.get(line).copied().unwrap_or_default();
-        let payload = raw[..raw.len().min(limits::DEAD_LETTER_PAYLOAD_BYTES_MAX)].to_vec();
-        DeadLetter {
-            source: request.source.clone(),
-            position: format!("request {} line {line}", request.request_id),
-            error: error.clone(),
-            payload,
-        }
+    let letters = decoded.rejected.iter().map(|rejected| {
+        let line = rejected.line;
+        let raw = lines.get(&line).copied().unwrap_or_default();
+        let position = format!("request {} line {line}", request.request_id);
+        let letter = DeadLetter::new(&*request.source, position, rejected.error.clone(), raw);
+        letter.key(rejected.key.clone()).after(rejected.after)
     });
     letters.collect()
 }
@@ -312,8 +309,9 @@ fn refused(decoded: &DecodedPush) -> Problem {
         ),
     )
     .with("rejected_total", decoded.rejected.len());
-    for (line, error) in decoded.rejected.iter().take(REJECTED_MAX) {
-        problem.errors.push(line_problem(error).with("line", *line));
+    for rejected in decoded.rejected.iter().take(REJECTED_MAX) {
+        let one = line_problem(&rejected.error).with("line", rejected.line);
+        problem.errors.push(one);
     }
     problem
 }

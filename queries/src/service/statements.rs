@@ -109,6 +109,7 @@ impl super::Service {
                 }
             }
         }
+        self.inner.forget_letters();
         Ok(done)
     }
 }
@@ -206,6 +207,7 @@ impl Inner {
             ));
         }
         self.drop_objects(&plan.objects).await?;
+        self.forget_letters();
         Ok(reply)
     }
 

@@ -11,14 +11,11 @@ use crate::definition::{Connector, Definition};
 use crate::problem::Problem;
 use crate::render::{Answer, Declared, Question};
 
-/// Dead letters shown by `headwater.dead_letters`.
-const LETTERS_MAX: usize = 10_000;
-
-fn text(text: impl AsRef<str>) -> Value {
+pub(super) fn text(text: impl AsRef<str>) -> Value {
     Value::Text(text.as_ref().into())
 }
 
-fn int(n: impl TryInto<i64>) -> Value {
+pub(super) fn int(n: impl TryInto<i64>) -> Value {
     Value::Int(n.try_into().unwrap_or(i64::MAX))
 }
 
@@ -33,6 +30,7 @@ impl Inner {
             "caches" => self.cache_rows().await,
             "retractions" => Ok(self.retraction_rows()),
             "dead_letters" => Ok(self.letter_rows()),
+            "dead_letter_causes" => Ok(self.cause_rows()),
             "dataflows" | "operators" => Err(Problem::not_supported(format!(
                 "headwater.{name} is not collected yet"
             ))
@@ -237,25 +235,6 @@ impl Inner {
                     Value::Null,
                 ])
             });
-        rows.collect()
-    }
-
-    fn letter_rows(&self) -> Vec<Vec<Value>> {
-        let letters = self.engine.dead_letters().list(None, 0, LETTERS_MAX);
-        let rows = letters.into_iter().map(|numbered| {
-            let letter = numbered.letter;
-            vec![
-                int(numbered.id),
-                text(&letter.source),
-                Value::Timestamp(numbered.at as i64),
-                text(&letter.position),
-                text(&letter.error.code),
-                text(&letter.error.detail),
-                letter.error.expected.map_or(Value::Null, text),
-                letter.error.hint.map_or(Value::Null, text),
-                text(String::from_utf8_lossy(&letter.payload)),
-            ]
-        });
         rows.collect()
     }
 }

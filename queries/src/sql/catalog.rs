@@ -234,7 +234,7 @@ fn required(name: &str, sql_type: SqlType) -> Column {
 }
 
 /// The system collections, in the schema `headwater`.
-pub const SYSTEM: [&str; 9] = [
+pub const SYSTEM: [&str; 10] = [
     "sources",
     "progress",
     "indexes",
@@ -242,14 +242,48 @@ pub const SYSTEM: [&str; 9] = [
     "caches",
     "retractions",
     "dead_letters",
+    "dead_letter_causes",
     "dataflows",
     "operators",
+];
+
+/// The columns of `headwater.dead_letters`.
+const DEAD_LETTERS: [(&str, SqlType); 15] = [
+    ("id", SqlType::Text),
+    ("source", SqlType::Text),
+    ("at", SqlType::TimestampTz),
+    ("position", SqlType::Text),
+    ("code", SqlType::Text),
+    ("detail", SqlType::Text),
+    ("expected", SqlType::Text),
+    ("hint", SqlType::Text),
+    ("payload", SqlType::Text),
+    ("column", SqlType::Text),
+    ("key", SqlType::Jsonb),
+    ("first_seen", SqlType::TimestampTz),
+    ("last_seen", SqlType::TimestampTz),
+    ("count", SqlType::Int8),
+    ("bytes", SqlType::Int8),
+];
+
+/// The columns of `headwater.dead_letter_causes`.
+const DEAD_LETTER_CAUSES: [(&str, SqlType); 8] = [
+    ("source", SqlType::Text),
+    ("code", SqlType::Text),
+    ("seen", SqlType::Int8),
+    ("kept", SqlType::Int8),
+    ("dropped", SqlType::Int8),
+    ("resolved", SqlType::Int8),
+    ("first_seen", SqlType::TimestampTz),
+    ("last_seen", SqlType::TimestampTz),
 ];
 
 /// The columns of a system collection (its name without `headwater.`).
 pub fn system_schema(name: &str) -> Option<Schema> {
     use SqlType::{Boolean, Float8, Int4, Int8, Jsonb, Text, TimestampTz};
     let (key, columns): (usize, &[(&str, SqlType)]) = match name {
+        "dead_letters" => (1, &DEAD_LETTERS),
+        "dead_letter_causes" => (2, &DEAD_LETTER_CAUSES),
         "sources" => (
             1,
             &[
@@ -328,20 +362,6 @@ pub fn system_schema(name: &str) -> Option<Schema> {
                 ("document", Jsonb),
                 ("version", Int8),
                 ("question", Text),
-            ],
-        ),
-        "dead_letters" => (
-            1,
-            &[
-                ("id", Int8),
-                ("source", Text),
-                ("at", TimestampTz),
-                ("position", Text),
-                ("code", Text),
-                ("detail", Text),
-                ("expected", Text),
-                ("hint", Text),
-                ("payload", Text),
             ],
         ),
         "dataflows" => (

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! FROM KAFKA (BROKERS '…', TOPIC '…' | TOPIC PATTERN '…' [, START 'earliest' | 'latest'
-//!             | START TIMESTAMP '…' | START OFFSETS '0:42, 1:7'] [, GROUP '…'])
+//!             | START TIMESTAMP '…' | START OFFSETS '0:42, 1:7'] [, GROUP '…']
+//!             [, DEAD LETTER TOPIC '…'])
 //!      [FORMAT f | KEY FORMAT f VALUE FORMAT f]  [INCLUDE KEY [AS name], PARTITION, …]
 //!      [ENVELOPE APPEND | UPSERT | DEBEZIUM [WITH (UNAVAILABLE VALUE '…', BINARY MODE '…', …)]]
 //! ```
@@ -109,6 +110,7 @@ fn options(cursor: &mut Cursor<'_>, at: Position) -> Result<KafkaDef, Problem> {
             "START TIMESTAMP",
             "START OFFSETS",
             "GROUP",
+            "DEAD LETTER TOPIC",
         ],
         later: &[
             "CONNECTION",
@@ -139,8 +141,13 @@ fn options(cursor: &mut Cursor<'_>, at: Position) -> Result<KafkaDef, Problem> {
             );
         }
     };
-    for (name, text) in [("BROKERS", &brokers), ("TOPIC", &topic)] {
-        if text.trim().is_empty() {
+    let letters = options.text("DEAD LETTER TOPIC")?;
+    let given = [("BROKERS", Some(&brokers)), ("TOPIC", Some(&topic))];
+    for (name, text) in given
+        .into_iter()
+        .chain([("DEAD LETTER TOPIC", letters.as_ref())])
+    {
+        if text.is_some_and(|text| text.trim().is_empty()) {
             let at = options.position(name).unwrap_or(at);
             return Err(Problem::invalid(format!("option {name} is empty")).at(at.line, at.column));
         }
@@ -151,6 +158,7 @@ fn options(cursor: &mut Cursor<'_>, at: Position) -> Result<KafkaDef, Problem> {
         is_pattern,
         start: start(&options)?,
         group: options.text("GROUP")?,
+        dead_letter_topic: letters,
         key_format: MessageFormat::Json,
         value_format: MessageFormat::Json,
         envelope: Envelope::Append,

@@ -140,6 +140,10 @@ fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
         .group
         .as_deref()
         .map(|group| format!(", GROUP = {}", text(group)));
+    let letters = def
+        .dead_letter_topic
+        .as_deref()
+        .map(|topic| format!(", DEAD LETTER TOPIC = {}", text(topic)));
     let parts = def.include.iter().zip(included);
     let parts: Vec<String> = parts
         .map(|(part, column)| format!("{} AS {}", part_word(*part), ident_sql(&column.name)))
@@ -166,12 +170,13 @@ fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
         ),
     };
     format!(
-        "CREATE SOURCE {name} ({}) FROM KAFKA (BROKERS = {}, {topic} = {}, {start}{}) \
+        "CREATE SOURCE {name} ({}) FROM KAFKA (BROKERS = {}, {topic} = {}, {start}{}{}) \
          KEY FORMAT {} VALUE FORMAT {}{include} ENVELOPE {envelope}",
         columns(&own),
         text(&def.brokers),
         text(&def.topic),
         group.unwrap_or_default(),
+        letters.unwrap_or_default(),
         format_word(def.key_format),
         format_word(def.value_format),
     )

@@ -69,13 +69,43 @@ pub enum Output {
     SnapshotEnded,
 }
 
+/// What is bad, and of which row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Letter {
+    /// The row, where it is known.
+    pub key: Option<Key>,
+    /// The cause.
+    pub error: DataError,
+}
+
+impl Letter {
+    fn of(key: &Key, error: DataError) -> Letter {
+        let key = Some(key.clone());
+        Letter { key, error }
+    }
+}
+
+impl From<DataError> for Letter {
+    fn from(error: DataError) -> Letter {
+        Letter { key: None, error }
+    }
+}
+
+impl std::ops::Deref for Letter {
+    type Target = DataError;
+
+    fn deref(&self) -> &DataError {
+        &self.error
+    }
+}
+
 /// What one message comes to.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Applied {
     /// To be done in this order.
     pub outputs: Vec<Output>,
     /// What is not or cannot be known.
-    pub letters: Vec<DataError>,
+    pub letters: Vec<Letter>,
     /// Changes that were delivered before, or that a truncate had overtaken.
     pub dropped: u64,
 }
@@ -120,7 +150,7 @@ impl Table {
     }
 
     /// What is not known now: an error for each row that waits, in the order of their keys.
-    pub fn unresolved(&self) -> Vec<DataError> {
+    pub fn unresolved(&self) -> Vec<Letter> {
         self.unsent.unresolved()
     }
 
@@ -142,7 +172,12 @@ impl Table {
             out.dropped = decoded.changes.len() as u64;
             return out;
         }
-        out.letters = decoded.letters;
+        let key = &decoded.key;
+        let letters = decoded.letters.into_iter().map(|error| Letter {
+            key: key.clone(),
+            error,
+        });
+        out.letters = letters.collect();
         for marker in &decoded.markers {
             match marker {
                 Marker::SnapshotFirst { lsn } => self.begin_snapshot(*lsn, &mut out),
@@ -176,7 +211,7 @@ impl Table {
             // Partitions that are ahead have brought rows written after the snapshot.
             let (later, is_complete) = self.recent.after(lsn);
             if !is_complete {
-                out.letters.push(unordered_snapshot());
+                out.letters.push(unordered_snapshot().into());
             }
             self.touched = Some(later.into_iter().collect());
         }
@@ -196,15 +231,15 @@ impl Table {
             return;
         }
         if at.is_none() && self.partitions > 1 {
-            out.letters.push(unordered_truncate(
-                "the source sends no order across partitions",
-            ));
+            let error = unordered_truncate("the source sends no order across partitions");
+            out.letters.push(error.into());
         }
         let (survivors, is_complete) = self.recent.after(at);
         if !is_complete {
-            out.letters.push(unordered_truncate(
+            let error = unordered_truncate(
                 "partitions ran further ahead of it than ENVELOPE_RECENT_ROWS_MAX rows",
-            ));
+            );
+            out.letters.push(error.into());
         }
         self.truncated_at = at.or(self.truncated_at);
         self.unsent.truncate(at);
@@ -286,7 +321,7 @@ impl Table {
             // They are written with every batch.
             if touched.len() > ENVELOPE_SNAPSHOT_KEYS_MAX {
                 self.touched = None;
-                out.letters.push(large_snapshot());
+                out.letters.push(large_snapshot().into());
             }
         }
     }

@@ -24,7 +24,7 @@ use engine::limits::ENVELOPE_PARKED_ROWS_MAX;
 use engine::model::{Key, Value};
 use serde::{Deserialize, Serialize};
 
-use super::{Applied, Output};
+use super::{Applied, Letter, Output};
 use crate::envelope::order::Order;
 use crate::envelope::types::{Cell, complete};
 
@@ -97,7 +97,7 @@ impl Unsent {
         self.parked.len()
     }
 
-    pub(super) fn unresolved(&self) -> Vec<DataError> {
+    pub(super) fn unresolved(&self) -> Vec<Letter> {
         self.parked.keys().map(unavailable).collect()
     }
 
@@ -158,10 +158,10 @@ impl Unsent {
             }
             // The old row of an insert is not known: its key was not named.
             None if arrival.is_new => {
-                out.letters.push(
-                    unavailable(&arrival.key)
-                        .hint("keep the header __debezium.oldkey, which names the old key"),
-                );
+                let mut letter = unavailable(&arrival.key);
+                let hint = "keep the header __debezium.oldkey, which names the old key";
+                letter.error.hint = Some(hint.to_owned());
+                out.letters.push(letter);
                 None
             }
             None => before.or_else(|| live().map(whole)),
@@ -304,7 +304,7 @@ fn is_complete(cells: &[Cell]) -> bool {
 }
 
 /// Fills the gaps of a row from the row before, whose own gaps and wait it inherits.
-fn fill(image: &mut Image, before: Image, key: &Key) -> Result<(), DataError> {
+fn fill(image: &mut Image, before: Image, key: &Key) -> Result<(), Letter> {
     for (cell, before) in std::iter::zip(&mut image.cells, before.cells) {
         match (&*cell, before) {
             (Cell::Value(_), _) => {}
@@ -320,33 +320,36 @@ fn fill(image: &mut Image, before: Image, key: &Key) -> Result<(), DataError> {
     Ok(())
 }
 
-fn ambiguous(key: &Key) -> DataError {
+fn ambiguous(key: &Key) -> Letter {
     let detail = format!(
         "row {}: bytes became NULL or were not sent; with binary.handling.mode=base64 both arrive \
          as null",
         key.as_str()
     );
-    DataError::new("ambiguous-null", detail)
+    let error = DataError::new("ambiguous-null", detail)
         .expected("binary.handling.mode=bytes or hex")
-        .hint("change the connector's mode, or REPLICA IDENTITY FULL, and read the table again")
+        .hint("change the connector's mode, or REPLICA IDENTITY FULL, and read the table again");
+    Letter::of(key, error)
 }
 
-fn unavailable(key: &Key) -> DataError {
+fn unavailable(key: &Key) -> Letter {
     let detail = format!(
         "row {}: a value was not sent and the row that has it is not known",
         key.as_str()
     );
-    DataError::new("unavailable-value", detail)
+    let error = DataError::new("unavailable-value", detail)
         .expected("the row before, read from the start of the topic or by a snapshot")
-        .hint("read the table again (an incremental snapshot), or REPLICA IDENTITY FULL")
+        .hint("read the table again (an incremental snapshot), or REPLICA IDENTITY FULL");
+    Letter::of(key, error)
 }
 
-fn too_many(key: &Key) -> DataError {
+fn too_many(key: &Key) -> Letter {
     let detail = format!(
         "row {}: {ENVELOPE_PARKED_ROWS_MAX} rows wait for values that were not sent; the limit is \
          ENVELOPE_PARKED_ROWS_MAX",
         key.as_str()
     );
-    DataError::new("too-many-unavailable", detail)
-        .hint("read the table again (an incremental snapshot), or REPLICA IDENTITY FULL")
+    let error = DataError::new("too-many-unavailable", detail)
+        .hint("read the table again (an incremental snapshot), or REPLICA IDENTITY FULL");
+    Letter::of(key, error)
 }

@@ -201,8 +201,78 @@ fn a_truncate_whose_order_is_unknown_says_so() {
     truncate.key = None;
     let applied = topic.send_to(0, &truncate);
     assert_eq!(
-        applied.letters[0].detail,
-        "a truncate may have deleted rows that were written after it: the source sends no order \
-         across partitions"
+        (&*applied.letters[0].code, &*applied.letters[0].detail),
+        (
+            "truncate-order-unknown",
+            "a truncate may have deleted rows that were written after it: the source sends no order \
+             across partitions"
+        )
+    );
+}
+
+#[test]
+fn a_snapshot_that_began_again_and_is_too_large_says_so() {
+    let mut topic = Topic::debezium(tickets());
+    let read = |phase: &str, lsn: u64, id: usize| {
+        let row = json!({"id": id, "title": "a", "body": "b"});
+        event("r", Json::Null, row, super::snapshot(phase, lsn))
+    };
+    topic.send(&read("first", 10, 0));
+    topic.send(&read("first", 20, 0));
+    for id in 1..engine::limits::ENVELOPE_SNAPSHOT_KEYS_MAX {
+        topic.send(&read("true", 20, id));
+    }
+    let applied = topic.send_to(0, &read("true", 20, 70_000));
+    assert_eq!(
+        (&*applied.letters[0].code, &*applied.letters[0].detail),
+        (
+            "snapshot-order-unknown",
+            "a snapshot began again and is larger than ENVELOPE_SNAPSHOT_KEYS_MAX rows: rows that were \
+             deleted before it may stay"
+        )
+    );
+    assert_eq!(applied.letters[0].key, None);
+}
+
+/// The row is named wherever its key can be read and is not what is doubted.
+#[test]
+fn letters_name_their_row() {
+    let key = |topic: &mut Topic, message: &Message| {
+        let applied = topic.send_to(0, message);
+        assert_eq!(applied.letters.len(), 1, "{applied:?}");
+        let key = applied.letters[0].key.clone();
+        key.map(|key| key.as_str().to_owned())
+    };
+    let upserts = || Topic::new(tickets(), Envelope::Upsert, Options::default(), 1);
+    let one = Some("1".to_owned());
+    assert_eq!(key(&mut upserts(), &value("{")), one);
+    let unkeyed = Message {
+        key: None,
+        ..value(r#"{"id":7,"title":3,"body":{"a":"#)
+    };
+    assert_eq!(
+        key(&mut upserts(), &unkeyed),
+        None,
+        "not even the row can be read"
+    );
+    let mut bad_key = value(r#"{"title":"a"}"#);
+    bad_key.key = Some(r#"{"id":"x"}"#.into());
+    assert_eq!(key(&mut upserts(), &bad_key), None);
+    let mut topic = Topic::debezium(tickets());
+    assert_eq!(key(&mut topic, &value(r#"{"op":"#)), one);
+    let row = json!({"id": 1, "title": "a", "body": "b"});
+    let mut other_key = event("c", Json::Null, row, streamed(1, 10));
+    other_key.key = Some(r#"{"id":2}"#.into());
+    assert_eq!(key(&mut topic, &other_key), None, "which of the two?");
+    let columns = [("line", SqlType::Text)];
+    let mut appends = Topic::new(
+        schema(&columns, &[]),
+        Envelope::Append,
+        Options::default(),
+        1,
+    );
+    assert_eq!(
+        key(&mut appends, &Message::default()).as_deref(),
+        Some(r#"{"topic":"app.public.tickets","partition":0,"offset":0}"#)
     );
 }

@@ -249,7 +249,7 @@ fn dead_letters_come_page_by_page() {
         let page = server.get(&path).json();
         for letter in page["dead_letters"].as_array().unwrap() {
             ids.push(letter["id"].as_str().unwrap().to_owned());
-            let is_binary = letter["id"] == "2";
+            let is_binary = letter["id"] == "d_000000000002";
             assert_eq!(letter.get("payload_hex").is_some(), is_binary, "{letter}");
         }
         let Some(next) = page["next_cursor"].as_str() else {
@@ -257,13 +257,30 @@ fn dead_letters_come_page_by_page() {
         };
         path = format!("/v1/dead_letters?source=tickets&limit=2&cursor={next}");
     }
-    assert_eq!(ids, ["1", "2", "3", "4", "5"]);
+    let expected: Vec<String> = (1..=5).map(|number| format!("d_{number:012x}")).collect();
+    assert_eq!(ids, expected);
+    let one = server.get("/v1/dead_letters?id=d_000000000004").json();
+    assert_eq!(one["dead_letters"].as_array().unwrap().len(), 1);
+    assert_eq!(one["dead_letters"][0]["count"], 4);
     server
         .get("/v1/dead_letters?cursor=zzz")
         .problem(422, "invalid-request");
-    server
-        .post("/v1/dead_letters/replay", &json!({}))
-        .problem(422, "not-supported");
+    let replay = |body: &serde_json::Value| server.post("/v1/dead_letters/replay", body);
+    replay(&json!({})).problem(422, "invalid-request");
+    replay(&json!({ "ids": "some" })).problem(422, "invalid-request");
+    replay(&json!({ "colour": "red" })).problem(422, "invalid-request");
+    for body in [
+        json!({ "ids": "all" }),
+        json!({ "ids": ["d_000000000001"] }),
+        json!({ "source": "tickets", "code": "invalid-json" }),
+    ] {
+        let reply = replay(&body).json();
+        assert_eq!(
+            (&reply["replayed"], &reply["still_bad"]),
+            (&json!(2), &json!(1))
+        );
+        assert_eq!(reply["refused"][0]["id"], "d_000000000003");
+    }
 }
 
 #[test]

@@ -58,7 +58,7 @@ fn wrong_bodies_say_where_and_what() {
     let unknown = server
         .get("/v1/dead_letters?colour=red")
         .problem(422, "invalid-request");
-    assert_eq!(unknown["expected"], "source, limit, cursor");
+    assert_eq!(unknown["expected"], "source, code, id, limit, cursor");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A backend that answers from a script: names decide what happens, every call is written down.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::error::{DataError, DeadLetter};
@@ -253,28 +253,44 @@ impl Backend for Fake {
         }
     }
 
-    async fn dead_letters(
-        &self,
-        source: Option<String>,
-        limit: usize,
-        cursor: Option<u64>,
-    ) -> Reply<Vec<DeadLetterReply>> {
-        let from = cursor.unwrap_or(0) + 1;
-        let letters = (from..=5).map(|id| DeadLetterReply {
-            id,
-            at: NOW,
-            letter: DeadLetter {
-                source: source.clone().unwrap_or("tickets".into()),
-                position: format!("request r_1 line {id}"),
-                error: DataError::new("invalid-json", "bad").expected("JSON"),
-                payload: if id == 2 {
-                    vec![0xFF, 0x00]
-                } else {
-                    b"{".to_vec()
-                },
-            },
+    async fn dead_letters(&self, request: DeadLetterRequest) -> Reply<Vec<DeadLetterReply>> {
+        let from = request.cursor.unwrap_or(0) + 1;
+        let source = request.source.unwrap_or("tickets".into());
+        let letters = (from..=5).map(|number| {
+            let error = DataError::new("invalid-json", "bad").expected("JSON");
+            let payload: &[u8] = if number == 2 { &[0xFF, 0x00] } else { b"{" };
+            let position = format!("request r_1 line {number}");
+            DeadLetterReply {
+                id: format!("d_{number:012x}"),
+                cursor: number,
+                first_seen: NOW - 7,
+                last_seen: NOW,
+                count: number,
+                letter: Arc::new(DeadLetter::new(&*source, position, error, payload)),
+            }
         });
-        Ok(letters.take(limit).collect())
+        let letters =
+            letters.filter(|letter| request.id.as_ref().is_none_or(|id| *id == letter.id));
+        Ok(letters.take(request.limit).collect())
+    }
+
+    async fn replay(&self, request: ReplayRequest) -> Reply<ReplayReply> {
+        let refused = RefusedLetter {
+            id: "d_000000000003".to_owned(),
+            reason: "only 65536 of its 70000 bytes are kept".to_owned(),
+        };
+        match request.ids {
+            None if request.source.is_none() && request.code.is_none() => Err(Problem::invalid(
+                "nothing says which dead letters are replayed",
+            )),
+            _ => Ok(ReplayReply {
+                replayed: 2,
+                still_bad: 1,
+                gone: 0,
+                refused: vec![refused],
+                refused_total: 1,
+            }),
+        }
     }
 
     async fn pipeline(&self) -> Reply<Json> {

@@ -26,6 +26,13 @@ pub const ENVELOPE_PARKED_ROWS_MAX: usize = 10_000;
 pub const ENVELOPE_RECENT_ROWS_MAX: usize = 8_192;
 /// Keys of a change topic whose snapshot began again, remembered until it is through.
 pub const ENVELOPE_SNAPSHOT_KEYS_MAX: usize = 65_536;
+/// One Avro schema, as text, with those that it names.
+pub const AVRO_SCHEMA_BYTES_MAX: usize = 1 << 20;
+/// Schemas of a registry that a source remembers; beyond, the one not used for the longest time is
+/// asked for again when it comes.
+pub const REGISTRY_SCHEMAS_MAX: usize = 1_024;
+/// First and longest pause between two requests to a schema registry that fails, milliseconds.
+pub const REGISTRY_RETRY_MS: (u64, u64) = (100, 10_000);
 /// One request body.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// A question.

@@ -95,6 +95,8 @@ declare! {
     KAFKA_LAG Gauge Count "kafka_lag_messages" ["source", "partition"] "Messages of a partition that are written and not read yet.";
     KAFKA_STOPPED Counter Count "kafka_partitions_stopped_total" ["source"] "Partitions given up because their log no longer has what follows; their dead letters say why.";
 
+    SCHEMA_WAITS Counter Count "schema_waits_total" ["source"] "Times a partition began to wait because a schema registry could not give its next message's schema; it is tried again.";
+
     // Questions.
     QUESTION_SECONDS Histogram Seconds "question_seconds" ["kind"] "From a question's arrival to its reply; its count is the number of questions.";
     SEARCH_SECONDS Histogram Seconds "search_seconds" [] "Search in one worker's shard, without the model.";

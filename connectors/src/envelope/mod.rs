@@ -27,7 +27,7 @@ use engine::model::{Key, Schema};
 use serde::{Deserialize, Serialize};
 
 use crate::arroyo::Watermark;
-use crate::format::{Format, Payload, Reader};
+use crate::format::{Failure, Format, Payload, Reader, Wait};
 pub use order::{LogPosition, Order};
 pub use row::{Metadata, PartialRow};
 pub use types::{BinaryMode, Cell, DecimalMode, Rules, TimePrecision};
@@ -255,34 +255,47 @@ impl Decoder {
     }
 
     /// Decodes one message. Cost: linear in its bytes.
-    pub fn decode(&mut self, record: &RawRecord<'_>) -> Decoded {
+    ///
+    /// Errors: a schema could not be had from its registry. Nothing was taken of the message, and it
+    /// is to be decoded again.
+    pub fn decode(&mut self, record: &RawRecord<'_>) -> Result<Decoded, Wait> {
         let mut out = Decoded {
             partition: record.partition,
             offset: record.offset,
             ..Decoded::default()
         };
-        if let Err(letter) = self.decode_into(record, &mut out) {
-            out.letters.push(letter);
+        match self.decode_into(record, &mut out) {
+            Ok(()) => {}
+            Err(Failure::Data(letter)) => out.letters.push(letter),
+            Err(Failure::Wait(wait)) => return Err(wait),
         }
-        out
+        Ok(out)
     }
 
-    fn decode_into(&mut self, record: &RawRecord<'_>, out: &mut Decoded) -> Result<(), DataError> {
-        let key = self.key_reader.read(record.key, "key");
-        let key = match self.envelope {
+    fn decode_into(&mut self, record: &RawRecord<'_>, out: &mut Decoded) -> Result<(), Failure> {
+        let is_append = self.envelope == Envelope::Append;
+        let key = match is_append && self.layout.schema.key.is_empty() {
+            true => Ok(Payload::null()),
+            false => self.key_reader.read(record.key, record.headers, "key"),
+        };
+        let key = match key {
             // The row says its key, or where the message lies does: a key may be anything.
-            Envelope::Append => key.unwrap_or_else(|_| Payload::null()),
-            Envelope::Debezium | Envelope::Upsert => key?,
+            Err(Failure::Data(_)) if is_append => Payload::null(),
+            key => key?,
         };
         let parts = Parts {
             record,
             key,
-            value: self.value_reader.read(record.value, "value")?,
+            value: self
+                .value_reader
+                .read(record.value, record.headers, "value")?,
         };
-        match self.envelope {
+        // Nothing waits from here on: what is remembered of a message is remembered once.
+        let decoded = match self.envelope {
             Envelope::Debezium => self.debezium.decode(&self.layout, &parts, out),
             Envelope::Upsert => upsert::decode(&self.layout, &parts, out),
             Envelope::Append => append::decode(&self.layout, &parts, out),
-        }
+        };
+        Ok(decoded?)
     }
 }

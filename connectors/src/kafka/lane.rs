@@ -27,6 +27,7 @@ use serde_json::Value as Json;
 use super::Partition;
 use crate::envelope::table::{LiveRows, Output, Table};
 use crate::envelope::{Decoder, Envelope, RawRecord};
+use crate::format::Wait;
 
 /// How people name a partition.
 pub(super) fn name((topic, partition): &Partition) -> String {
@@ -223,7 +224,9 @@ impl Lane {
     }
 
     /// Takes a message into the batch.
-    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) {
+    ///
+    /// Errors: its schema could not be had. Nothing is taken, and the message is to be read again.
+    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Wait> {
         let headers: Vec<(&str, Option<&[u8]>)> = message
             .headers()
             .into_iter()
@@ -239,7 +242,8 @@ impl Lane {
             offset: message.offset(),
             timestamp: message.timestamp().to_millis(),
         };
-        let applied = self.table.apply(self.decoder.decode(&record), &self.rows);
+        let decoded = self.decoder.decode(&record)?;
+        let applied = self.table.apply(decoded, &self.rows);
         if applied.dropped > 0 {
             metrics::counter!(telemetry::ROWS_IGNORED.name, "source" => self.source.clone())
                 .increment(applied.dropped);
@@ -252,6 +256,7 @@ impl Lane {
         }
         self.marks.insert(record.partition, record.offset + 1);
         self.is_changed = true;
+        Ok(())
     }
 
     fn put(&mut self, output: Output) {

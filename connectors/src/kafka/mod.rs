@@ -16,11 +16,15 @@
 //! else stops; a partition whose log was cut or re-made stops with an error and the others go on;
 //! a full sink stops the polling, and librdkafka's queue (16 MiB) stops the fetching.
 //!
+//! A partition whose next message needs a schema that its registry does not give now waits ([`waiting`]);
+//! the others go on.
+//!
 //! Limits: one consumer and one decoding thread a source; no TLS and no SASL.
 
 mod assignment;
 mod client;
 mod lane;
+mod waiting;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -39,6 +43,7 @@ use assignment::Assignment;
 use client::{Client, Next};
 use engine::model::Schema;
 use lane::Lane;
+use waiting::Waiting;
 
 /// Time between two looks for new partitions.
 const DISCOVER: Duration = Duration::from_secs(5);
@@ -131,6 +136,7 @@ impl Source for KafkaSource {
             context: &context,
             consumer,
             next,
+            waiting: Waiting::default(),
             committed: Instant::now(),
         };
         match reader.run() {
@@ -164,6 +170,7 @@ struct Reader<'a> {
     lanes: BTreeMap<String, Lane>,
     /// Topic, partition: the lane's name.
     places: HashMap<String, HashMap<i32, String>>,
+    waiting: Waiting,
     committed: Instant,
 }
 
@@ -179,6 +186,7 @@ impl Reader<'_> {
                 };
                 discover_at = Instant::now() + pause;
             }
+            self.go_on()?;
             if self.gather()? || self.lanes.values().any(Lane::wants_ends) {
                 self.stage()?;
             }
@@ -214,6 +222,7 @@ impl Reader<'_> {
         };
         for stopped in found.stopped {
             let partition = &stopped.partition;
+            self.waiting.forget(partition);
             if let Some(places) = self.places.get_mut(&partition.0) {
                 places.remove(&partition.1);
             }
@@ -267,6 +276,25 @@ impl Reader<'_> {
         }
     }
 
+    /// Fetches partitions again whose wait for a schema is over, from the message that waits.
+    fn go_on(&mut self) -> Result<(), Ended> {
+        let due = self.waiting.due(Instant::now());
+        if due.is_empty() {
+            return Ok(());
+        }
+        // One that was assigned in between would not be taken twice.
+        self.fetch_no_longer(&due);
+        let mut again = Vec::new();
+        for partition in due {
+            let name = lane::lane_of(&partition, self.source.envelope);
+            let lane = self.lanes.get(&name);
+            if let Some(offset) = lane.and_then(|lane| lane.next(partition.1)) {
+                again.push((partition, offset));
+            }
+        }
+        self.fetch(again.iter())
+    }
+
     fn fetch_no_longer(&self, partitions: &[Partition]) {
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {
@@ -314,11 +342,17 @@ impl Reader<'_> {
                     until.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
                     messages += 1;
                     bytes += message.payload_len() + message.key_len();
-                    let places = self.places.get(message.topic());
-                    let name = places.and_then(|places| places.get(&message.partition()));
+                    let (topic, partition) = (message.topic(), message.partition());
+                    let places = self.places.get(topic);
+                    let name = places.and_then(|places| places.get(&partition));
                     // Messages of a partition that was just stopped may still be queued.
-                    if let Some(lane) = name.and_then(|name| self.lanes.get_mut(name)) {
-                        lane.take(&message);
+                    if let Some(lane) = name.and_then(|name| self.lanes.get_mut(name))
+                        && !self.waiting.has(topic, partition)
+                        && let Err(wait) = lane.take(&message)
+                    {
+                        let partition = (topic.to_owned(), partition);
+                        self.fetch_no_longer(std::slice::from_ref(&partition));
+                        self.waiting.add(&self.context.name, partition, &wait);
                     }
                 }
                 Some(Err(error)) => {

@@ -19,6 +19,7 @@ mod create;
 mod cursor;
 mod explain;
 mod expr;
+mod format;
 mod index;
 mod interval;
 mod kafka;

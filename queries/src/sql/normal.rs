@@ -6,8 +6,9 @@
 use engine::model::Schema;
 
 use super::ast::ident_sql;
+use super::format;
 use super::interval::format_micros;
-use super::kafka::{format_word, part_word};
+use super::kafka::part_word;
 use crate::definition::{
     CacheDef, ChunkStrategy, Chunking, Connector, Definition, Envelope, Fusion, IndexDef, KafkaDef,
     KafkaStart, ModelDef,
@@ -128,8 +129,8 @@ fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
         text(&def.brokers),
         text(&def.topic),
         group.unwrap_or_default(),
-        format_word(def.key_format),
-        format_word(def.value_format),
+        format::statement(&def.key_format),
+        format::statement(&def.value_format),
     )
 }
 

@@ -1,0 +1,235 @@
+//! PostgreSQL → Debezium → Avro with a registry → Kafka → Headwater: the collection is the table.
+//!
+//! Twice at once: in Confluent's wire format, and with the ids in headers as Apicurio's converter
+//! writes them by default. A column is added on the way (a new schema), the program is killed and
+//! restarted without any schema while the registry is down: it waits, and nothing is lost.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value as Json, json};
+
+use crate::alone;
+use crate::program::Program;
+use crate::servers::connect::{avro, avro_headers, debezium, keep_log, with};
+use crate::servers::postgres::Postgres;
+use crate::servers::{Run, Stack};
+
+const TABLE: &str = "
+CREATE TABLE docs (
+    id bigint PRIMARY KEY, title text, body text, price numeric(10,2), any_scale numeric,
+    at timestamp, zoned timestamptz, day date, clock time, is_open boolean, ratio double precision,
+    small real, raw bytea, meta jsonb, ref uuid, tags text[], bits bit(5));
+ALTER TABLE docs ALTER body SET STORAGE EXTERNAL, SET (toast_tuple_target = 128);
+";
+
+const COLUMNS: &str = "id BIGINT PRIMARY KEY, title TEXT, body TEXT, price NUMERIC(10,2),
+    any_scale NUMERIC(38,3), at TIMESTAMP, zoned TIMESTAMPTZ, day DATE, clock TEXT, is_open BOOLEAN,
+    ratio DOUBLE PRECISION, small REAL, raw BYTEA, meta JSONB, ref UUID, tags JSONB, bits TEXT,
+    added TEXT";
+
+/// Every column as text, in the spelling of Headwater's replies.
+const TRUTH: &str = r#"SELECT id::text, title, body, price::text, round(any_scale, 3)::text,
+    to_char(at, 'YYYY-MM-DD"T"HH24:MI:SS.US'),
+    to_char(zoned AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), day::text, clock::text,
+    is_open::text, ratio::text, small::text, encode(raw, 'base64'), meta::text, ref::text,
+    to_json(tags)::text, bits::text, ADDED FROM docs ORDER BY id"#;
+
+const SELECT: &str = "SELECT id, title, body, price, any_scale, at, zoned, day, clock, is_open, \
+    ratio, small, raw, meta, ref, tags, bits, added FROM";
+
+/// A row whose every column follows from its id.
+fn insert(id: u32) -> String {
+    let body = format!("word{id} ").repeat(60);
+    format!(
+        "INSERT INTO docs VALUES ({id}, 'it''s {id} → é', '{body}', {id}.25, -{id}.125,
+            '2026-11-21 10:00:00.{id:06}', '2026-11-21 10:00:00.{id:06}+01', '2026-11-{day:02}',
+            '23:59:59.{micros:06}', {id} % 2 = 0, {id}.1, {id}.25, '\\x00ff{id:04x}',
+            '{{\"n\": {id}, \"list\": [1, null, \"x\"]}}', gen_random_uuid(),
+            ARRAY['a', NULL, '{id}'], B'10{a}0{b}');",
+        day = id % 28 + 1,
+        micros = 100_001 + 10 * id,
+        a = id % 2,
+        b = id / 2 % 2,
+    )
+}
+
+/// The table: one text a cell; JSON in one spelling.
+fn truth(postgres: &Postgres, added: &str) -> Vec<Vec<Json>> {
+    let rows = postgres.query(&TRUTH.replace("ADDED", added));
+    let one = |at: usize, cell: &Option<String>| match (at, cell) {
+        (_, None) => Json::Null,
+        (13 | 15, Some(text)) => {
+            let json: Json = serde_json::from_str(text).expect("JSON");
+            Json::from(json.to_string())
+        }
+        (_, Some(text)) => Json::from(text.replace('\n', "")),
+    };
+    let row = |row: &Vec<Option<String>>| {
+        row.iter()
+            .enumerate()
+            .map(|(at, cell)| one(at, cell))
+            .collect()
+    };
+    rows.iter().map(row).collect()
+}
+
+/// The collection in the same form.
+fn found(program: &Program, source: &str) -> Vec<Vec<Json>> {
+    let cell = |cell: Json| match cell {
+        Json::Null => Json::Null,
+        Json::String(text) => Json::from(text),
+        other => Json::from(other.to_string()),
+    };
+    let rows = program.rows(&format!("{SELECT} {source} ORDER BY id"));
+    let row = |row: Vec<Json>| row.into_iter().map(cell).collect();
+    rows.into_iter().map(row).collect()
+}
+
+/// Waits until a row is there in all sources: one partition keeps the order, so all before it is, too.
+fn reach(program: &Program, sources: &[&str], id: u32) {
+    for source in sources {
+        let sql = format!("SELECT id FROM {source} WHERE id = {id}");
+        program.wait(&format!("row {id} of {source}"), |program| {
+            let letters = program.letters(source);
+            assert!(letters.is_empty(), "{letters:?}");
+            !program.rows(&sql).is_empty()
+        });
+    }
+}
+
+#[test]
+fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
+    let _alone = alone();
+    let run = Run::new("avro");
+    let (mut stack, mut registry) = Stack::with_registry(&run);
+    // Contents and versions are counted apart from here on: an id of the wrong kind would be seen.
+    for subject in ["one", "two", "three"] {
+        registry.register(subject, r#"{"type":"fixed","name":"Filler","size":3}"#);
+    }
+    let postgres = &stack.postgres;
+    postgres.execute(TABLE);
+    for id in 1..=20 {
+        postgres.execute(&insert(id));
+    }
+    for (prefix, format) in [
+        ("wire", avro(&registry)),
+        ("heads", avro_headers(&registry)),
+    ] {
+        let config = debezium(postgres, prefix, "public.docs");
+        let config = with(config, &json!({"skipped.operations": "none"}));
+        let config = with(with(config, &format), &keep_log());
+        stack.connect.create_connector(prefix, &config);
+    }
+    for prefix in ["wire", "heads"] {
+        stack.connect.wait_running(prefix);
+    }
+    let (brokers, url) = (stack.kafka.bootstrap.clone(), registry.confluent_url());
+    let source = |name: &str| {
+        format!(
+            "CREATE SOURCE {name} ({COLUMNS}) FROM KAFKA (BROKERS '{brokers}', TOPIC '{name}.public.docs')
+                 FORMAT AVRO (REGISTRY '{url}') ENVELOPE DEBEZIUM;\n"
+        )
+    };
+    let mut program = Program::start(&(source("wire") + &source("heads")));
+    let both = ["wire", "heads"];
+
+    // The snapshot, and a stream of changes.
+    reach(&program, &both, 20);
+    for change in [
+        "UPDATE docs SET title = 'the body stays' WHERE id % 3 = 0",
+        "UPDATE docs SET id = id + 100 WHERE id IN (4, 5)",
+        "DELETE FROM docs WHERE id IN (7, 8)",
+        "UPDATE docs SET price = NULL, any_scale = NULL, at = NULL, zoned = NULL, day = NULL, clock = NULL,
+            is_open = NULL, ratio = NULL, small = NULL, raw = NULL, meta = NULL, ref = NULL, tags = NULL,
+            bits = NULL WHERE id = 9",
+    ] {
+        postgres.execute(change);
+    }
+    postgres.execute(&insert(200));
+    reach(&program, &both, 200);
+    for source in both {
+        assert_eq!(found(&program, source), truth(postgres, "NULL"), "{source}");
+    }
+
+    // A new schema, of which the program knows nothing when it starts; nor does anybody answer.
+    program.kill();
+    postgres.execute("ALTER TABLE docs ADD COLUMN added text");
+    postgres.execute("UPDATE docs SET added = 'now' WHERE id < 4");
+    postgres.execute(&insert(201).replace(");", ", 'new');"));
+    for source in both {
+        let topic = format!("{source}.public.docs");
+        // Twenty read; three, four (key changes with tombstones), two, one and one; three and one.
+        stack
+            .kafka
+            .wait_records(&topic, 20 + 6 + 6 + 4 + 1 + 1 + 3 + 1);
+    }
+    registry.kill();
+    program.restart();
+    let began = Instant::now();
+    program.wait("both wait", |program| {
+        let (_, metrics) = program.get("/metrics");
+        let metrics = metrics.as_str().unwrap_or_default();
+        let waits = |source| format!("headwater_schema_waits_total{{source=\"{source}\"}}");
+        both.iter().all(|source| metrics.contains(&waits(source)))
+    });
+    for source in both {
+        assert_eq!(program.letters(source), [[""; 3]; 0]);
+        // What was there is still there, and answers.
+        let old = format!("SELECT count(*) FROM {source}");
+        assert!(program.rows(&old).len() == 1, "{source}");
+    }
+    // A source that waits still ends at once.
+    let extra = source("wire").replace("SOURCE wire", "SOURCE extra");
+    assert_eq!(program.post("/v1/sql", &json!({"sql": extra})).0, 200);
+    std::thread::sleep(Duration::from_millis(300));
+    let dropping = Instant::now();
+    assert_eq!(
+        program
+            .post("/v1/sql", &json!({"sql": "DROP SOURCE extra"}))
+            .0,
+        200
+    );
+    assert!(
+        dropping.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        dropping.elapsed()
+    );
+
+    registry.restart();
+    reach(&program, &both, 201);
+    println!("the registry was away for {:.1?}", began.elapsed());
+    for source in both {
+        assert_eq!(
+            found(&program, source),
+            truth(postgres, "added"),
+            "{source}"
+        );
+        assert_eq!(program.letters(source), [[""; 3]; 0]);
+    }
+
+    // What comes from elsewhere is told, and stops nothing.
+    let topic = "wire.public.docs";
+    let (_, at) = stack.kafka.offsets(topic, 0);
+    for value in [
+        &b"{\"op\":\"c\"}"[..],
+        b"\0\x00\x01\x00\x00rest",
+        b"\0\0\0\0\x01\0\0\0\0",
+    ] {
+        stack.kafka.produce(topic, 0, &[(None, Some(value))]);
+    }
+    postgres.execute(&insert(202).replace(");", ", 'after');"));
+    program.wait("the next row", |program| {
+        !program
+            .rows("SELECT id FROM wire WHERE id = 202")
+            .is_empty()
+    });
+    let letters = program.letters("wire");
+    let codes: Vec<&str> = letters.iter().map(|letter| &*letter[1]).collect();
+    assert_eq!(
+        codes,
+        ["no-schema-id", "unknown-schema", "invalid-avro"],
+        "{letters:?}"
+    );
+    assert_eq!(letters[0][0], format!("{topic}/0 offset {at}"));
+    stack.kafka.kill();
+}

@@ -32,7 +32,7 @@ const TRUTH: &str = r#"SELECT id::text, title, body, price::text, round(any_scal
     to_char(at, 'YYYY-MM-DD"T"HH24:MI:SS.US'),
     to_char(zoned AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), day::text, clock::text,
     is_open::text, ratio::text, small::text, encode(raw, 'base64'), meta::text, ref::text,
-    to_json(tags)::text, bits::text, ADDED FROM docs ORDER BY id"#;
+    to_json(tags)::text, bits::text, ADDED FROM docs ORDER BY docs.id"#;
 
 const SELECT: &str = "SELECT id, title, body, price, any_scale, at, zoned, day, clock, is_open, \
     ratio, small, raw, meta, ref, tags, bits, added FROM";
@@ -101,7 +101,7 @@ fn reach(program: &Program, sources: &[&str], id: u32) {
 fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
     let _alone = alone();
     let run = Run::new("avro");
-    let (mut stack, mut registry) = Stack::with_registry(&run);
+    let (stack, mut registry) = Stack::with_registry(&run);
     // Contents and versions are counted apart from here on: an id of the wrong kind would be seen.
     for subject in ["one", "two", "three"] {
         registry.register(subject, r#"{"type":"fixed","name":"Filler","size":3}"#);
@@ -119,9 +119,10 @@ fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
         let config = with(config, &json!({"skipped.operations": "none"}));
         let config = with(with(config, &format), &keep_log());
         stack.connect.create_connector(prefix, &config);
-    }
-    for prefix in ["wire", "heads"] {
         stack.connect.wait_running(prefix);
+        // One after the other: see the limits of `servers::registry`.
+        let topic = format!("{prefix}.public.docs");
+        stack.kafka.wait_records(&topic, 20);
     }
     let (brokers, url) = (stack.kafka.bootstrap.clone(), registry.confluent_url());
     let source = |name: &str| {
@@ -153,15 +154,19 @@ fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
 
     // A new schema, of which the program knows nothing when it starts; nor does anybody answer.
     program.kill();
+    stack.connect.pause("heads");
     postgres.execute("ALTER TABLE docs ADD COLUMN added text");
     postgres.execute("UPDATE docs SET added = 'now' WHERE id < 4");
     postgres.execute(&insert(201).replace(");", ", 'new');"));
     for source in both {
+        if source == "heads" {
+            stack.connect.resume(source);
+        }
         let topic = format!("{source}.public.docs");
-        // Twenty read; three, four (key changes with tombstones), two, one and one; three and one.
-        stack
-            .kafka
-            .wait_records(&topic, 20 + 6 + 6 + 4 + 1 + 1 + 3 + 1);
+        // Read; updated; key changes and deletes with their tombstones; NULLs; a row. Then updated, a
+        // row.
+        let count = 20 + 6 + 2 * 3 + 2 * 2 + 1 + 1 + 3 + 1;
+        stack.kafka.wait_records(&topic, count);
     }
     registry.kill();
     program.restart();
@@ -231,5 +236,4 @@ fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
         "{letters:?}"
     );
     assert_eq!(letters[0][0], format!("{topic}/0 offset {at}"));
-    stack.kafka.kill();
 }

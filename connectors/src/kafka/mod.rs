@@ -208,7 +208,7 @@ impl Reader<'_> {
         let found = self
             .assignment
             .discover(&self.consumer, self.context, &next);
-        let found = match found {
+        let mut found = match found {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(
@@ -220,6 +220,10 @@ impl Reader<'_> {
                 return Ok(false);
             }
         };
+        // One that waits is fetched again when its time has come.
+        found
+            .again
+            .retain(|((topic, partition), _)| !self.waiting.has(topic, *partition));
         for stopped in found.stopped {
             let partition = &stopped.partition;
             self.waiting.forget(partition);
@@ -282,8 +286,6 @@ impl Reader<'_> {
         if due.is_empty() {
             return Ok(());
         }
-        // One that was assigned in between would not be taken twice.
-        self.fetch_no_longer(&due);
         let mut again = Vec::new();
         for partition in due {
             let name = lane::lane_of(&partition, self.source.envelope);
@@ -353,6 +355,8 @@ impl Reader<'_> {
                         let partition = (topic.to_owned(), partition);
                         self.fetch_no_longer(std::slice::from_ref(&partition));
                         self.waiting.add(&self.context.name, partition, &wait);
+                        // It may have taken a moment: a stop is looked for now.
+                        break;
                     }
                 }
                 Some(Err(error)) => {

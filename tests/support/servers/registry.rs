@@ -2,6 +2,9 @@
 //!
 //! **Idea.** Its built-in database is told to live in a file and to write at once, so a registry
 //! that was killed comes back with its schemas and their numbers.
+//!
+//! **Limits.** Two converters that register at the same moment block each other in that database, and
+//! one of them fails: let connectors begin, and meet new schemas, one after the other.
 
 use std::time::Duration;
 

@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use crate::alone;
 use crate::program::Program;
 use crate::servers::connect::{avro, avro_headers, debezium, keep_log, with};
+use crate::servers::kafka::Kafka;
 use crate::servers::postgres::Postgres;
 use crate::servers::{Run, Stack};
 
@@ -236,4 +237,96 @@ fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
         "{letters:?}"
     );
     assert_eq!(letters[0][0], format!("{topic}/0 offset {at}"));
+}
+
+/// The formats that need no registry, from statement to row; and what a statement is refused for.
+#[test]
+fn a_schema_in_the_statement_and_csv() {
+    let _alone = alone();
+    let run = Run::new("formats");
+    let kafka = Kafka::start(&run);
+    for topic in ["readings", "prices"] {
+        kafka.create_topic(topic, 1, &[]);
+    }
+    let schema = r#"{"type":"record","name":"Reading","fields":[{"name":"sensor","type":"string"},
+        {"name":"at","type":{"type":"long","logicalType":"timestamp-millis"}},
+        {"name":"n","type":["null","int"]}]}"#;
+    let at = |topic: &str| {
+        format!(
+            "FROM KAFKA (BROKERS '{}', TOPIC '{topic}')",
+            kafka.bootstrap
+        )
+    };
+    let program = Program::start(&format!(
+        "CREATE SOURCE readings (n INTEGER, sensor TEXT, at TIMESTAMPTZ) {} FORMAT AVRO (SCHEMA '{schema}');
+         CREATE SOURCE prices (id TEXT PRIMARY KEY, price NUMERIC(10,2), note TEXT) {}
+             KEY FORMAT TEXT VALUE FORMAT CSV (DELIMITER ';', HEADER 'note;other;price') ENVELOPE UPSERT;",
+        at("readings"),
+        at("prices"),
+    ));
+    let produce = |topic: &str, key: &str, value: Option<&[u8]>| {
+        kafka.produce(topic, 0, &[(Some(key.as_bytes()), value)]);
+    };
+    // "hall", 1000 ms, 7; then one that ends too early, and one more.
+    let reading = [8, b'h', b'a', b'l', b'l', 0xd0, 0x0f, 2, 14];
+    produce("readings", "", Some(&reading));
+    produce("readings", "", Some(&reading[..7]));
+    produce("readings", "", Some(&[0, 1, 0]));
+    let select = "SELECT sensor, at, n FROM readings ORDER BY offset";
+    program.wait_rows(
+        select,
+        &[
+            vec![
+                json!("hall"),
+                json!("1970-01-01T00:00:01.000000Z"),
+                json!(7),
+            ],
+            vec![json!(""), json!("1969-12-31T23:59:59.999000Z"), Json::Null],
+        ],
+    );
+    let detail =
+        "the value does not follow its schema at byte 7, field n: the bytes end in an integer";
+    assert_eq!(
+        program.letters("readings"),
+        [["readings/0 offset 1", "invalid-avro", detail].map(str::to_owned)]
+    );
+    for (key, value) in [
+        ("a", Some("\"one; two\";x;1.5")),
+        ("b", Some("gone;;2")),
+        ("c", Some("only two;3")),
+        ("b", None),
+        ("d", Some(";;")),
+    ] {
+        produce("prices", key, value.map(str::as_bytes));
+    }
+    program.wait_rows(
+        "SELECT id, price, note FROM prices ORDER BY id",
+        &[
+            vec![json!("a"), json!("1.50"), json!("one; two")],
+            vec![json!("d"), Json::Null, Json::Null],
+        ],
+    );
+    let detail = "the value has 2 fields for 3 columns: column \"price\" has none";
+    assert_eq!(
+        program.letters("prices"),
+        [["prices/0 offset 2", "invalid-csv", detail].map(str::to_owned)]
+    );
+    for (format, expected) in [
+        (
+            "AVRO (SCHEMA '\"nothing\"')",
+            "option SCHEMA: the type \"nothing\" is not defined",
+        ),
+        (
+            "AVRO (REGISTRY 'http://r', USER 'u', PASSWORD ENV 'NO_SUCH_VARIABLE')",
+            "option PASSWORD ENV: the variable NO_SUCH_VARIABLE is not set",
+        ),
+        ("CSV (HEADER 'a,a')", "option HEADER: \"a\" is no new name"),
+    ] {
+        let sql = format!(
+            "CREATE SOURCE bad (a TEXT) {} FORMAT {format}",
+            at("readings")
+        );
+        let (status, problem) = program.post("/v1/sql", &json!({"sql": sql}));
+        assert_eq!((status, &problem["detail"]), (422, &json!(expected)));
+    }
 }

@@ -10,9 +10,9 @@
 //!                                           └ append   ┘        └─ table::Table ─▶ rows
 //! ```
 //!
-//! Invariants: pure functions of bytes, and of the schemas that a registry gave for them; a message that cannot be understood makes a letter and no
-//! change; nothing is guessed. A `before` image is never read as data, except where the producer
-//! promises whole images (Arroyo).
+//! Invariants: pure functions of bytes, and of the schemas that a registry gave for them; a message
+//! that cannot be understood makes a letter and no change; nothing is guessed. A `before` image is
+//! never read as data, except where the producer promises whole images (Arroyo).
 
 pub mod append;
 pub mod debezium;

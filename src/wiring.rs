@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use connectors::envelope::{self, BinaryMode, DecimalMode, Metadata, TimePrecision};
 use connectors::format::Format;
+use connectors::format::avro::{Address, Registry, Schema as AvroSchema, Schemas};
+use connectors::format::csv::Csv;
 use connectors::git::{GitOptions, GitSource};
 use connectors::kafka::{KafkaOptions, KafkaSource, Start};
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
@@ -16,13 +18,14 @@ use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
 use engine::error::{DeadLetter, WorldError};
 use engine::letters::Redecoded;
-use engine::model::Schema;
+use engine::model::{Column, Schema};
 use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
-    ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaStart, MessageFormat, MessagePart,
-    ModelDef, Object, PostgresDef, SecretDef, SlotLost, SourceDef, SslMode,
+    AvroDef, ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaStart, MessageFormat,
+    MessagePart, ModelDef, Object, PasswordDef, PostgresDef, SecretDef, SlotLost, SourceDef,
+    SslMode,
 };
 use queries::service::{Connect, Connection, DecodedPush, Rejected, Wiring};
 use queries::sql::CatalogView;
@@ -203,11 +206,6 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
         group: kafka.group.clone(),
         dead_letter_topic: kafka.dead_letter_topic.clone(),
     };
-    let format = |format| match format {
-        MessageFormat::Json => Format::Json,
-        MessageFormat::Text => Format::Text,
-        MessageFormat::Bytes => Format::Bytes,
-    };
     // Included columns are the last of the schema.
     let first = schema.columns.len() - kafka.include.len();
     let metadata = kafka.include.iter().enumerate().map(|(at, part)| {
@@ -221,9 +219,11 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
         };
         (first + at, part)
     });
+    let all: Vec<&Column> = schema.columns.iter().collect();
+    let keys: Vec<&Column> = schema.key.iter().map(|at| &schema.columns[*at]).collect();
     let mut decoding = envelope::Options {
-        key_format: format(kafka.key_format),
-        value_format: format(kafka.value_format),
+        key_format: format(&kafka.key_format, &keys)?,
+        value_format: format(&kafka.value_format, &all[..first])?,
         metadata: metadata.collect(),
         ..envelope::Options::default()
     };
@@ -255,6 +255,65 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
         }
     };
     KafkaSource::new(options, schema.clone(), envelope, decoding)
+}
+
+/// Makes a format whose records, where they have no names, are of these columns.
+fn format(format: &MessageFormat, columns: &[&Column]) -> Result<Format, WorldError> {
+    Ok(match format {
+        MessageFormat::Json => Format::Json,
+        MessageFormat::Text => Format::Text,
+        MessageFormat::Bytes => Format::Bytes,
+        MessageFormat::Avro(def) => Format::Avro(avro(def)?),
+        MessageFormat::Csv(def) => {
+            let delimiter = u8::try_from(def.delimiter).unwrap_or(b',');
+            let names = match &def.header {
+                Some(line) => Csv::header(delimiter, line).map_err(|r| refused("HEADER", &r))?,
+                None => columns.iter().map(|column| column.name.clone()).collect(),
+            };
+            Format::Csv(Arc::new(Csv::new(delimiter, &def.null, names)))
+        }
+    })
+}
+
+fn avro(def: &AvroDef) -> Result<Schemas, WorldError> {
+    let schema = def
+        .schema
+        .as_deref()
+        .map(|text| AvroSchema::parse(text, &[]));
+    let schema = schema
+        .transpose()
+        .map_err(|reason| refused("SCHEMA", &reason))?;
+    let Some(registry) = &def.registry else {
+        let schema = schema.ok_or_else(|| refused("SCHEMA", "there is none"))?;
+        return Ok(Schemas::Inline(Arc::new(schema)));
+    };
+    let password = registry.password.as_ref().map(password).transpose()?;
+    let login = registry.user.clone();
+    let address = Address {
+        url: registry.url.clone(),
+        login: login.map(|user| (user, password.unwrap_or_default())),
+    };
+    Ok(Schemas::Registry(Registry::new(&address, schema)))
+}
+
+fn password(def: &PasswordDef) -> Result<String, WorldError> {
+    match def {
+        PasswordDef::Env(name) => std::env::var(name)
+            .map_err(|_| refused("PASSWORD ENV", &format!("the variable {name} is not set"))),
+        PasswordDef::File(path) => match std::fs::read_to_string(path) {
+            Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(error) => Err(WorldError::io("cannot read", Path::new(path), error)),
+        },
+    }
+}
+
+/// What a person must correct in the statement, or around the server.
+fn refused(option: &str, reason: &str) -> WorldError {
+    WorldError::Service {
+        service: format!("option {option}"),
+        detail: reason.to_owned(),
+        is_transient: false,
+    }
 }
 
 /// Decodes the lines of a push.

@@ -32,6 +32,13 @@ pub const ENVELOPE_SNAPSHOT_KEYS_MAX: usize = 65_536;
 pub const COMMIT_BYTES_MAX: usize = 64 << 20;
 /// Paths of one git commit that become visible together; a larger one is split.
 pub const COMMIT_ROWS_MAX: usize = 65_536;
+/// One Avro schema, as text, with those that it names.
+pub const AVRO_SCHEMA_BYTES_MAX: usize = 1 << 20;
+/// Schemas of a registry that a source remembers; beyond, the one not used for the longest time is
+/// asked for again when it comes.
+pub const REGISTRY_SCHEMAS_MAX: usize = 1_024;
+/// First and longest pause between two requests to a schema registry that fails, milliseconds.
+pub const REGISTRY_RETRY_MS: (u64, u64) = (100, 10_000);
 /// One request body.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
 /// A question.

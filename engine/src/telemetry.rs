@@ -98,6 +98,7 @@ declare! {
     KAFKA_LAG Gauge Count "kafka_lag_messages" ["source", "partition"] "Messages of a partition that are written and not read yet.";
     KAFKA_STOPPED Counter Count "kafka_partitions_stopped_total" ["source"] "Partitions given up because their log no longer has what follows; their dead letters say why.";
 
+    SCHEMA_WAITS Counter Count "schema_waits_total" ["source"] "Times a partition began to wait because a schema registry could not give its next message's schema; it is tried again.";
     // PostgreSQL.
     POSTGRES_LAG_BYTES Gauge Bytes "postgres_lag_bytes" ["connection"] "Log of a database that is written and not read yet.";
     SNAPSHOT_ROWS Gauge Count "snapshot_rows" ["source"] "Rows read by the copy of a table that runs, or ran last.";

@@ -254,7 +254,7 @@ pub enum KafkaStart {
 }
 
 /// How bytes of a message are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MessageFormat {
     /// JSON, Kafka Connect's `{"schema":…,"payload":…}` included.
     Json,
@@ -262,6 +262,51 @@ pub enum MessageFormat {
     Text,
     /// Bytes: one column.
     Bytes,
+    /// Avro.
+    Avro(Box<AvroDef>),
+    /// One record of CSV.
+    Csv(Box<CsvDef>),
+}
+
+/// Where the schemas of Avro messages come from: a registry, the statement, or both, and then the
+/// statement's is what the registry's are read as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AvroDef {
+    /// A registry with Confluent's API.
+    pub registry: Option<RegistryDef>,
+    /// A schema as JSON.
+    pub schema: Option<String>,
+}
+
+/// A schema registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryDef {
+    /// The base of its Confluent API.
+    pub url: String,
+    /// As whom it is asked.
+    pub user: Option<String>,
+    /// Where the password is; never the password.
+    pub password: Option<PasswordDef>,
+}
+
+/// Where a password is read from, when it is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PasswordDef {
+    /// A variable of the server's environment.
+    Env(String),
+    /// A file on the server; a line break at its end does not count.
+    File(String),
+}
+
+/// How records of CSV are written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsvDef {
+    /// What stands between two fields: one ASCII character.
+    pub delimiter: char,
+    /// What an unquoted field is that is NULL.
+    pub null: String,
+    /// The names of the fields in their order; `None`: the declared columns.
+    pub header: Option<String>,
 }
 
 /// What a message does to the table.

@@ -1,4 +1,5 @@
-//! The program beside real systems: Apache Kafka, Kafka Connect with Debezium, PostgreSQL.
+//! The program beside real systems: Apache Kafka, Kafka Connect with Debezium, a schema registry,
+//! PostgreSQL.
 //!
 //! Nothing here is skipped: a server that cannot be had is a failure that says why
 //! ([`servers::install`]). Each test has servers of its own; they run one after another, because a
@@ -11,6 +12,7 @@ mod server;
 #[path = "../support/servers/mod.rs"]
 mod servers;
 
+mod avro;
 mod debezium;
 mod kafka;
 mod letters;

@@ -10,9 +10,9 @@
 //!                                           └ append   ┘        └─ table::Table ─▶ rows
 //! ```
 //!
-//! Invariants: pure functions of bytes; a message that cannot be understood makes a letter and no
-//! change; nothing is guessed. A `before` image is never read as data, except where the producer
-//! promises whole images (Arroyo).
+//! Invariants: pure functions of bytes, and of the schemas that a registry gave for them; a message
+//! that cannot be understood makes a letter and no change; nothing is guessed. A `before` image is
+//! never read as data, except where the producer promises whole images (Arroyo).
 
 pub mod append;
 pub mod debezium;
@@ -27,7 +27,7 @@ use engine::model::{Key, Schema};
 use serde::{Deserialize, Serialize};
 
 use crate::arroyo::Watermark;
-use crate::format::{Format, Payload, Reader};
+use crate::format::{Failure, Format, Payload, Reader, Wait};
 pub use order::{LogPosition, Order};
 pub use row::{Metadata, PartialRow};
 pub use types::{BinaryMode, Cell, DecimalMode, Rules, TimePrecision};
@@ -257,17 +257,24 @@ impl Decoder {
     }
 
     /// Decodes one message. Cost: linear in its bytes.
-    pub fn decode(&mut self, record: &RawRecord<'_>) -> Decoded {
+    ///
+    /// Errors: a schema could not be had from its registry. Nothing was taken of the message, and it
+    /// is to be decoded again.
+    pub fn decode(&mut self, record: &RawRecord<'_>) -> Result<Decoded, Wait> {
         let mut out = Decoded {
             partition: record.partition,
             offset: record.offset,
             ..Decoded::default()
         };
-        if let Err(letter) = self.decode_into(record, &mut out) {
-            out.key = self.key_of(record, &letter);
-            out.letters.push(letter);
+        match self.decode_into(record, &mut out) {
+            Ok(()) => {}
+            Err(Failure::Data(letter)) => {
+                out.key = self.key_of(record, &letter);
+                out.letters.push(letter);
+            }
+            Err(Failure::Wait(wait)) => return Err(wait),
         }
-        out
+        Ok(out)
     }
 
     /// The row of a message that is bad, if its key can be read and is not what is doubted.
@@ -280,7 +287,7 @@ impl Decoder {
         if DOUBTS.contains(&&*error.code) {
             return None;
         }
-        let key = self.key_reader.read(record.key, "key");
+        let key = self.key_reader.read(record.key, record.headers, "key");
         let parts = Parts {
             record,
             key: match self.envelope {
@@ -293,7 +300,7 @@ impl Decoder {
                 Envelope::Upsert if record.key.is_some() => Payload::null(),
                 _ => self
                     .value_reader
-                    .read(record.value, "value")
+                    .read(record.value, record.headers, "value")
                     .unwrap_or_else(|_| Payload::null()),
             },
         };
@@ -305,22 +312,30 @@ impl Decoder {
         Some(found.key)
     }
 
-    fn decode_into(&mut self, record: &RawRecord<'_>, out: &mut Decoded) -> Result<(), DataError> {
-        let key = self.key_reader.read(record.key, "key");
-        let key = match self.envelope {
+    fn decode_into(&mut self, record: &RawRecord<'_>, out: &mut Decoded) -> Result<(), Failure> {
+        let is_append = self.envelope == Envelope::Append;
+        let key = match is_append && self.layout.schema.key.is_empty() {
+            true => Ok(Payload::null()),
+            false => self.key_reader.read(record.key, record.headers, "key"),
+        };
+        let key = match key {
             // The row says its key, or where the message lies does: a key may be anything.
-            Envelope::Append => key.unwrap_or_else(|_| Payload::null()),
-            Envelope::Debezium | Envelope::Upsert => key?,
+            Err(Failure::Data(_)) if is_append => Payload::null(),
+            key => key?,
         };
         let parts = Parts {
             record,
             key,
-            value: self.value_reader.read(record.value, "value")?,
+            value: self
+                .value_reader
+                .read(record.value, record.headers, "value")?,
         };
-        match self.envelope {
+        // Nothing waits from here on: what is remembered of a message is remembered once.
+        let decoded = match self.envelope {
             Envelope::Debezium => self.debezium.decode(&self.layout, &parts, out),
             Envelope::Upsert => upsert::decode(&self.layout, &parts, out),
             Envelope::Append => append::decode(&self.layout, &parts, out),
-        }
+        };
+        Ok(decoded?)
     }
 }

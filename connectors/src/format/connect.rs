@@ -36,6 +36,10 @@ pub enum ConnectKind {
     Map,
     /// `struct`
     Struct,
+    /// One of several, which are the fields; not a type of Connect's. See [`Node::Branch`].
+    Union,
+    /// A text that the column reads by its own type; not a type of Connect's.
+    Literal,
 }
 
 /// One schema: a type, its logical name, and what lies inside.

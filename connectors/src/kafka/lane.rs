@@ -28,6 +28,7 @@ use super::letter::Message;
 use super::letter_topic::LetterTopic;
 use crate::envelope::table::{Letter, Output, Table};
 use crate::envelope::{Decoder, Envelope, RawRecord};
+use crate::format::Wait;
 use crate::live::Rows;
 
 /// How people name a partition.
@@ -189,7 +190,13 @@ impl Lane {
     }
 
     /// Takes a message into the batch; what is bad of it goes to `topic`, too, if there is one.
-    pub(super) fn take(&mut self, message: &BorrowedMessage<'_>, topic: Option<&mut LetterTopic>) {
+    ///
+    /// Errors: its schema could not be had. Nothing is taken, and the message is to be read again.
+    pub(super) fn take(
+        &mut self,
+        message: &BorrowedMessage<'_>,
+        topic: Option<&mut LetterTopic>,
+    ) -> Result<(), Wait> {
         let headers: Vec<(&str, Option<&[u8]>)> = message
             .headers()
             .into_iter()
@@ -205,7 +212,8 @@ impl Lane {
             offset: message.offset(),
             timestamp: message.timestamp().to_millis(),
         };
-        let applied = self.table.apply(self.decoder.decode(&record), &self.rows);
+        let decoded = self.decoder.decode(&record)?;
+        let applied = self.table.apply(decoded, &self.rows);
         if applied.dropped > 0 {
             metrics::counter!(telemetry::ROWS_IGNORED.name, "source" => self.source.clone())
                 .increment(applied.dropped);
@@ -222,6 +230,7 @@ impl Lane {
         }
         self.marks.insert(record.partition, record.offset + 1);
         self.is_changed = true;
+        Ok(())
     }
 
     fn put(&mut self, output: Output) {

@@ -108,7 +108,10 @@ impl KafkaSource {
             timestamp: message.timestamp,
         };
         let mut decoder = Decoder::new(self.schema.clone(), self.envelope, self.decoding.clone());
-        let decoded = decoder.decode(&record);
+        let decoded = match decoder.decode(&record) {
+            Ok(decoded) => decoded,
+            Err(wait) => return Redecoded::Refused(format!("{}; try again later", wait.error)),
+        };
         if let Some(error) = decoded.letters.into_iter().next() {
             return Redecoded::StillBad(error);
         }

@@ -16,6 +16,9 @@
 //! else stops; a partition whose log was cut or re-made stops with an error and the others go on;
 //! a full sink stops the polling, and librdkafka's queue (16 MiB) stops the fetching.
 //!
+//! A partition whose next message needs a schema that its registry does not give now waits ([`waiting`]);
+//! the others go on.
+//!
 //! Limits: one consumer and one decoding thread a source; no TLS and no SASL.
 
 mod assignment;
@@ -23,6 +26,7 @@ mod client;
 mod lane;
 mod letter;
 mod letter_topic;
+mod waiting;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -42,6 +46,7 @@ use client::{Client, Next};
 use engine::model::Schema;
 use lane::Lane;
 use letter_topic::LetterTopic;
+use waiting::Waiting;
 
 /// Time between two looks for new partitions.
 const DISCOVER: Duration = Duration::from_secs(5);
@@ -146,6 +151,7 @@ impl Source for KafkaSource {
             context: &context,
             consumer,
             next,
+            waiting: Waiting::default(),
             committed: Instant::now(),
             letters: LetterTopic::new(&self.options, &context)?,
         };
@@ -184,6 +190,7 @@ struct Reader<'a> {
     lanes: BTreeMap<String, Lane>,
     /// Topic, partition: the lane's name.
     places: HashMap<String, HashMap<i32, String>>,
+    waiting: Waiting,
     committed: Instant,
     letters: Option<LetterTopic>,
 }
@@ -200,6 +207,7 @@ impl Reader<'_> {
                 };
                 discover_at = Instant::now() + pause;
             }
+            self.go_on()?;
             if self.gather()? || self.lanes.values().any(Lane::wants_ends) {
                 self.stage()?;
             }
@@ -224,7 +232,7 @@ impl Reader<'_> {
         let found = self
             .assignment
             .discover(&self.consumer, self.context, &next);
-        let found = match found {
+        let mut found = match found {
             Ok(found) => found,
             Err(error) => {
                 tracing::warn!(
@@ -236,8 +244,13 @@ impl Reader<'_> {
                 return Ok(false);
             }
         };
+        // One that waits is fetched again when its time has come.
+        found
+            .again
+            .retain(|((topic, partition), _)| !self.waiting.has(topic, *partition));
         for stopped in found.stopped {
             let partition = &stopped.partition;
+            self.waiting.forget(partition);
             if let Some(places) = self.places.get_mut(&partition.0) {
                 places.remove(&partition.1);
             }
@@ -291,6 +304,23 @@ impl Reader<'_> {
         }
     }
 
+    /// Fetches partitions again whose wait for a schema is over, from the message that waits.
+    fn go_on(&mut self) -> Result<(), Ended> {
+        let due = self.waiting.due(Instant::now());
+        if due.is_empty() {
+            return Ok(());
+        }
+        let mut again = Vec::new();
+        for partition in due {
+            let name = lane::lane_of(&partition, self.source.envelope);
+            let lane = self.lanes.get(&name);
+            if let Some(offset) = lane.and_then(|lane| lane.next(partition.1)) {
+                again.push((partition, offset));
+            }
+        }
+        self.fetch(again.iter())
+    }
+
     fn fetch_no_longer(&self, partitions: &[Partition]) {
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {
@@ -338,11 +368,19 @@ impl Reader<'_> {
                     until.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
                     messages += 1;
                     bytes += message.payload_len() + message.key_len();
-                    let places = self.places.get(message.topic());
-                    let name = places.and_then(|places| places.get(&message.partition()));
+                    let (topic, partition) = (message.topic(), message.partition());
+                    let places = self.places.get(topic);
+                    let name = places.and_then(|places| places.get(&partition));
                     // Messages of a partition that was just stopped may still be queued.
-                    if let Some(lane) = name.and_then(|name| self.lanes.get_mut(name)) {
-                        lane.take(&message, self.letters.as_mut());
+                    if let Some(lane) = name.and_then(|name| self.lanes.get_mut(name))
+                        && !self.waiting.has(topic, partition)
+                        && let Err(wait) = lane.take(&message, self.letters.as_mut())
+                    {
+                        let partition = (topic.to_owned(), partition);
+                        self.fetch_no_longer(std::slice::from_ref(&partition));
+                        self.waiting.add(&self.context.name, partition, &wait);
+                        // It may have taken a moment: a stop is looked for now.
+                        break;
                     }
                 }
                 Some(Err(error)) => {

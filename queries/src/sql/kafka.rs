@@ -4,7 +4,7 @@
 //! FROM KAFKA (BROKERS '…', TOPIC '…' | TOPIC PATTERN '…' [, START 'earliest' | 'latest'
 //!             | START TIMESTAMP '…' | START OFFSETS '0:42, 1:7'] [, GROUP '…']
 //!             [, DEAD LETTER TOPIC '…'])
-//!      [FORMAT f | KEY FORMAT f VALUE FORMAT f]  [INCLUDE KEY [AS name], PARTITION, …]
+//!      [FORMAT f | KEY FORMAT f VALUE FORMAT f]  (see [`super::format`])  [INCLUDE KEY [AS name], PARTITION, …]
 //!      [ENVELOPE APPEND | UPSERT | DEBEZIUM [WITH (UNAVAILABLE VALUE '…', BINARY MODE '…', …)]]
 //! ```
 //!
@@ -15,9 +15,9 @@ use datafusion_sql::sqlparser::tokenizer::Token;
 use engine::model::{Column, Schema, SqlType};
 
 use super::cursor::Cursor;
+use super::format;
 use super::options::{Known, Options};
 use super::source::{Columns, required};
-use super::statement::later;
 use crate::definition::{
     Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, SourceDef,
 };
@@ -31,12 +31,6 @@ const BINARY: [&str; 3] = ["bytes", "base64", "hex"];
 const DECIMAL: [&str; 2] = ["precise", "string"];
 const TIME: [&str; 3] = ["micros", "millis", "nanos"];
 
-const FORMATS: [(&str, MessageFormat); 3] = [
-    ("JSON", MessageFormat::Json),
-    ("TEXT", MessageFormat::Text),
-    ("BYTES", MessageFormat::Bytes),
-];
-
 /// Parts with their words, default names and types.
 const PARTS: [(&str, MessagePart, SqlType); 6] = [
     ("KEY", MessagePart::Key, SqlType::Text),
@@ -46,12 +40,6 @@ const PARTS: [(&str, MessagePart, SqlType); 6] = [
     ("TIMESTAMP", MessagePart::Timestamp, SqlType::TimestampTz),
     ("HEADERS", MessagePart::Headers, SqlType::Jsonb),
 ];
-
-/// The word of a format.
-pub(super) fn format_word(format: MessageFormat) -> &'static str {
-    let found = FORMATS.iter().find(|(_, known)| *known == format);
-    found.map_or("JSON", |(word, _)| word)
-}
 
 /// The word of a part.
 pub(super) fn part_word(part: MessagePart) -> &'static str {
@@ -64,6 +52,8 @@ pub(super) fn part_word(part: MessagePart) -> &'static str {
 struct Clauses {
     key_format: Option<MessageFormat>,
     value_format: Option<MessageFormat>,
+    /// Where one format was given whose schema is the value's alone.
+    value_only: Option<Position>,
     envelope: Option<(Envelope, Position)>,
     include: Vec<(MessagePart, Column)>,
 }
@@ -91,6 +81,13 @@ pub(super) fn kafka(
     def.envelope = clauses
         .envelope
         .map_or(Envelope::Append, |(envelope, _)| envelope);
+    if let (Some(at), false) = (clauses.value_only, def.envelope == Envelope::Append) {
+        return Err(Problem::invalid(
+            "SCHEMA is the value's, and this envelope needs the key, too",
+        )
+        .at(at.line, at.column)
+        .expected("KEY FORMAT AVRO (SCHEMA '…') VALUE FORMAT AVRO (SCHEMA '…')"));
+    }
     let schema = schema(columns, clauses.include, &mut def, envelope_at)?;
     check_formats(&def, &schema, envelope_at)?;
     Ok(SourceDef {
@@ -234,14 +231,21 @@ fn clauses(cursor: &mut Cursor<'_>) -> Result<Clauses, Problem> {
             if clauses.key_format.is_some() || clauses.value_format.is_some() {
                 return Err(twice("the format"));
             }
-            let format = format(cursor)?;
-            (clauses.key_format, clauses.value_format) = (Some(format), Some(format));
+            let format = format::read(cursor)?;
+            let key = format::key_of(&format);
+            clauses.value_only = key.is_none().then_some(at);
+            clauses.key_format = Some(key.unwrap_or(MessageFormat::Json));
+            clauses.value_format = Some(format);
         } else if cursor.eat_all(&["KEY", "FORMAT"]) {
-            if clauses.key_format.replace(format(cursor)?).is_some() {
+            if clauses.key_format.replace(format::read(cursor)?).is_some() {
                 return Err(twice("the key's format"));
             }
         } else if cursor.eat_all(&["VALUE", "FORMAT"]) {
-            if clauses.value_format.replace(format(cursor)?).is_some() {
+            if clauses
+                .value_format
+                .replace(format::read(cursor)?)
+                .is_some()
+            {
                 return Err(twice("the value's format"));
             }
         } else if cursor.eat("INCLUDE") {
@@ -260,24 +264,6 @@ fn clauses(cursor: &mut Cursor<'_>) -> Result<Clauses, Problem> {
             return Ok(clauses);
         }
     }
-}
-
-fn format(cursor: &mut Cursor<'_>) -> Result<MessageFormat, Problem> {
-    for (word, format) in FORMATS {
-        if cursor.eat(word) {
-            return Ok(format);
-        }
-    }
-    for word in ["AVRO", "CSV", "PROTOBUF"] {
-        if cursor.is(word) {
-            return Err(later(
-                cursor,
-                &format!("FORMAT {word}"),
-                "formats of this version are JSON, TEXT and BYTES",
-            ));
-        }
-    }
-    Err(cursor.unexpected(&["JSON", "TEXT", "BYTES"]))
 }
 
 fn envelope(cursor: &mut Cursor<'_>) -> Result<Envelope, Problem> {
@@ -420,11 +406,12 @@ fn schema(
 /// A format of one value needs exactly one column to put it in.
 fn check_formats(def: &KafkaDef, schema: &Schema, at: Position) -> Result<(), Problem> {
     let is_debezium = matches!(def.envelope, Envelope::Debezium { .. });
-    let is_json = |format| format == MessageFormat::Json;
-    if is_debezium && !(is_json(def.key_format) && is_json(def.value_format)) {
+    let is_one = |format: &_| matches!(format, MessageFormat::Text | MessageFormat::Bytes);
+    let is_nested = |format: &_| matches!(format, MessageFormat::Json | MessageFormat::Avro(_));
+    if is_debezium && !(is_nested(&def.key_format) && is_nested(&def.value_format)) {
         return Err(Problem::invalid("change events have members")
             .at(at.line, at.column)
-            .expected("FORMAT JSON with ENVELOPE DEBEZIUM"));
+            .expected("FORMAT JSON or FORMAT AVRO with ENVELOPE DEBEZIUM"));
     }
     if is_debezium && def.is_pattern {
         return Err(Problem::not_supported(
@@ -436,18 +423,18 @@ fn check_formats(def: &KafkaDef, schema: &Schema, at: Position) -> Result<(), Pr
     let declared = schema.columns.len() - def.include.len();
     let keys = schema.key.iter().filter(|at| **at < declared).count();
     let values = declared - keys;
-    if !is_json(def.value_format) && values != 1 {
+    if is_one(&def.value_format) && values != 1 {
         return Err(Problem::invalid(format!(
             "FORMAT {} is one value, and {values} columns could take it",
-            format_word(def.value_format)
+            format::word(&def.value_format)
         ))
         .at(at.line, at.column)
         .expected("exactly one column beside the key"));
     }
-    if def.envelope == Envelope::Upsert && !is_json(def.key_format) && keys != 1 {
+    if def.envelope == Envelope::Upsert && is_one(&def.key_format) && keys != 1 {
         return Err(Problem::invalid(format!(
             "KEY FORMAT {} is one value, and the key has {keys} columns",
-            format_word(def.key_format)
+            format::word(&def.key_format)
         ))
         .at(at.line, at.column)
         .expected("a primary key of one column"));

@@ -20,6 +20,7 @@ mod create;
 mod cursor;
 mod explain;
 mod expr;
+mod format;
 mod git;
 mod index;
 mod interval;

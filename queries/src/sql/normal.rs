@@ -7,8 +7,9 @@ use engine::model::Schema;
 
 use super::ast::ident_sql;
 use super::connection::mode_word;
+use super::format;
 use super::interval::format_micros;
-use super::kafka::{format_word, part_word};
+use super::kafka::part_word;
 use crate::definition::{
     CacheDef, ChunkStrategy, Chunking, ConnectionDef, Connector, Definition, Envelope, Fusion,
     IndexDef, KafkaDef, KafkaStart, ModelDef, SecretDef, SlotLost,
@@ -177,8 +178,8 @@ fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
         text(&def.topic),
         group.unwrap_or_default(),
         letters.unwrap_or_default(),
-        format_word(def.key_format),
-        format_word(def.value_format),
+        format::statement(&def.key_format),
+        format::statement(&def.value_format),
     )
 }
 

@@ -10,18 +10,17 @@
 //! [`debezium`] leaves confirming to Debezium, [`keep_log`] switches it off.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
 use super::install;
+use super::java;
 use super::kafka::Kafka;
 use super::postgres::Postgres;
-use super::process::{Launch, Process};
+use super::process::Process;
 use super::registry::Registry;
-use super::system;
 use super::{Place, Run, free_port, http, wait_for};
 
 const JSON_CONVERTER: &str = "org.apache.kafka.connect.json.JsonConverter";
@@ -306,35 +305,38 @@ pub fn avro(registry: &Registry) -> Json {
         set(".apicurio.registry.find-latest", "true");
         set(".apicurio.registry.as-confluent", "true");
         set(".apicurio.registry.headers.enabled", "false");
+        // The Confluent API of the registry counts contents, and not versions of artifacts.
+        set(".apicurio.registry.use-id", "contentId");
+    }
+    out
+}
+
+/// Events in Avro as Apicurio's converter writes them by default: the schema's id is in a header, and
+/// is one that only Apicurio's own API knows.
+pub fn avro_headers(registry: &Registry) -> Json {
+    let mut out = avro(registry);
+    for side in ["key", "value"] {
+        let mut set = |name: &str, value: &str| {
+            out[format!("{side}.converter.apicurio.registry.{name}")] = Json::from(value);
+        };
+        set("as-confluent", "false");
+        set("headers.enabled", "true");
+        set("use-id", "globalId");
     }
     out
 }
 
 fn launch(place: &Place, url: &str) -> Process {
-    let arguments = [
-        "-Xmx512m",
-        "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1",
-        "-cp",
-        &install::kafka_classpath(),
-        "org.apache.kafka.connect.cli.ConnectStandalone",
-        "worker.properties",
-    ];
-    let launched = Process::start(Launch {
-        name: "Kafka Connect",
-        program: Path::new(&system::java()),
-        arguments: arguments.map(str::to_owned).to_vec(),
-        folder: &place.data,
-        log: place.log.clone(),
-        user: None,
-        signal: "KILL",
-    });
+    let classpath = install::kafka_classpath();
+    let main = "org.apache.kafka.connect.cli.ConnectStandalone";
+    let arguments = ["-cp", &classpath, main, "worker.properties"];
     let connectors = format!("{url}/connectors");
-    launched
-        .and_then(|mut process| {
-            let is_ready = || matches!(http("GET", &connectors, None), Ok((200, _)));
-            process.wait_ready(START_LIMIT, is_ready)?;
-            Ok(process)
-        })
-        .unwrap_or_else(|error| panic!("{error}"))
+    java::launch(
+        "Kafka Connect",
+        place,
+        "512m",
+        &arguments,
+        START_LIMIT,
+        || matches!(http("GET", &connectors, None), Ok((200, _))),
+    )
 }

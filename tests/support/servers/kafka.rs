@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::install;
-use super::process::{Launch, Process};
+use super::java;
+use super::process::Process;
 use super::proxy::Proxy;
 use super::system;
 use super::tls::Certificate;
@@ -262,30 +263,11 @@ pub fn formatted() -> PathBuf {
 /// # Panics
 /// When it does not come up.
 pub fn launch(place: &Place, bootstrap: &str) -> Process {
-    let arguments = [
-        "-Xmx512m",
-        "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1",
-        "-cp",
-        &install::kafka_classpath(),
-        "kafka.Kafka",
-        "server.properties",
-    ];
-    let launched = Process::start(Launch {
-        name: "Kafka",
-        program: Path::new(&system::java()),
-        arguments: arguments.map(str::to_owned).to_vec(),
-        folder: &place.data,
-        log: place.log.clone(),
-        user: None,
-        signal: "KILL",
-    });
-    launched
-        .and_then(|mut process| {
-            process.wait_ready(START_LIMIT, || metadata(bootstrap).is_ok())?;
-            Ok(process)
-        })
-        .unwrap_or_else(|error| panic!("{error}"))
+    let classpath = install::kafka_classpath();
+    let arguments = ["-cp", &classpath, "kafka.Kafka", "server.properties"];
+    java::launch("Kafka", place, "512m", &arguments, START_LIMIT, || {
+        metadata(bootstrap).is_ok()
+    })
 }
 
 fn copy_flat(from: &Path, to: &Path) {

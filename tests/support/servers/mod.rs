@@ -29,6 +29,7 @@
 pub mod broker;
 pub mod connect;
 pub mod install;
+pub mod java;
 pub mod kafka;
 pub mod postgres;
 pub mod process;
@@ -157,10 +158,10 @@ fn sweep() {
     }
 }
 
-/// All four servers.
+/// The servers of one way from a table to a topic. A registry costs a quarter of a gigabyte and is
+/// started only where it is used ([`Stack::with_registry`]).
 pub struct Stack {
     pub connect: Connect,
-    pub registry: Registry,
     pub kafka: Kafka,
     pub postgres: Postgres,
 }
@@ -174,7 +175,20 @@ impl Stack {
         Stack::start_with(run, &[])
     }
 
-    /// The same with more settings for the broker.
+    /// The same with a registry.
+    ///
+    /// # Panics
+    /// When one cannot be had or does not come up.
+    pub fn with_registry(run: &Run) -> (Stack, Registry) {
+        install::all();
+        std::thread::scope(|scope| {
+            let registry = scope.spawn(|| Registry::start(run));
+            let stack = Stack::start(run);
+            (stack, registry.join().unwrap_or_else(go_on))
+        })
+    }
+
+    /// The same as [`Stack::start`] with more settings for the broker.
     ///
     /// # Panics
     /// When one cannot be had or does not come up.
@@ -182,12 +196,10 @@ impl Stack {
         install::all();
         std::thread::scope(|scope| {
             let postgres = scope.spawn(|| Postgres::start(run));
-            let registry = scope.spawn(|| Registry::start(run));
             let kafka = Kafka::start_with(run, broker);
             let connect = Connect::start(run, &kafka);
             Stack {
                 connect,
-                registry: registry.join().unwrap_or_else(go_on),
                 kafka,
                 postgres: postgres.join().unwrap_or_else(go_on),
             }

@@ -2,13 +2,15 @@
 //!
 //! **Idea.** Its built-in database is told to live in a file and to write at once, so a registry
 //! that was killed comes back with its schemas and their numbers.
+//!
+//! **Limits.** Two converters that register at the same moment block each other in that database, and
+//! one of them fails: let connectors begin, and meet new schemas, one after the other.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::install;
-use super::process::{Launch, Process};
-use super::system;
+use super::java;
+use super::process::Process;
 use super::{Place, Run, free_port, http};
 
 const START_LIMIT: Duration = Duration::from_secs(90);
@@ -107,34 +109,22 @@ impl Registry {
 fn launch(place: &Place, port: u16) -> Process {
     let jar = install::registry();
     let database = place.data.join("registry");
-    let arguments = [
-        "-Xmx256m".to_owned(),
-        "-XX:+UseSerialGC".to_owned(),
-        "-XX:TieredStopAtLevel=1".to_owned(),
-        format!("-Dquarkus.http.port={port}"),
-        "-Dquarkus.http.host=127.0.0.1".to_owned(),
-        format!(
-            "-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{};WRITE_DELAY=0",
-            database.display()
-        ),
-        "-jar".to_owned(),
-        jar.display().to_string(),
-    ];
-    let launched = Process::start(Launch {
-        name: "the schema registry",
-        program: Path::new(&system::java()),
-        arguments: arguments.to_vec(),
-        folder: &place.data,
-        log: place.log.clone(),
-        user: None,
-        signal: "KILL",
-    });
+    let jar = jar.display().to_string();
+    let port_setting = format!("-Dquarkus.http.port={port}");
+    let database = format!(
+        "-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{};WRITE_DELAY=0",
+        database.display()
+    );
+    let host = "-Dquarkus.http.host=127.0.0.1";
+    let arguments = [&port_setting, host, &database, "-jar", &jar];
     let subjects = format!("http://127.0.0.1:{port}/apis/ccompat/v7/subjects");
     let is_ready = || matches!(http("GET", &subjects, None), Ok((200, _)));
-    launched
-        .and_then(|mut process| {
-            process.wait_ready(START_LIMIT, is_ready)?;
-            Ok(process)
-        })
-        .unwrap_or_else(|error| panic!("{error}"))
+    java::launch(
+        "the schema registry",
+        place,
+        "256m",
+        &arguments,
+        START_LIMIT,
+        is_ready,
+    )
 }

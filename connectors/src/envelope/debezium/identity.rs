@@ -109,6 +109,8 @@ fn is_default(node: &Node<'_>, schema: Option<&ConnectSchema>) -> bool {
         Node::Null => true,
         Node::Bool(value) => !value,
         Node::Number(text) => text.parse::<f64>() == Ok(0.0),
+        Node::Int(value) => *value == 0,
+        Node::Float(value) => *value == 0.0,
         // Zero as precise NUMERIC, as text, and the epoch in its spellings.
         Node::Text(text) => {
             matches!(
@@ -116,9 +118,11 @@ fn is_default(node: &Node<'_>, schema: Option<&ConnectSchema>) -> bool {
                 "" | "0" | "AA==" | "{}" | "00:00:00Z" | "00000000-0000-0000-0000-000000000000"
             ) || text.starts_with("1970-01-01")
         }
-        Node::Bytes(bytes) => bytes.is_empty(),
+        // Zero as precise NUMERIC is one byte 0.
+        Node::Bytes(bytes) => matches!(**bytes, [] | [0]),
         Node::Array(items) => items.is_empty(),
         Node::Object(members) => members.is_empty(),
+        Node::Branch(_, node) => return is_default(node, None),
     };
     is_zero || declared.is_some_and(|default| *default == node.to_json())
 }

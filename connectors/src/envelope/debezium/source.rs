@@ -46,6 +46,7 @@ impl Source {
         let id = node.some("txId");
         let transaction = id.and_then(|id| match id {
             Node::Number(id) | Node::Text(id) => Some(id.to_string()),
+            Node::Int(id) => Some(id.to_string()),
             _ => None,
         });
         Source {

@@ -20,6 +20,15 @@ pub(super) fn of(
     column: &Column,
     rules: &Rules,
 ) -> Meaning {
+    if let Node::Branch(place, node) = node {
+        // One of several types: the branch has the meaning.
+        let schema = schema.filter(|schema| schema.kind == ConnectKind::Union);
+        let branch = schema.and_then(|schema| schema.fields.get(*place));
+        return match branch {
+            Some((_, schema)) => of(node, Some(schema), column, rules),
+            None => by_shape(node, column),
+        };
+    }
     match schema {
         Some(schema) => match named(node, schema, column)? {
             Some(named) => Ok(named),
@@ -92,6 +101,7 @@ fn by_kind(node: &Node<'_>, schema: &ConnectSchema, column: &Column, rules: &Rul
         }
         // `decimal.handling.mode=string` and ranges, enums, uuid, xml: text is text.
         (ConnectKind::String, Node::Text(text)) => Some(Datum::Text(text.to_string())),
+        (ConnectKind::Literal, Node::Text(text)) => literal(text, column),
         (ConnectKind::Array, Node::Array(_)) => return list(node, schema.items.as_deref(), column),
         _ => return by_shape(node, column),
     })
@@ -155,17 +165,48 @@ fn by_shape(node: &Node<'_>, column: &Column) -> Meaning {
         Node::Null => Some(Datum::Null),
         Node::Bool(value) => Some(Datum::Bool(*value)),
         Node::Number(text) => Decimal::parse(text).map(Datum::Number),
+        Node::Int(value) if matches!(column.sql_type, SqlType::Int4 | SqlType::Int8) => {
+            Some(Datum::Int(*value))
+        }
+        Node::Int(value) => Decimal::parse(&value.to_string()).map(Datum::Number),
+        Node::Float(value) if is_float(column) || !value.is_finite() => Some(Datum::Float(*value)),
+        Node::Float(value) => Decimal::parse(&value.to_string()).map(Datum::Number),
         // JsonConverter writes a double's NaN as a string.
         Node::Text(text) => match temporal::not_finite(text) {
-            Some(value) if matches!(column.sql_type, SqlType::Float4 | SqlType::Float8) => {
-                Some(Datum::NotFinite(value))
-            }
+            Some(value) if is_float(column) => Some(Datum::Float(value)),
             _ => Some(Datum::Text(text.to_string())),
         },
         Node::Bytes(bytes) => Some(Datum::Bytes(bytes.to_vec())),
         Node::Array(_) => return list(node, None, column),
         Node::Object(_) => Some(Datum::Json(node.to_json())),
+        Node::Branch(_, node) => return by_shape(node, column),
     })
+}
+
+fn is_float(column: &Column) -> bool {
+    matches!(column.sql_type, SqlType::Float4 | SqlType::Float8)
+}
+
+/// A text that stands for a value of the column's type, in PostgreSQL's spellings.
+fn literal(text: &str, column: &Column) -> Option<Datum> {
+    let trimmed = text.trim();
+    let as_text = |text: &str| Some(Datum::Text(text.to_owned()));
+    match column.sql_type {
+        SqlType::Text => as_text(text),
+        SqlType::Boolean => match &*trimmed.to_ascii_lowercase() {
+            "t" | "true" | "y" | "yes" | "on" | "1" => Some(Datum::Bool(true)),
+            "f" | "false" | "n" | "no" | "off" | "0" => Some(Datum::Bool(false)),
+            _ => None,
+        },
+        SqlType::Int4 | SqlType::Int8 => Decimal::parse(trimmed).map(Datum::Number),
+        // A backslash is no character of base64, so the two cannot be taken for each other.
+        SqlType::Bytea => match trimmed.strip_prefix("\\x") {
+            Some(digits) => binary::unhex(digits).map(Datum::Bytes),
+            None => binary::unbase64(trimmed).map(Datum::Bytes),
+        },
+        SqlType::Jsonb => Some(Datum::JsonText(text.to_owned())),
+        _ => as_text(trimmed),
+    }
 }
 
 /// Arrays. Debezium has no arrays of several dimensions: of `int[][]` only nulls arrive, of
@@ -202,6 +243,7 @@ fn unscaled(node: &Node<'_>, scale: i32) -> Option<Datum> {
         Node::Bytes(bytes) => bytes.to_vec(),
         // `decimal.format=numeric` of the JSON converter.
         Node::Number(text) => return Decimal::parse(text).map(Datum::Number),
+        Node::Int(value) => return Decimal::parse(&value.to_string()).map(Datum::Number),
         _ => return None,
     };
     Decimal::from_unscaled(&bytes, scale).map(Datum::Number)

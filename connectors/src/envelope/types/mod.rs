@@ -114,8 +114,10 @@ enum Datum {
     Null,
     Bool(bool),
     Number(Decimal),
-    /// NaN and infinities.
-    NotFinite(f64),
+    /// An integer for a column of integers.
+    Int(i64),
+    /// A double for a column of such; for other columns only NaN and infinities.
+    Float(f64),
     Text(String),
     Bytes(Vec<u8>),
     /// Days since the epoch.
@@ -266,6 +268,7 @@ fn fit_boolean(datum: &Datum) -> Option<Value> {
 
 fn fit_integer(datum: &Datum, column: &Column) -> Result<Option<Value>, DataError> {
     let (value, text) = match datum {
+        Datum::Int(value) => (Some(i128::from(*value)), value.to_string()),
         Datum::Number(number) => (number.at_scale(0), number.to_string()),
         Datum::Time(micros) | Datum::Duration(micros) | Datum::Timestamp(micros) => {
             (Some(i128::from(*micros)), micros.to_string())
@@ -285,7 +288,8 @@ fn fit_integer(datum: &Datum, column: &Column) -> Result<Option<Value>, DataErro
 fn fit_float(datum: &Datum, column: &Column) -> Result<Option<Value>, DataError> {
     let value = match datum {
         Datum::Number(number) => number.to_f64(),
-        Datum::NotFinite(value) => return Ok(Some(Value::Float(*value))),
+        Datum::Float(value) if value.is_finite() => Some(*value),
+        Datum::Float(value) => return Ok(Some(Value::Float(*value))),
         Datum::Text(text) => match (temporal::not_finite(text), Decimal::parse(text)) {
             (Some(value), _) => return Ok(Some(Value::Float(value))),
             (None, Some(number)) => number.to_f64(),
@@ -312,7 +316,7 @@ fn fit_numeric(
 ) -> Result<Option<Value>, DataError> {
     let number = match datum {
         Datum::Number(number) => number.clone(),
-        Datum::NotFinite(_) => return Err(not_a_number(column)),
+        Datum::Float(_) => return Err(not_a_number(column)),
         Datum::Text(text) => match Decimal::parse(text) {
             Some(number) => number,
             None if temporal::not_finite(text).is_some() => return Err(not_a_number(column)),
@@ -346,9 +350,10 @@ fn fit_text(datum: &Datum) -> Option<Value> {
         Datum::Text(text) | Datum::JsonText(text) | Datum::Bits(text) => text.clone(),
         Datum::Bool(value) => value.to_string(),
         Datum::Number(number) => number.to_string(),
-        Datum::NotFinite(value) if value.is_nan() => "NaN".to_owned(),
-        Datum::NotFinite(value) if *value > 0.0 => "Infinity".to_owned(),
-        Datum::NotFinite(_) => "-Infinity".to_owned(),
+        Datum::Int(value) => value.to_string(),
+        Datum::Float(value) if value.is_nan() => "NaN".to_owned(),
+        Datum::Float(value) if *value > 0.0 => "Infinity".to_owned(),
+        Datum::Float(_) => "-Infinity".to_owned(),
         Datum::Date(days) => temporal::date_text(*days)?,
         Datum::Time(micros) => temporal::time_text(*micros)?,
         Datum::Timestamp(micros) => temporal::timestamp_text(*micros)?,

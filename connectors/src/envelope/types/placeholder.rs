@@ -49,7 +49,8 @@ impl Placeholder {
                 [(name, value)] => **name == *self.text && value.as_str() == Some(&*self.text),
                 _ => false,
             },
-            Node::Null | Node::Bool(_) | Node::Number(_) => false,
+            Node::Branch(_, node) => self.is(node, is_binary),
+            Node::Null | Node::Bool(_) | Node::Number(_) | Node::Int(_) | Node::Float(_) => false,
         }
     }
 

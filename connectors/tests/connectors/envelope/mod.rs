@@ -114,7 +114,7 @@ impl Topic {
             .iter()
             .map(|(name, value)| (&**name, Some(value.as_bytes())))
             .collect();
-        self.decoder.decode(&RawRecord {
+        let decoded = self.decoder.decode(&RawRecord {
             key: message.key.as_deref().map(str::as_bytes),
             value: message.value.as_deref().map(str::as_bytes),
             headers: &headers,
@@ -122,7 +122,8 @@ impl Topic {
             partition,
             offset: *offset,
             timestamp: Some(1_700_000_000_000),
-        })
+        });
+        decoded.expect("nothing to wait for")
     }
 
     /// Decodes a message, applies it and keeps the rows.

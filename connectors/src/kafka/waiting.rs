@@ -1,0 +1,59 @@
+//! Partitions whose next message cannot be read yet.
+//!
+//! The idea: a message whose schema the registry does not give now is neither taken nor lost: its
+//! partition is no longer fetched, its mark stays before the message, and after a pause it is
+//! fetched again from there. So nothing blocks the other partitions, nothing is held in memory, and a
+//! stop is seen as ever.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use engine::telemetry;
+
+use super::{Partition, lane};
+use crate::format::Wait;
+
+/// Shortest pause: fetching anew costs the broker a request.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// When each partition is fetched again.
+#[derive(Default)]
+pub(super) struct Waiting {
+    until: BTreeMap<Partition, Instant>,
+}
+
+impl Waiting {
+    /// A partition waits from now on.
+    pub(super) fn add(&mut self, source: &str, partition: Partition, wait: &Wait) {
+        metrics::counter!(telemetry::SCHEMA_WAITS.name, "source" => source.to_owned()).increment(1);
+        tracing::warn!(
+            source,
+            partition = lane::name(&partition),
+            error = %wait.error,
+            "a message waits for its schema; trying again"
+        );
+        self.until
+            .insert(partition, Instant::now() + wait.after.max(PAUSE));
+    }
+
+    /// Whether a partition waits: what still comes of it is fetched again later.
+    pub(super) fn has(&self, topic: &str, partition: i32) -> bool {
+        let mut waiting = self.until.keys();
+        waiting.any(|(other, number)| *number == partition && other == topic)
+    }
+
+    /// A partition waits no longer, because it is read no longer.
+    pub(super) fn forget(&mut self, partition: &Partition) {
+        self.until.remove(partition);
+    }
+
+    /// Takes out the partitions whose pause is over.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Partition> {
+        let due = self.until.iter().filter(|(_, until)| **until <= now);
+        let due: Vec<Partition> = due.map(|(partition, _)| partition.clone()).collect();
+        for partition in &due {
+            self.until.remove(partition);
+        }
+        due
+    }
+}

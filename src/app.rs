@@ -26,7 +26,7 @@ use crate::cli::InputError;
 use crate::wiring;
 
 /// The version of everything on disk; `--version` shows it.
-pub const FORMAT_VERSION: u32 = 1;
+pub use engine::durable::frame::FORMAT_VERSION;
 
 /// The model of the demo and of commands that name none.
 pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";

@@ -10,7 +10,7 @@
 //!  crc32    CRC-32 (IEEE) over length, synced, kind, version and payload
 //!  synced   how many bytes of this file were known to be durable when the frame was written
 //!  kind     which record, 1…; 0 is never written, so that zeroed blocks are not frames
-//!  version  of the payload's format: 1
+//!  version  of the payload's format: 2 (1: before dead letters had keys and counts)
 //! ```
 //!
 //! A file is a row of frames. After a crash its tail may be anything: a part of the last group,
@@ -18,7 +18,8 @@
 //! is a *torn tail* and is cut off. The same sight in the middle of the file is *damage* and must
 //! stop the start. `synced` tells them apart: when a frame cannot be read at offset `o` and any
 //! readable frame behind it says `synced > o`, then `o` was durable once, and its bytes were lost
-//! later. Only damage to the very last group, which no later group vouches for, looks like a crash.
+//! later. A whole frame of another version is damage too: it is never cut off, whoever finds it.
+//! Only damage to the very last group, which no later group vouches for, looks like a crash.
 //!
 //! Limits: a payload is at most [`RECORD_BYTES_MAX`]; a file less than 4 GiB.
 
@@ -27,7 +28,7 @@ use crate::limits::RECORD_BYTES_MAX;
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 14;
 /// The payload format that this program writes and reads.
-pub const FORMAT_VERSION: u8 = 1;
+pub const FORMAT_VERSION: u8 = 2;
 
 /// One readable frame at the start of some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub enum Unreadable {
     Short(usize),
     /// The bytes are not a frame; what is wrong.
     Bad(String),
+    /// A whole frame of another version of the format.
+    Version(u8),
 }
 
 /// Appends a frame to `out`.
@@ -97,11 +100,6 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Unreadable> {
             "no frame starts here (kind {kind})"
         )));
     }
-    if version != FORMAT_VERSION {
-        return Err(Unreadable::Bad(format!(
-            "format version {version}, but this program reads {FORMAT_VERSION}"
-        )));
-    }
     let Some(payload) = bytes.get(HEADER_BYTES..HEADER_BYTES + length) else {
         return Err(Unreadable::Short(HEADER_BYTES + length));
     };
@@ -110,6 +108,9 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, Unreadable> {
         return Err(Unreadable::Bad(format!(
             "checksum is {found:08x}, its bytes give {computed:08x}"
         )));
+    }
+    if version != FORMAT_VERSION {
+        return Err(Unreadable::Version(version));
     }
     Ok(Frame {
         kind,
@@ -137,6 +138,13 @@ pub fn judge_tail(tail: &[u8], offset: u64) -> Tail {
         _ if tail.is_empty() => return Tail::Clean,
         Ok(_) => panic!("judge_tail is called where no frame can be read"),
         Err(Unreadable::Bad(detail)) => detail,
+        Err(Unreadable::Version(version)) => {
+            let detail = format!(
+                "format version {version}, but this program reads {FORMAT_VERSION}: use the program \
+                 that wrote it, or begin with an empty data folder"
+            );
+            return Tail::Damaged(offset, detail);
+        }
         Err(Unreadable::Short(needed)) => {
             format!(
                 "a frame of {needed} bytes, but the file ends after {}",
@@ -164,6 +172,20 @@ fn checksum(length: &[u8], rest: &[u8], payload: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_frame_of_another_version_is_never_cut_off() {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, 0, 3, b"of another time");
+        bytes[13] = 1;
+        let crc = checksum(&bytes[..4], &bytes[8..14], &bytes[14..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode(&bytes), Err(Unreadable::Version(1)));
+        let Tail::Damaged(0, detail) = judge_tail(&bytes, 0) else {
+            panic!("it is damage");
+        };
+        assert!(detail.starts_with("format version 1, but"), "{detail}");
+    }
 
     fn file_of(groups: &[&[&[u8]]]) -> (Vec<u8>, Vec<usize>) {
         let (mut out, mut starts) = (Vec::new(), Vec::new());

@@ -204,7 +204,7 @@ mod tests {
     fn the_version_names_commit_and_format() {
         let version = version();
         assert!(
-            version.contains("commit ") && version.contains("format 1"),
+            version.contains("commit ") && version.contains(&format!("format {FORMAT_VERSION}")),
             "{version}"
         );
     }

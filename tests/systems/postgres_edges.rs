@@ -64,17 +64,25 @@ fn odd_tables_are_read_right_or_refused_in_words() {
          ALTER TABLE aside REPLICA IDENTITY USING INDEX aside_code_key;
          CREATE TABLE parts (id int PRIMARY KEY, body text) PARTITION BY RANGE (id);
          CREATE TABLE parts_low PARTITION OF parts FOR VALUES FROM (0) TO (100);
+         CREATE DOMAIN amount AS int CHECK (value >= 0);
+         CREATE DOMAIN settings AS jsonb;
+         CREATE TABLE domains (id int PRIMARY KEY, n amount, meta settings);
+         INSERT INTO domains VALUES (1, 7, '{\"a\": [1]}');
+         CREATE TABLE tenants (tenant int, id int, body text, PRIMARY KEY (tenant, id));
          CREATE TABLE parts_high PARTITION OF parts FOR VALUES FROM (100) TO (200);
          INSERT INTO parts VALUES (1, 'low'), (101, 'high');
          INSERT INTO whole VALUES (1, 'a');",
     );
     let program = Program::start(&format!(
-        "{}{}{}CREATE SOURCE whole (id INTEGER PRIMARY KEY, body TEXT)
+        "{}{}{}{}CREATE SOURCE whole (id INTEGER PRIMARY KEY, body TEXT)
                FROM POSTGRES (CONNECTION pg, TABLE 'public.whole');",
         connection(&run, &postgres, postgres.port, ""),
         table("times"),
         table("parts"),
+        table("domains"),
     ));
+    let domains = now(&program, &postgres, "domains", "id, n, meta");
+    assert_eq!(domains, [json!([1, 7, {"a": [1]}])]);
 
     // Rows of all partitions are one table's, also when they move.
     postgres.execute("UPDATE parts SET id = 150 WHERE id = 1; INSERT INTO parts VALUES (2, 'new')");
@@ -123,6 +131,27 @@ fn odd_tables_are_read_right_or_refused_in_words() {
     postgres.execute("UPDATE times SET body = 'short' WHERE id = 1");
     let times = now(&program, &postgres, "times", "id, body");
     assert_eq!(times, [json!([1, "short"]), json!([2, "b"])]);
+
+    // With the whole row in the log it is there.
+    postgres.execute("ALTER TABLE times REPLICA IDENTITY FULL");
+    postgres.execute(&format!(
+        "UPDATE times SET body = '{long}' WHERE id = 1;
+         UPDATE times SET at = '-infinity' WHERE id = 1"
+    ));
+    assert_eq!(now(&program, &postgres, "times", "id"), [json!([2])]);
+    postgres.execute("UPDATE times SET at = now() WHERE id = 1");
+    let times = now(&program, &postgres, "times", "id, body");
+    assert_eq!(times, [json!([1, long]), json!([2, "b"])]);
+    assert!(program.letters("times").is_empty(), "they are resolved");
+
+    // A key that is not the whole identity: rows of two tenants would be one.
+    program.rows(
+        "CREATE SOURCE tenants (id INTEGER PRIMARY KEY, body TEXT)
+         FROM POSTGRES (CONNECTION pg, TABLE 'tenants')",
+    );
+    let why = failure(&program, "tenants");
+    assert!(why.contains("only a part of the replica identity"), "{why}");
+    program.rows("DROP SOURCE tenants");
 
     // A table that may not be published: its own application would be refused.
     let keyless = "CREATE SOURCE keyless (id INTEGER PRIMARY KEY, body TEXT) \
@@ -252,6 +281,75 @@ fn a_lost_slot_stops_in_words_or_heals() {
             postgres.execute("INSERT INTO docs VALUES (1, 'a')");
         }
     }
+}
+
+#[test]
+fn a_swapped_table_a_foreign_one_and_a_failed_source_harm_nobody() {
+    let _alone = alone();
+    let run = Run::new("postgres-swap");
+    let postgres = Postgres::start(&run);
+    postgres.execute(
+        "CREATE TABLE docs (id int PRIMARY KEY, body text); INSERT INTO docs VALUES (1, 'old');
+         CREATE TABLE other (id int PRIMARY KEY, body text); INSERT INTO other VALUES (1, 'a');
+         CREATE ROLE reader LOGIN REPLICATION PASSWORD 'reader';
+         GRANT SELECT ON docs TO reader; GRANT CREATE ON DATABASE postgres TO reader;
+         ALTER TABLE docs OWNER TO reader;",
+    );
+    let secret = run.path().join("reader");
+    std::fs::write(&secret, "reader").expect("writable");
+    let mut program = Program::start(&format!(
+        "CREATE SECRET reader AS FILE '{}';
+         CREATE CONNECTION pg TO POSTGRES (HOST '127.0.0.1', PORT {}, USER 'reader',
+             PASSWORD SECRET reader, DATABASE 'postgres');
+         {}",
+        secret.display(),
+        postgres.port,
+        table("docs"),
+    ));
+    assert_eq!(now(&program, &postgres, "docs", "body"), [json!(["old"])]);
+    // Somebody else's table cannot be published by this role; the other source goes on meanwhile.
+    program.rows(
+        "CREATE SOURCE other (id INTEGER PRIMARY KEY, body TEXT)
+         FROM POSTGRES (CONNECTION pg, TABLE 'other')",
+    );
+    for n in 2..6 {
+        postgres.execute(&format!("INSERT INTO docs VALUES ({n}, 'new')"));
+        assert_eq!(now(&program, &postgres, "docs", "id").len(), n);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    postgres.execute("ALTER TABLE other OWNER TO reader");
+    program.wait_rows("SELECT id, body FROM other", &[vec![json!(1), json!("a")]]);
+
+    // Another table takes the name, while nobody looks.
+    program.kill();
+    program_gone(&postgres);
+    postgres.execute(
+        "CREATE TABLE fresh (id int PRIMARY KEY, body text); INSERT INTO fresh VALUES (9, 'fresh');
+         ALTER TABLE fresh OWNER TO reader; DROP TABLE docs; ALTER TABLE fresh RENAME TO docs",
+    );
+    program.restart();
+    program.wait_rows(
+        "SELECT id, body FROM docs",
+        &[vec![json!(9), json!("fresh")]],
+    );
+    postgres.execute("INSERT INTO docs VALUES (10, 'more')");
+    assert_eq!(now(&program, &postgres, "docs", "id").len(), 2);
+
+    // A source that has failed still gives up what it holds.
+    postgres.execute("ALTER TABLE docs DROP COLUMN id; ALTER TABLE docs ADD PRIMARY KEY (body)");
+    postgres.execute("INSERT INTO docs VALUES ('without a key')");
+    let why = failure(&program, "docs");
+    assert!(why.contains("column \\\"id\\\""), "{why}");
+    program.rows("DROP SOURCE docs");
+    program.rows("DROP SOURCE other");
+    wait_for(
+        "the slot goes with the last source",
+        Duration::from_secs(30),
+        || {
+            let slots = postgres.value("SELECT count(*) FROM pg_replication_slots");
+            (slots == "0").then_some(())
+        },
+    );
 }
 
 #[test]

@@ -33,7 +33,7 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_ROWS: usize = 512;
 /// Rows of one fetch, at first and at most.
 const FETCH_FIRST: usize = 64;
-const FETCH_MAX: usize = 4_096;
+const FETCH_MAX: usize = 256;
 /// Time between two lines about a copy.
 const TELL: Duration = Duration::from_secs(5);
 
@@ -77,7 +77,7 @@ pub(super) async fn copy(
         "waiting for a snapshot: running transactions must end first"
     );
     let made = session
-        .rows(&format!(
+        .rows_at_last(&format!(
             "CREATE_REPLICATION_SLOT \"{slot}\" TEMPORARY LOGICAL pgoutput USE_SNAPSHOT"
         ))
         .await?;
@@ -113,6 +113,7 @@ pub(super) async fn copy(
         lsn: point,
         system: system.to_owned(),
         shape: copying.table.shape().map(str::to_owned),
+        inside: None,
     };
     match copying.finish(&stand) {
         Ok(()) => Ok(Ended::At(stand)),
@@ -153,7 +154,9 @@ impl Copying<'_> {
             }
             let values = rows.iter().flatten().flatten();
             let bytes: usize = values.map(String::len).sum();
-            fetch = (BATCH_BYTES * rows.len() / bytes.max(1)).clamp(1, FETCH_MAX);
+            // The next rows may be larger than these: it grows slowly.
+            let fits = BATCH_BYTES * rows.len() / bytes.max(1);
+            fetch = fits.clamp(1, FETCH_MAX.min(2 * fetch));
             for row in &rows {
                 let left = &self.left;
                 let is_same =

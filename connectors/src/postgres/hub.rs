@@ -9,12 +9,13 @@
 //! would otherwise keep the database's log for ever.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::contract::SourceContext;
+use engine::contract::{LaneSink, SourceContext};
 use engine::error::WorldError;
 
 use super::copy::{self, Ended};
@@ -31,12 +32,16 @@ const EXPECT: Duration = Duration::from_secs(10);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// A source's thread waits so long for the hub to let go of it.
 const LEAVE: Duration = Duration::from_millis(800);
+/// What could not be done for one source is tried again so much later.
+pub(super) const AGAIN: Duration = Duration::from_secs(3);
 /// Attempts to drop a slot that the server still counts as in use.
 const REMOVE_ATTEMPTS: usize = 20;
 
 /// See the module.
 pub(super) struct Hub {
-    pub(super) options: PostgresOptions,
+    pub(super) name: String,
+    /// With the password that was read last.
+    options: Mutex<PostgresOptions>,
     state: Mutex<HubState>,
 }
 
@@ -83,6 +88,12 @@ pub(super) struct Member {
     /// The position that the sink knows of.
     pub(super) reached: u64,
     pub(super) is_published: bool,
+    /// When its table is to be looked at again, after something that may pass.
+    pub(super) again: Option<Instant>,
+    /// The table's object id, as it was looked at last.
+    pub(super) table_id: u32,
+    /// Changes of its table in the transaction that is being read.
+    pub(super) changes: u64,
     /// It takes no more rows and will leave: its position no longer moves.
     pub(super) is_leaving: bool,
     ended: Sender<WorldError>,
@@ -115,7 +126,7 @@ impl Ticket {
                 Err(RecvTimeoutError::Disconnected) => {
                     let detail = "the reading thread ended by a defect; the log has the panic";
                     let failure = Failure::Lasting(detail.to_owned());
-                    return Err(failure.into_world(&self.hub.options));
+                    return Err(failure.into_world(&self.hub.options()));
                 }
             }
         }
@@ -154,6 +165,9 @@ impl Ticket {
             state: State::Behind,
             stand,
             is_published: false,
+            again: None,
+            table_id: 0,
+            changes: 0,
             is_leaving: false,
             context,
             ended,
@@ -162,7 +176,7 @@ impl Ticket {
         if state.commands.is_none() {
             let (commands, receiver) = channel();
             let reader = Reader::new(Arc::clone(&self.hub), receiver)?;
-            let name = format!("postgres-{}", self.hub.options.name);
+            let name = format!("postgres-{}", self.hub.name);
             let thread = std::thread::Builder::new().name(name);
             thread
                 .spawn(move || reader.run())
@@ -188,9 +202,29 @@ impl Drop for Ticket {
 impl Hub {
     pub(super) fn new(options: PostgresOptions) -> Hub {
         Hub {
-            options,
+            name: options.name.clone(),
+            options: Mutex::new(options),
             state: Mutex::default(),
         }
+    }
+
+    /// How to connect now.
+    pub(super) fn options(&self) -> PostgresOptions {
+        self.options.lock().expect("no panic while held").clone()
+    }
+
+    /// Whether these are its options; takes their password, which may be a new one.
+    pub(super) fn is_of(&self, options: &PostgresOptions) -> bool {
+        let mut own = self.options.lock().expect("no panic while held");
+        let password = options.password.clone();
+        let is_of = PostgresOptions {
+            password,
+            ..own.clone()
+        } == *options;
+        if is_of {
+            own.password.clone_from(&options.password);
+        }
+        is_of
     }
 
     fn is_expecting(&self) -> bool {
@@ -233,6 +267,10 @@ pub(super) struct Reader {
     copy_again: Instant,
     /// Tables of sources that were dropped for good.
     dropped: Vec<TableName>,
+    /// Sources that failed: they still need the slot, until they are dropped.
+    failed: Vec<(TableName, Arc<AtomicBool>)>,
+    /// Who staged since the last confirmation: what they logged must be synced first.
+    pub(super) staged_by: Vec<Arc<dyn LaneSink>>,
     /// Whether the stream ran since the last failure.
     pub(super) has_streamed: bool,
 }
@@ -247,6 +285,8 @@ impl Reader {
             copying: None,
             copy_again: Instant::now(),
             dropped: Vec::new(),
+            failed: Vec::new(),
+            staged_by: Vec::new(),
             has_streamed: false,
         })
     }
@@ -256,8 +296,12 @@ impl Reader {
         let began = Instant::now();
         loop {
             self.wait(LOOK);
+            self.note_dropped();
             if self.members.is_empty() {
                 self.give_up();
+                if !self.failed.is_empty() {
+                    continue;
+                }
                 let hub = Arc::clone(&self.hub);
                 match hub.close(&self.commands) {
                     Some(command) => self.take(command),
@@ -280,7 +324,7 @@ impl Reader {
                 Ok(()) => pause = PAUSE.0,
                 Err(Failure::Passing(detail)) => {
                     tracing::warn!(
-                        connection = self.hub.options.name,
+                        connection = self.hub.name,
                         detail,
                         ?pause,
                         "PostgreSQL cannot be read; trying again"
@@ -349,9 +393,24 @@ impl Reader {
     /// Ends a source that a person must help.
     pub(super) fn fail(&mut self, id: u64, failure: &Failure) {
         if let Some(member) = self.members.remove(&id) {
-            let error = failure.clone().into_world(&self.hub.options);
+            let error = failure.clone().into_world(&self.hub.options());
+            self.failed.push((member.name, member.context.dropped));
             let _ = member.ended.send(error);
         }
+    }
+
+    /// Sources that failed and are dropped now (their thread is gone and says nothing); whether there
+    /// are any.
+    pub(super) fn note_dropped(&mut self) -> bool {
+        let is_dropped =
+            |(_, dropped): &mut (TableName, Arc<AtomicBool>)| dropped.load(Ordering::Relaxed);
+        let dropped = self.failed.extract_if(.., is_dropped);
+        let before = self.dropped.len();
+        self.dropped.extend(dropped.map(|(name, _)| name));
+        // Nobody else knows of it: the program that ran it has ended.
+        self.failed
+            .retain(|(_, dropped)| Arc::strong_count(dropped) > 1);
+        self.dropped.len() > before
     }
 
     /// Starts the next copy, if one is due; `system` is the cluster that is copied from.
@@ -360,7 +419,8 @@ impl Reader {
             return;
         }
         let mut behind = self.members.values_mut();
-        let Some(member) = behind.find(|member| member.state == State::Behind) else {
+        let is_next = |member: &&mut Member| member.state == State::Behind && member.is_published;
+        let Some(member) = behind.find(is_next) else {
             return;
         };
         let Some(mut table) = member.table.take() else {
@@ -368,7 +428,7 @@ impl Reader {
         };
         member.state = State::Copying;
         let is_first = member.stand.is_none() && member.context.resume.live().is_empty();
-        let (options, context) = (self.hub.options.clone(), member.context.clone());
+        let (options, context) = (self.hub.options(), member.context.clone());
         let (system, runtime) = (system.to_owned(), Arc::clone(&self.runtime));
         let body = move || {
             let copied = copy::copy(&options, &context, &mut table, &system, is_first);
@@ -381,7 +441,8 @@ impl Reader {
         self.copying = Some((member.id, thread));
     }
 
-    /// Whether a copy has ended since the last look: the stream must begin again.
+    /// Whether a copy has come to its end since the last look, or its source is gone: the stream must
+    /// begin again. One that could not be made is tried again later, beside the stream.
     pub(super) fn copy_ended(&mut self) -> bool {
         let is_done = |(_, thread): &mut (u64, CopyThread)| thread.is_finished();
         let Some((id, thread)) = self.copying.take_if(is_done) else {
@@ -408,7 +469,8 @@ impl Reader {
                             detail,
                             "the table could not be copied; trying again"
                         );
-                        self.copy_again = Instant::now() + Duration::from_secs(1);
+                        self.copy_again = Instant::now() + AGAIN;
+                        return false;
                     }
                     Err(failure) => self.fail(id, &failure),
                 }
@@ -421,21 +483,31 @@ impl Reader {
         true
     }
 
-    /// Whether a table is being copied, or has to be.
+    /// Whether a table is being copied: the log from its snapshot on must be kept.
     pub(super) fn is_copying(&self) -> bool {
+        self.copying.is_some()
+    }
+
+    /// Whether no source waits in vain for a person.
+    pub(super) fn has_no_failed(&self) -> bool {
+        self.failed.is_empty()
+    }
+
+    /// Whether a source that could not be prepared is to be tried again now.
+    pub(super) fn is_again(&self) -> bool {
         let mut members = self.members.values();
-        members.any(|member| member.state != State::Live)
+        members.any(|member| member.again.is_some_and(|again| again <= Instant::now()))
     }
 
     /// Gives up what dropped sources hold in the database. What cannot be given up is told: it is a
     /// person's now.
     fn give_up(&mut self) {
         let dropped = std::mem::take(&mut self.dropped);
-        if dropped.is_empty() || !self.hub.options.is_own {
+        let options = &self.hub.options();
+        if dropped.is_empty() || !options.is_own {
             return;
         }
-        let options = &self.hub.options;
-        let is_last = self.members.is_empty() && !self.hub.is_expecting();
+        let is_last = self.members.is_empty() && self.failed.is_empty() && !self.hub.is_expecting();
         let given_up = self.runtime.block_on(async {
             if is_last {
                 let mut removed = setup::remove(options).await;
@@ -449,7 +521,9 @@ impl Reader {
                 return removed;
             }
             for table in &dropped {
-                if !self.members.values().any(|member| member.name == *table) {
+                let mut names = self.members.values().map(|member| &member.name);
+                let is_read = names.any(|name| name == table);
+                if !is_read && !self.failed.iter().any(|(name, _)| name == table) {
                     setup::unpublish(options, table).await?;
                 }
             }

@@ -26,6 +26,8 @@ pub enum Message<'a> {
         table: u32,
         /// The old identity, when it changed or the replica identity is full.
         old: Option<Tuple<'a>>,
+        /// Whether `old` is the whole row (REPLICA IDENTITY FULL).
+        is_whole: bool,
         /// The row.
         new: Tuple<'a>,
     },
@@ -54,6 +56,8 @@ pub struct Relation {
     pub schema: String,
     /// Name.
     pub name: String,
+    /// Whether old tuples are whole rows.
+    pub is_full: bool,
     /// The columns in the order of tuples.
     pub columns: Vec<RelationColumn>,
 }
@@ -100,6 +104,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, String> {
         b'U' => {
             let table = input.u32()?;
             let (mut mark, mut old) = (input.u8()?, None);
+            let is_whole = mark == b'O';
             if matches!(mark, b'K' | b'O') {
                 old = Some(tuple(&mut input)?);
                 mark = input.u8()?;
@@ -108,7 +113,12 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, String> {
                 return Err(format!("an update with a tuple of kind {mark}"));
             }
             let new = tuple(&mut input)?;
-            Message::Update { table, old, new }
+            Message::Update {
+                table,
+                old,
+                is_whole,
+                new,
+            }
         }
         b'D' => {
             let table = input.u32()?;
@@ -139,7 +149,7 @@ fn relation(input: &mut Input<'_>) -> Result<Relation, String> {
     let id = input.u32()?;
     let schema = input.text()?.to_owned();
     let name = input.text()?.to_owned();
-    let _replica_identity = input.u8()?;
+    let is_full = input.u8()? == b'f';
     let count = input.u16()?;
     let column = |_| {
         Ok(RelationColumn {
@@ -154,6 +164,7 @@ fn relation(input: &mut Input<'_>) -> Result<Relation, String> {
         id,
         schema,
         name,
+        is_full,
         columns: columns?,
     })
 }
@@ -268,6 +279,7 @@ mod tests {
             Message::Update {
                 table: 7,
                 old: Some(vec![Field::Text("1"), Field::Null]),
+                is_whole: false,
                 new: vec![Field::Text("2"), Field::Unchanged],
             }
         );

@@ -52,8 +52,19 @@ struct Stand {
     lsn: u64,
     /// The cluster whose log that is.
     system: String,
-    /// The columns' types under which the rows were read.
+    /// The table and its columns' types under which the rows were read.
     shape: Option<String>,
+    /// What its rows contain of a transaction that is not over, staged in parts.
+    inside: Option<Inside>,
+}
+
+/// The beginning of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Inside {
+    /// Where its commit begins.
+    commit: u64,
+    /// Changes of the source's table that were taken.
+    changes: u64,
 }
 
 /// A stand as the sink's position.
@@ -62,6 +73,7 @@ fn position(stand: &Stand) -> Json {
         "marks": { "lsn": stand.lsn },
         "system": stand.system,
         "shape": stand.shape,
+        "inside": stand.inside,
     })
 }
 
@@ -76,12 +88,14 @@ fn stand(position: Option<Json>) -> Option<Stand> {
         marks: Marks,
         system: String,
         shape: Option<String>,
+        inside: Option<Inside>,
     }
     let stored: Stored = serde_json::from_value(position?).ok()?;
     Some(Stand {
         lsn: stored.marks.lsn,
         system: stored.system,
         shape: stored.shape,
+        inside: stored.inside,
     })
 }
 
@@ -104,8 +118,8 @@ impl Connections {
         let mut hubs = self.hubs.lock().expect("no panic while held");
         let hub = hubs.entry(options.name.clone());
         let hub = hub.or_insert_with(|| Arc::new(Hub::new(options.clone())));
-        // A connection that was dropped and made anew is another one.
-        if hub.options != options {
+        // A connection that was dropped and made anew is another one; a password may change.
+        if !hub.is_of(&options) {
             *hub = Arc::new(Hub::new(options));
         }
         PostgresSource {

@@ -115,8 +115,13 @@ pub(super) type TextRow = Vec<Option<String>>;
 const CONNECT: Duration = Duration::from_secs(10);
 /// How often the server is told how far the log is durable here.
 const STATUS: Duration = Duration::from_millis(500);
-/// Events between the client's task and us; each is a message of at most a row.
-const EVENTS: usize = 1_024;
+/// Events between the client's task and us; each is a message of at most a row, which may be large.
+const EVENTS: usize = 64;
+/// The client looks whether it must say something so rarely when nothing happens; the server, which
+/// is told to wait 60 s for a word (see [`SESSION_OPTIONS`]), asks for one after 30 s.
+const WAKE: Duration = Duration::from_secs(60);
+/// A server that says nothing for so long is gone.
+pub(super) const SILENCE: Duration = Duration::from_secs(75);
 
 /// See the module.
 pub(super) struct Session {
@@ -149,7 +154,8 @@ impl Session {
             &*options.password,
             &*options.database,
             slot,
-            &*options.publication,
+            // The server reads a list of names, which it would fold.
+            quoted(&options.publication),
         );
         let mut config = config
             .with_port(port)
@@ -159,7 +165,7 @@ impl Session {
             .with_start_lsn(Lsn::ZERO)
             .with_status_interval(STATUS)
             .with_buffer_size(EVENTS);
-        config.idle_wakeup_interval = STATUS;
+        config.idle_wakeup_interval = WAKE;
         let client = ReplicationClient::connect_gated(config).await?;
         let mut session = Session { client };
         let first = session.one("SELECT pg_is_in_recovery()");
@@ -172,8 +178,14 @@ impl Session {
         }
     }
 
-    /// Runs a statement.
+    /// Runs a statement that answers within [`SILENCE`].
     pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<TextRow>, Failure> {
+        let rows = tokio::time::timeout(SILENCE, self.rows_at_last(sql)).await;
+        rows.map_err(|_| Failure::Passing(format!("the server has been silent for {SILENCE:?}")))?
+    }
+
+    /// Runs a statement that may wait for others' transactions.
+    pub(super) async fn rows_at_last(&mut self, sql: &str) -> Result<Vec<TextRow>, Failure> {
         let rows = self.client.simple_query(sql).await?;
         let text = |value: Option<&[u8]>| -> Option<String> {
             value.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
@@ -192,15 +204,25 @@ impl Session {
         Ok(row.and_then(|row| row.into_iter().next().flatten()))
     }
 
-    /// The cluster's own identity: another one has another log.
-    pub(super) async fn system(&mut self) -> Result<String, Failure> {
-        Ok(self.client.identify_system().await?.system_id)
+    /// The cluster's own identity (another one has another log), and where its log ends.
+    pub(super) async fn system(&mut self) -> Result<(String, u64), Failure> {
+        let system = tokio::time::timeout(SILENCE, self.client.identify_system()).await;
+        let silent = |_| Failure::Passing(format!("the server has been silent for {SILENCE:?}"));
+        let system = system.map_err(silent)??;
+        Ok((system.system_id, system.xlogpos.as_u64()))
+    }
+
+    /// Whether the connection still answers.
+    pub(super) async fn is_there(&mut self) -> bool {
+        self.one("SELECT 1").await.is_ok()
     }
 
     /// Streams the slot from where it was last confirmed.
     pub(super) async fn start(mut self) -> Result<ReplicationClient, Failure> {
         self.client.start().await?;
-        self.client.wait_started().await?;
+        let started = tokio::time::timeout(SILENCE, self.client.wait_started()).await;
+        let silent = |_| Failure::Passing(format!("the stream has not begun within {SILENCE:?}"));
+        started.map_err(silent)??;
         Ok(self.client)
     }
 }
@@ -230,7 +252,6 @@ pub(super) fn quoted(name: &str) -> String {
 
 /// A text in a statement.
 pub(super) fn literal(text: &str) -> String {
-    // A backslash means itself: standard_conforming_strings is on by default, and asked for where
-    // it could matter.
+    // A backslash means itself: standard_conforming_strings is asked for.
     format!("'{}'", text.replace('\'', "''"))
 }

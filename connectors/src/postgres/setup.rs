@@ -60,7 +60,10 @@ pub(super) struct TableColumn {
 /// What the catalog says of a table.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TableFacts {
+    /// Object id: another table of the same name has another one.
+    pub(super) id: u32,
     pub(super) columns: Vec<TableColumn>,
+    is_partitioned: bool,
     /// `d`, `n`, `f`, `i`
     identity: String,
     /// The planner's guess of its rows.
@@ -105,9 +108,11 @@ pub(super) async fn facts(session: &mut Session, table: &TableName) -> Result<Ta
                     array_position(i.indkey::int2[], a.attnum),
                     {full} OR EXISTS (SELECT FROM pg_index x WHERE x.indrelid = a.attrelid
                         AND CASE {literal_identity} WHEN 'i' THEN x.indisreplident ELSE x.indisprimary END
+                        AND x.indisvalid AND x.indimmediate
                         AND a.attnum = ANY (x.indkey::int2[]))
              FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
              LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+                  AND i.indisvalid AND i.indimmediate
              WHERE a.attrelid = {oid} AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
         ))
         .await?;
@@ -125,6 +130,8 @@ pub(super) async fn facts(session: &mut Session, table: &TableName) -> Result<Ta
         })
     });
     Ok(TableFacts {
+        id: oid.parse().unwrap_or_default(),
+        is_partitioned: kind == "p",
         columns: columns.collect(),
         identity: identity.clone(),
         rows: rows.parse().unwrap_or(-1),
@@ -169,6 +176,11 @@ impl TableFacts {
             };
             return Err(Failure::Lasting(detail));
         }
+        if self.identity != "f" {
+            let identity = self.columns.iter().filter(|column| column.is_identity);
+            let names = identity.map(|column| column.name.as_str());
+            check_key(table, declared, names)?;
+        }
         Ok(())
     }
 
@@ -200,6 +212,26 @@ impl TableFacts {
             )),
             false => Ok(schema),
         }
+    }
+}
+
+/// Whether the declared key is the whole identity: of a part of it, rows would fall together.
+pub(super) fn check_key<'a>(
+    table: &TableName,
+    declared: &Schema,
+    identity: impl Iterator<Item = &'a str>,
+) -> Result<(), Failure> {
+    let mut key = declared.key.iter().map(|at| &declared.columns[*at].name);
+    let missing = identity.filter(|name| !key.clone().any(|key| key == name));
+    let missing: Vec<&str> = missing.collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Lasting(format!(
+            "the key of the source ({}) is only a part of the replica identity of {table}, which also \
+             has {}: different rows would be one; declare the whole primary key",
+            key.by_ref().cloned().collect::<Vec<_>>().join(", "),
+            missing.join(", ")
+        ))),
     }
 }
 
@@ -252,16 +284,19 @@ fn sql_type(name: &str, type_id: u32) -> SqlType {
     }
 }
 
-/// Makes the publication if there is none, and puts a table into it.
+/// Makes the publication if there is none, and puts a table into it; whether the table was not in it
+/// before, so that changes since are not in the log.
 pub(super) async fn publish(
     session: &mut Session,
     options: &PostgresOptions,
     table: &TableName,
-) -> Result<(), Failure> {
+    facts: &TableFacts,
+    declared: &Schema,
+) -> Result<bool, Failure> {
     let (name, publication) = (literal(&options.publication), quoted(&options.publication));
     let found = session
         .rows(&format!(
-            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot
              FROM pg_publication WHERE pubname = {name}"
         ))
         .await?;
@@ -273,7 +308,7 @@ pub(super) async fn publish(
                 table.sql()
             ))
             .await;
-        return made.map(drop).map_err(|error| {
+        return made.map(|_| true).map_err(|error| {
             Failure::Passing(format!(
                 "{error}; an owner of {table} can run: CREATE PUBLICATION {publication} FOR TABLE {} \
                  WITH (publish_via_partition_root = true)",
@@ -288,21 +323,89 @@ pub(super) async fn publish(
              delete, truncate')"
         )));
     }
-    let (schema, table_name) = (literal(&table.schema), literal(&table.name));
-    let is_in = session
-        .one(&format!(
-            "SELECT true FROM pg_publication_tables
-             WHERE pubname = {name} AND schemaname = {schema} AND tablename = {table_name}"
-        ))
-        .await?;
-    if is_in.is_some() {
-        return Ok(());
+    if facts.is_partitioned && row.get(1).cloned().flatten().as_deref() != Some("t") {
+        return Err(Failure::Lasting(format!(
+            "the publication {publication} sends the changes of {table} under its partitions' names; \
+             ALTER PUBLICATION {publication} SET (publish_via_partition_root = true)"
+        )));
+    }
+    if is_published(session, options, table, declared).await? {
+        return Ok(false);
     }
     let statement = format!("ALTER PUBLICATION {publication} ADD TABLE {}", table.sql());
     let added = session.rows(&statement).await;
     added
-        .map(drop)
+        .map(|_| true)
         .map_err(|error| Failure::Passing(format!("{error}; the owner can run: {statement}")))
+}
+
+/// Whether the publication has a table, all its rows and the declared columns.
+async fn is_published(
+    session: &mut Session,
+    options: &PostgresOptions,
+    table: &TableName,
+    declared: &Schema,
+) -> Result<bool, Failure> {
+    let (name, publication) = (literal(&options.publication), quoted(&options.publication));
+    let (schema, table_name) = (literal(&table.schema), literal(&table.name));
+    let version = session.one("SHOW server_version_num").await?;
+    let version: u32 = version.and_then(|text| text.parse().ok()).unwrap_or(0);
+    // Filters and lists of columns came with version 15.
+    let more = match version >= 150_000 {
+        true => "rowfilter, array_to_string(attnames, E'\\n')",
+        false => "NULL, NULL",
+    };
+    let found = session
+        .rows(&format!(
+            "SELECT {more} FROM pg_publication_tables
+             WHERE pubname = {name} AND schemaname = {schema} AND tablename = {table_name}"
+        ))
+        .await?;
+    let Some(row) = found.first() else {
+        return Ok(false);
+    };
+    let text = |at: usize| row.get(at).cloned().flatten();
+    if text(0).is_some() {
+        return Err(Failure::Lasting(format!(
+            "the publication {publication} filters the rows of {table}: rows that leave the filter \
+             would stay here; publish the whole table and filter in a view"
+        )));
+    }
+    if let Some(sent) = text(1) {
+        let is_sent = |name: &str| sent.split('\n').any(|sent| sent == name);
+        let mut declared = declared.columns.iter();
+        if let Some(column) = declared.find(|column| !is_sent(&column.name)) {
+            return Err(Failure::Lasting(format!(
+                "the publication {publication} does not send column \"{}\" of {table}; add it to \
+                 the publication's column list, or leave it out of the source",
+                column.name
+            )));
+        }
+    }
+    Ok(true)
+}
+
+/// Whether tables are still those (by object id) that a publication sends.
+pub(super) async fn are_there(
+    options: &PostgresOptions,
+    tables: &[(TableName, u32)],
+) -> Result<bool, Failure> {
+    let mut session = Session::open(options, &options.slot).await?;
+    for (table, id) in tables {
+        let name = literal(&options.publication);
+        let (schema, table_name) = (literal(&table.schema), literal(&table.name));
+        let found = session
+            .one(&format!(
+                "SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                 JOIN pg_publication_tables p ON p.schemaname = n.nspname AND p.tablename = c.relname
+                 WHERE p.pubname = {name} AND n.nspname = {schema} AND c.relname = {table_name}"
+            ))
+            .await?;
+        if found != Some(id.to_string()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A replication slot.
@@ -349,7 +452,7 @@ pub(super) async fn slot(
         )));
     }
     if text(2) == "lost" {
-        if !options.copies_again {
+        if !may_make {
             return Err(lost(options, "has lost the log that it needs"));
         }
         session

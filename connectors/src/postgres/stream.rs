@@ -10,6 +10,7 @@
 //! confirmed at L only after every source has logged a position of at least L and the log is synced.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::contract::{Part, SourceBatch};
@@ -18,15 +19,15 @@ use engine::telemetry;
 use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
 
 use super::copy::point_text;
-use super::hub::{LOOK, Member, Reader, State};
+use super::hub::{AGAIN, LOOK, Member, Reader, State};
 use super::message::{self, Message, Relation};
-use super::session::{Failure, Session};
-use super::{LANE, Stand, position, setup};
+use super::session::{Failure, PostgresOptions, SILENCE, Session};
+use super::{Inside, LANE, Stand, position, setup};
 
 /// Time between two confirmations.
 const CONFIRM: Duration = Duration::from_secs(1);
-/// A server that says nothing for so long is gone: it sends keepalives twice a minute.
-const SILENCE: Duration = Duration::from_secs(75);
+/// Time between two looks whether the tables are still those that are published.
+const TABLES: Duration = Duration::from_secs(30);
 
 /// The transaction that is being read.
 struct Transaction {
@@ -54,33 +55,37 @@ struct Stream {
     readers: HashMap<u32, Vec<u64>>,
     transaction: Option<Transaction>,
     heard: Instant,
+    /// The look at the tables that is on its way, and when the next one is due.
+    look: Option<tokio::task::JoinHandle<Result<bool, Failure>>>,
+    look_at: Instant,
 }
 
 impl Reader {
     /// Connects, prepares what is missing, and reads until something changes.
     pub(super) async fn session(&mut self) -> Result<(), Failure> {
-        let options = self.hub.options.clone();
+        let options = self.hub.options();
         let mut session = Session::open(&options, &options.slot).await?;
-        let system = session.system().await?;
-        self.publish(&mut session, &system).await?;
+        let (system, end) = session.system().await?;
+        self.prepare(&mut session, &system).await?;
         if self.members.is_empty() {
             return Ok(());
         }
         let mut members = self.members.values();
-        let is_first = members.all(|member| member.stand.is_none());
+        let is_first = members.all(|member| member.stand.is_none()) && self.has_no_failed();
         let may_make = is_first || options.copies_again;
         let slot = setup::slot(&mut session, &options, may_make).await?;
         if slot.is_new {
             tracing::info!(slot = options.slot, "made the replication slot");
         }
         for member in self.members.values_mut() {
-            member.place(slot.confirmed, &system);
+            member.place(&slot, &system, end);
         }
         self.start_copy(&system);
         let mut members = self.members.values();
         if !members.any(|member| member.state == State::Live) {
             drop(session);
-            while !self.wait(LOOK) && !self.copy_ended() {
+            while !self.wait(LOOK) && !self.copy_ended() && !self.is_again() && !self.note_dropped()
+            {
                 self.start_copy(&system);
             }
             return Ok(());
@@ -96,6 +101,8 @@ impl Reader {
             readers: HashMap::new(),
             transaction: None,
             heard: Instant::now(),
+            look: None,
+            look_at: Instant::now() + TABLES,
         };
         let ended = self.read(&mut stream, &system).await;
         for member in self.members.values_mut() {
@@ -107,39 +114,26 @@ impl Reader {
         ended
     }
 
-    /// Checks the tables of sources that are new here, and puts them into the publication.
-    async fn publish(&mut self, session: &mut Session, system: &str) -> Result<(), Failure> {
-        let options = self.hub.options.clone();
+    /// Looks at every source's table and puts it into the publication. What one source lacks does not
+    /// hold up the others.
+    async fn prepare(&mut self, session: &mut Session, system: &str) -> Result<(), Failure> {
         let mut failed = Vec::new();
+        let options = self.hub.options();
         for (id, member) in &mut self.members {
-            let stood = member.stand.as_ref();
-            if let Some(stood) = stood.filter(|stood| stood.system != system)
-                && !options.copies_again
-            {
-                failed.push((*id, Failure::Lasting(format!(
-                    "this is another cluster (system identifier {system}, the source read {}): its \
-                     log does not go on from there; drop the connection's sources and create them \
-                     again, or create the connection with SLOT LOST 'copy'",
-                    stood.system
-                ))));
-                continue;
-            }
-            let Some(table) = member.table.as_ref().filter(|_| !member.is_published) else {
-                continue;
-            };
-            let is_first = member.stand.is_none() && member.context.resume.live().is_empty();
-            let checked = match setup::facts(session, &table.name).await {
-                Ok(facts) => facts.check(&table.name, &table.schema, is_first),
-                Err(failure) => Err(failure),
-            };
-            let published = match checked {
-                Ok(()) => setup::publish(session, &options, &table.name).await,
-                Err(failure) => Err(failure),
-            };
-            match published {
+            member.again = None;
+            member.is_published = false;
+            match member.prepare(session, &options, system).await {
                 Ok(()) => member.is_published = true,
                 Err(failure @ Failure::Lasting(_)) => failed.push((*id, failure)),
-                Err(passing) => return Err(passing),
+                Err(passing) if !session.is_there().await => return Err(passing),
+                Err(passing) => {
+                    tracing::warn!(
+                        source = member.context.name,
+                        detail = %passing,
+                        "the table cannot be published yet; trying again"
+                    );
+                    member.again = Some(Instant::now() + AGAIN);
+                }
             }
         }
         for (id, failure) in failed {
@@ -152,7 +146,15 @@ impl Reader {
     async fn read(&mut self, stream: &mut Stream, system: &str) -> Result<(), Failure> {
         loop {
             if stream.transaction.is_none() {
-                if self.commands_now() || self.copy_ended() {
+                let is_other = self.commands_now() || self.copy_ended() || self.is_again();
+                if is_other || self.note_dropped() {
+                    return Ok(());
+                }
+                if self.tables_changed(stream).await {
+                    tracing::warn!(
+                        connection = self.hub.name,
+                        "a table was made anew or left the publication: looking at all of them"
+                    );
                     return Ok(());
                 }
                 self.start_copy(system);
@@ -190,6 +192,9 @@ impl Reader {
     fn event(&mut self, stream: &mut Stream, event: &ReplicationEvent) -> Result<bool, Failure> {
         match event {
             ReplicationEvent::Begin { final_lsn, .. } => {
+                self.members
+                    .values_mut()
+                    .for_each(|member| member.changes = 0);
                 stream.transaction = Some(Transaction {
                     commit: final_lsn.as_u64(),
                     name: format!("transaction at {final_lsn}"),
@@ -240,7 +245,9 @@ impl Reader {
             let Some(member) = self.members.get_mut(id) else {
                 continue;
             };
+            member.changes += 1;
             if member.wants(transaction.commit)
+                && !member.has(transaction.commit)
                 && !transaction.to_copy.contains(id)
                 && let Some(table) = &mut member.table
             {
@@ -255,17 +262,18 @@ impl Reader {
         if bytes > TRANSACTION_BYTES_MAX {
             if !std::mem::replace(&mut transaction.is_split, true) {
                 metrics::counter!(
-                    telemetry::TRANSACTIONS_SPLIT.name, "connection" => self.hub.options.name.clone()
+                    telemetry::TRANSACTIONS_SPLIT.name, "connection" => self.hub.name.clone()
                 )
                 .increment(1);
                 tracing::warn!(
-                    connection = self.hub.options.name,
+                    connection = self.hub.name,
                     transaction = transaction.name,
                     limit = TRANSACTION_BYTES_MAX,
                     "a transaction is larger than TRANSACTION_BYTES_MAX: it becomes visible in parts"
                 );
             }
-            self.stage(None);
+            let commit = transaction.commit;
+            self.stage(Upto::Inside(commit));
         }
         Ok(())
     }
@@ -316,7 +324,7 @@ impl Reader {
     /// Stages the transaction; whether a table must be copied again.
     fn commit(&mut self, stream: &mut Stream, transaction: &Transaction, end: u64) -> bool {
         stream.at = stream.at.max(end);
-        self.stage(Some(end));
+        self.stage(Upto::End(end));
         for member in self.members.values_mut() {
             member.pass(end);
         }
@@ -329,13 +337,17 @@ impl Reader {
         !transaction.to_copy.is_empty()
     }
 
-    /// Stages what the sources' tables hold, as one transaction; with its end when it is whole.
-    fn stage(&mut self, end: Option<u64>) {
+    /// Stages what the sources' tables hold, as one transaction.
+    fn stage(&mut self, upto: Upto) {
         loop {
+            // All of them are being stopped, one after another: a part without the others' must not be
+            // logged. It is read again.
+            let mut members = self.members.values();
+            let is_end = members.any(|one| one.context.is_stopping() && !one.context.is_dropped());
             let mut parts: Vec<Part> = Vec::new();
             for member in self.members.values_mut() {
-                member.is_leaving |= member.context.is_stopping();
-                parts.extend(member.part(end));
+                member.is_leaving |= is_end || member.context.is_stopping();
+                parts.extend(member.part(upto));
             }
             let Some(first) = parts.first().map(|part| part.source) else {
                 return;
@@ -346,10 +358,14 @@ impl Reader {
             // Closed: that source is stopping. The others' parts are taken again without it.
             let is_staged = first.context.sink.stage_together(parts.clone()).is_ok();
             first.is_leaving |= !is_staged;
+            let sink = Arc::clone(&first.context.sink);
+            if !self.staged_by.iter().any(|other| Arc::ptr_eq(other, &sink)) {
+                self.staged_by.push(sink);
+            }
             for member in self.members.values_mut() {
                 let source = member.context.sink.source();
                 if let Some(part) = parts.iter().find(|part| part.source == source) {
-                    member.staged(part, end, is_staged);
+                    member.staged(part, upto, is_staged);
                 }
             }
             if is_staged {
@@ -376,7 +392,7 @@ impl Reader {
     fn confirm(&mut self, stream: &mut Stream) {
         stream.confirmed_at = Instant::now();
         metrics::gauge!(
-            telemetry::POSTGRES_LAG_BYTES.name, "connection" => self.hub.options.name.clone()
+            telemetry::POSTGRES_LAG_BYTES.name, "connection" => self.hub.name.clone()
         )
         .set(stream.end.saturating_sub(stream.at) as f64);
         // A copy goes on from a point that must still be in the log when it is through.
@@ -390,30 +406,116 @@ impl Reader {
                 return;
             }
         }
+        // A transaction's record was logged by one of its sources, which may have left since.
+        for sink in &self.staged_by {
+            if sink.sync().is_err() {
+                return;
+            }
+        }
         for member in self.members.values() {
             if member.context.sink.sync().is_err() {
                 return;
             }
         }
+        self.staged_by.clear();
         stream.confirmed = stream.at;
         stream.client.update_applied_lsn(Lsn::from_u64(stream.at));
     }
 }
 
+impl Reader {
+    /// Looks from time to time, on a connection aside, whether a table of a name is another one now.
+    async fn tables_changed(&self, stream: &mut Stream) -> bool {
+        if let Some(look) = stream.look.take_if(|look| look.is_finished()) {
+            // A look that fails says nothing: the stream itself will notice a server that is away.
+            return matches!(look.await, Ok(Ok(false)));
+        }
+        if stream.look.is_none() && Instant::now() >= stream.look_at {
+            stream.look_at = Instant::now() + TABLES;
+            let live = self.members.values();
+            let live = live.filter(|member| member.state == State::Live && member.is_published);
+            let tables = live.map(|member| (member.name.clone(), member.table_id));
+            let tables: Vec<_> = tables.collect();
+            let options = self.hub.options();
+            let look = async move { setup::are_there(&options, &tables).await };
+            stream.look = Some(tokio::spawn(look));
+        }
+        false
+    }
+}
+
+/// How far a batch goes.
+#[derive(Debug, Clone, Copy)]
+enum Upto {
+    /// The end of a transaction.
+    End(u64),
+    /// The middle of one whose commit begins there.
+    Inside(u64),
+}
+
 impl Member {
-    /// Whether the stream is its truth, or it must be copied.
-    fn place(&mut self, confirmed: u64, system: &str) {
+    /// Looks at the table and puts it into the publication. A table that is another one now, has other
+    /// types, or was not in the publication, has to be copied (again).
+    async fn prepare(
+        &mut self,
+        session: &mut Session,
+        options: &PostgresOptions,
+        system: &str,
+    ) -> Result<(), Failure> {
+        let stood = self.stand.as_ref();
+        if let Some(stood) = stood.filter(|stood| stood.system != system)
+            && !options.copies_again
+        {
+            return Err(Failure::Lasting(format!(
+                "this is another cluster (system identifier {system}, the source read {}): its log \
+                 does not go on from there; drop the connection's sources and create them again, or \
+                 create the connection with SLOT LOST 'copy'",
+                stood.system
+            )));
+        }
+        let Some(table) = &self.table else {
+            // It is being copied: that was looked at.
+            return Ok(());
+        };
+        let is_first = self.stand.is_none() && self.context.resume.live().is_empty();
+        let facts = setup::facts(session, &table.name).await?;
+        facts.check(&table.name, &table.schema, is_first)?;
+        let schema = &table.schema;
+        let is_added = setup::publish(session, options, &table.name, &facts, schema).await?;
+        let shape = table.shape_of(&facts);
+        let is_other = |stood: &Stand| is_added || stood.shape.as_deref() != Some(&*shape);
+        self.table_id = facts.id;
+        if self.stand.as_ref().is_some_and(is_other) {
+            tracing::warn!(
+                source = self.context.name,
+                table = %self.name,
+                "the table is another one, has other types, or was not published: it is copied again"
+            );
+            self.stand = None;
+        }
+        Ok(())
+    }
+
+    /// Whether the stream is its truth, or it must be copied. `end`: of the server's log.
+    fn place(&mut self, slot: &setup::Slot, system: &str, end: u64) {
         if self.state == State::Copying {
             return;
         }
         let stood = self.stand.as_ref();
-        let is_whole = stood.is_some_and(|stood| stood.lsn >= confirmed && stood.system == system);
-        if !is_whole && let Some(stood) = stood {
+        let is_whole = stood.is_some_and(|stood| {
+            let is_in_log = (slot.confirmed..=end).contains(&stood.lsn);
+            is_in_log && !slot.is_new && stood.system == system && self.is_published
+        });
+        if !is_whole
+            && self.is_published
+            && let Some(stood) = stood
+        {
             tracing::warn!(
                 source = self.context.name,
                 stands_at = point_text(stood.lsn),
-                log_begins_at = point_text(confirmed),
-                "changes between are no longer in the log: the table is copied again"
+                log_begins_at = point_text(slot.confirmed),
+                log_ends_at = point_text(end),
+                "the log does not go on from where the source stands: the table is copied again"
             );
         }
         let shape = stood.and_then(|stood| stood.shape.clone());
@@ -432,25 +534,47 @@ impl Member {
         self.state == State::Live && stood.is_some_and(|stood| stood.lsn <= commit)
     }
 
+    /// Whether its rows contain the present change of a transaction that was staged in parts.
+    fn has(&self, commit: u64) -> bool {
+        let inside = self.stand.as_ref().and_then(|stand| stand.inside);
+        inside.is_some_and(|inside| inside.commit == commit && self.changes <= inside.changes)
+    }
+
     /// Everything before `at` is in its rows.
     fn pass(&mut self, at: u64) {
         if self.state == State::Live
             && !self.is_leaving
             && let Some(stand) = &mut self.stand
         {
+            if at > stand.lsn {
+                stand.inside = None;
+            }
             stand.lsn = stand.lsn.max(at);
         }
     }
 
-    /// Where it will stand after a transaction.
-    fn stand_at(&self, end: u64) -> Option<Stand> {
-        let lsn = self.stand.as_ref()?.lsn.max(end);
-        self.stand.clone().map(|stand| Stand { lsn, ..stand })
+    /// Where it will stand after a batch.
+    fn stand_at(&self, upto: Upto) -> Option<Stand> {
+        let stand = self.stand.clone()?;
+        Some(match upto {
+            Upto::End(end) => Stand {
+                lsn: stand.lsn.max(end),
+                inside: None,
+                ..stand
+            },
+            Upto::Inside(commit) => Stand {
+                inside: Some(Inside {
+                    commit,
+                    changes: self.changes,
+                }),
+                ..stand
+            },
+        })
     }
 
     /// Its part of a transaction, if it has one.
-    fn part(&mut self, end: Option<u64>) -> Option<Part> {
-        let stand = end.and_then(|end| self.stand_at(end));
+    fn part(&mut self, upto: Upto) -> Option<Part> {
+        let stand = self.stand_at(upto);
         let table = self.table.as_mut()?;
         if self.is_leaving {
             table.clear();
@@ -469,16 +593,18 @@ impl Member {
     }
 
     /// Its part was staged, or is given back to be staged again.
-    fn staged(&mut self, part: &Part, end: Option<u64>, is_staged: bool) {
+    fn staged(&mut self, part: &Part, upto: Upto, is_staged: bool) {
+        let stand = self.stand_at(upto);
         let Some(table) = &mut self.table else { return };
-        if is_staged {
-            table.staged();
-            if let Some(end) = end {
-                self.logged = self.logged.max(end);
-                self.reached = self.logged;
-            }
-        } else {
+        if !is_staged {
             table.give_back(part.batch.clone());
+            return;
+        }
+        table.staged();
+        self.stand = stand;
+        if let Upto::End(end) = upto {
+            self.logged = self.logged.max(end);
+            self.reached = self.logged;
         }
     }
 

@@ -17,7 +17,7 @@ use serde_json::Value as Json;
 
 use super::message::{Field, Message, Relation};
 use super::session::{Failure, TextRow};
-use super::setup::{TableFacts, TableName, not_identity};
+use super::setup::{TableFacts, TableName, check_key, not_identity};
 use super::value;
 use crate::envelope::table::LiveRows;
 use crate::key;
@@ -72,13 +72,15 @@ impl Table {
         self.shape = shape;
     }
 
+    /// The table and the types of its declared columns as the catalog has them.
+    pub(super) fn shape_of(&self, facts: &TableFacts) -> String {
+        shape(&self.schema, facts.id, |name| types(facts, name))
+    }
+
     /// Reads the columns of a cursor over [`Table::select`].
     pub(super) fn copy_from(&mut self, facts: &TableFacts) {
-        let types = |name: &str| {
-            let column = facts.column(name);
-            column.map(|column| (column.type_id, column.modifier))
-        };
-        self.shape = Some(shape(&self.schema, types));
+        let types = |name: &str| types(facts, name);
+        self.shape = Some(self.shape_of(facts));
         let (mut next, mut places) = (0, Vec::new());
         for column in &self.schema.columns {
             let place = types(&column.name).map(|(type_id, _)| (next, type_id));
@@ -116,11 +118,16 @@ impl Table {
                 Some(_) => {}
             }
         }
+        if !relation.is_full {
+            let identity = columns.iter().filter(|column| column.is_identity);
+            let names = identity.map(|column| column.name.as_str());
+            check_key(&self.name, &self.schema, names)?;
+        }
         let types = |name: &str| {
             let at = find(name)?;
             Some((columns[at].type_id, columns[at].modifier))
         };
-        let shape = shape(&self.schema, types);
+        let shape = shape(&self.schema, relation.id, types);
         let place = |name: &str| find(name).map(|at| (at, columns[at].type_id));
         let declared = self.schema.columns.iter();
         self.places = declared.map(|column| place(&column.name)).collect();
@@ -130,8 +137,10 @@ impl Table {
     /// Applies a change of the table. `position` names it for people.
     pub(super) fn apply(&mut self, message: &Message<'_>, position: &str) {
         match message {
-            Message::Insert { new, .. } => self.upsert(None, new, position),
-            Message::Update { old, new, .. } => self.upsert(old.as_deref(), new, position),
+            Message::Insert { new, .. } => self.upsert(None, false, new, position),
+            Message::Update {
+                old, is_whole, new, ..
+            } => self.upsert(old.as_deref(), *is_whole, new, position),
             Message::Delete { old, .. } => match self.key(old, None) {
                 Ok(key) => self.delete(key),
                 Err(error) => self.letter(old, None, error, position),
@@ -163,7 +172,7 @@ impl Table {
                 return None;
             }
         };
-        match self.values(&tuple, &key) {
+        match self.values(&tuple, None, &key) {
             Ok(values) => {
                 let row = self.rows.pack(&values);
                 if !is_same(&key, &row) {
@@ -178,14 +187,25 @@ impl Table {
         }
     }
 
-    fn upsert(&mut self, old: Option<&[Field<'_>]>, new: &[Field<'_>], position: &str) {
+    /// `is_whole`: `old` is the row as it was, not only its identity.
+    fn upsert(
+        &mut self,
+        old: Option<&[Field<'_>]>,
+        is_whole: bool,
+        new: &[Field<'_>],
+        position: &str,
+    ) {
         let before = old.map(|old| self.key(old, None));
         let key = self.key(new, old);
         let (before, key) = match (before.transpose(), key) {
             (Ok(before), Ok(key)) => (before.unwrap_or_else(|| key.clone()), key),
+            (Ok(Some(before)), Err(error)) => {
+                self.delete(before);
+                return self.letter(new, None, error, position);
+            }
             (Err(error), _) | (_, Err(error)) => return self.letter(new, None, error, position),
         };
-        let values = self.values(new, &before);
+        let values = self.values(new, old.filter(|_| is_whole), &before);
         if before != key {
             self.delete(before);
         }
@@ -226,12 +246,24 @@ impl Table {
         key::canonical(&self.schema, &values?)
     }
 
-    /// The values of a tuple; what was not sent is the row's that stands under `before`.
-    fn values(&self, tuple: &[Field<'_>], before: &Key) -> Result<Vec<Value>, DataError> {
+    /// The values of a tuple; what was not sent is the whole old row's, if it came along, else the
+    /// row's that stands under `before`.
+    fn values(
+        &self,
+        tuple: &[Field<'_>],
+        old: Option<&[Field<'_>]>,
+        before: &Key,
+    ) -> Result<Vec<Value>, DataError> {
         let mut standing: Option<Option<Vec<Value>>> = None;
         let columns = self.schema.columns.iter().zip(&self.places).enumerate();
         let values = columns.map(|(i, (column, place))| {
-            let field = place.and_then(|(at, type_id)| Some((*tuple.get(at)?, type_id)));
+            let field = place.and_then(|(at, type_id)| {
+                let field = match *tuple.get(at)? {
+                    Field::Unchanged => old.and_then(|old| old.get(at).copied()),
+                    field => Some(field),
+                };
+                Some((field.unwrap_or(Field::Unchanged), type_id))
+            });
             match field {
                 None => Ok(Value::Null),
                 Some((Field::Null, type_id)) => value::value(None, type_id, column),
@@ -327,8 +359,13 @@ fn size(key: &Key, row: Option<&Row>) -> usize {
     key.as_str().len() + row.map_or(0, |row| row.as_bytes().len()) + 64
 }
 
-/// The types of the declared columns, as one text to compare.
-fn shape(schema: &Schema, types: impl Fn(&str) -> Option<(u32, i32)>) -> String {
+fn types(facts: &TableFacts, name: &str) -> Option<(u32, i32)> {
+    let column = facts.column(name);
+    column.map(|column| (column.type_id, column.modifier))
+}
+
+/// The table and the types of its declared columns, as one text to compare.
+fn shape(schema: &Schema, table: u32, types: impl Fn(&str) -> Option<(u32, i32)>) -> String {
     let columns = schema
         .columns
         .iter()
@@ -336,7 +373,7 @@ fn shape(schema: &Schema, types: impl Fn(&str) -> Option<(u32, i32)>) -> String 
             Some((type_id, modifier)) => format!("{type_id}:{modifier}"),
             None => "-".to_owned(),
         });
-    columns.collect::<Vec<_>>().join(",")
+    format!("{table};{}", columns.collect::<Vec<_>>().join(","))
 }
 
 fn unsent(column: &str) -> DataError {

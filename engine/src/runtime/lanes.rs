@@ -229,10 +229,14 @@ impl Lanes {
     /// The earliest deadline of a head that waits for vectors.
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let heads = self.lanes.values().filter_map(|lane| lane.queue.front());
-        heads
-            .filter(|head| head.is_prepared)
-            .map(|head| head.deadline)
-            .min()
+        // A part of a transaction waits for the last of its mates.
+        let mate = |id: &LaneId| self.lanes.get(id).and_then(|lane| lane.queue.front());
+        let deadline = |head: &Waiting| {
+            let mates = head.batch.together.iter().filter_map(mate);
+            let mates = mates.map(|mate| mate.deadline);
+            mates.fold(head.deadline, Time::max)
+        };
+        heads.filter(|head| head.is_prepared).map(deadline).min()
     }
 
     /// Marks a batch as bound during replay.

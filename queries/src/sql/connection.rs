@@ -144,9 +144,10 @@ fn given_name(options: &Options, option: &str, connection: &str) -> Result<Strin
         return Ok(name.chars().take(NAME_BYTES_MAX).collect());
     };
     // The characters of a replication slot's name; a publication may have others, quoted.
-    let is_slot_name = text
-        .chars()
-        .all(|letter| matches!(letter, 'a'..='z' | '0'..='9' | '_'));
+    let is_slot_name = !text.starts_with(|first: char| first.is_ascii_digit())
+        && text
+            .chars()
+            .all(|letter| matches!(letter, 'a'..='z' | '0'..='9' | '_'));
     let fits = !text.is_empty() && text.len() <= NAME_BYTES_MAX;
     if fits && (is_slot_name || option != "SLOT") {
         return Ok(text);

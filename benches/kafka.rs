@@ -22,6 +22,8 @@
 mod clustered;
 #[path = "support/messages.rs"]
 mod messages;
+// Its own unit tests are not built here, what they import is.
+#[allow(unused_imports)]
 #[path = "../tests/support/servers/mod.rs"]
 mod servers;
 #[path = "support/source_alone.rs"]

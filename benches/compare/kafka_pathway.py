@@ -60,7 +60,8 @@ def main():
 
     settings = {
         "bootstrap.servers": brokers,
-        "group.id": "headwater-compare",
+        # A group of its own: of an earlier run's the broker would first await the dead member.
+        "group.id": f"headwater-compare-{os.getpid()}",
         "auto.offset.reset": "earliest",
         "fetch.queue.backoff.ms": "20",
     }

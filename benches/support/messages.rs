@@ -187,7 +187,7 @@ impl Maker {
         while text.len() < bytes {
             let word: u32 = self.rng.random_range(0..50_000);
             text += &format!("word{word}");
-            text.push(if word % 16 == 0 { '\n' } else { ' ' });
+            text.push(if word.is_multiple_of(16) { '\n' } else { ' ' });
         }
         text.truncate(bytes);
         text

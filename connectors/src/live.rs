@@ -12,21 +12,32 @@ use engine::model::{Key, Row, RowCodec, Schema, Value};
 
 use crate::envelope::table::LiveRows;
 
+/// Rows packed by one call: enough to share its cost, few enough that their texts together are far
+/// from what one array can hold.
+const PACKED_TOGETHER: usize = 64;
+
 /// See the module.
 pub(crate) struct Rows {
     resume: Arc<dyn Resume>,
     codec: RowCodec,
     /// Changes of the batch that the sink does not know yet.
-    staged: HashMap<Key, Option<Row>>,
+    staged: HashMap<Key, Option<Standing>>,
+}
+
+/// A row that the sink does not know yet.
+enum Standing {
+    Packed(Row),
+    Values(Arc<[Value]>),
 }
 
 impl LiveRows for Rows {
     fn row(&self, key: &Key) -> Option<Vec<Value>> {
-        let row = match self.staged.get(key) {
-            Some(row) => row.clone(),
-            None => self.resume.row(key),
-        };
-        row.map(|row| self.codec.unpack(&row))
+        match self.staged.get(key) {
+            Some(None) => None,
+            Some(Some(Standing::Values(values))) => Some(values.to_vec()),
+            Some(Some(Standing::Packed(row))) => Some(self.codec.unpack(row)),
+            None => self.resume.row(key).map(|row| self.codec.unpack(&row)),
+        }
     }
 }
 
@@ -54,9 +65,20 @@ impl Rows {
         self.codec.pack(values)
     }
 
+    /// Rows in the engine's form: far cheaper together than one by one.
+    pub(crate) fn pack_all(&self, rows: &[impl AsRef<[Value]>]) -> Vec<Row> {
+        let groups = rows.chunks(PACKED_TOGETHER);
+        groups.flat_map(|rows| self.codec.pack_all(rows)).collect()
+    }
+
     /// Notes a change of the batch.
     pub(crate) fn note(&mut self, key: Key, row: Option<Row>) {
-        self.staged.insert(key, row);
+        self.staged.insert(key, row.map(Standing::Packed));
+    }
+
+    /// Notes a row of the batch that is packed later.
+    pub(crate) fn note_values(&mut self, key: Key, values: Arc<[Value]>) {
+        self.staged.insert(key, Some(Standing::Values(values)));
     }
 
     /// The batch was staged: the sink knows it now.

@@ -85,6 +85,8 @@ pub(super) fn consumer(
         .set("isolation.level", "read_committed")
         .set("allow.auto.create.topics", "false")
         .set("queued.max.messages.kbytes", "16384")
+        // The default is a second, in which a quick reader empties the queue and waits.
+        .set("fetch.queue.backoff.ms", "20")
         .set("fetch.wait.max.ms", "100")
         .set("reconnect.backoff.max.ms", "2000")
         .set("statistics.interval.ms", "1000")

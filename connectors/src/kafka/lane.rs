@@ -16,7 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use engine::contract::{SinkClosed, SourceBatch, SourceContext};
 use engine::error::{DeadLetter, WorldError};
-use engine::model::{Key, Row, Schema};
+use engine::model::{Key, Schema, Value};
 use engine::telemetry;
 use rdkafka::Message as _;
 use rdkafka::message::{BorrowedMessage, Headers};
@@ -104,6 +104,9 @@ pub(super) struct Lane {
     /// The partitions that are never read again.
     given_up: BTreeSet<i32>,
     batch: SourceBatch,
+    /// Rows of the batch that are packed when it is staged, all together: the place of the change,
+    /// the values.
+    unpacked: Vec<(usize, Arc<[Value]>)>,
     is_changed: bool,
     /// After a snapshot that began again: where each partition ended when it was through.
     sweep_at: Option<BTreeMap<i32, i64>>,
@@ -155,6 +158,7 @@ impl Lane {
             reading: BTreeSet::new(),
             given_up: stored.given_up,
             batch: SourceBatch::default(),
+            unpacked: Vec::new(),
             is_changed: false,
             sweep_at: stored.sweep_at,
             wants_ends: stored.wants_ends,
@@ -236,14 +240,16 @@ impl Lane {
     fn put(&mut self, output: Output) {
         match output {
             Output::Upsert { key, values } => {
-                let row = self.rows.pack(&values);
-                self.change(key, Some(row));
+                let values: Arc<[Value]> = values.into();
+                self.rows.note_values(key.clone(), Arc::clone(&values));
+                self.unpacked.push((self.batch.changes.len(), values));
+                self.batch.changes.push((key, None, None));
             }
-            Output::Delete { key } => self.change(key, None),
+            Output::Delete { key } => self.delete(key),
             Output::Truncate { survivors } => {
                 for key in self.rows.keys() {
                     if !survivors.contains(&key) {
-                        self.change(key, None);
+                        self.delete(key);
                     }
                 }
             }
@@ -252,9 +258,16 @@ impl Lane {
         }
     }
 
-    fn change(&mut self, key: Key, row: Option<Row>) {
-        self.rows.note(key.clone(), row.clone());
-        self.batch.changes.push((key, row, None));
+    fn delete(&mut self, key: Key) {
+        self.rows.note(key.clone(), None);
+        self.batch.changes.push((key, None, None));
+    }
+
+    fn pack(&mut self) {
+        let (places, values): (Vec<usize>, Vec<_>) = self.unpacked.drain(..).unzip();
+        for (at, row) in places.into_iter().zip(self.rows.pack_all(&values)) {
+            self.batch.changes[at].1 = Some(row);
+        }
     }
 
     fn letter(&mut self, record: &RawRecord<'_>, letter: Letter) {
@@ -297,7 +310,7 @@ impl Lane {
         self.is_changed = true;
         let live = self.rows.keys();
         for ghost in self.table.sweep(&live) {
-            self.change(ghost, None);
+            self.delete(ghost);
         }
     }
 
@@ -307,6 +320,7 @@ impl Lane {
         if !std::mem::take(&mut self.is_changed) {
             return Ok(());
         }
+        self.pack();
         let mut batch = std::mem::take(&mut self.batch);
         batch.lane.clone_from(&self.lane);
         batch.position = Some(self.position());

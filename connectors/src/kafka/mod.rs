@@ -26,6 +26,7 @@ mod client;
 mod lane;
 mod letter;
 mod letter_topic;
+pub mod probe;
 mod waiting;
 
 use std::collections::btree_map::Entry;

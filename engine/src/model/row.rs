@@ -95,20 +95,30 @@ impl RowCodec {
     /// # Panics
     /// When a value's variant does not fit the column: callers convert by [`Value::from_json`].
     pub fn pack(&self, values: &[Value]) -> Row {
-        // Arrow cannot count the rows of no columns.
-        if self.schema.columns.is_empty() {
-            return Row::default();
-        }
-        let arrays: Vec<ArrayRef> = self
-            .schema
-            .columns
-            .iter()
-            .zip(values)
-            .map(|(column, value)| column_array(column.sql_type, std::slice::from_ref(value)))
-            .collect();
-        self.pack_arrays(&arrays)
+        self.pack_all(&[values])
             .pop()
             .expect("one row in, one row out")
+    }
+
+    /// Packs rows of values, each as [`RowCodec::pack`] does it. Cost: every call makes an array a
+    /// column, so that many rows together cost far less than one by one.
+    ///
+    /// # Panics
+    /// When a value's variant does not fit the column, a row is too short, or the texts of a column
+    /// have more than 2 GiB together.
+    pub fn pack_all(&self, rows: &[impl AsRef<[Value]>]) -> Vec<Row> {
+        // Arrow cannot count the rows of no columns.
+        if self.schema.columns.is_empty() {
+            return vec![Row::default(); rows.len()];
+        }
+        let columns = self.schema.columns.iter().enumerate();
+        let arrays: Vec<ArrayRef> = columns
+            .map(|(at, column)| {
+                let values = rows.iter().map(|row| &row.as_ref()[at]);
+                column_array(column.sql_type, values)
+            })
+            .collect();
+        self.pack_arrays(&arrays)
     }
 
     /// Packs columns of equal length: `arrays[column][row]` to one [`Row`] a row.
@@ -148,11 +158,17 @@ impl RowCodec {
 }
 
 /// Builds an Arrow array of one column from values. Panics on a value of another type.
-pub fn column_array(sql_type: SqlType, values: &[Value]) -> ArrayRef {
+pub fn column_array<'a>(
+    sql_type: SqlType,
+    values: impl ExactSizeIterator<Item = &'a Value> + Clone,
+) -> ArrayRef {
+    // Builders without a size make room for a thousand values.
+    let count = values.len();
+    let bytes = || values.clone().map(value_bytes).sum::<usize>();
     macro_rules! build {
         ($builder:expr, $pattern:pat => $value:expr) => {{
             let mut builder = $builder;
-            for value in values {
+            for value in values.clone() {
                 match value {
                     Value::Null => builder.append_null(),
                     $pattern => builder.append_value($value),
@@ -163,29 +179,45 @@ pub fn column_array(sql_type: SqlType, values: &[Value]) -> ArrayRef {
         }};
     }
     match sql_type {
-        SqlType::Boolean => build!(BooleanBuilder::new(), Value::Bool(v) => *v),
-        SqlType::Int4 => build!(Int32Builder::new(), Value::Int(v) => *v as i32),
-        SqlType::Int8 => build!(Int64Builder::new(), Value::Int(v) => *v),
-        SqlType::Float4 => build!(Float32Builder::new(), Value::Float(v) => *v as f32),
-        SqlType::Float8 => build!(Float64Builder::new(), Value::Float(v) => *v),
+        SqlType::Boolean => build!(BooleanBuilder::with_capacity(count), Value::Bool(v) => *v),
+        SqlType::Int4 => build!(Int32Builder::with_capacity(count), Value::Int(v) => *v as i32),
+        SqlType::Int8 => build!(Int64Builder::with_capacity(count), Value::Int(v) => *v),
+        SqlType::Float4 => {
+            build!(Float32Builder::with_capacity(count), Value::Float(v) => *v as f32)
+        }
+        SqlType::Float8 => build!(Float64Builder::with_capacity(count), Value::Float(v) => *v),
         SqlType::Numeric(precision, scale) => {
-            let builder = Decimal128Builder::new()
+            let builder = Decimal128Builder::with_capacity(count)
                 .with_precision_and_scale(precision, scale)
                 .expect("precision checked when the column was declared");
             build!(builder, Value::Numeric(v, _) => *v)
         }
         SqlType::Text | SqlType::Jsonb | SqlType::Uuid => {
-            build!(StringBuilder::new(), Value::Text(v) => &**v)
+            build!(StringBuilder::with_capacity(count, bytes()), Value::Text(v) => &**v)
         }
-        SqlType::Bytea => build!(BinaryBuilder::new(), Value::Bytes(v) => &**v),
-        SqlType::Vector(_) => build!(BinaryBuilder::new(), Value::Vector(v) =>
-            v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()),
+        SqlType::Bytea => {
+            build!(BinaryBuilder::with_capacity(count, bytes()), Value::Bytes(v) => &**v)
+        }
+        SqlType::Vector(_) => {
+            build!(BinaryBuilder::with_capacity(count, bytes()), Value::Vector(v) =>
+            v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+        }
         SqlType::TimestampTz => build!(
-            TimestampMicrosecondBuilder::new().with_timezone("+00:00"), Value::Timestamp(v) => *v),
+            TimestampMicrosecondBuilder::with_capacity(count).with_timezone("+00:00"), Value::Timestamp(v) => *v),
         SqlType::Timestamp => {
-            build!(TimestampMicrosecondBuilder::new(), Value::Timestamp(v) => *v)
+            build!(TimestampMicrosecondBuilder::with_capacity(count), Value::Timestamp(v) => *v)
         }
-        SqlType::Date => build!(Date32Builder::new(), Value::Date(v) => *v),
+        SqlType::Date => build!(Date32Builder::with_capacity(count), Value::Date(v) => *v),
+    }
+}
+
+/// Bytes that a value takes beside its place.
+fn value_bytes(value: &Value) -> usize {
+    match value {
+        Value::Text(text) => text.len(),
+        Value::Bytes(bytes) => bytes.len(),
+        Value::Vector(floats) => floats.len() * 4,
+        _ => 0,
     }
 }
 
@@ -252,11 +284,14 @@ mod tests {
         assert!(a < b);
         assert_eq!(codec.unpack(&a), values(-1, "z"));
         assert_eq!(codec.unpack(&b), values(2, "a"));
+        assert_eq!(codec.pack_all(&[values(-1, "z"), values(2, "a")]), [a, b]);
+        assert_eq!(codec.pack_all(&[] as &[Vec<Value>]), []);
     }
 
     #[test]
     fn a_row_may_have_no_columns() {
         let codec = RowCodec::new(Schema::default()).unwrap();
         assert_eq!(codec.unpack(&codec.pack(&[])), []);
+        assert_eq!(codec.pack_all(&[Vec::new(), Vec::new()]).len(), 2);
     }
 }

@@ -528,7 +528,8 @@ fn what_a_source_of_kafka_cannot_have_is_refused_when_it_is_created() {
     };
     let login = ", SECURITY PROTOCOL 'sasl_ssl', SASL MECHANISM 'PLAIN', SASL USERNAME 'u', \
                  SASL PASSWORD SECRET nowhere";
-    let unset = "secret: the environment variable HEADWATER_TEST_IS_NOT_SET is not set in the server";
+    let unset =
+        "secret: the environment variable HEADWATER_TEST_IS_NOT_SET is not set in the server";
     let missing = ", SECURITY PROTOCOL 'ssl', SSL CA LOCATION '/no/such/authority.pem'";
     // A program without TLS says how to get one with it; one with it looks at the files.
     let refused = match connectors::kafka::HAS_TLS {

@@ -12,7 +12,7 @@ use connectors::format::Format;
 use connectors::format::avro::{Address, Registry, Schema as AvroSchema, Schemas};
 use connectors::format::csv::Csv;
 use connectors::git::{GitOptions, GitSource};
-use connectors::kafka::{KafkaOptions, KafkaSource, Start};
+use connectors::kafka::{KafkaOptions, KafkaSource, Login, Mechanism, Security, Start};
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
 use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
@@ -23,11 +23,11 @@ use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
-    AvroDef, ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaStart, MessageFormat,
-    MessagePart, ModelDef, Object, PasswordDef, PostgresDef, SecretDef, SlotLost, SourceDef,
-    SslMode,
+    AvroDef, ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
+    MessageFormat, MessagePart, ModelDef, Object, PasswordDef, PostgresDef, SaslMechanism,
+    SecretDef, SlotLost, SourceDef, SslMode,
 };
-use queries::service::{Connect, Connection, DecodedPush, Rejected, Wiring};
+use queries::service::{Access, Connect, Connection, DecodedPush, Rejected, Wiring};
 use queries::sql::CatalogView;
 
 use crate::app::RunOptions;
@@ -86,8 +86,8 @@ pub fn load_model(
 /// repositories behind URLs are mirrored below `mirrors`, a folder that may be deleted at any time.
 pub fn connector(mirrors: Option<PathBuf>) -> Arc<Connect> {
     let databases = Connections::default();
-    Arc::new(move |source, name, connection| {
-        connect(&databases, mirrors.as_deref(), source, name, connection)
+    Arc::new(move |source, name, access| {
+        connect(&databases, mirrors.as_deref(), source, name, access)
     })
 }
 
@@ -97,7 +97,7 @@ fn connect(
     mirrors: Option<&Path>,
     source: &SourceDef,
     name: &str,
-    connection: Option<&Connection>,
+    access: &Access,
 ) -> Result<Option<Box<dyn Source>>, WorldError> {
     Ok(match &source.connector {
         Connector::Push => None,
@@ -108,14 +108,17 @@ fn connect(
             seed,
             dimensions,
         } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
-        Connector::Kafka(kafka) => Some(Box::new(self::kafka(&source.schema, kafka)?)),
+        Connector::Kafka(kafka) => Some(Box::new(self::kafka(&source.schema, kafka, access)?)),
         Connector::Git(git) => Some(Box::new(self::git(name, git, mirrors)?)),
         Connector::Postgres(postgres) => {
-            let connection = connection.ok_or_else(|| WorldError::Service {
-                service: format!("connection \"{}\"", postgres.connection),
-                detail: "it was not given".to_owned(),
-                is_transient: false,
-            })?;
+            let connection = access
+                .connection
+                .as_ref()
+                .ok_or_else(|| WorldError::Service {
+                    service: format!("connection \"{}\"", postgres.connection),
+                    detail: "it was not given".to_owned(),
+                    is_transient: false,
+                })?;
             let table = TableName::parse(&postgres.table);
             let schema = source.schema.clone();
             Some(Box::new(databases.source(
@@ -191,7 +194,7 @@ fn git(name: &str, git: &GitDef, mirrors: Option<&Path>) -> Result<GitSource, Wo
     GitSource::new(name, options)
 }
 
-fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
+fn kafka(schema: &Schema, kafka: &KafkaDef, access: &Access) -> Result<KafkaSource, WorldError> {
     let start = match &kafka.start {
         KafkaStart::Earliest => Start::Earliest,
         KafkaStart::Latest => Start::Latest,
@@ -205,6 +208,7 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
         start,
         group: kafka.group.clone(),
         dead_letter_topic: kafka.dead_letter_topic.clone(),
+        security: security(&kafka.security, access)?,
     };
     // Included columns are the last of the schema.
     let first = schema.columns.len() - kafka.include.len();
@@ -222,8 +226,8 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
     let all: Vec<&Column> = schema.columns.iter().collect();
     let keys: Vec<&Column> = schema.key.iter().map(|at| &schema.columns[*at]).collect();
     let mut decoding = envelope::Options {
-        key_format: format(&kafka.key_format, &keys)?,
-        value_format: format(&kafka.value_format, &all[..first])?,
+        key_format: format(&kafka.key_format, &keys, access)?,
+        value_format: format(&kafka.value_format, &all[..first], access)?,
         metadata: metadata.collect(),
         ..envelope::Options::default()
     };
@@ -257,13 +261,38 @@ fn kafka(schema: &Schema, kafka: &KafkaDef) -> Result<KafkaSource, WorldError> {
     KafkaSource::new(options, schema.clone(), envelope, decoding)
 }
 
+fn security(def: &KafkaSecurity, access: &Access) -> Result<Security, WorldError> {
+    let login = def.login.as_ref().map(|login| {
+        Ok(Login {
+            mechanism: match login.mechanism {
+                SaslMechanism::Plain => Mechanism::Plain,
+                SaslMechanism::ScramSha256 => Mechanism::ScramSha256,
+                SaslMechanism::ScramSha512 => Mechanism::ScramSha512,
+            },
+            username: login.username.clone(),
+            password: access.secret(&login.password)?.to_owned(),
+        })
+    });
+    let certificate = def.certificate.as_ref();
+    Ok(Security {
+        has_tls: def.has_tls,
+        login: login.transpose()?,
+        authorities: def.authorities.as_ref().map(Into::into),
+        certificate: certificate.map(|(certificate, key)| (certificate.into(), key.into())),
+    })
+}
+
 /// Makes a format whose records, where they have no names, are of these columns.
-fn format(format: &MessageFormat, columns: &[&Column]) -> Result<Format, WorldError> {
+fn format(
+    format: &MessageFormat,
+    columns: &[&Column],
+    access: &Access,
+) -> Result<Format, WorldError> {
     Ok(match format {
         MessageFormat::Json => Format::Json,
         MessageFormat::Text => Format::Text,
         MessageFormat::Bytes => Format::Bytes,
-        MessageFormat::Avro(def) => Format::Avro(avro(def)?),
+        MessageFormat::Avro(def) => Format::Avro(avro(def, access)?),
         MessageFormat::Csv(def) => {
             let delimiter = u8::try_from(def.delimiter).unwrap_or(b',');
             let names = match &def.header {
@@ -275,7 +304,7 @@ fn format(format: &MessageFormat, columns: &[&Column]) -> Result<Format, WorldEr
     })
 }
 
-fn avro(def: &AvroDef) -> Result<Schemas, WorldError> {
+fn avro(def: &AvroDef, access: &Access) -> Result<Schemas, WorldError> {
     let schema = def
         .schema
         .as_deref()
@@ -287,7 +316,10 @@ fn avro(def: &AvroDef) -> Result<Schemas, WorldError> {
         let schema = schema.ok_or_else(|| refused("SCHEMA", "there is none"))?;
         return Ok(Schemas::Inline(Arc::new(schema)));
     };
-    let password = registry.password.as_ref().map(password).transpose()?;
+    let password = registry.password.as_ref();
+    let password = password
+        .map(|def| self::password(def, access))
+        .transpose()?;
     let login = registry.user.clone();
     let address = Address {
         url: registry.url.clone(),
@@ -296,8 +328,9 @@ fn avro(def: &AvroDef) -> Result<Schemas, WorldError> {
     Ok(Schemas::Registry(Registry::new(&address, schema)))
 }
 
-fn password(def: &PasswordDef) -> Result<String, WorldError> {
+fn password(def: &PasswordDef, access: &Access) -> Result<String, WorldError> {
     match def {
+        PasswordDef::Secret(name) => access.secret(name).map(str::to_owned),
         PasswordDef::Env(name) => std::env::var(name)
             .map_err(|_| refused("PASSWORD ENV", &format!("the variable {name} is not set"))),
         PasswordDef::File(path) => match std::fs::read_to_string(path) {
@@ -335,14 +368,14 @@ pub fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
 }
 
 /// Decodes the payload of a dead letter again, as its source decodes now.
-pub fn redecode(source: &SourceDef, letter: &DeadLetter) -> Redecoded {
+pub fn redecode(source: &SourceDef, access: &Access, letter: &DeadLetter) -> Redecoded {
     let failed = |error: WorldError| Redecoded::Refused(error.to_string());
     match &source.connector {
         Connector::Push => connectors::push::redecode(&source.schema, letter),
         Connector::Files { path, pattern } => {
             connectors::files::reread(path, pattern, letter).unwrap_or_else(failed)
         }
-        Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka) {
+        Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka, access) {
             Ok(reader) => reader.redecode(letter),
             Err(error) => failed(error),
         },

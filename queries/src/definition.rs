@@ -70,6 +70,7 @@ impl Definition {
         match self {
             Definition::Source(source) => match &source.connector {
                 Connector::Postgres(postgres) => vec![&postgres.connection],
+                Connector::Kafka(kafka) => kafka.secrets(),
                 _ => Vec::new(),
             },
             Definition::Model(_) | Definition::Secret(_) => Vec::new(),
@@ -230,6 +231,8 @@ pub struct KafkaDef {
     pub group: Option<String>,
     /// Topic to which dead letters are produced, beside the collection.
     pub dead_letter_topic: Option<String>,
+    /// How the brokers are spoken to.
+    pub security: KafkaSecurity,
     /// How a message's key is written.
     pub key_format: MessageFormat,
     /// How a message's value is written.
@@ -238,6 +241,60 @@ pub struct KafkaDef {
     pub envelope: Envelope,
     /// The last columns of the schema: what of the message they carry, in their order.
     pub include: Vec<MessagePart>,
+}
+
+impl KafkaDef {
+    /// Names of the secrets that reading needs, each once.
+    pub fn secrets(&self) -> Vec<&str> {
+        let login = self.security.login.iter().map(|login| &*login.password);
+        let formats = [&self.key_format, &self.value_format].into_iter();
+        let registries = formats.filter_map(|format| match format {
+            MessageFormat::Avro(avro) => match avro.registry.as_ref()?.password.as_ref()? {
+                PasswordDef::Secret(name) => Some(&**name),
+                PasswordDef::Env(_) | PasswordDef::File(_) => None,
+            },
+            _ => None,
+        });
+        let mut names: Vec<&str> = login.chain(registries).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+}
+
+/// `SECURITY PROTOCOL` and what belongs to it: TLS or not, with a login or without.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KafkaSecurity {
+    /// Whether the connection is encrypted and the broker checked.
+    pub has_tls: bool,
+    /// As whom the brokers are spoken to.
+    pub login: Option<SaslDef>,
+    /// Authorities to trust, a PEM file; the operating system's without.
+    pub authorities: Option<String>,
+    /// The client's own certificate and its key, PEM files.
+    pub certificate: Option<(String, String)>,
+}
+
+/// A login by SASL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaslDef {
+    /// How the password is shown.
+    pub mechanism: SaslMechanism,
+    /// Who.
+    pub username: String,
+    /// The name of the secret that is the password.
+    pub password: String,
+}
+
+/// `SASL MECHANISM`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SaslMechanism {
+    /// The password itself.
+    Plain,
+    /// Challenge and response, SHA-256.
+    ScramSha256,
+    /// Challenge and response, SHA-512.
+    ScramSha512,
 }
 
 /// Where a new partition is read from.
@@ -292,6 +349,8 @@ pub struct RegistryDef {
 /// Where a password is read from, when it is needed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PasswordDef {
+    /// A declared secret.
+    Secret(String),
     /// A variable of the server's environment.
     Env(String),
     /// A file on the server; a line break at its end does not count.

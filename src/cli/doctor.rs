@@ -62,7 +62,7 @@ fn findings(models: anyhow::Result<Vec<ModelReport>>) -> Vec<Finding> {
     [program, cores()]
         .into_iter()
         .chain(memory())
-        .chain([features(), gpu(), model(models), port()])
+        .chain([features(), gpu(), kafka(), model(models), port()])
         .collect()
 }
 
@@ -210,6 +210,25 @@ fn gpu() -> Finding {
     Finding {
         topic: "gpu",
         found,
+        effect: effect.to_owned(),
+        is_good: true,
+    }
+}
+
+fn kafka() -> Finding {
+    let (found, effect) = match connectors::kafka::HAS_TLS {
+        true => (
+            "TLS, SASL PLAIN and SCRAM",
+            "built with the feature kafka-tls",
+        ),
+        false => (
+            "neither TLS nor SASL",
+            "for brokers that ask for them: cargo build --release --features kafka-tls",
+        ),
+    };
+    Finding {
+        topic: "kafka",
+        found: found.to_owned(),
         effect: effect.to_owned(),
         is_good: true,
     }

@@ -512,3 +512,36 @@ fn a_citation_that_was_not_retrieved_is_refused() {
     store(&own).expect("retrieved");
     assert!(rig.is_cached("answers", "the red button"));
 }
+
+#[test]
+fn what_a_source_of_kafka_cannot_have_is_refused_when_it_is_created() {
+    let _room = together();
+    let rig = Rig::start(PIPELINE);
+    rig.sql("CREATE SECRET nowhere AS ENV 'HEADWATER_TEST_IS_NOT_SET'")
+        .expect("a place only");
+    let source = |more: &str| {
+        let sql = format!(
+            "CREATE SOURCE k (id TEXT PRIMARY KEY) FROM KAFKA (BROKERS 'localhost:1', TOPIC 't'{more}) \
+             KEY FORMAT TEXT ENVELOPE UPSERT"
+        );
+        rig.sql(&sql).map(|_| ()).map_err(|error| shown(&error))
+    };
+    let login = ", SECURITY PROTOCOL 'sasl_ssl', SASL MECHANISM 'PLAIN', SASL USERNAME 'u', \
+                 SASL PASSWORD SECRET nowhere";
+    let unset =
+        "secret: the environment variable HEADWATER_TEST_IS_NOT_SET is not set in the server";
+    let missing = ", SECURITY PROTOCOL 'ssl', SSL CA LOCATION '/no/such/authority.pem'";
+    // A program without TLS says how to get one with it; one with it looks at the files.
+    let refused = match connectors::kafka::HAS_TLS {
+        true => "cannot read /no/such/authority.pem: No such file or directory (os error 2)",
+        false => {
+            "SECURITY PROTOCOL 'ssl': this program was built without TLS for Kafka; build it with the \
+             feature kafka-tls: cargo build --release --features kafka-tls"
+        }
+    };
+    for (more, told) in [(login, unset), (missing, refused)] {
+        let problem = source(more).expect_err("refused");
+        assert_eq!(problem, format!("422 invalid-request: {told}"));
+    }
+    goes_on(&rig, "plaintext");
+}

@@ -15,6 +15,8 @@ mod servers;
 mod avro;
 mod debezium;
 mod kafka;
+#[cfg(feature = "kafka-tls")]
+mod kafka_tls;
 mod letters;
 mod postgres;
 mod postgres_edges;

@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
 
-use super::{KafkaOptions, Partition};
+use super::{KafkaOptions, Partition, security};
 
 /// The next offset of each partition that is read.
 pub(super) type Next = Arc<Mutex<HashMap<Partition, i64>>>;
@@ -38,7 +38,11 @@ impl ClientContext for Client {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(source = self.source, %error, reason, "Kafka");
+        let source = &*self.source;
+        match security::hint(&error) {
+            Some(hint) => tracing::warn!(source, %error, reason, hint, "Kafka"),
+            None => tracing::warn!(source, %error, reason, "Kafka"),
+        }
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -91,6 +95,7 @@ pub(super) fn consumer(
         .set("reconnect.backoff.max.ms", "2000")
         .set("statistics.interval.ms", "1000")
         .set_log_level(RDKafkaLogLevel::Warning);
+    options.security.configure(&mut config);
     let client = Client {
         source: source.to_owned(),
         next,

@@ -167,6 +167,7 @@ impl LetterTopic {
             )
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Warning);
+        options.security.configure(&mut config);
         let producer = config.create_with_context(deliveries);
         let producer = producer.map_err(|error| client::failed(options, &error))?;
         let position = context.resume.position(STOPPED_LANE).unwrap_or_default();

@@ -19,7 +19,8 @@
 //! A partition whose next message needs a schema that its registry does not give now waits ([`waiting`]);
 //! the others go on.
 //!
-//! Limits: one consumer and one decoding thread a source; no TLS and no SASL.
+//! Limits: one consumer and one decoding thread a source; TLS and logins only with a Cargo feature
+//! ([`security`]).
 
 mod assignment;
 mod client;
@@ -27,6 +28,7 @@ mod lane;
 mod letter;
 mod letter_topic;
 pub mod probe;
+mod security;
 mod waiting;
 
 use std::collections::btree_map::Entry;
@@ -47,6 +49,7 @@ use client::{Client, Next};
 use engine::model::Schema;
 use lane::Lane;
 use letter_topic::LetterTopic;
+pub use security::{HAS_TLS, Login, Mechanism, Security};
 use waiting::Waiting;
 
 /// Time between two looks for new partitions.
@@ -95,6 +98,8 @@ pub struct KafkaOptions {
     pub group: Option<String>,
     /// The topic to which dead letters are produced, beside the collection.
     pub dead_letter_topic: Option<String>,
+    /// How the brokers are spoken to.
+    pub security: Security,
 }
 
 /// Reads topics. See the module.
@@ -108,13 +113,15 @@ pub struct KafkaSource {
 impl KafkaSource {
     /// A source of rows of `schema`. Nothing is connected before it runs.
     ///
-    /// Errors: a topic pattern that is no regular expression; a topic of dead letters that is read.
+    /// Errors: a topic pattern that is no regular expression; a topic of dead letters that is read;
+    /// TLS or a login that this program was built without, or a file of it that cannot be read.
     pub fn new(
         options: KafkaOptions,
         schema: Schema,
         envelope: Envelope,
         decoding: Options,
     ) -> Result<Self, WorldError> {
+        options.security.check()?;
         let topics = assignment::Topics::new(&options)?;
         if let Some(letters) = &options.dead_letter_topic
             && topics.has(letters)

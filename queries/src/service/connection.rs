@@ -1,7 +1,9 @@
-//! Connections with their secrets, read at the moment they are used.
+//! Connections and secrets of sources, read at the moment they are used.
 //!
 //! Invariants: a secret's value is in no catalog, log or message; a secret that cannot be read is a
 //! failure of the world that names where it was looked for.
+
+use std::collections::BTreeMap;
 
 use engine::contract::Source;
 use engine::error::WorldError;
@@ -9,6 +11,27 @@ use engine::model::Schema;
 
 use super::Inner;
 use crate::definition::{ConnectionDef, Connector, Definition, PostgresDef, SecretDef, SourceDef};
+
+/// What the reader of a source needs beside its definition. Never shown: it has secrets.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// The connection that the source names.
+    pub connection: Option<Connection>,
+    /// Values of the other secrets that it names, by name.
+    pub secrets: BTreeMap<String, String>,
+}
+
+impl Access {
+    /// The value of a secret.
+    ///
+    /// Errors: it is none of this source's.
+    pub fn secret(&self, name: &str) -> Result<&str, WorldError> {
+        let found = self.secrets.get(name);
+        found
+            .map(|value| &**value)
+            .ok_or_else(|| missing("secret", name))
+    }
+}
 
 /// What connecting needs.
 #[derive(Clone)]
@@ -42,6 +65,15 @@ impl Connection {
     }
 }
 
+/// An object that is named and not there.
+fn missing(what: &str, name: &str) -> WorldError {
+    WorldError::Service {
+        service: format!("{what} \"{name}\""),
+        detail: format!("there is no such {what}"),
+        is_transient: false,
+    }
+}
+
 fn read_secret(secret: &SecretDef) -> Result<String, WorldError> {
     match secret {
         SecretDef::Env(variable) => std::env::var(variable).map_err(|_| WorldError::Service {
@@ -59,39 +91,51 @@ fn read_secret(secret: &SecretDef) -> Result<String, WorldError> {
 }
 
 impl Inner {
-    /// Makes the reader of a source, with the connection that it names.
+    /// Makes the reader of a source, with the connection and the secrets that it names.
     pub(super) fn connect(
         &self,
         source: &SourceDef,
         name: &str,
     ) -> Result<Option<Box<dyn Source>>, WorldError> {
-        let connection = match &source.connector {
-            Connector::Postgres(postgres) => Some(self.connection(&postgres.connection)?),
-            _ => None,
-        };
-        (self.connect)(source, name, connection.as_ref())
+        (self.connect)(source, name, &self.access(source)?)
+    }
+
+    /// What a source names, with the values of its secrets.
+    pub(super) fn access(&self, source: &SourceDef) -> Result<Access, WorldError> {
+        let mut access = Access::default();
+        match &source.connector {
+            Connector::Postgres(postgres) => {
+                access.connection = Some(self.connection(&postgres.connection)?);
+            }
+            Connector::Kafka(kafka) => {
+                for name in kafka.secrets() {
+                    let value = read_secret(&self.secret(name)?)?;
+                    access.secrets.insert(name.to_owned(), value);
+                }
+            }
+            _ => {}
+        }
+        Ok(access)
+    }
+
+    fn definition(&self, name: &str) -> Option<Definition> {
+        let declared = self.pipeline.by_name(name)?;
+        Some(declared.object().definition.clone())
+    }
+
+    fn secret(&self, name: &str) -> Result<SecretDef, WorldError> {
+        match self.definition(name) {
+            Some(Definition::Secret(secret)) => Ok(secret),
+            _ => Err(missing("secret", name)),
+        }
     }
 
     fn connection(&self, name: &str) -> Result<Connection, WorldError> {
-        let missing = |what: &str, name: &str| WorldError::Service {
-            service: format!("connection \"{name}\""),
-            detail: format!("there is no such {what}"),
-            is_transient: false,
-        };
-        let definition = |name: &str| {
-            let declared = self.pipeline.by_name(name)?;
-            Some(declared.object().definition.clone())
-        };
-        let Some(Definition::Connection(connection)) = definition(name) else {
+        let Some(Definition::Connection(connection)) = self.definition(name) else {
             return Err(missing("connection", name));
         };
-        let secret = match &connection.password {
-            None => None,
-            Some(secret) => match definition(secret) {
-                Some(Definition::Secret(found)) => Some(found),
-                _ => return Err(missing("secret", secret)),
-            },
-        };
+        let secret = connection.password.as_deref();
+        let secret = secret.map(|secret| self.secret(secret)).transpose()?;
         Connection::new(name, &connection, secret.as_ref())
     }
 

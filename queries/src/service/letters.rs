@@ -21,6 +21,7 @@ use engine::model::{Key, ObjectId, Value};
 use engine::runtime::{EngineSink, NotReplayed};
 
 use super::Inner;
+use super::connection::Access;
 use super::system::{int, text};
 use crate::api::{
     DeadLetterReply, DeadLetterRequest, RefusedLetter, ReplayIds, ReplayReply, ReplayRequest, Reply,
@@ -151,7 +152,8 @@ impl Inner {
                 Definition::Source(source) => {
                     let is_push = source.connector == Connector::Push;
                     let sink = self.engine.sink(object.id, name, is_push);
-                    Ok((source, sink))
+                    let access = self.access(&source).map_err(|error| error.to_string())?;
+                    Ok((source, access, sink))
                 }
                 _ => Err(format!("\"{name}\" is not a source")),
             },
@@ -163,7 +165,7 @@ impl Inner {
     }
 }
 
-type Target = (SourceDef, EngineSink<WorkerProgram>);
+type Target = (SourceDef, Access, EngineSink<WorkerProgram>);
 type Synced = Result<(), Arc<WorldError>>;
 
 /// A replay on its way.
@@ -227,7 +229,7 @@ impl Replay<'_> {
             .sources
             .entry(letter.source.clone())
             .or_insert_with(find);
-        let (source, sink) = match target {
+        let (source, access, sink) = match target {
             Ok(target) => target,
             Err(reason) => {
                 let reason = reason.clone();
@@ -235,7 +237,7 @@ impl Replay<'_> {
                 return Ok(());
             }
         };
-        let (lane, changes) = match (self.inner.redecode)(source, letter) {
+        let (lane, changes) = match (self.inner.redecode)(source, access, letter) {
             Redecoded::Good { lane, changes } => (lane, changes),
             Redecoded::StillBad(_) => {
                 self.reply.still_bad += 1;

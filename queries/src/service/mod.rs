@@ -43,7 +43,7 @@ use crate::api::PushLine;
 use crate::definition::{Definition, ModelDef, Object, SourceDef};
 use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;
-pub use connection::Connection;
+pub use connection::{Access, Connection};
 use declare::RunningSource;
 use prepare::PipelinePreparer;
 use push::Replies;
@@ -74,18 +74,17 @@ pub struct Rejected {
 
 /// Loads a model by name and definition.
 pub type LoadModel = dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
-/// Makes the reader of a source, by its name and the connection that it names; `None` for one that is
+/// Makes the reader of a source, by its name and what it reaches its world with; `None` for one that is
 /// pushed to.
-pub type Connect = dyn Fn(&SourceDef, &str, Option<&Connection>) -> Result<Option<Box<dyn Source>>, WorldError>
-    + Send
-    + Sync;
+pub type Connect =
+    dyn Fn(&SourceDef, &str, &Access) -> Result<Option<Box<dyn Source>>, WorldError> + Send + Sync;
 /// The columns of a table (`schema.table`) of a database.
 pub type DescribeTable = dyn Fn(&Connection, &str) -> Result<Schema, WorldError> + Send + Sync;
 /// Decodes the lines of a push.
 pub type DecodePush = dyn Fn(&Schema, &[PushLine]) -> DecodedPush + Send + Sync;
 
 /// Decodes the payload of a dead letter again, as its source decodes now.
-pub type Redecode = dyn Fn(&SourceDef, &DeadLetter) -> Redecoded + Send + Sync;
+pub type Redecode = dyn Fn(&SourceDef, &Access, &DeadLetter) -> Redecoded + Send + Sync;
 
 /// What the composition root gives in.
 pub struct Wiring {

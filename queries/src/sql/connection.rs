@@ -15,6 +15,7 @@ use engine::model::Schema;
 use super::catalog::CatalogView;
 use super::cursor::{Cursor, Name};
 use super::options::{Known, Options};
+use super::security;
 use super::source::{Columns, keyed, required};
 use super::statement::{known, with_article};
 use crate::definition::{
@@ -98,18 +99,7 @@ pub(super) fn connection(
             );
         }
     }
-    let password = options.secret("PASSWORD")?;
-    if let Some((secret, at)) = &password {
-        let object = known(catalog, secret, *at, "the name of a secret")?;
-        if !matches!(object.definition, Definition::Secret(_)) {
-            let found = with_article(object.definition.kind());
-            return Err(
-                Problem::invalid(format!("\"{secret}\" is {found}, not a secret"))
-                    .at(at.line, at.column)
-                    .expected("PASSWORD SECRET name"),
-            );
-        }
-    }
+    let password = security::secret(&options, "PASSWORD", catalog)?;
     let words: Vec<&'static str> = MODES.iter().map(|(word, _)| *word).collect();
     let mode = options.choice("SSLMODE", &words)?.unwrap_or("prefer");
     let mode = MODES.iter().find(|(word, _)| *word == mode);
@@ -119,7 +109,7 @@ pub(super) fn connection(
         host: options.text("HOST")?.unwrap_or_default(),
         port: u16::try_from(port).expect("at most 65535"),
         user: options.text("USER")?.unwrap_or_default(),
-        password: password.map(|(secret, _)| secret),
+        password,
         database: options.text("DATABASE")?.unwrap_or_default(),
         ssl_mode: mode.map_or(SslMode::Prefer, |(_, mode)| *mode),
         ssl_root_cert: options.text("SSLROOTCERT")?,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! JSON | TEXT | BYTES
-//! AVRO (REGISTRY 'http://…' [, USER '…' [, PASSWORD ENV '…' | PASSWORD FILE '…']] [, SCHEMA '{…}'])
+//! AVRO (REGISTRY 'http://…' [, USER '…' [, PASSWORD SECRET s | PASSWORD ENV '…' | PASSWORD FILE '…']] [, SCHEMA '{…}'])
 //! AVRO (SCHEMA '{…}')
 //! CSV [(DELIMITER ',', NULL '', HEADER 'a,b,c')]
 //! ```
@@ -11,9 +11,12 @@
 
 use datafusion_sql::sqlparser::tokenizer::Token;
 
+use super::ast::ident_sql;
+use super::catalog::CatalogView;
 use super::cursor::Cursor;
 use super::normal::text;
 use super::options::{Known, Options};
+use super::security;
 use super::source::required;
 use super::statement::later;
 use crate::definition::{AvroDef, CsvDef, MessageFormat, PasswordDef, RegistryDef};
@@ -33,14 +36,17 @@ pub(super) fn word(format: &MessageFormat) -> &'static str {
 }
 
 /// Reads what stands behind `FORMAT`.
-pub(super) fn read(cursor: &mut Cursor<'_>) -> Result<MessageFormat, Problem> {
+pub(super) fn read(
+    cursor: &mut Cursor<'_>,
+    catalog: &dyn CatalogView,
+) -> Result<MessageFormat, Problem> {
     let at = cursor.position();
     let found = WORDS.into_iter().find(|word| cursor.eat(word));
     Ok(match found {
         Some("JSON") => MessageFormat::Json,
         Some("TEXT") => MessageFormat::Text,
         Some("BYTES") => MessageFormat::Bytes,
-        Some("AVRO") => MessageFormat::Avro(Box::new(avro(cursor, at)?)),
+        Some("AVRO") => MessageFormat::Avro(Box::new(avro(cursor, at, catalog)?)),
         Some(_) => MessageFormat::Csv(Box::new(csv(cursor)?)),
         None if cursor.is("PROTOBUF") => {
             let hint = "formats of this version are JSON, AVRO, CSV, TEXT and BYTES";
@@ -83,6 +89,9 @@ pub(super) fn statement(format: &MessageFormat) -> String {
                 options.extend(user.map(|user| ("USER", text(user))));
                 let password = registry.password.iter();
                 options.extend(password.map(|password| match password {
+                    PasswordDef::Secret(name) => {
+                        ("PASSWORD", format!("SECRET {}", ident_sql(name)))
+                    }
                     PasswordDef::Env(name) => ("PASSWORD ENV", text(name)),
                     PasswordDef::File(path) => ("PASSWORD FILE", text(path)),
                 }));
@@ -102,17 +111,22 @@ pub(super) fn statement(format: &MessageFormat) -> String {
     format!("{} ({})", word(format), options.join(", "))
 }
 
-fn avro(cursor: &mut Cursor<'_>, at: Position) -> Result<AvroDef, Problem> {
+fn avro(
+    cursor: &mut Cursor<'_>,
+    at: Position,
+    catalog: &dyn CatalogView,
+) -> Result<AvroDef, Problem> {
     const KNOWN: Known = Known {
         what: "FORMAT AVRO",
         names: &[
             "REGISTRY",
             "USER",
+            "PASSWORD",
             "PASSWORD ENV",
             "PASSWORD FILE",
             "SCHEMA",
         ],
-        later: &["PASSWORD SECRET"],
+        later: &[],
     };
     if !cursor.is_token(&Token::LParen) {
         return Err(
@@ -137,35 +151,39 @@ fn avro(cursor: &mut Cursor<'_>, at: Position) -> Result<AvroDef, Problem> {
         required(&options, "REGISTRY", "FORMAT AVRO without SCHEMA", at)?;
     }
     let user = options.text("USER")?;
-    let password = match (
-        options.text("PASSWORD ENV")?,
-        options.text("PASSWORD FILE")?,
-    ) {
-        (Some(name), None) => Some(PasswordDef::Env(name)),
-        (None, Some(path)) => Some(PasswordDef::File(path)),
-        (None, None) => None,
-        (Some(_), Some(_)) => {
-            let problem = Problem::syntax("PASSWORD ENV and PASSWORD FILE exclude each other");
-            return Err(wrong("PASSWORD FILE", problem.expected("one of them")));
-        }
-    };
-    let registry = options.text("REGISTRY")?;
-    for (name, is_given, needs, is_there) in [
-        ("USER", user.is_some(), "REGISTRY", registry.is_some()),
+    let passwords = [
+        (
+            "PASSWORD",
+            security::secret(&options, "PASSWORD", catalog)?.map(PasswordDef::Secret),
+        ),
         (
             "PASSWORD ENV",
-            options.position("PASSWORD ENV").is_some(),
-            "USER",
-            user.is_some(),
+            options.text("PASSWORD ENV")?.map(PasswordDef::Env),
         ),
         (
             "PASSWORD FILE",
-            options.position("PASSWORD FILE").is_some(),
-            "USER",
-            user.is_some(),
+            options.text("PASSWORD FILE")?.map(PasswordDef::File),
         ),
+    ];
+    let mut given = passwords
+        .into_iter()
+        .filter_map(|(name, password)| Some((name, password?)));
+    let password = given.next();
+    if let (Some((first, _)), Some((second, _))) = (&password, given.next()) {
+        let problem = Problem::syntax(format!("{first} and {second} exclude each other"));
+        return Err(wrong(second, problem.expected("one of them")));
+    }
+    let registry = options.text("REGISTRY")?;
+    let with_user = password.as_ref().map(|(name, _)| *name);
+    for (name, needs, is_there) in [
+        (
+            user.as_ref().map(|_| "USER"),
+            "REGISTRY",
+            registry.is_some(),
+        ),
+        (with_user, "USER", user.is_some()),
     ] {
-        if is_given && !is_there {
+        if let (Some(name), false) = (name, is_there) {
             let problem = Problem::invalid(format!("option {name} needs the option {needs}"));
             return Err(wrong(name, problem.expected(needs)));
         }
@@ -175,7 +193,7 @@ fn avro(cursor: &mut Cursor<'_>, at: Position) -> Result<AvroDef, Problem> {
         Ok(RegistryDef {
             url,
             user,
-            password,
+            password: password.map(|(_, password)| password),
         })
     });
     Ok(AvroDef {

@@ -3,7 +3,7 @@
 //! ```text
 //! FROM KAFKA (BROKERS '…', TOPIC '…' | TOPIC PATTERN '…' [, START 'earliest' | 'latest'
 //!             | START TIMESTAMP '…' | START OFFSETS '0:42, 1:7'] [, GROUP '…']
-//!             [, DEAD LETTER TOPIC '…'])
+//!             [, DEAD LETTER TOPIC '…'] [, SECURITY PROTOCOL '…', …])  (see [`super::security`])
 //!      [FORMAT f | KEY FORMAT f VALUE FORMAT f]  (see [`super::format`])  [INCLUDE KEY [AS name], PARTITION, …]
 //!      [ENVELOPE APPEND | UPSERT | DEBEZIUM [WITH (UNAVAILABLE VALUE '…', BINARY MODE '…', …)]]
 //! ```
@@ -14,10 +14,11 @@
 use datafusion_sql::sqlparser::tokenizer::Token;
 use engine::model::{Column, Schema, SqlType};
 
+use super::catalog::CatalogView;
 use super::cursor::Cursor;
-use super::format;
 use super::options::{Known, Options};
 use super::source::{Columns, required};
+use super::{format, security};
 use crate::definition::{
     Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, SourceDef,
 };
@@ -63,6 +64,7 @@ pub(super) fn kafka(
     cursor: &mut Cursor<'_>,
     columns: Option<Columns>,
     name_at: Position,
+    catalog: &dyn CatalogView,
 ) -> Result<SourceDef, Problem> {
     let at = cursor.position();
     let Some(columns) = columns else {
@@ -73,8 +75,8 @@ pub(super) fn kafka(
                 .hint("a message's members become the columns of the same name"),
         );
     };
-    let mut def = options(cursor, at)?;
-    let clauses = clauses(cursor)?;
+    let mut def = options(cursor, at, catalog)?;
+    let clauses = clauses(cursor, catalog)?;
     def.key_format = clauses.key_format.unwrap_or(MessageFormat::Json);
     def.value_format = clauses.value_format.unwrap_or(MessageFormat::Json);
     let envelope_at = clauses.envelope.as_ref().map_or(at, |(_, at)| *at);
@@ -96,7 +98,11 @@ pub(super) fn kafka(
     })
 }
 
-fn options(cursor: &mut Cursor<'_>, at: Position) -> Result<KafkaDef, Problem> {
+fn options(
+    cursor: &mut Cursor<'_>,
+    at: Position,
+    catalog: &dyn CatalogView,
+) -> Result<KafkaDef, Problem> {
     const KNOWN: Known = Known {
         what: "FROM KAFKA",
         names: &[
@@ -108,15 +114,15 @@ fn options(cursor: &mut Cursor<'_>, at: Position) -> Result<KafkaDef, Problem> {
             "START OFFSETS",
             "GROUP",
             "DEAD LETTER TOPIC",
+            security::NAMES[0],
+            security::NAMES[1],
+            security::NAMES[2],
+            security::NAMES[3],
+            security::NAMES[4],
+            security::NAMES[5],
+            security::NAMES[6],
         ],
-        later: &[
-            "CONNECTION",
-            "SECURITY PROTOCOL",
-            "SASL MECHANISM",
-            "SASL USERNAME",
-            "SASL PASSWORD",
-            "TRANSACTION TOPIC",
-        ],
+        later: &["CONNECTION", "TRANSACTION TOPIC"],
     };
     let options = Options::parse(cursor, &KNOWN)?;
     required(&options, "BROKERS", KNOWN.what, at)?;
@@ -156,6 +162,7 @@ fn options(cursor: &mut Cursor<'_>, at: Position) -> Result<KafkaDef, Problem> {
         start: start(&options)?,
         group: options.text("GROUP")?,
         dead_letter_topic: letters,
+        security: security::read(&options, catalog)?,
         key_format: MessageFormat::Json,
         value_format: MessageFormat::Json,
         envelope: Envelope::Append,
@@ -218,7 +225,7 @@ fn start(options: &Options) -> Result<KafkaStart, Problem> {
     })
 }
 
-fn clauses(cursor: &mut Cursor<'_>) -> Result<Clauses, Problem> {
+fn clauses(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<Clauses, Problem> {
     let mut clauses = Clauses::default();
     loop {
         let at = cursor.position();
@@ -231,21 +238,19 @@ fn clauses(cursor: &mut Cursor<'_>) -> Result<Clauses, Problem> {
             if clauses.key_format.is_some() || clauses.value_format.is_some() {
                 return Err(twice("the format"));
             }
-            let format = format::read(cursor)?;
+            let format = format::read(cursor, catalog)?;
             let key = format::key_of(&format);
             clauses.value_only = key.is_none().then_some(at);
             clauses.key_format = Some(key.unwrap_or(MessageFormat::Json));
             clauses.value_format = Some(format);
         } else if cursor.eat_all(&["KEY", "FORMAT"]) {
-            if clauses.key_format.replace(format::read(cursor)?).is_some() {
+            let format = format::read(cursor, catalog)?;
+            if clauses.key_format.replace(format).is_some() {
                 return Err(twice("the key's format"));
             }
         } else if cursor.eat_all(&["VALUE", "FORMAT"]) {
-            if clauses
-                .value_format
-                .replace(format::read(cursor)?)
-                .is_some()
-            {
+            let format = format::read(cursor, catalog)?;
+            if clauses.value_format.replace(format).is_some() {
                 return Err(twice("the value's format"));
             }
         } else if cursor.eat("INCLUDE") {

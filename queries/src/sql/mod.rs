@@ -31,6 +31,7 @@ mod plan;
 mod program;
 mod reconcile;
 mod search;
+mod security;
 mod select;
 mod select_program;
 mod source;

@@ -10,6 +10,7 @@ use super::connection::mode_word;
 use super::format;
 use super::interval::format_micros;
 use super::kafka::part_word;
+use super::security;
 use crate::definition::{
     CacheDef, ChunkStrategy, Chunking, ConnectionDef, Connector, Definition, Envelope, Fusion,
     IndexDef, KafkaDef, KafkaStart, ModelDef, SecretDef, SlotLost,
@@ -171,13 +172,14 @@ fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
         ),
     };
     format!(
-        "CREATE SOURCE {name} ({}) FROM KAFKA (BROKERS = {}, {topic} = {}, {start}{}{}) \
+        "CREATE SOURCE {name} ({}) FROM KAFKA (BROKERS = {}, {topic} = {}, {start}{}{}{}) \
          KEY FORMAT {} VALUE FORMAT {}{include} ENVELOPE {envelope}",
         columns(&own),
         text(&def.brokers),
         text(&def.topic),
         group.unwrap_or_default(),
         letters.unwrap_or_default(),
+        security::statement(&def.security),
         format::statement(&def.key_format),
         format::statement(&def.value_format),
     )

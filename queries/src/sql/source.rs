@@ -72,7 +72,7 @@ pub(super) fn source(
         no_columns("GIT", super::git::COLUMNS)?;
         super::git::git(cursor)?
     } else if cursor.eat("KAFKA") {
-        return super::kafka::kafka(cursor, before, at);
+        return super::kafka::kafka(cursor, before, at, catalog);
     } else if cursor.eat("POSTGRES") {
         return super::connection::postgres(cursor, before, name, catalog);
     } else {

@@ -4,9 +4,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
-for tool in c++ make; do
+for tool in c++ make git; do
     if ! command -v "$tool" >/dev/null 2>&1; then
-        echo "error: $tool is needed (usearch, librdkafka): apt install g++ make, or Xcode's command line tools" >&2
+        echo "error: $tool is needed (usearch, librdkafka, tests of git): apt install g++ make git, or Xcode's command line tools" >&2
         exit 1
     fi
 done

@@ -102,10 +102,11 @@ impl LaneSink for Positions {
         Ok(())
     }
 
-    fn stage_together(&self, parts: Vec<Part>) -> Result<(), SinkClosed> {
-        parts
-            .into_iter()
-            .try_for_each(|part| self.stage(part.batch))
+    fn stage_together(&self, parts: Vec<Part>) -> Result<(), Vec<Part>> {
+        for part in parts {
+            self.stage(part.batch).expect("never closed");
+        }
+        Ok(())
     }
 
     fn reached(&self, _lane: &str, _position: &Json) {}

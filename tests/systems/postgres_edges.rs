@@ -284,6 +284,43 @@ fn a_lost_slot_stops_in_words_or_heals() {
 }
 
 #[test]
+fn a_row_that_a_new_copy_cannot_read_leaves_and_its_letter_stays() {
+    let _alone = alone();
+    let run = Run::new("postgres-recopy");
+    let postgres = Postgres::start(&run);
+    postgres.execute(
+        "CREATE TABLE parts (id int PRIMARY KEY, amount int);
+         INSERT INTO parts VALUES (1, 10), (2, 20)",
+    );
+    let program = Program::start(&format!(
+        "{}CREATE SOURCE parts (id INTEGER PRIMARY KEY, amount BIGINT)
+           FROM POSTGRES (CONNECTION pg, TABLE 'parts');",
+        connection(&run, &postgres, postgres.port, "")
+    ));
+    let parts = || now(&program, &postgres, "parts", "id, amount");
+    assert_eq!(parts(), [json!([1, 10]), json!([2, 20])]);
+
+    // Another type: the table is copied again, and one of its rows fits the column no more.
+    postgres.execute(
+        "BEGIN; ALTER TABLE parts ALTER amount TYPE text;
+         UPDATE parts SET amount = 'many' WHERE id = 1; COMMIT;",
+    );
+    program.wait("the letter", |program| program.letters("parts").len() == 1);
+    postgres.execute("UPDATE parts SET amount = '21' WHERE id = 2");
+    assert_eq!(parts(), [json!([2, 21])], "nothing older than the table");
+    let letters = program.letters("parts");
+    assert_eq!(
+        letters.len(),
+        1,
+        "taking the row away is no answer: {letters:?}"
+    );
+
+    postgres.execute("UPDATE parts SET amount = '11' WHERE id = 1");
+    assert_eq!(parts(), [json!([1, 11]), json!([2, 21])]);
+    assert!(program.letters("parts").is_empty(), "it is resolved");
+}
+
+#[test]
 fn a_swapped_table_a_foreign_one_and_a_failed_source_harm_nobody() {
     let _alone = alone();
     let run = Run::new("postgres-swap");

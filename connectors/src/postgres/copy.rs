@@ -23,9 +23,9 @@ use engine::model::{ContentHash, Key, Row};
 use engine::telemetry;
 
 use super::session::{Failure, PostgresOptions, Session};
-use super::setup::{self, lsn};
+use super::setup;
 use super::table::Table;
-use super::{Stand, position};
+use super::{Stand, facts, position};
 
 /// Bytes of one batch of copied rows, and of one fetch from the cursor.
 const BATCH_BYTES: usize = 1 << 20;
@@ -46,12 +46,6 @@ pub(super) enum Ended {
     At(Stand),
     /// The source was stopped.
     Closed,
-}
-
-impl From<SinkClosed> for Ended {
-    fn from(_: SinkClosed) -> Self {
-        Ended::Closed
-    }
 }
 
 /// Copies a table into its source; `is_first` is false when rows are there from before.
@@ -81,12 +75,10 @@ pub(super) async fn copy(
             "CREATE_REPLICATION_SLOT \"{slot}\" TEMPORARY LOGICAL pgoutput USE_SNAPSHOT"
         ))
         .await?;
-    let point = made.first().and_then(|row| row.get(1).cloned().flatten());
-    let point = point.as_deref().and_then(lsn);
-    let point = point.ok_or_else(|| Failure::Passing("the copy has no point".to_owned()))?;
+    let point = setup::consistent_point(&made)?;
 
     // In the snapshot: the catalog as the rows have it.
-    let facts = setup::facts(&mut session, &table.name).await?;
+    let facts = facts::of(&mut session, &table.name).await?;
     facts.check(&table.name, &table.schema, is_first)?;
     table.copy_from(&facts);
     session
@@ -100,7 +92,7 @@ pub(super) async fn copy(
         context,
         table,
         left: context.resume.live().into_iter().collect(),
-        place: format!("{} at {}", facts_name(&context.name), point_text(point)),
+        place: format!("copy into {} at {}", context.name, point_text(point)),
         rows: 0,
         guess: facts.rows,
         told: Instant::now(),
@@ -119,10 +111,6 @@ pub(super) async fn copy(
         Ok(()) => Ok(Ended::At(stand)),
         Err(SinkClosed) => Ok(Ended::Closed),
     }
-}
-
-fn facts_name(source: &str) -> String {
-    format!("copy into {source}")
 }
 
 pub(super) fn point_text(point: u64) -> String {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,10 +19,11 @@ use engine::contract::{LaneSink, SourceContext};
 use engine::error::WorldError;
 
 use super::copy::{self, Ended};
+use super::facts::TableName;
+use super::member::{Member, State};
 use super::session::{Failure, PostgresOptions};
-use super::setup::{self, TableName};
+use super::setup;
 use super::table::Table;
-use super::{LANE, Stand, stand};
 
 /// Time between two looks at commands, when nothing else is to do.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
@@ -61,42 +62,6 @@ enum Command {
         is_dropped: bool,
         left: Sender<()>,
     },
-}
-
-/// What a source is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// It needs a copy.
-    Behind,
-    /// Its table is with the copying thread.
-    Copying,
-    /// The stream is its truth.
-    Live,
-}
-
-/// A source that reads through the hub.
-pub(super) struct Member {
-    id: u64,
-    pub(super) context: SourceContext,
-    /// `None` while it is copied.
-    pub(super) table: Option<Table>,
-    pub(super) name: TableName,
-    pub(super) state: State,
-    pub(super) stand: Option<Stand>,
-    /// The position of the last batch that was staged.
-    pub(super) logged: u64,
-    /// The position that the sink knows of.
-    pub(super) reached: u64,
-    pub(super) is_published: bool,
-    /// When its table is to be looked at again, after something that may pass.
-    pub(super) again: Option<Instant>,
-    /// The table's object id, as it was looked at last.
-    pub(super) table_id: u32,
-    /// Changes of its table in the transaction that is being read.
-    pub(super) changes: u64,
-    /// It takes no more rows and will leave: its position no longer moves.
-    pub(super) is_leaving: bool,
-    ended: Sender<WorldError>,
 }
 
 /// A place that is kept for a source from its making until it joins.
@@ -151,27 +116,11 @@ impl Ticket {
         table: Table,
         ended: Sender<WorldError>,
     ) -> Result<u64, WorldError> {
-        let stand = stand(context.resume.position(LANE));
         let mut state = self.hub.state.lock().expect("no panic while held");
         state.expected -= 1;
         self.has_joined = true;
         state.next += 1;
-        let member = Member {
-            id: state.next,
-            name: table.name.clone(),
-            logged: stand.as_ref().map_or(0, |stand| stand.lsn),
-            reached: 0,
-            table: Some(table),
-            state: State::Behind,
-            stand,
-            is_published: false,
-            again: None,
-            table_id: 0,
-            changes: 0,
-            is_leaving: false,
-            context,
-            ended,
-        };
+        let member = Member::new(state.next, context, table, ended);
         let id = member.id;
         if state.commands.is_none() {
             let (commands, receiver) = channel();
@@ -245,9 +194,9 @@ impl Hub {
 }
 
 /// A runtime whose one thread keeps connections alive while the hub's own waits for room.
-pub(super) fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, WorldError> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, WorldError> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
+        .worker_threads(1)
         .thread_name("postgres-net")
         .enable_all()
         .build()
@@ -262,13 +211,14 @@ pub(super) struct Reader {
     commands: Receiver<Command>,
     pub(super) members: BTreeMap<u64, Member>,
     runtime: Arc<tokio::runtime::Runtime>,
-    copying: Option<(u64, CopyThread)>,
+    /// While a table is copied, the log from its snapshot on must be kept.
+    pub(super) copying: Option<(u64, CopyThread)>,
     /// A copy that failed is tried again then.
     copy_again: Instant,
     /// Tables of sources that were dropped for good.
     dropped: Vec<TableName>,
     /// Sources that failed: they still need the slot, until they are dropped.
-    failed: Vec<(TableName, Arc<AtomicBool>)>,
+    pub(super) failed: Vec<(TableName, Arc<AtomicBool>)>,
     /// Who staged since the last confirmation: what they logged must be synced first.
     pub(super) staged_by: Vec<Arc<dyn LaneSink>>,
     /// Whether the stream ran since the last failure.
@@ -281,7 +231,7 @@ impl Reader {
             hub,
             commands,
             members: BTreeMap::new(),
-            runtime: Arc::new(runtime(1)?),
+            runtime: Arc::new(runtime()?),
             copying: None,
             copy_again: Instant::now(),
             dropped: Vec::new(),
@@ -359,15 +309,11 @@ impl Reader {
     /// Takes the commands that are there; whether members came or went.
     pub(super) fn commands_now(&mut self) -> bool {
         let mut has_changed = false;
-        loop {
-            match self.commands.try_recv() {
-                Ok(command) => {
-                    self.take(command);
-                    has_changed = true;
-                }
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return has_changed,
-            }
+        while let Ok(command) = self.commands.try_recv() {
+            self.take(command);
+            has_changed = true;
         }
+        has_changed
     }
 
     fn take(&mut self, command: Command) {
@@ -427,7 +373,7 @@ impl Reader {
             return;
         };
         member.state = State::Copying;
-        let is_first = member.stand.is_none() && member.context.resume.live().is_empty();
+        let is_first = member.is_new();
         let (options, context) = (self.hub.options(), member.context.clone());
         let (system, runtime) = (system.to_owned(), Arc::clone(&self.runtime));
         let body = move || {
@@ -481,16 +427,6 @@ impl Reader {
             }
         }
         true
-    }
-
-    /// Whether a table is being copied: the log from its snapshot on must be kept.
-    pub(super) fn is_copying(&self) -> bool {
-        self.copying.is_some()
-    }
-
-    /// Whether no source waits in vain for a person.
-    pub(super) fn has_no_failed(&self) -> bool {
-        self.failed.is_empty()
     }
 
     /// Whether a source that could not be prepared is to be tried again now.

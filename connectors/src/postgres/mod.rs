@@ -21,7 +21,9 @@
 //! becomes visible in parts; sequences, large objects and generated columns are not in the log.
 
 mod copy;
+mod facts;
 mod hub;
+mod member;
 pub mod message;
 mod session;
 mod setup;
@@ -38,9 +40,9 @@ use engine::model::Schema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
+pub use facts::TableName;
 use hub::{Hub, Ticket};
 pub use session::{PostgresOptions, TlsMode};
-pub use setup::TableName;
 
 /// The lane of each source: its order is the slot's.
 const LANE: &str = "";
@@ -149,10 +151,10 @@ impl Source for PostgresSource {
 ///
 /// Errors: the database cannot be reached; there is no such table; it has no primary key.
 pub fn describe(options: &PostgresOptions, table: &TableName) -> Result<Schema, WorldError> {
-    let runtime = hub::runtime(1)?;
+    let runtime = hub::runtime()?;
     let described = runtime.block_on(async {
         let mut session = session::Session::open(options, &options.slot).await?;
-        let facts = setup::facts(&mut session, table).await?;
+        let facts = facts::of(&mut session, table).await?;
         facts.schema(table).map_err(session::Failure::Lasting)
     });
     described.map_err(|failure| failure.into_world(options))

@@ -12,7 +12,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::error::WorldError;
-use pgwire_replication::{Lsn, PgWireError, ReplicationClient, ReplicationConfig, TlsConfig};
+use pgwire_replication::{
+    Lsn, PgWireError, QueryRow, ReplicationClient, ReplicationConfig, SslMode, TlsConfig,
+};
 
 use super::value::SESSION_OPTIONS;
 
@@ -111,6 +113,11 @@ impl From<PgWireError> for Failure {
 /// A row of texts.
 pub(super) type TextRow = Vec<Option<String>>;
 
+/// A value of a row; `None` is NULL.
+pub(super) fn text(row: &TextRow, at: usize) -> Option<&str> {
+    row.get(at)?.as_deref()
+}
+
 /// Longest wait for a connection and its first answer.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How often the server is told how far the log is durable here.
@@ -180,21 +187,15 @@ impl Session {
 
     /// Runs a statement that answers within [`SILENCE`].
     pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<TextRow>, Failure> {
-        let rows = tokio::time::timeout(SILENCE, self.rows_at_last(sql)).await;
-        rows.map_err(|_| Failure::Passing(format!("the server has been silent for {SILENCE:?}")))?
+        heard(self.rows_at_last(sql)).await?
     }
 
     /// Runs a statement that may wait for others' transactions.
     pub(super) async fn rows_at_last(&mut self, sql: &str) -> Result<Vec<TextRow>, Failure> {
         let rows = self.client.simple_query(sql).await?;
-        let text = |value: Option<&[u8]>| -> Option<String> {
-            value.map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-        };
-        let rows = rows.into_iter().map(|row| {
-            let values = row.iter().map(|value| text(value.as_deref()));
-            values.collect()
-        });
-        Ok(rows.collect())
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let row = |row: &QueryRow| row.iter().map(|value| value.as_deref().map(text)).collect();
+        Ok(rows.iter().map(row).collect())
     }
 
     /// The first value of the first row.
@@ -206,9 +207,7 @@ impl Session {
 
     /// The cluster's own identity (another one has another log), and where its log ends.
     pub(super) async fn system(&mut self) -> Result<(String, u64), Failure> {
-        let system = tokio::time::timeout(SILENCE, self.client.identify_system()).await;
-        let silent = |_| Failure::Passing(format!("the server has been silent for {SILENCE:?}"));
-        let system = system.map_err(silent)??;
+        let system = heard(self.client.identify_system()).await??;
         Ok((system.system_id, system.xlogpos.as_u64()))
     }
 
@@ -220,11 +219,20 @@ impl Session {
     /// Streams the slot from where it was last confirmed.
     pub(super) async fn start(mut self) -> Result<ReplicationClient, Failure> {
         self.client.start().await?;
-        let started = tokio::time::timeout(SILENCE, self.client.wait_started()).await;
-        let silent = |_| Failure::Passing(format!("the stream has not begun within {SILENCE:?}"));
-        started.map_err(silent)??;
+        heard(self.client.wait_started()).await??;
         Ok(self.client)
     }
+}
+
+/// An answer that comes within [`SILENCE`].
+async fn heard<T>(answer: impl Future<Output = T>) -> Result<T, Failure> {
+    let heard = tokio::time::timeout(SILENCE, answer).await;
+    heard.map_err(|_| silent())
+}
+
+/// A server that is gone without a word.
+pub(super) fn silent() -> Failure {
+    Failure::Passing(format!("the server has been silent for {SILENCE:?}"))
 }
 
 fn tls(options: &PostgresOptions) -> TlsConfig {
@@ -236,7 +244,7 @@ fn tls(options: &PostgresOptions) -> TlsConfig {
     match options.tls {
         TlsMode::Disable => TlsConfig::disabled(),
         TlsMode::Prefer => TlsConfig {
-            mode: pgwire_replication::SslMode::Prefer,
+            mode: SslMode::Prefer,
             ..TlsConfig::default()
         },
         TlsMode::Require => TlsConfig::require(),

@@ -13,16 +13,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::contract::{Part, SourceBatch};
+use engine::contract::Part;
 use engine::limits::TRANSACTION_BYTES_MAX;
 use engine::telemetry;
 use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
 
-use super::copy::point_text;
-use super::hub::{AGAIN, LOOK, Member, Reader, State};
+use super::hub::{AGAIN, LOOK, Reader};
+use super::member::{Member, State, Upto};
 use super::message::{self, Message, Relation};
-use super::session::{Failure, PostgresOptions, SILENCE, Session};
-use super::{Inside, LANE, Stand, position, setup};
+use super::session::{Failure, SILENCE, Session, silent};
+use super::setup;
 
 /// Time between two confirmations.
 const CONFIRM: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ impl Reader {
             return Ok(());
         }
         let mut members = self.members.values();
-        let is_first = members.all(|member| member.stand.is_none()) && self.has_no_failed();
+        let is_first = members.all(|member| member.stand.is_none()) && self.failed.is_empty();
         let may_make = is_first || options.copies_again;
         let slot = setup::slot(&mut session, &options, may_make).await?;
         if slot.is_new {
@@ -169,11 +169,8 @@ impl Reader {
                 }
             };
             match event {
-                None if stream.heard.elapsed() > SILENCE => {
-                    let detail = format!("the server has been silent for {SILENCE:?}");
-                    return Err(Failure::Passing(detail));
-                }
-                None => continue,
+                None if stream.heard.elapsed() > SILENCE => return Err(silent()),
+                None => {}
                 Some(None) => return Err(Failure::Passing("the stream ended".to_owned())),
                 Some(Some(event)) => {
                     stream.heard = Instant::now();
@@ -356,20 +353,24 @@ impl Reader {
             let first = members.find(|member| member.context.sink.source() == first);
             let first = first.expect("the parts are the members'");
             // Closed: that source is stopping. The others' parts are taken again without it.
-            let is_staged = first.context.sink.stage_together(parts.clone()).is_ok();
-            first.is_leaving |= !is_staged;
+            let sources: Vec<_> = parts.iter().map(|part| part.source).collect();
+            let refused = first.context.sink.stage_together(parts).err();
+            first.is_leaving |= refused.is_some();
             let sink = Arc::clone(&first.context.sink);
-            if !self.staged_by.iter().any(|other| Arc::ptr_eq(other, &sink)) {
-                self.staged_by.push(sink);
-            }
-            for member in self.members.values_mut() {
-                let source = member.context.sink.source();
-                if let Some(part) = parts.iter().find(|part| part.source == source) {
-                    member.staged(part, upto, is_staged);
+            let Some(refused) = refused else {
+                if !self.staged_by.iter().any(|other| Arc::ptr_eq(other, &sink)) {
+                    self.staged_by.push(sink);
                 }
-            }
-            if is_staged {
+                let is_in = |member: &&mut Member| sources.contains(&member.context.sink.source());
+                let members = self.members.values_mut().filter(is_in);
+                members.for_each(|member| member.staged(upto));
                 return;
+            };
+            for part in refused {
+                let is_its = |member: &&mut Member| member.context.sink.source() == part.source;
+                if let Some(member) = self.members.values_mut().find(is_its) {
+                    member.give_back(part);
+                }
             }
         }
     }
@@ -383,9 +384,6 @@ impl Reader {
             member.pass(stream.at);
             member.tell_reached();
         }
-        if stream.confirmed_at.elapsed() >= CONFIRM {
-            self.confirm(stream);
-        }
     }
 
     /// Confirms what is durable in all sources, so that the server may forget it.
@@ -398,7 +396,7 @@ impl Reader {
         // A copy goes on from a point that must still be in the log when it is through.
         let mut members = self.members.values();
         let is_leaving = members.any(|member| member.is_leaving || member.context.is_stopping());
-        if stream.at <= stream.confirmed || self.is_copying() || is_leaving {
+        if stream.at <= stream.confirmed || self.copying.is_some() || is_leaving {
             return;
         }
         for member in self.members.values_mut() {
@@ -441,198 +439,5 @@ impl Reader {
             stream.look = Some(tokio::spawn(look));
         }
         false
-    }
-}
-
-/// How far a batch goes.
-#[derive(Debug, Clone, Copy)]
-enum Upto {
-    /// The end of a transaction.
-    End(u64),
-    /// The middle of one whose commit begins there.
-    Inside(u64),
-}
-
-impl Member {
-    /// Looks at the table and puts it into the publication. A table that is another one now, has other
-    /// types, or was not in the publication, has to be copied (again).
-    async fn prepare(
-        &mut self,
-        session: &mut Session,
-        options: &PostgresOptions,
-        system: &str,
-    ) -> Result<(), Failure> {
-        let stood = self.stand.as_ref();
-        if let Some(stood) = stood.filter(|stood| stood.system != system)
-            && !options.copies_again
-        {
-            return Err(Failure::Lasting(format!(
-                "this is another cluster (system identifier {system}, the source read {}): its log \
-                 does not go on from there; drop the connection's sources and create them again, or \
-                 create the connection with SLOT LOST 'copy'",
-                stood.system
-            )));
-        }
-        let Some(table) = &self.table else {
-            // It is being copied: that was looked at.
-            return Ok(());
-        };
-        let is_first = self.stand.is_none() && self.context.resume.live().is_empty();
-        let facts = setup::facts(session, &table.name).await?;
-        facts.check(&table.name, &table.schema, is_first)?;
-        let schema = &table.schema;
-        let is_added = setup::publish(session, options, &table.name, &facts, schema).await?;
-        let shape = table.shape_of(&facts);
-        let is_other = |stood: &Stand| is_added || stood.shape.as_deref() != Some(&*shape);
-        self.table_id = facts.id;
-        if self.stand.as_ref().is_some_and(is_other) {
-            tracing::warn!(
-                source = self.context.name,
-                table = %self.name,
-                "the table is another one, has other types, or was not published: it is copied again"
-            );
-            self.stand = None;
-        }
-        Ok(())
-    }
-
-    /// Whether the stream is its truth, or it must be copied. `end`: of the server's log.
-    fn place(&mut self, slot: &setup::Slot, system: &str, end: u64) {
-        if self.state == State::Copying {
-            return;
-        }
-        let stood = self.stand.as_ref();
-        let is_whole = stood.is_some_and(|stood| {
-            let is_in_log = (slot.confirmed..=end).contains(&stood.lsn);
-            is_in_log && !slot.is_new && stood.system == system && self.is_published
-        });
-        if !is_whole
-            && self.is_published
-            && let Some(stood) = stood
-        {
-            tracing::warn!(
-                source = self.context.name,
-                stands_at = point_text(stood.lsn),
-                log_begins_at = point_text(slot.confirmed),
-                log_ends_at = point_text(end),
-                "the log does not go on from where the source stands: the table is copied again"
-            );
-        }
-        let shape = stood.and_then(|stood| stood.shape.clone());
-        if let Some(table) = self.table.as_mut().filter(|_| is_whole) {
-            table.set_shape(shape);
-        }
-        self.state = match is_whole {
-            true => State::Live,
-            false => State::Behind,
-        };
-    }
-
-    /// Whether a transaction is not in its rows yet.
-    fn wants(&self, commit: u64) -> bool {
-        let stood = self.stand.as_ref();
-        self.state == State::Live && stood.is_some_and(|stood| stood.lsn <= commit)
-    }
-
-    /// Whether its rows contain the present change of a transaction that was staged in parts.
-    fn has(&self, commit: u64) -> bool {
-        let inside = self.stand.as_ref().and_then(|stand| stand.inside);
-        inside.is_some_and(|inside| inside.commit == commit && self.changes <= inside.changes)
-    }
-
-    /// Everything before `at` is in its rows.
-    fn pass(&mut self, at: u64) {
-        if self.state == State::Live
-            && !self.is_leaving
-            && let Some(stand) = &mut self.stand
-        {
-            if at > stand.lsn {
-                stand.inside = None;
-            }
-            stand.lsn = stand.lsn.max(at);
-        }
-    }
-
-    /// Where it will stand after a batch.
-    fn stand_at(&self, upto: Upto) -> Option<Stand> {
-        let stand = self.stand.clone()?;
-        Some(match upto {
-            Upto::End(end) => Stand {
-                lsn: stand.lsn.max(end),
-                inside: None,
-                ..stand
-            },
-            Upto::Inside(commit) => Stand {
-                inside: Some(Inside {
-                    commit,
-                    changes: self.changes,
-                }),
-                ..stand
-            },
-        })
-    }
-
-    /// Its part of a transaction, if it has one.
-    fn part(&mut self, upto: Upto) -> Option<Part> {
-        let stand = self.stand_at(upto);
-        let table = self.table.as_mut()?;
-        if self.is_leaving {
-            table.clear();
-        }
-        if table.is_empty() {
-            return None;
-        }
-        Some(Part {
-            source: self.context.sink.source(),
-            name: self.context.name.as_str().into(),
-            batch: SourceBatch {
-                lane: LANE.to_owned(),
-                ..table.take(stand.as_ref().map(position))
-            },
-        })
-    }
-
-    /// Its part was staged, or is given back to be staged again.
-    fn staged(&mut self, part: &Part, upto: Upto, is_staged: bool) {
-        let stand = self.stand_at(upto);
-        let Some(table) = &mut self.table else { return };
-        if !is_staged {
-            table.give_back(part.batch.clone());
-            return;
-        }
-        table.staged();
-        self.stand = stand;
-        if let Upto::End(end) = upto {
-            self.logged = self.logged.max(end);
-            self.reached = self.logged;
-        }
-    }
-
-    /// Tells the sink how far it is, without a word in the log.
-    fn tell_reached(&mut self) {
-        let is_there = self.state == State::Live && !self.is_leaving;
-        let Some(stand) = self.stand.as_ref().filter(|_| is_there) else {
-            return;
-        };
-        if stand.lsn > self.reached {
-            self.context.sink.reached(LANE, &position(stand));
-            self.reached = stand.lsn;
-        }
-    }
-
-    /// Logs that it has come to a position.
-    fn log_position(&mut self, at: u64) -> Result<(), engine::contract::SinkClosed> {
-        self.pass(at);
-        let Some(stand) = self.stand.as_ref().filter(|stand| stand.lsn > self.logged) else {
-            return Ok(());
-        };
-        self.context.sink.stage(SourceBatch {
-            lane: LANE.to_owned(),
-            position: Some(position(stand)),
-            ..SourceBatch::default()
-        })?;
-        self.logged = stand.lsn;
-        self.reached = stand.lsn;
-        Ok(())
     }
 }

@@ -15,9 +15,9 @@ use engine::error::{DataError, DeadLetter, WorldError};
 use engine::model::{Key, Row, Schema, Value};
 use serde_json::Value as Json;
 
+use super::facts::{TableFacts, TableName, check_key, not_identity};
 use super::message::{Field, Message, Relation};
 use super::session::{Failure, TextRow};
-use super::setup::{TableFacts, TableName, check_key, not_identity};
 use super::value;
 use crate::envelope::table::LiveRows;
 use crate::key;
@@ -181,8 +181,10 @@ impl Table {
                 Some(key)
             }
             Err(error) => {
-                self.letter(&tuple, Some(key), error, position);
-                None
+                // The delete first: it is no answer to the letter.
+                self.delete(key.clone());
+                self.letter(&tuple, Some(key.clone()), error, position);
+                Some(key)
             }
         }
     }

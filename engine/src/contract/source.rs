@@ -51,8 +51,8 @@ pub trait LaneSink: Send + Sync {
     fn stage(&self, batch: SourceBatch) -> Result<(), SinkClosed>;
     /// Stages a transaction: one batch of each of several sources, whose readers share a thread.
     /// They are logged as one record and become visible at one time. Blocks as [`LaneSink::stage`]
-    /// does, while any of the sources has no room.
-    fn stage_together(&self, parts: Vec<Part>) -> Result<(), SinkClosed>;
+    /// does, while any of the sources has no room. A sink that is closed gives the parts back.
+    fn stage_together(&self, parts: Vec<Part>) -> Result<(), Vec<Part>>;
     /// Notes that a lane has come to a position (its marks, see [`SourceBatch::position`]) without
     /// anything to stage. Not logged: after a restart the lane stands where its last batch left it.
     fn reached(&self, lane: &str, position: &Json);

@@ -441,12 +441,8 @@ fn write_base(
         book.retain_sources(|source| keep(source));
     }
     write_letters(&book, base)?;
-    for mut stages in reader.into_unbound() {
-        let record = match stages.len() {
-            1 => Record::Stage(stages.remove(0)),
-            _ => Record::Together(stages),
-        };
-        base.write(&record)?;
+    for stages in reader.into_unbound() {
+        base.write(&Record::staged(stages))?;
     }
     Ok(())
 }

@@ -259,6 +259,14 @@ pub fn is_forgotten(deleted_at: Time, now: Time) -> bool {
 }
 
 impl Record {
+    /// The record of what is staged at once: one source's rows, or a transaction over several.
+    pub fn staged(mut stages: Vec<Stage>) -> Record {
+        match stages.len() {
+            1 => Record::Stage(stages.remove(0)),
+            _ => Record::Together(stages),
+        }
+    }
+
     /// The number of the record's kind in its frame.
     pub fn kind(&self) -> u8 {
         match self {

@@ -42,6 +42,15 @@ pub struct StagedBatch {
 
 /// Names a lane.
 pub type LaneId = (ObjectId, Arc<str>);
+
+/// The mates of batches that are staged at once; a batch that stands alone has none.
+pub(super) fn together(lanes: impl ExactSizeIterator<Item = LaneId>) -> Arc<[LaneId]> {
+    match lanes.len() {
+        1 => Arc::default(),
+        _ => lanes.collect(),
+    }
+}
+
 /// Names a vector.
 pub(super) type VectorKey = (ModelId, ContentHash);
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::lanes::{LaneId, StagedBatch};
+use super::lanes::{self, StagedBatch};
 use super::message::{CatalogChange, Message};
 use super::program::Program;
 use super::sequencer::Sequencer;
@@ -143,10 +143,7 @@ fn unbound<P: Program>(
     let lanes = stages
         .iter()
         .map(|stage| (stage.source, stage.lane.as_str().into()));
-    let together: Arc<[LaneId]> = match stages.len() {
-        1 => Arc::default(),
-        _ => lanes.collect(),
-    };
+    let together = lanes::together(lanes);
     for stage in stages {
         let batch = StagedBatch {
             together: Arc::clone(&together),

@@ -8,7 +8,7 @@ use ahash::AHashMap;
 
 use super::Shared;
 use super::ingest::{Admitted, Offer};
-use super::lanes::{LaneId, StagedBatch};
+use super::lanes::{self, StagedBatch};
 use super::message::{Message, WriteToken};
 use super::program::Program;
 use crate::contract::{LaneSink, Part, Resume, SinkClosed, SourceBatch};
@@ -233,10 +233,7 @@ impl<P: Program> EngineSink<P> {
         let lanes = entries
             .iter()
             .map(|entry| (entry.source, entry.lane.as_str().into()));
-        let together: Arc<[LaneId]> = match entries.len() {
-            1 => Arc::default(),
-            _ => lanes.collect(),
-        };
+        let together = lanes::together(lanes);
         let (mut idempotency, mut all) = (Some(idempotency), Vec::new());
         let (mut stages, mut batches) = (Vec::new(), Vec::new());
         for (entry, admitted) in entries.into_iter().zip(admitted) {
@@ -276,11 +273,7 @@ impl<P: Program> EngineSink<P> {
             });
             all.push(staged);
         }
-        let record = match stages.len() {
-            1 => Record::Stage(stages.remove(0)),
-            _ => Record::Together(stages),
-        };
-        let logged = shared.log.append(record, on_durable);
+        let logged = shared.log.append(Record::staged(stages), on_durable);
         self.last.fetch_max(logged.0, Ordering::Relaxed);
         // Under the lanes' order, so that the mailbox has it too.
         let _ = shared.mailbox.send(Message::Staged(batches.clone()));
@@ -323,8 +316,13 @@ impl<P: Program> LaneSink for EngineSink<P> {
         Ok(())
     }
 
-    fn stage_together(&self, parts: Vec<Part>) -> Result<(), SinkClosed> {
-        self.wait_room(parts.iter().map(|part| part.source))?;
+    fn stage_together(&self, parts: Vec<Part>) -> Result<(), Vec<Part>> {
+        if self
+            .wait_room(parts.iter().map(|part| part.source))
+            .is_err()
+        {
+            return Err(parts);
+        }
         if !parts.is_empty() {
             self.stage_parts(parts, |_| None, None);
         }

@@ -216,9 +216,14 @@ impl LaneSink for ScriptedSink {
         Ok(())
     }
 
-    fn stage_together(&self, mut parts: Vec<Part>) -> Result<(), SinkClosed> {
+    fn stage_together(&self, mut parts: Vec<Part>) -> Result<(), Vec<Part>> {
         assert_eq!(parts.len(), 1, "the script is of one source");
-        self.stage(parts.remove(0).batch)
+        match self.admit() {
+            Ok(mut state) => state.batches.push(parts.remove(0).batch),
+            Err(SinkClosed) => return Err(parts),
+        }
+        self.changed.notify_all();
+        Ok(())
     }
 
     fn reached(&self, _lane: &str, _position: &Json) {}

@@ -19,7 +19,7 @@ use queries::definition::Definition;
 use queries::problem::Problem;
 use queries::render::chunking;
 use queries::service::Service;
-use queries::sql::{EmptyCatalog, Planned, explain, plan_text};
+use queries::sql::{EmptyCatalog, Planned, Undeclared, explain, plan_text};
 use serde::Serialize;
 
 use crate::cli::InputError;
@@ -142,7 +142,7 @@ pub fn check(path: &Path) -> anyhow::Result<CheckReport> {
         plan: String::new(),
         problems: Vec::new(),
     };
-    for planned in plan_text(&text, &crate::wiring::Undeclared) {
+    for planned in plan_text(&text, &Undeclared(crate::wiring::describe_undeclared)) {
         match planned {
             Ok(planned) => {
                 report.plan.push_str(&explain(&planned));

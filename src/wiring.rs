@@ -23,12 +23,11 @@ use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
-    AvroDef, ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
-    MessageFormat, MessagePart, ModelDef, Object, PasswordDef, PostgresDef, SaslMechanism,
-    SecretDef, SlotLost, SourceDef, SslMode,
+    AvroDef, Connector, Envelope, GitDef, KafkaDef, KafkaSecurity, KafkaStart, MessageFormat,
+    MessagePart, ModelDef, PasswordDef, SaslMechanism, SlotLost, SourceDef, SslMode,
 };
 use queries::service::{Access, Connect, Connection, DecodedPush, Rejected, Wiring};
-use queries::sql::CatalogView;
+use queries::sql::DatabaseTable;
 
 use crate::app::RunOptions;
 
@@ -393,27 +392,9 @@ pub fn redecode(source: &SourceDef, access: &Access, letter: &DeadLetter) -> Red
     }
 }
 
-/// A catalog without objects that knows the tables of databases: for `check`.
-pub(crate) struct Undeclared;
-
-impl CatalogView for Undeclared {
-    fn object(&self, _name: &str) -> Option<Object> {
-        None
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn describe(
-        &self,
-        _source: &str,
-        table: &PostgresDef,
-        connection: &ConnectionDef,
-        secret: Option<&SecretDef>,
-    ) -> Result<Schema, String> {
-        let connection = Connection::new(&table.connection, connection, secret);
-        let schema = connection.and_then(|connection| describe(&connection, &table.table));
-        schema.map_err(|error| error.to_string())
-    }
+/// The columns of a table that nothing is declared of yet: for `check`.
+pub(crate) fn describe_undeclared(sought: &DatabaseTable<'_>) -> Result<Schema, String> {
+    let connection = Connection::new(&sought.table.connection, sought.connection, sought.secret);
+    let schema = connection.and_then(|connection| describe(&connection, &sought.table.table));
+    schema.map_err(|error| error.to_string())
 }

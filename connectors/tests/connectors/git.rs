@@ -524,21 +524,23 @@ fn a_commit_over_the_limit_is_split_and_ends_in_its_tree() {
     assert_eq!(followed.stop().len(), 3, "nothing is new");
 }
 
+/// What ends a source that cannot go on.
+pub(crate) fn ends(options: GitOptions) -> String {
+    let context = engine::contract::SourceContext {
+        name: "test".to_owned(),
+        sink: ScriptedSink::open(),
+        resume: Arc::new(Recorded::default()),
+        stop: Arc::default(),
+        dropped: Arc::default(),
+    };
+    let ended = source(options).run(context);
+    ended.expect_err("it cannot heal").to_string()
+}
+
 #[test]
 fn what_cannot_heal_is_said_and_ends_the_source() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().to_str().expect("UTF-8").to_owned();
-    let ends = |options: GitOptions| {
-        let context = engine::contract::SourceContext {
-            name: "test".to_owned(),
-            sink: ScriptedSink::open(),
-            resume: Arc::new(Recorded::default()),
-            stop: Arc::default(),
-            dropped: Arc::default(),
-        };
-        let ended = source(options).run(context);
-        ended.expect_err("it cannot heal").to_string()
-    };
     let error = ends(options(&path));
     let expected = format!("git '{path}': '{path}' is not a git repository: ");
     assert!(error.starts_with(&expected), "{error}");

@@ -1,14 +1,13 @@
 //! `FROM GIT` over HTTP, beside git's own server (`git http-backend`).
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use connectors::git::GitOptions;
 use engine::testing::{Recorded, ScriptedSink, SourceRun, source_laws};
 
-use crate::git::{options, source, tree};
+use crate::git::{ends, options, source, tree};
 use crate::git_server::Server;
 use crate::repo::{Repo, random_history};
 
@@ -20,19 +19,6 @@ fn over(url: &str, mirrors: &Path) -> GitOptions {
         mirrors: Some(mirrors.to_owned()),
         ..options(url)
     }
-}
-
-/// What ends a source.
-fn ends(options: GitOptions) -> String {
-    let context = engine::contract::SourceContext {
-        name: "test".to_owned(),
-        sink: ScriptedSink::open(),
-        resume: Arc::new(Recorded::default()),
-        stop: Arc::default(),
-        dropped: Arc::default(),
-    };
-    let ended = source(options).run(context);
-    ended.expect_err("it cannot heal").to_string()
 }
 
 #[test]

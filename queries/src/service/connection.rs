@@ -10,7 +10,8 @@ use engine::error::WorldError;
 use engine::model::Schema;
 
 use super::Inner;
-use crate::definition::{ConnectionDef, Connector, Definition, PostgresDef, SecretDef, SourceDef};
+use crate::definition::{ConnectionDef, Connector, Definition, SecretDef, SourceDef};
+use crate::sql::DatabaseTable;
 
 /// What the reader of a source needs beside its definition. Never shown: it has secrets.
 #[derive(Clone, Default)]
@@ -141,21 +142,16 @@ impl Inner {
 
     /// The columns of a table: those of the source that reads it already, else as the database has
     /// them.
-    pub(super) fn describe_table(
-        &self,
-        source: &str,
-        table: &PostgresDef,
-        connection: &ConnectionDef,
-        secret: Option<&SecretDef>,
-    ) -> Result<Schema, String> {
-        let declared = self.pipeline.by_name(source);
+    pub(super) fn describe_table(&self, sought: &DatabaseTable<'_>) -> Result<Schema, String> {
+        let table = sought.table;
+        let declared = self.pipeline.by_name(sought.source);
         if let Some(Definition::Source(source)) =
             declared.map(|declared| declared.object().definition.clone())
             && source.connector == Connector::Postgres(table.clone())
         {
             return Ok(source.schema);
         }
-        let connection = Connection::new(&table.connection, connection, secret);
+        let connection = Connection::new(&table.connection, sought.connection, sought.secret);
         let schema = connection.and_then(|connection| (self.describe)(&connection, &table.table));
         schema.map_err(|error| error.to_string())
     }

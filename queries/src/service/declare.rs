@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 use super::Inner;
 use super::asking::{PATIENCE, ask_problem};
 use crate::api::Reply;
-use crate::definition::{ConnectionDef, Definition, Object, PostgresDef, SecretDef, SourceDef};
+use crate::definition::{Definition, Object, SourceDef};
 use crate::problem::Problem;
 use crate::render::Declared;
-use crate::sql::{CatalogView, Create};
+use crate::sql::{CatalogView, Create, DatabaseTable};
 
 /// RETAIN of collections that no index reads, microseconds.
 const RETAIN_MICROS: u64 = 60_000_000;
@@ -52,14 +52,8 @@ impl CatalogView for Inner {
             .collect()
     }
 
-    fn describe(
-        &self,
-        source: &str,
-        table: &PostgresDef,
-        connection: &ConnectionDef,
-        secret: Option<&SecretDef>,
-    ) -> Result<Schema, String> {
-        self.describe_table(source, table, connection, secret)
+    fn describe(&self, sought: &DatabaseTable<'_>) -> Result<Schema, String> {
+        self.describe_table(sought)
     }
 }
 

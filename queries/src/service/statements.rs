@@ -10,12 +10,12 @@ use serde_json::{Value as Json, json};
 use super::Inner;
 use super::asking::PATIENCE;
 use crate::api::{Hit, Reply, ReplyColumn, SqlReply};
-use crate::definition::{ConnectionDef, Object, PostgresDef, SecretDef};
+use crate::definition::Object;
 use crate::problem::Problem;
 use crate::render::{Answer, Declared, Question};
 use crate::sql::{
-    Action, CatalogView, Create, Describe, DropPlan, From, Planned, SelectPlan, ShowKind,
-    plan_text, plan_text_with, reconcile, relation_schema, system_schema,
+    Action, CatalogView, Create, DatabaseTable, Describe, DropPlan, From, Planned, SelectPlan,
+    ShowKind, Undeclared, plan_text, plan_text_with, reconcile, relation_schema, system_schema,
 };
 
 /// What reconciling a pipeline file did.
@@ -29,30 +29,6 @@ pub struct Reconciled {
     pub warnings: Vec<String>,
 }
 
-/// A catalog without objects, for a file that declares all of them, beside a server that knows
-/// tables.
-struct Undeclared<'a>(&'a Inner);
-
-impl CatalogView for Undeclared<'_> {
-    fn object(&self, _name: &str) -> Option<Object> {
-        None
-    }
-
-    fn names(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn describe(
-        &self,
-        source: &str,
-        table: &PostgresDef,
-        connection: &ConnectionDef,
-        secret: Option<&SecretDef>,
-    ) -> Result<Schema, String> {
-        self.0.describe_table(source, table, connection, secret)
-    }
-}
-
 impl super::Service {
     /// Brings the declared objects to what a pipeline file says (API §1).
     pub async fn reconcile(
@@ -63,7 +39,8 @@ impl super::Service {
     ) -> Result<Reconciled, Vec<Problem>> {
         let mut creates = Vec::new();
         let mut problems = Vec::new();
-        for planned in plan_text(text, &Undeclared(&self.inner)) {
+        let catalog = Undeclared(|sought: &DatabaseTable<'_>| self.inner.describe_table(sought));
+        for planned in plan_text(text, &catalog) {
             match planned {
                 Ok(Planned::Create(create)) => creates.push(create),
                 Ok(other) => problems.push(

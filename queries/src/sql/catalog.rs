@@ -10,23 +10,30 @@ use engine::model::{Column, ObjectId, Schema, SqlType};
 
 use crate::definition::{ConnectionDef, Definition, IndexDef, Object, PostgresDef, SecretDef};
 
+/// A table of a database whose columns a statement does not declare.
+#[derive(Debug, Clone, Copy)]
+pub struct DatabaseTable<'a> {
+    /// The source that would read it.
+    pub source: &'a str,
+    /// Which table.
+    pub table: &'a PostgresDef,
+    /// How to get there.
+    pub connection: &'a ConnectionDef,
+    /// The connection's password.
+    pub secret: Option<&'a SecretDef>,
+}
+
 /// The declared objects as they are now.
 pub trait CatalogView {
     /// The object of a (folded) name.
     fn object(&self, name: &str) -> Option<Object>;
     /// All names, in any order.
     fn names(&self) -> Vec<String>;
-    /// The columns of the table that a source reads; those of `source`, when it reads that table
-    /// already. The error says why they are not known.
-    fn describe(
-        &self,
-        source: &str,
-        table: &PostgresDef,
-        connection: &ConnectionDef,
-        secret: Option<&SecretDef>,
-    ) -> Result<Schema, String> {
-        let _ = (source, connection, secret);
-        Err(format!("the columns of {} are not known here", table.table))
+    /// The columns of a table; those of its source, when that reads it already. The error says why
+    /// they are not known.
+    fn describe(&self, sought: &DatabaseTable<'_>) -> Result<Schema, String> {
+        let table = &sought.table.table;
+        Err(format!("the columns of {table} are not known here"))
     }
 }
 
@@ -40,6 +47,22 @@ impl CatalogView for EmptyCatalog {
     }
     fn names(&self) -> Vec<String> {
         Vec::new()
+    }
+}
+
+/// A catalog without objects that knows the tables of databases, as the function describes them.
+#[derive(Clone, Copy)]
+pub struct Undeclared<F>(pub F);
+
+impl<F: Fn(&DatabaseTable<'_>) -> Result<Schema, String>> CatalogView for Undeclared<F> {
+    fn object(&self, _name: &str) -> Option<Object> {
+        None
+    }
+    fn names(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn describe(&self, sought: &DatabaseTable<'_>) -> Result<Schema, String> {
+        (self.0)(sought)
     }
 }
 
@@ -85,14 +108,8 @@ impl<'a> Overlay<'a> {
 }
 
 impl CatalogView for Overlay<'_> {
-    fn describe(
-        &self,
-        source: &str,
-        table: &PostgresDef,
-        connection: &ConnectionDef,
-        secret: Option<&SecretDef>,
-    ) -> Result<Schema, String> {
-        self.base.describe(source, table, connection, secret)
+    fn describe(&self, sought: &DatabaseTable<'_>) -> Result<Schema, String> {
+        self.base.describe(sought)
     }
 
     fn object(&self, name: &str) -> Option<Object> {

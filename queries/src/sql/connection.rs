@@ -12,7 +12,7 @@
 
 use engine::model::Schema;
 
-use super::catalog::CatalogView;
+use super::catalog::{CatalogView, DatabaseTable};
 use super::cursor::{Cursor, Name};
 use super::options::{Known, Options};
 use super::security;
@@ -92,12 +92,7 @@ pub(super) fn connection(
     let options = Options::parse(cursor, &KNOWN)?;
     for option in ["HOST", "USER", "DATABASE"] {
         required(&options, option, KNOWN.what, at)?;
-        if options.text(option)?.is_some_and(|text| text.is_empty()) {
-            let at = options.position(option).unwrap_or(at);
-            return Err(
-                Problem::invalid(format!("option {option} is empty")).at(at.line, at.column)
-            );
-        }
+        options.refuse_empty(option)?;
     }
     let password = security::secret(&options, "PASSWORD", catalog)?;
     let words: Vec<&'static str> = MODES.iter().map(|(word, _)| *word).collect();
@@ -223,7 +218,12 @@ fn describe(
         Some(Definition::Secret(secret)) => Some(secret),
         _ => None,
     };
-    let described = catalog.describe(name, def, to, secret);
+    let described = catalog.describe(&DatabaseTable {
+        source: name,
+        table: def,
+        connection: to,
+        secret,
+    });
     described.map_err(|error| {
         Problem::new(503, "unavailable", error)
             .at(at.line, at.column)

@@ -47,10 +47,7 @@ pub(super) fn git(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
         required(&options, name, KNOWN.what, at)?;
     }
     for name in KNOWN.names.iter().filter(|name| **name != "INTERVAL") {
-        if options.text(name)?.is_some_and(|text| text.is_empty()) {
-            let at = options.position(name).unwrap_or(at);
-            return Err(Problem::invalid(format!("option {name} is empty")).at(at.line, at.column));
-        }
+        options.refuse_empty(name)?;
     }
     let interval = options.duration("INTERVAL", INTERVAL, "from 50 milliseconds to 1 day")?;
     let def = GitDef {

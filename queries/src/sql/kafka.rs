@@ -145,15 +145,8 @@ fn options(
         }
     };
     let letters = options.text("DEAD LETTER TOPIC")?;
-    let given = [("BROKERS", Some(&brokers)), ("TOPIC", Some(&topic))];
-    for (name, text) in given
-        .into_iter()
-        .chain([("DEAD LETTER TOPIC", letters.as_ref())])
-    {
-        if text.is_some_and(|text| text.trim().is_empty()) {
-            let at = options.position(name).unwrap_or(at);
-            return Err(Problem::invalid(format!("option {name} is empty")).at(at.line, at.column));
-        }
+    for name in ["BROKERS", "TOPIC", "DEAD LETTER TOPIC"] {
+        options.refuse_empty(name)?;
     }
     Ok(KafkaDef {
         brokers,

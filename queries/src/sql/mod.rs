@@ -41,8 +41,9 @@ mod types;
 mod view;
 
 pub use catalog::{
-    CatalogView, EmptyCatalog, Overlay, SEARCH_COLUMNS, SYSTEM, cache_schema, chunk_schema,
-    dependents, include_schema, relation_schema, search_schema, system_schema,
+    CatalogView, DatabaseTable, EmptyCatalog, Overlay, SEARCH_COLUMNS, SYSTEM, Undeclared,
+    cache_schema, chunk_schema, dependents, include_schema, relation_schema, search_schema,
+    system_schema,
 };
 pub use explain::explain;
 pub use normal::statement_of;

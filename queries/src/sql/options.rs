@@ -100,6 +100,17 @@ impl Options {
         }
     }
 
+    /// Refuses a text that says nothing; an option that is not given is fine.
+    pub fn refuse_empty(&self, name: &str) -> Result<(), Problem> {
+        match (self.text(name)?, self.position(name)) {
+            (Some(text), Some(at)) if text.trim().is_empty() => {
+                let detail = format!("option {name} is empty");
+                Err(Problem::invalid(detail).at(at.line, at.column))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The name of a secret, and where it stands.
     pub fn secret(&self, name: &str) -> Result<Option<(String, Position)>, Problem> {
         match self.raw(name) {

@@ -74,10 +74,7 @@ pub(super) fn read(options: &Options, catalog: &dyn CatalogView) -> Result<Kafka
         }
     }
     for name in [USERNAME, AUTHORITIES, CERTIFICATE, KEY] {
-        if options.text(name)?.is_some_and(|text| text.is_empty()) {
-            let at = options.position(name).unwrap_or_default();
-            return Err(Problem::invalid(format!("option {name} is empty")).at(at.line, at.column));
-        }
+        options.refuse_empty(name)?;
     }
     let certificate = match (options.text(CERTIFICATE)?, options.text(KEY)?) {
         (Some(certificate), Some(key)) => Some((certificate, key)),

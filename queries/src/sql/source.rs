@@ -143,11 +143,8 @@ fn files(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
     let pattern = options
         .text("PATTERN")?
         .unwrap_or_else(|| PATTERN_DEFAULT.to_owned());
-    for (name, text) in [("PATH", &path), ("PATTERN", &pattern)] {
-        if text.is_empty() {
-            let at = options.position(name).unwrap_or(at);
-            return Err(Problem::invalid(format!("option {name} is empty")).at(at.line, at.column));
-        }
+    for name in ["PATH", "PATTERN"] {
+        options.refuse_empty(name)?;
     }
     let columns = vec![
         Column {

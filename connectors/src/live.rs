@@ -88,7 +88,7 @@ impl Rows {
 
     /// All keys. Cost: linear in the source's live rows.
     pub(crate) fn keys(&self) -> BTreeSet<Key> {
-        let mut keys: BTreeSet<Key> = self.resume.live().into_iter().map(|(key, _)| key).collect();
+        let mut keys: BTreeSet<Key> = self.resume.keys().into_iter().collect();
         for (key, row) in &self.staged {
             match row {
                 Some(_) => keys.insert(key.clone()),

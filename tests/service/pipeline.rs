@@ -253,6 +253,17 @@ fn rows_are_selected() {
         [["FR"]]
     );
     assert_eq!(rig.rows("SELECT 1 + 1 AS two"), [[2]]);
+    // A row that is looked up by its key is the one that a scan finds.
+    for relation in ["docs", "english"] {
+        for id in ["a", "b", "c", "d", "nobody", "\"quoted\""] {
+            for more in ["", " AND length(body) > 3", " AND id = 'a'"] {
+                let rows = |key: &str| {
+                    rig.rows(&format!("SELECT id, body FROM {relation} WHERE {key} = '{id}'{more}"))
+                };
+                assert_eq!(rows("id"), rows("id || ''"), "{relation} {id} {more}");
+            }
+        }
+    }
     // Time travel: before and after an edit.
     let before = rig
         .sql("SELECT body FROM docs WHERE id = 'a'")

@@ -151,7 +151,7 @@ impl Reader {
     /// What to do so that exactly the files of a commit are live: compared with the live rows.
     fn compared(&self, repository: &Repository, commit: &Commit) -> Result<Vec<Touched>, Trouble> {
         let resume = &self.context.resume;
-        let mut gone: HashSet<Key> = resume.live().into_iter().map(|(key, _)| key).collect();
+        let mut gone: HashSet<Key> = resume.keys().into_iter().collect();
         let mut touched = Vec::new();
         for file in history::files(repository, commit.tree)? {
             self.check_stop()?;

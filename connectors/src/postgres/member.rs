@@ -95,7 +95,7 @@ impl Member {
 
     /// Whether it never read a row.
     pub(super) fn is_new(&self) -> bool {
-        self.stand.is_none() && self.context.resume.live().is_empty()
+        self.stand.is_none() && self.context.resume.keys().is_empty()
     }
 
     /// Looks at the table and puts it into the publication. A table that is another one now, has other

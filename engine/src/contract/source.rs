@@ -69,6 +69,10 @@ pub trait Resume: Send + Sync {
     /// The live keys, with the hash of each packed row ([`ContentHash::of`] its bytes), so that a
     /// source without positions (files) can find what changed and what vanished.
     fn live(&self) -> Vec<(Key, ContentHash)>;
+    /// The live keys alone.
+    fn keys(&self) -> Vec<Key> {
+        self.live().into_iter().map(|(key, _)| key).collect()
+    }
     /// The row of a key after everything staged so far, for sources that send parts of rows.
     fn row(&self, key: &Key) -> Option<Row>;
     /// The lanes that have logged batches.

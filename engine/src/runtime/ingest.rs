@@ -10,29 +10,14 @@ use std::sync::{Condvar, Mutex};
 use ahash::AHashMap;
 
 use crate::limits;
-use crate::model::{Change, ContentHash, Key, ObjectId, Row};
+use crate::model::{Change, Key, ObjectId, Row};
 
 /// The last admitted version of a key: one that lives, or one that was deleted.
 #[derive(Debug, Clone)]
 struct LastVersion {
     version: u64,
-    live: Option<Live>,
-}
-
-/// A live row. Its bytes are shared with the arranged documents, so keeping it here costs a pointer.
-#[derive(Debug, Clone)]
-struct Live {
-    hash: ContentHash,
-    row: Row,
-}
-
-impl Live {
-    fn of(row: Option<&Row>) -> Option<Live> {
-        row.map(|row| Live {
-            hash: ContentHash::of(row.as_bytes()),
-            row: row.clone(),
-        })
-    }
+    /// Its bytes are shared with the arranged documents, so keeping it here costs a pointer.
+    live: Option<Row>,
 }
 
 #[derive(Debug, Default)]
@@ -132,11 +117,11 @@ pub(super) struct Ingest {
     room: Condvar,
 }
 
-/// A batch on its way in, hashed and read before the lock: other sources are admitted meanwhile.
+/// A batch on its way in; its position is read before the lock: other sources are admitted meanwhile.
 pub(super) struct Offer {
     source: ObjectId,
     lane: String,
-    changes: Vec<(Option<Live>, Key, Option<Row>, Option<u64>)>,
+    changes: Vec<(Key, Option<Row>, Option<u64>)>,
     position: Option<Standing>,
 }
 
@@ -147,12 +132,10 @@ impl Offer {
         changes: Vec<(Key, Option<Row>, Option<u64>)>,
         position: Option<String>,
     ) -> Offer {
-        let hashed = changes.into_iter();
-        let hashed = hashed.map(|(key, row, version)| (Live::of(row.as_ref()), key, row, version));
         Offer {
             source,
             lane: lane.to_owned(),
-            changes: hashed.collect(),
+            changes,
             position: Standing::of(position),
         }
     }
@@ -210,7 +193,7 @@ impl Ingest {
         let mut sources = self.sources.lock().expect("no panic while held");
         let state = sources.entry(source).or_default();
         for change in changes {
-            state.note(&change.key, change.version, Live::of(change.row.as_ref()));
+            state.note(&change.key, change.version, change.row.clone());
         }
         let lane = state.lanes.entry(lane.to_owned()).or_default();
         lane.note(sequence, position);
@@ -262,16 +245,14 @@ impl Ingest {
         sources.get(&source)?.lanes.get(lane)?.position.clone()
     }
 
-    /// The live keys of a source with the hash of their rows.
-    pub(super) fn live(&self, source: ObjectId) -> Vec<(Key, ContentHash)> {
+    /// The live rows of a source.
+    pub(super) fn live(&self, source: ObjectId) -> Vec<(Key, Row)> {
         let sources = self.sources.lock().expect("no panic while held");
         let Some(state) = sources.get(&source) else {
             return Vec::new();
         };
-        let live = state
-            .keys
-            .iter()
-            .filter_map(|(key, last)| Some((key.clone(), last.live.as_ref()?.hash)));
+        let live = state.keys.iter();
+        let live = live.filter_map(|(key, last)| Some((key.clone(), last.live.clone()?)));
         live.collect()
     }
 
@@ -279,7 +260,7 @@ impl Ingest {
     pub(super) fn row(&self, source: ObjectId, key: &Key) -> Option<Row> {
         let sources = self.sources.lock().expect("no panic while held");
         let last = sources.get(&source)?.keys.get(key)?;
-        Some(last.live.as_ref()?.row.clone())
+        last.live.clone()
     }
 
     /// The batch, as lane and sequence, with which a mark of a source had reached a number.
@@ -324,10 +305,10 @@ impl Ingest {
 impl SourceState {
     fn admit(&mut self, offer: Offer) -> Admitted {
         let mut admitted = Admitted::default();
-        for (live, key, row, version) in offer.changes {
+        for (key, row, version) in offer.changes {
             match self.next_version(&key, version) {
                 Some(version) => {
-                    self.note(&key, version, live);
+                    self.note(&key, version, row.clone());
                     let change = Change { key, row, version };
                     admitted.bytes += change.staged_bytes();
                     admitted.changes.push(change);
@@ -352,7 +333,7 @@ impl SourceState {
         }
     }
 
-    fn note(&mut self, key: &Key, version: u64, live: Option<Live>) {
+    fn note(&mut self, key: &Key, version: u64, live: Option<Row>) {
         self.live += usize::from(live.is_some());
         let last = self.keys.insert(key.clone(), LastVersion { version, live });
         self.live -= usize::from(last.is_some_and(|last| last.live.is_some()));

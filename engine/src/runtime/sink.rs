@@ -357,7 +357,15 @@ impl<P: Program> Resume for EngineSink<P> {
     }
 
     fn live(&self) -> Vec<(Key, ContentHash)> {
-        self.shared.ingest.live(self.source)
+        // Hashed here, and only for the few sources that compare: not while rows come in.
+        let live = self.shared.ingest.live(self.source).into_iter();
+        live.map(|(key, row)| (key, ContentHash::of(row.as_bytes())))
+            .collect()
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        let live = self.shared.ingest.live(self.source).into_iter();
+        live.map(|(key, _)| key).collect()
     }
 
     fn row(&self, key: &Key) -> Option<Row> {

@@ -263,7 +263,9 @@ impl Inner {
         let input = &plan.program.input;
         let (as_of, rows) = match &plan.from {
             From::Values => (self.engine.published().last, Vec::new()),
-            From::Collection { name, .. } => self.collection_rows(name, at, input).await?,
+            From::Collection { name, key, .. } => {
+                self.collection_rows(name, key.clone(), at, input).await?
+            }
             From::System { name } => {
                 let rows = self.system_rows(name).await?;
                 (self.engine.published().last, pack(input, rows))
@@ -299,10 +301,11 @@ impl Inner {
         })
     }
 
-    /// Rows of a declared collection, packed for its schema.
+    /// Rows of a declared collection, packed for its schema; of a source or a view the one of `key`.
     async fn collection_rows(
         &self,
         name: &str,
+        key: Option<Key>,
         at: AskTime,
         input: &Schema,
     ) -> Reply<(Time, Vec<Row>)> {
@@ -314,7 +317,7 @@ impl Inner {
             Declared::Source { object, .. } | Declared::View { object, .. } => {
                 let question = Question::Rows {
                     collection: object.id,
-                    key: None,
+                    key,
                 };
                 let (at, answer) = self.ask(vec![object.id], at, PATIENCE, question).await?;
                 let Answer::Rows(mut rows) = answer else {

@@ -90,7 +90,13 @@ fn explain_select(plan: &SelectPlan, lines: &mut Vec<String>) {
     }
     match &plan.from {
         From::Values => push("one row".to_owned(), lines),
-        From::Collection { name, kind } => push(format!("read {kind} {name}"), lines),
+        From::Collection { name, kind, key } => {
+            let key = key.as_ref().map(|key| format!(" key {key}"));
+            push(
+                format!("read {kind} {name}{}", key.unwrap_or_default()),
+                lines,
+            );
+        }
         From::System { name } => push(format!("read system headwater.{name}"), lines),
         From::Search(call) => {
             push(search_text(call), lines);

@@ -7,7 +7,7 @@
 //!                                           └─ Drop, Show, Describe, Explain
 //! ```
 
-use engine::model::{Schema, SqlType};
+use engine::model::{Key, Schema, SqlType};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
@@ -167,6 +167,8 @@ pub enum From {
         name: String,
         /// `source`, `view`, `index` or `cache`.
         kind: String,
+        /// The one row that can pass the filter: only it is read.
+        key: Option<Key>,
     },
     /// `headwater.name`
     System {

@@ -9,12 +9,12 @@
 
 use datafusion_expr::Operator;
 use datafusion_sql::sqlparser::ast::{
-    Expr as Ast, FunctionArg, GroupByExpr, LimitClause, OrderByExpr, OrderByKind, Query, Select,
-    SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Spanned, TableFactor, Value as AstValue,
-    WildcardAdditionalOptions,
+    BinaryOperator, Expr as Ast, FunctionArg, GroupByExpr, LimitClause, OrderByExpr, OrderByKind,
+    Query, Select, SelectItem, SelectItemQualifiedWildcardKind, SetExpr, Spanned, TableFactor,
+    Value as AstValue, WildcardAdditionalOptions,
 };
 use engine::error::DataError;
-use engine::model::{RowCodec, Schema, SqlType, Value};
+use engine::model::{Key, RowCodec, Schema, SqlType, Value};
 use serde_json::Value as Json;
 
 use super::ast::{canonical, conjunction, conjuncts, folded, ident_sql, object_name, start_of};
@@ -502,6 +502,11 @@ pub(super) fn plan_select(
             params.to_vec()
         };
     }
+    if let From::Collection { kind, key, .. } = &mut from
+        && matches!(&**kind, "source" | "view")
+    {
+        *key = only_key(&input, &after, params);
+    }
     let mut plan = parts.plan_over(scope, after, params)?;
     let visible = plan.outputs.len();
     let order_by = sort_keys(&parts, &mut plan, params)?;
@@ -530,6 +535,40 @@ pub(super) fn plan_select(
         offset,
         as_of: None,
         columns: reply_columns(&schema, visible),
+    })
+}
+
+/// The key that every row must have which passes the conjuncts: `key column = constant`, where the
+/// comparison is the key's own (texts, whole numbers; a cast may make several keys one value). The
+/// filter still decides whether that row passes. Keys of several columns are not looked for: a view
+/// may have renamed what they are written with.
+fn only_key(input: &Schema, conjuncts: &[Ast], params: &[Json]) -> Option<Key> {
+    let [at] = input.key[..] else { return None };
+    let column = &input.columns[at];
+    conjuncts.iter().find_map(|conjunct| {
+        let Ast::BinaryOp {
+            left,
+            op: BinaryOperator::Eq,
+            right,
+        } = conjunct
+        else {
+            return None;
+        };
+        let is_key =
+            |side: &Ast| matches!(side, Ast::Identifier(name) if name.value == column.name);
+        let constant = match (is_key(left), is_key(right)) {
+            (true, false) => right,
+            (false, true) => left,
+            _ => return None,
+        };
+        // What is no constant, or no value at all, is for the filter to say.
+        let (value, sql_type) = fold(constant, params).ok()?;
+        let is_own = match (&value, column.sql_type) {
+            (Value::Text(_), SqlType::Text) => sql_type == SqlType::Text,
+            (Value::Int(_), SqlType::Int4 | SqlType::Int8) => true,
+            _ => false,
+        };
+        is_own.then(|| Key::from_json(&value.to_json(column.sql_type)))
     })
 }
 
@@ -572,6 +611,7 @@ fn resolve(
                 From::Collection {
                     name: name.clone(),
                     kind,
+                    key: None,
                 },
                 schema,
                 Schema::default(),

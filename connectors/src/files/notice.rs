@@ -254,3 +254,46 @@ fn identity(metadata: &Metadata) -> Identity {
 fn identity(_metadata: &Metadata) -> Identity {
     (0, 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_notifications_ask_for_a_scan() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut notices = Notices::new("test", folder.path(), true);
+        notices.attach();
+        let wait = |notices: &mut Notices| notices.wait(Instant::now() + STEP);
+        std::fs::write(folder.path().join("a"), "").expect("written");
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut found = Vec::new();
+        while !found.contains(&Notice::Path("a".to_owned(), false)) && Instant::now() < until {
+            found.extend(wait(&mut notices));
+        }
+        assert!(
+            !found.is_empty() && !found.contains(&Notice::Scan),
+            "{found:?}"
+        );
+        for number in 0..QUEUE + 1 {
+            std::fs::write(folder.path().join(number.to_string()), "").expect("written");
+        }
+        let mut found = Vec::new();
+        while !found.contains(&Notice::Scan) && Instant::now() < until {
+            found.extend(wait(&mut notices));
+        }
+        assert!(found.contains(&Notice::Scan));
+    }
+
+    #[test]
+    fn after_the_system_s_limit_scans_go_on_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut notices = Notices::new("test", folder.path(), true);
+        notices.attach();
+        assert!(notices.attached.is_some());
+        notices.give_up(&notify::Error::new(notify::ErrorKind::MaxFilesWatch));
+        notices.attach();
+        assert!(notices.attached.is_none(), "not tried again");
+        assert_eq!(notices.wait(Instant::now()), []);
+    }
+}

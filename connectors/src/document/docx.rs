@@ -122,11 +122,21 @@ fn level_of(outline: &str) -> Option<usize> {
 #[derive(Default)]
 struct Style {
     level: Option<usize>,
+    is_item: Option<bool>,
     based_on: Option<String>,
 }
 
-/// The heading level of each style that has one.
-fn styles(mut xml: Xml<'_>) -> Result<HashMap<String, usize>, BadFile> {
+/// What a style makes of a paragraph.
+#[derive(Clone, Copy, Default)]
+struct Look {
+    /// Its heading level.
+    level: Option<usize>,
+    /// Whether it is an item of a list.
+    is_item: bool,
+}
+
+/// What each style makes of its paragraphs.
+fn styles(mut xml: Xml<'_>) -> Result<HashMap<String, Look>, BadFile> {
     let (mut all, mut open) = (HashMap::<String, Style>::new(), None::<String>);
     let mut buffer = Vec::new();
     loop {
@@ -149,6 +159,7 @@ fn styles(mut xml: Xml<'_>) -> Result<HashMap<String, usize>, BadFile> {
                         };
                     }
                     "outlineLvl" => style.level = val(&element).and_then(|level| level_of(&level)),
+                    "numId" => style.is_item = Some(val(&element).as_deref() != Some("0")),
                     "basedOn" => style.based_on = val(&element),
                     _ => {}
                 }
@@ -157,20 +168,22 @@ fn styles(mut xml: Xml<'_>) -> Result<HashMap<String, usize>, BadFile> {
             _ => {}
         }
     }
-    let level = |id: &String| {
-        let mut style = all.get(id)?;
-        for _ in 0..STYLE_STEPS {
-            if style.level.is_some() {
-                return style.level;
-            }
-            style = all.get(style.based_on.as_ref()?)?;
-        }
-        None
-    };
-    Ok(all
-        .keys()
-        .filter_map(|id| Some((id.clone(), level(id)?)))
-        .collect())
+    Ok(all.keys().map(|id| (id.clone(), look(&all, id))).collect())
+}
+
+/// A style with what it inherits.
+fn look(all: &HashMap<String, Style>, id: &str) -> Look {
+    let (mut look, mut is_item, mut style) = (Look::default(), None, all.get(id));
+    for _ in 0..STYLE_STEPS {
+        let Some(found) = style else {
+            break;
+        };
+        look.level = look.level.or(found.level);
+        is_item = is_item.or(found.is_item);
+        style = found.based_on.as_ref().and_then(|id| all.get(id));
+    }
+    look.is_item = is_item.unwrap_or(false);
+    look
 }
 
 /// A paragraph that is open: text boxes nest them.
@@ -257,7 +270,7 @@ fn is_left_out(name: &str) -> bool {
     )
 }
 
-fn body(mut xml: Xml<'_>, styles: &HashMap<String, usize>) -> Result<String, BadFile> {
+fn body(mut xml: Xml<'_>, styles: &HashMap<String, Look>) -> Result<String, BadFile> {
     let mut body = Body::default();
     let (mut buffer, mut is_text, mut left_out) = (Vec::new(), false, 0_usize);
     loop {
@@ -315,7 +328,7 @@ fn begin(
     name: &str,
     element: &BytesStart<'_>,
     is_empty: bool,
-    styles: &HashMap<String, usize>,
+    styles: &HashMap<String, Look>,
 ) {
     match name {
         "p" if !is_empty => body.open.push(Paragraph::default()),
@@ -334,14 +347,22 @@ fn begin(
         return;
     };
     match name {
-        "pStyle" => paragraph.level = val(element).and_then(|id| styles.get(&id).copied()),
+        "pStyle" => {
+            let look = val(element)
+                .and_then(|id| styles.get(&id).copied())
+                .unwrap_or_default();
+            paragraph.level = look.level;
+            paragraph.item = look.is_item.then_some(0);
+        }
         "outlineLvl" => {
             paragraph.level = val(element)
                 .and_then(|level| level_of(&level))
                 .or(paragraph.level);
         }
-        "numId" if val(element).as_deref() != Some("0") => {
-            paragraph.item = Some(paragraph.item.unwrap_or(0));
+        // 0 takes the paragraph out of its style's list.
+        "numId" => {
+            let is_item = val(element).as_deref() != Some("0");
+            paragraph.item = is_item.then(|| paragraph.item.unwrap_or(0));
         }
         "ilvl" => {
             paragraph.item = val(element)

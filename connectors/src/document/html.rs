@@ -17,7 +17,7 @@
 //! | `script`, `style`, `template`, `noscript`, `nav`, `button`, `select`, `svg`, `iframe`, `hidden` | nothing |
 //!
 //! Invariants: linear in the bytes; white space is folded outside `pre`; a text that would read as a
-//! heading is escaped. A `nav` that is never closed hides nothing.
+//! heading is escaped. A `nav` or `hidden` element that is never closed hides nothing.
 //!
 //! Limits: styles are not looked at, so what CSS hides is text; forms keep their labels only.
 
@@ -41,7 +41,7 @@ const LIST_LEVELS: usize = 16;
 pub(super) fn text(content: &[u8]) -> Result<String, BadFile> {
     let page = decode(content)?;
     Ok(match read(&page, true) {
-        // A navigation without an end would take the rest of the page with it.
+        // An element without an end would take the rest of the page with it.
         Page {
             hidden: Some(hidden),
             ..
@@ -51,9 +51,9 @@ pub(super) fn text(content: &[u8]) -> Result<String, BadFile> {
     .finish())
 }
 
-fn read(page: &str, hides_navigation: bool) -> Page {
+fn read(page: &str, hides_more: bool) -> Page {
     let reader = Reader(RefCell::new(Page {
-        hides_navigation,
+        hides_more,
         ..Page::default()
     }));
     let tokenizer = Tokenizer::new(reader, TokenizerOpts::default());
@@ -164,7 +164,7 @@ impl Hidden {
 #[derive(Default)]
 struct Page {
     out: String,
-    hides_navigation: bool,
+    hides_more: bool,
     hidden: Option<Hidden>,
     /// White space that is written when a word follows.
     has_blank: bool,
@@ -188,8 +188,13 @@ impl Page {
     fn open(&mut self, tag: &Tag) {
         let name = &*tag.name;
         if let Some(hidden) = &mut self.hidden {
-            hidden.depth += usize::from(hidden.name == *name && !is_void(name));
-            return;
+            let is_same = hidden.name == *name;
+            // The next of its kind ends a paragraph or an item, whose end tag may be left out.
+            if !(is_same && has_optional_end(name)) {
+                hidden.depth += usize::from(is_same);
+                return;
+            }
+            self.hidden = None;
         }
         if self.hides(tag) {
             self.hidden = Some(Hidden {
@@ -320,7 +325,7 @@ impl Page {
                 None if word.starts_with('#') => self.out.push('\\'),
                 None => {}
             }
-        } else if self.has_blank {
+        } else if self.has_blank && !self.out.ends_with(' ') {
             self.out.push(' ');
         }
         self.has_blank = false;
@@ -412,11 +417,11 @@ impl Page {
         let is_hidden = match &*tag.name {
             "script" | "style" | "template" | "noscript" | "iframe" | "object" | "svg"
             | "canvas" | "button" | "select" | "datalist" | "noembed" | "noframes" => true,
-            "nav" => self.hides_navigation,
+            "nav" => self.hides_more,
             _ => {
                 let is_navigation = attribute(tag, "role") == Some("navigation");
-                attribute(tag, "hidden").is_some_and(|hidden| hidden != "until-found")
-                    || is_navigation && self.hides_navigation
+                let is_hidden = attribute(tag, "hidden").is_some_and(|it| it != "until-found");
+                self.hides_more && (is_navigation || is_hidden)
             }
         };
         is_hidden && !is_void(&tag.name) && !(tag.self_closing && &*tag.name == "svg")
@@ -474,6 +479,14 @@ fn is_block(name: &str) -> bool {
             | "body"
             | "option"
             | "center"
+    )
+}
+
+/// Elements whose end tag may be left out before another of them.
+fn has_optional_end(name: &str) -> bool {
+    matches!(
+        name,
+        "p" | "li" | "dt" | "dd" | "tr" | "td" | "th" | "option"
     )
 }
 

@@ -39,7 +39,14 @@ const FORMAT: &str = "PDF";
 
 /// The text of a document. Errors: [`BadFile`].
 pub(super) fn text(content: &[u8]) -> Result<String, BadFile> {
-    let until = Instant::now() + Duration::from_millis(EXTRACT_MS_MAX);
+    text_until(
+        content,
+        Instant::now() + Duration::from_millis(EXTRACT_MS_MAX),
+    )
+}
+
+/// The same, given up at a time.
+pub(super) fn text_until(content: &[u8], until: Instant) -> Result<String, BadFile> {
     let options = LoadOptions {
         max_decompressed_size: Some(STREAM_BYTES_MAX),
         ..LoadOptions::default()

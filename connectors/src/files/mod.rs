@@ -122,11 +122,6 @@ impl FilesSource {
         self.pattern.is_match(name)
     }
 
-    /// Whether a member of an archive is wanted: by its whole path, or by its path in the archive.
-    fn wants_member(&self, archive: &str, inner: &str) -> bool {
-        self.pattern.is_match(inner) || self.pattern.is_match(format!("{archive}{MEMBER}{inner}"))
-    }
-
     fn kind_of(&self, name: &str, head: &[u8]) -> Kind {
         match self.extracts {
             true => document::kind_of(name, head),
@@ -182,6 +177,11 @@ fn archive_of(name: &str) -> Option<(&str, &str)> {
     split.find(|(archive, _)| document::packing_of(archive).is_some())
 }
 
+/// Whether a member of an archive is wanted: by its whole path, or by its path in the archive.
+fn wants_member(pattern: &GlobMatcher, archive: &str, inner: &str) -> bool {
+    pattern.is_match(inner) || pattern.is_match(format!("{archive}{MEMBER}{inner}"))
+}
+
 /// Reads the file that a dead letter of `source` is about again. Cost: that of reading it; of a member,
 /// its whole archive.
 pub fn reread(source: &FilesSource, letter: &DeadLetter) -> Redecoded {
@@ -193,7 +193,7 @@ pub fn reread(source: &FilesSource, letter: &DeadLetter) -> Redecoded {
     let member = archive_of(name).filter(|_| source.extracts);
     let is_wanted = source.root.is_file()
         || source.wants(name)
-        || member.is_some_and(|(archive, inner)| source.wants_member(archive, inner));
+        || member.is_some_and(|(archive, inner)| wants_member(&source.pattern, archive, inner));
     if !is_wanted {
         return refused("PATTERN leaves the file out now");
     }

@@ -19,7 +19,7 @@ use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use engine::telemetry;
@@ -53,8 +53,16 @@ pub(super) struct Notices {
     source: String,
     root: PathBuf,
     is_wanted: bool,
+    pending: Option<Pending>,
     attached: Option<Attached>,
     gauge: Gauge,
+}
+
+/// A watch on its way: a thread of its own goes through all folders for it.
+struct Pending {
+    made: Receiver<notify::Result<Watch>>,
+    folder: PathBuf,
+    identity: Identity,
 }
 
 struct Attached {
@@ -74,53 +82,86 @@ impl Notices {
             source: source.to_owned(),
             root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()),
             is_wanted,
+            pending: None,
             attached: None,
             gauge,
         }
     }
 
-    /// Watches PATH if it is there and is not watched, or is another folder now.
+    /// Begins to watch PATH if it is there and is not watched, or is another folder now.
     pub(super) fn attach(&mut self) {
         let metadata = std::fs::metadata(&self.root);
         let Some(metadata) = metadata.ok().filter(|_| self.is_wanted) else {
-            self.attached = None;
-            self.gauge.set(0.0);
+            self.detach();
             return;
         };
         let identity = identity(&metadata);
-        if self
-            .attached
-            .as_ref()
-            .is_some_and(|attached| attached.identity == identity)
-        {
+        let attached = self.attached.as_ref().map(|attached| attached.identity);
+        let pending = self.pending.as_ref().map(|pending| pending.identity);
+        if attached.or(pending) == Some(identity) {
             return;
         }
-        self.attached = None;
+        self.detach();
         // A file is watched by its folder, because editors put another one in its place.
         let (folder, mode) = match (metadata.is_file(), self.root.parent()) {
             (true, Some(folder)) => (folder.to_owned(), RecursiveMode::NonRecursive),
             _ => (self.root.clone(), RecursiveMode::Recursive),
         };
-        match watch(&folder, mode) {
-            Ok((watcher, receive, is_over)) => {
+        let (send, made) = sync_channel(1);
+        let watched = folder.clone();
+        // The receiver may be gone when it is made; then it ends here.
+        let work = move || drop(send.send(watch(&watched, mode)));
+        let thread = std::thread::Builder::new().name("watch".to_owned());
+        match thread.spawn(work) {
+            Ok(_) => {
+                self.pending = Some(Pending {
+                    made,
+                    folder,
+                    identity,
+                });
+            }
+            Err(error) => self.give_up(&notify::Error::io(error)),
+        }
+    }
+
+    fn detach(&mut self) {
+        self.attached = None;
+        self.pending = None;
+        self.gauge.set(0.0);
+    }
+
+    /// Takes over a watch that is made; true when there is one since now.
+    fn is_attached_now(&mut self) -> bool {
+        let Some(made) = self.pending.as_ref().map(|pending| pending.made.try_recv()) else {
+            return false;
+        };
+        if matches!(made, Err(TryRecvError::Empty)) {
+            return false;
+        }
+        let pending = self.pending.take();
+        match (made, pending) {
+            (Ok(Ok((watcher, receive, is_over))), Some(pending)) => {
                 self.gauge.set(1.0);
                 self.attached = Some(Attached {
                     _watcher: watcher,
                     receive,
                     is_over,
-                    folder,
-                    identity,
+                    folder: pending.folder,
+                    identity: pending.identity,
                 });
+                return true;
             }
             // It went away in between: the next scan says so.
-            Err(_) if !self.root.exists() => {}
-            Err(error) => self.give_up(&error),
+            (Ok(Err(_)), _) if !self.root.exists() => {}
+            (Ok(Err(error)), _) => self.give_up(&error),
+            (Err(_), _) => self.give_up(&notify::Error::generic("its thread failed")),
+            (Ok(Ok(_)), None) => {}
         }
+        false
     }
 
     fn give_up(&mut self, error: &notify::Error) {
-        self.gauge.set(0.0);
-        self.attached = None;
+        self.detach();
         self.is_wanted = false;
         let hint = match error.kind {
             notify::ErrorKind::MaxFilesWatch => "raise fs.inotify.max_user_watches",
@@ -138,6 +179,10 @@ impl Notices {
     /// Waits until something comes, or `until`, or for a step in which a stop is not looked for.
     pub(super) fn wait(&mut self, until: Instant) -> Vec<Notice> {
         let step = until.saturating_duration_since(Instant::now()).min(STEP);
+        if self.is_attached_now() {
+            // What changed before nothing told of.
+            return vec![Notice::Scan];
+        }
         let Some(attached) = &self.attached else {
             std::thread::sleep(step);
             return Vec::new();
@@ -259,11 +304,22 @@ fn identity(_metadata: &Metadata) -> Identity {
 mod tests {
     use super::*;
 
+    /// The notifications of a folder that is watched.
+    fn watched(folder: &Path) -> Notices {
+        let mut notices = Notices::new("test", folder, true);
+        notices.attach();
+        let until = Instant::now() + Duration::from_secs(10);
+        while !notices.is_attached_now() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(notices.attached.is_some());
+        notices
+    }
+
     #[test]
     fn lost_notifications_ask_for_a_scan() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut notices = Notices::new("test", folder.path(), true);
-        notices.attach();
+        let mut notices = watched(folder.path());
         let wait = |notices: &mut Notices| notices.wait(Instant::now() + STEP);
         std::fs::write(folder.path().join("a"), "").expect("written");
         let until = Instant::now() + Duration::from_secs(10);
@@ -288,12 +344,13 @@ mod tests {
     #[test]
     fn after_the_system_s_limit_scans_go_on_alone() {
         let folder = tempfile::tempdir().expect("a folder");
-        let mut notices = Notices::new("test", folder.path(), true);
-        notices.attach();
-        assert!(notices.attached.is_some());
+        let mut notices = watched(folder.path());
         notices.give_up(&notify::Error::new(notify::ErrorKind::MaxFilesWatch));
         notices.attach();
-        assert!(notices.attached.is_none(), "not tried again");
+        assert!(
+            notices.attached.is_none() && notices.pending.is_none(),
+            "not tried again"
+        );
         assert_eq!(notices.wait(Instant::now()), []);
     }
 }

@@ -21,7 +21,7 @@ use walkdir::WalkDir;
 use super::notice::Notice;
 use super::read::{FRESH, FRESH_DOCUMENT, Found, Stamp, Unread, is_gone, reason, relative};
 use super::rows::{Rows, too_long};
-use super::{FilesSource, MEMBER, PAUSE, archive, archive_of, read, text_of};
+use super::{FilesSource, MEMBER, PAUSE, archive, archive_of, read, text_of, wants_member};
 use crate::document::{Kind, Packing};
 use crate::text::BadFile;
 
@@ -361,9 +361,7 @@ impl Watcher {
         let mut seen = HashSet::new();
         let mut is_whole = true;
         let pattern = self.source.pattern.clone();
-        let mut wants = |inner: &str| {
-            pattern.is_match(inner) || pattern.is_match(format!("{name}{MEMBER}{inner}"))
-        };
+        let mut wants = |inner: &str| wants_member(&pattern, name, inner);
         let ending = archive::members(packing, name, content, &mut wants, &mut |inner, found| {
             if self.is_stopping() {
                 return Err(SinkClosed);

@@ -13,8 +13,10 @@
 //! Invariants: the same bytes give the same text; nothing here touches the file system.
 
 pub(crate) mod docx;
+mod encoding;
 mod guard;
 mod html;
+mod lines;
 mod pdf;
 mod widths;
 

@@ -23,6 +23,7 @@ use engine::limits::{EXTRACT_MS_MAX, TEXT_BYTES_MAX};
 use lopdf::content::{Content, Operation};
 use lopdf::{Dictionary, Document, Encoding, Error, LoadOptions, Object, ObjectId};
 
+use super::lines::{Lines, Matrix};
 use super::widths::{Widths, number, resolved};
 use crate::text::BadFile;
 
@@ -115,35 +116,6 @@ fn prefer_unicode(document: &mut Document) {
         if let Ok(font) = document.get_dictionary_mut(id) {
             font.remove(b"Encoding");
         }
-    }
-}
-
-/// `[a b c d e f]`: x' = a·x + c·y + e, y' = b·x + d·y + f.
-#[derive(Clone, Copy)]
-struct Matrix([f64; 6]);
-
-impl Matrix {
-    const ONE: Matrix = Matrix([1.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
-
-    fn of(numbers: &[f64]) -> Option<Matrix> {
-        numbers.try_into().ok().map(Matrix)
-    }
-
-    fn shift(x: f64, y: f64) -> Matrix {
-        Matrix([1.0, 0.0, 0.0, 1.0, x, y])
-    }
-
-    /// First this one, then the other.
-    fn then(self, other: Matrix) -> Matrix {
-        let ([a, b, c, d, e, f], [p, q, r, s, t, u]) = (self.0, other.0);
-        Matrix([
-            a * p + b * r,
-            a * q + b * s,
-            c * p + d * r,
-            c * q + d * s,
-            e * p + f * r + t,
-            e * q + f * s + u,
-        ])
     }
 }
 
@@ -460,91 +432,5 @@ impl Run<'_, '_> {
             }
             _ => {}
         }
-    }
-}
-
-/// Characters with their places to words, lines and paragraphs.
-#[derive(Default)]
-struct Lines {
-    out: String,
-    /// Where the last characters ended, and the distance of their line from the one before.
-    last: Option<(f64, f64)>,
-    distance: f64,
-}
-
-impl Lines {
-    /// Writes characters that are `size` high in text space.
-    fn write(&mut self, text: &str, from: Matrix, to: Matrix, size: f64) {
-        let [a, b, c, d, x, y] = from.0;
-        let length = (a * a + b * b).sqrt();
-        let height = (size * (c * c + d * d).sqrt()).abs().max(f64::MIN_POSITIVE);
-        if text.is_empty() || length == 0.0 {
-            return;
-        }
-        if let Some((last_x, last_y)) = self.last {
-            // Along the line and across it, whichever way the page is turned.
-            let (dx, dy) = (x - last_x, y - last_y);
-            let along = (dx * a + dy * b) / length;
-            let across = ((dx * b - dy * a) / length).abs();
-            if across > 0.5 * height {
-                let is_far = across > 1.3 * self.distance.max(1.5 * height);
-                self.end_line();
-                if is_far {
-                    self.end_paragraph();
-                }
-                self.distance = across.min(3.0 * height);
-            } else if along > 0.15 * height && !self.out.ends_with(char::is_whitespace) {
-                self.out.push(' ');
-            } else if along < -2.0 * height {
-                self.end_line();
-            }
-        }
-        for character in text.chars() {
-            match character {
-                '\u{fb00}' => self.out.push_str("ff"),
-                '\u{fb01}' => self.out.push_str("fi"),
-                '\u{fb02}' => self.out.push_str("fl"),
-                '\u{fb03}' => self.out.push_str("ffi"),
-                '\u{fb04}' => self.out.push_str("ffl"),
-                c if c.is_whitespace() => {
-                    if !self.out.ends_with(char::is_whitespace) {
-                        self.out.push(' ');
-                    }
-                }
-                c if c.is_control() || c == '\u{fffd}' => {}
-                c => self.out.push(c),
-            }
-        }
-        self.last = Some((to.0[4], to.0[5]));
-    }
-
-    fn end_line(&mut self) {
-        let end = self.out.trim_end_matches(' ').len();
-        self.out.truncate(end);
-        if !self.out.is_empty() && !self.out.ends_with('\n') {
-            self.out.push('\n');
-        }
-    }
-
-    fn end_paragraph(&mut self) {
-        self.end_line();
-        if !self.out.is_empty() && !self.out.ends_with("\n\n") {
-            self.out.push('\n');
-        }
-    }
-
-    fn end_page(&mut self) {
-        self.end_paragraph();
-        self.last = None;
-        self.distance = 0.0;
-    }
-
-    fn finish(mut self) -> String {
-        let end = self.out.trim_end().len();
-        self.out.truncate(end);
-        if !self.out.is_empty() {
-            self.out.push('\n');
-        }
-        self.out
     }
 }

@@ -126,6 +126,8 @@ fn pattern_chooses_archives_and_their_members() {
         let watched = Watched::start(pattern);
         put(&watched, "in/x.zip", zipped(members));
         watched.expect(expected);
+        watched.rest();
+        watched.expect(expected);
         watched.stop();
     }
     // PATH that is an archive is opened, whatever PATTERN says of its name.

@@ -84,7 +84,7 @@ fn archives_are_opened_and_only_changed_members_change() {
         ("docs/x.zip!/deep/b.md", "two"),
         ("docs/x.zip!/p.html", "# Page\n"),
         ("y.tar!/a.md", "three"),
-        (&long, "far below"),
+        (&*long, "far below"),
         ("y.tar.gz!/a.md", "four"),
         ("z.md.gz!/z.md", "five"),
     ];
@@ -111,8 +111,8 @@ fn archives_are_opened_and_only_changed_members_change() {
 #[test]
 fn pattern_chooses_archives_and_their_members() {
     let members: Members = &[("a.md", b"one"), ("deep/b.md", b"two"), ("c.txt", b"three")];
-    for (pattern, expected) in [
-        ("**/*.md", &[] as &[(&str, &str)]),
+    let cases: [(&str, &[(&str, &str)]); 4] = [
+        ("**/*.md", &[]),
         (
             "**/*.{zip,md}",
             &[("in/x.zip!/a.md", "one"), ("in/x.zip!/deep/b.md", "two")],
@@ -122,7 +122,8 @@ fn pattern_chooses_archives_and_their_members() {
             "{**/x.zip,in/x.zip!/deep/*}",
             &[("in/x.zip!/deep/b.md", "two")],
         ),
-    ] {
+    ];
+    for (pattern, expected) in cases {
         let watched = Watched::start(pattern);
         put(&watched, "in/x.zip", zipped(members));
         watched.expect(expected);
@@ -265,7 +266,7 @@ fn a_member_with_a_password_is_a_dead_letter() {
 fn an_archive_that_unpacks_to_too_much_is_cut_off() {
     let bomb = vec![b'x'; 7 << 20];
     let names: Vec<String> = (0..6).map(|number| format!("m{number}.md")).collect();
-    let mut members: Vec<(&str, &[u8])> = vec![("a.md", b"first")];
+    let mut members: Vec<(&str, &[u8])> = vec![("a.md", b"first" as &[u8])];
     members.extend(names.iter().map(|name| (&**name, &bomb[..])));
     for (name, content) in [
         ("x.zip", zipped(&members)),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::envelope::{self, BinaryMode, DecimalMode, Metadata, TimePrecision};
+use connectors::files::FilesSource;
 use connectors::format::Format;
 use connectors::format::avro::{Address, Registry, Schema as AvroSchema, Schemas};
 use connectors::format::csv::Csv;
@@ -23,8 +24,8 @@ use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
-    AvroDef, Connector, Envelope, GitDef, KafkaDef, KafkaSecurity, KafkaStart, MessageFormat,
-    MessagePart, ModelDef, PasswordDef, SaslMechanism, SlotLost, SourceDef, SslMode,
+    AvroDef, Connector, Envelope, FilesDef, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
+    MessageFormat, MessagePart, ModelDef, PasswordDef, SaslMechanism, SlotLost, SourceDef, SslMode,
 };
 use queries::service::{Access, Connect, Connection, DecodedPush, Rejected, Wiring};
 use queries::sql::DatabaseTable;
@@ -100,7 +101,7 @@ fn connect(
 ) -> Result<Option<Box<dyn Source>>, WorldError> {
     Ok(match &source.connector {
         Connector::Push => None,
-        Connector::Files { path, pattern } => Some(connectors::files(path, pattern)?),
+        Connector::Files(files) => Some(Box::new(self::files(files)?)),
         Connector::Generate {
             rows,
             rate,
@@ -339,6 +340,10 @@ fn password(def: &PasswordDef, access: &Access) -> Result<String, WorldError> {
     }
 }
 
+fn files(def: &FilesDef) -> Result<FilesSource, WorldError> {
+    Ok(FilesSource::new(&def.path, &def.pattern)?.extracting(def.extract))
+}
+
 /// What a person must correct in the statement, or around the server.
 fn refused(option: &str, reason: &str) -> WorldError {
     WorldError::Service {
@@ -371,9 +376,10 @@ pub fn redecode(source: &SourceDef, access: &Access, letter: &DeadLetter) -> Red
     let failed = |error: WorldError| Redecoded::Refused(error.to_string());
     match &source.connector {
         Connector::Push => connectors::push::redecode(&source.schema, letter),
-        Connector::Files { path, pattern } => {
-            connectors::files::reread(path, pattern, letter).unwrap_or_else(failed)
-        }
+        Connector::Files(files) => match self::files(files) {
+            Ok(files) => connectors::files::reread(&files, letter),
+            Err(error) => failed(error),
+        },
         Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka, access) {
             Ok(reader) => reader.redecode(letter),
             Err(error) => failed(error),

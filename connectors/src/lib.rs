@@ -10,6 +10,7 @@
 //! source can be stopped within a second. Nothing here knows the engine's time.
 
 pub mod arroyo;
+mod document;
 pub mod envelope;
 pub mod files;
 pub mod format;
@@ -25,8 +26,8 @@ mod text;
 use engine::contract::Source;
 use engine::error::WorldError;
 
-/// A folder (or one file) that is read and watched. A missing folder is not an error: it is waited
-/// for. Errors: a pattern that is no glob.
+/// A folder (or one file) that is read and watched, its documents and archives taken apart. A missing
+/// folder is not an error: it is waited for. Errors: a pattern that is no glob.
 pub fn files(path: &str, pattern: &str) -> Result<Box<dyn Source>, WorldError> {
     Ok(Box::new(files::FilesSource::new(path, pattern)?))
 }

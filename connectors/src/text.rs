@@ -7,46 +7,172 @@
 //! with `/`: `*` does not cross folders, `**` does.
 
 use engine::error::{DataError, WorldError};
-use engine::limits::TEXT_BYTES_MAX;
+use engine::limits::{DOCUMENT_BYTES_MAX, EXTRACT_MS_MAX, TEXT_BYTES_MAX};
 use globset::{GlobBuilder, GlobMatcher};
+
+use crate::document::Kind;
 
 /// Bytes of a file that is not UTF-8, kept with its dead letter.
 const PAYLOAD_BYTES: usize = 1024;
 
 /// What is wrong with a file's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum BadFile {
-    /// So many bytes.
+    /// A text of so many bytes.
     TooLarge(u64),
+    /// A document or an archive of so many bytes.
+    DocumentTooLarge(u64),
+    /// The text taken out of it has so many bytes, at least.
+    TextTooLarge(u64),
     /// The first bad byte, counting from 0.
     InvalidUtf8(usize),
+    /// The encoding that it declares.
+    UnknownEncoding(String),
+    /// The encoding that it declares, and that its bytes do not keep.
+    WrongEncoding(String),
+    /// It asks for a password.
+    Encrypted,
+    /// It is not what its name says.
+    Broken {
+        /// `PDF`
+        format: &'static str,
+        /// In the words of its reader.
+        reason: String,
+    },
+    /// Pages without a text: pictures of one.
+    NoText,
+    /// Its text was not found in time.
+    TooSlow {
+        /// `PDF`
+        format: &'static str,
+    },
+    /// An archive in an archive.
+    NestedArchive,
+    /// An archive that unpacks to more than may be.
+    TooMuch {
+        /// The limit by name, and what it is.
+        limit: String,
+        /// The last member that was read.
+        after: Option<String>,
+    },
 }
 
 impl BadFile {
+    /// A file of so many bytes is too large for its kind.
+    pub(crate) fn too_large(kind: Kind, bytes: u64) -> BadFile {
+        match kind {
+            Kind::Plain => BadFile::TooLarge(bytes),
+            _ => BadFile::DocumentTooLarge(bytes),
+        }
+    }
+
     /// The code of its dead letter.
     pub(crate) fn code(&self) -> &'static str {
         match self {
-            BadFile::TooLarge(_) => "text-too-large",
+            BadFile::TooLarge(_) | BadFile::TextTooLarge(_) => "text-too-large",
+            BadFile::DocumentTooLarge(_) => "document-too-large",
             BadFile::InvalidUtf8(_) => "invalid-utf8",
+            BadFile::UnknownEncoding(_) | BadFile::WrongEncoding(_) => "unknown-encoding",
+            BadFile::Encrypted => "encrypted-document",
+            BadFile::Broken { .. } => "broken-document",
+            BadFile::NoText => "no-text",
+            BadFile::TooSlow { .. } => "extraction-timeout",
+            BadFile::NestedArchive => "nested-archive",
+            BadFile::TooMuch { .. } => "archive-too-large",
         }
     }
 
     /// The error for the file of this name.
     pub(crate) fn on(&self, name: &str) -> DataError {
+        let (detail, expected, hint) = self.words(name);
+        let error = DataError::new(self.code(), detail).hint(hint);
+        match expected {
+            "" => error,
+            expected => error.expected(expected),
+        }
+    }
+
+    /// Detail, what was expected (or nothing), hint.
+    fn words(&self, name: &str) -> (String, &'static str, &'static str) {
+        const LEAVE: &str = "leave it out by PATTERN";
+        const SPLIT: &str = "split it, or leave it out by PATTERN";
         match self {
-            BadFile::TooLarge(bytes) => DataError::new(
-                self.code(),
+            BadFile::TooLarge(bytes) => (
                 format!(
                     "file '{name}' has {bytes} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"
                 ),
-            )
-            .hint("split it, or leave it out by PATTERN"),
-            BadFile::InvalidUtf8(at) => DataError::new(
-                self.code(),
+                "",
+                SPLIT,
+            ),
+            BadFile::DocumentTooLarge(bytes) => (
+                format!(
+                    "file '{name}' has {bytes} bytes; the limit DOCUMENT_BYTES_MAX is \
+                     {DOCUMENT_BYTES_MAX}"
+                ),
+                "",
+                SPLIT,
+            ),
+            BadFile::TextTooLarge(bytes) => (
+                format!(
+                    "the text of file '{name}' has {bytes} bytes or more; the limit \
+                     TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"
+                ),
+                "",
+                SPLIT,
+            ),
+            BadFile::InvalidUtf8(at) => (
                 format!("file '{name}' is not UTF-8 at byte {at}"),
-            )
-            .expected("UTF-8 text")
-            .hint("convert it, or leave it out by PATTERN"),
+                "UTF-8 text",
+                "convert it, or leave it out by PATTERN",
+            ),
+            BadFile::UnknownEncoding(label) => (
+                format!("file '{name}' declares the encoding '{label}', which is not known"),
+                "a name of the Encoding Standard, utf-8 for example",
+                "correct its declaration, or convert it to UTF-8",
+            ),
+            BadFile::WrongEncoding(label) => (
+                format!("file '{name}' declares the encoding {label}, but its bytes are not in it"),
+                "",
+                "correct its declaration, or convert it to UTF-8",
+            ),
+            BadFile::Encrypted => (
+                format!("file '{name}' is encrypted"),
+                "a document that opens without a password",
+                "save it without one, or leave it out by PATTERN",
+            ),
+            BadFile::Broken { format, reason } => (
+                format!("file '{name}' is not a readable {format}: {reason}"),
+                "",
+                "open it in its program and save it again, or leave it out by PATTERN",
+            ),
+            BadFile::NoText => (
+                format!("file '{name}' has pages, but no text"),
+                "",
+                "recognise its text (OCR) and save it with it, or leave it out by PATTERN",
+            ),
+            BadFile::TooSlow { .. } => (
+                format!(
+                    "the text of file '{name}' was not found within {EXTRACT_MS_MAX} ms \
+                     (EXTRACT_MS_MAX)"
+                ),
+                "",
+                LEAVE,
+            ),
+            BadFile::NestedArchive => (
+                format!("file '{name}' is an archive in an archive"),
+                "",
+                "unpack the outer one, or leave it out by PATTERN",
+            ),
+            BadFile::TooMuch { limit, after } => {
+                let rest = after.as_ref().map_or_else(String::new, |after| {
+                    format!("; what follows member '{after}' is left out")
+                });
+                (
+                    format!("archive '{name}' unpacks to more than {limit}{rest}"),
+                    "",
+                    "split it, or unpack it beside",
+                )
+            }
         }
     }
 }

@@ -19,8 +19,21 @@ pub const LOG_QUEUED_BYTES_MAX: usize = 64 << 20;
 pub const TRANSACTION_BYTES_MAX: usize = 64 << 20;
 /// One text column: larger texts are dead letters.
 pub const TEXT_BYTES_MAX: usize = 8 << 20;
+/// One file whose text is taken out (HTML, DOCX, PDF), or one archive: in memory whole meanwhile.
+pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
+/// Time to take out the text of one file, milliseconds: its source stands meanwhile.
+pub const EXTRACT_MS_MAX: u64 = 30_000;
+/// Members of one archive; what follows is left out.
+pub const ARCHIVE_MEMBERS_MAX: usize = 65_536;
+/// What one archive may unpack to; what follows is left out.
+pub const ARCHIVE_BYTES_MAX: u64 = 512 << 20;
+/// What one archive may unpack to as a multiple of its own bytes, beyond 16 MiB: text is packed to a
+/// tenth, an archive that is made to fill disks to a thousandth.
+pub const ARCHIVE_RATIO_MAX: u64 = 100;
 /// One line of a push body.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
+/// Lines of one push body: each is held apart.
+pub const PUSH_LINES_MAX: usize = 262_144;
 /// Rows of a change topic that wait for values which Debezium did not send; beyond, they are dead
 /// letters. A row waits for the other half of a key change, or for a snapshot to read it.
 pub const ENVELOPE_PARKED_ROWS_MAX: usize = 10_000;

@@ -96,16 +96,22 @@ pub struct SourceDef {
     pub connector: Connector,
 }
 
+/// What `FROM FILES (…)` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FilesDef {
+    /// Folder, as written.
+    pub path: String,
+    /// Glob, relative to the folder.
+    pub pattern: String,
+    /// Whether texts are taken out of documents and archives.
+    pub extract: bool,
+}
+
 /// Where the rows of a source come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Connector {
     /// `FROM FILES (PATH '…', PATTERN '…')`
-    Files {
-        /// Folder, as written.
-        path: String,
-        /// Glob, relative to the folder.
-        pattern: String,
-    },
+    Files(FilesDef),
     /// `FROM PUSH (columns)`
     Push,
     /// `FROM GENERATE (…)`: rows and vectors from a seed.

@@ -213,7 +213,12 @@ fn print(shown: &[Shown], output: &Output) -> anyhow::Result<ExitCode> {
 
 /// Logs go to stderr: stdout belongs to results.
 fn start_log(filter: &str, format: &str) -> anyhow::Result<()> {
-    let filter: tracing_subscriber::EnvFilter = filter
+    // What the reader of PDF warns of is whole fonts; what it cannot read is a dead letter.
+    let directives = match filter.contains("lopdf") {
+        true => filter.to_owned(),
+        false => format!("{filter},lopdf=off"),
+    };
+    let filter: tracing_subscriber::EnvFilter = directives
         .parse()
         .map_err(|error| InputError::new(format!("log = {filter}: {error}")))?;
     let log = tracing_subscriber::fmt()

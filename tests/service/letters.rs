@@ -369,6 +369,67 @@ fn a_file_is_read_again_and_goes_as_files_go() {
     eventually("the letter's end", || rig.letters("notes").is_empty());
 }
 
+/// Documents and archives: the letter says why, and a good version ends it.
+#[test]
+fn a_document_that_turns_good_ends_its_letter() {
+    // `good as gold`, packed by gzip.
+    const GOOD: &[u8] = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\x4b\xcf\xcf\x4f\x51\x48\x2c\x56\x48\xcf\xcf\x49\xe1\x02\x00\xfe\x7b\x50\x91\x0d\x00\x00\x00";
+    let _room = together();
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).expect("writable");
+    };
+    write("a.html", b"<meta charset=klingon><h1>Heading</h1>");
+    write("b.pdf", b"%PDF-1.7, as it says");
+    write("c.md.gz", b"no gzip");
+    let rig = Rig::start(&format!(
+        "CREATE SOURCE notes FROM FILES (PATH '{}');",
+        folder.path().display()
+    ));
+    let codes = || {
+        let letters = rig.letters("notes").into_iter();
+        let mut codes: Vec<(String, String)> = letters
+            .map(|kept| {
+                (
+                    kept.letter.position.to_string(),
+                    kept.letter.error.code.to_string(),
+                )
+            })
+            .collect();
+        codes.sort();
+        codes
+    };
+    let said = [
+        ("a.html", "unknown-encoding"),
+        ("b.pdf", "broken-document"),
+        ("c.md.gz", "broken-document"),
+    ];
+    let said = said.map(|(name, code)| (name.to_owned(), code.to_owned()));
+    eventually("the letters", || codes() == said);
+    assert_eq!(
+        counts(&rig.replay_all("notes")),
+        (0, 2, 1, 0),
+        "an archive is read again by itself"
+    );
+    write("a.html", b"<meta charset=utf-8><h1>Heading</h1>");
+    write("c.md.gz", GOOD);
+    eventually("the letters' end", || codes() == said[1..2]);
+    eventually("the rows", || {
+        rig.rows("SELECT path, text FROM notes ORDER BY path")
+            == [
+                ["a.html", "# Heading\n"],
+                ["c.md.gz!/c.md", "good as gold\n"],
+            ]
+            .map(|row| row.map(Json::from))
+    });
+    // An archive that breaks takes its rows with it, and is told of once.
+    write("c.md.gz", &GOOD[..GOOD.len() - 9]);
+    eventually("the letter", || codes().len() == 2);
+    eventually("the rows' end", || {
+        rig.rows("SELECT path FROM notes") == [["a.html"].map(Json::from)]
+    });
+}
+
 /// Rows and letters of a random history equal those of a naive program at every step.
 #[test]
 fn random_histories_equal_a_naive_program() {

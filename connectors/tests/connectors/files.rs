@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use connectors::files::schema;
+use connectors::files::{FilesSource, schema};
 use engine::limits::TEXT_BYTES_MAX;
 use engine::model::{RowCodec, Value};
 use engine::testing::{Recorded, ScriptedSink, SourceRun, source_laws};
@@ -15,15 +15,20 @@ use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
 /// A folder, a source that watches it, and what it emitted.
-struct Watched {
-    folder: TempDir,
-    sink: Arc<ScriptedSink>,
+pub struct Watched {
+    pub folder: TempDir,
+    pub sink: Arc<ScriptedSink>,
     run: Option<SourceRun>,
 }
 
 impl Watched {
     /// Watches `docs` in a new folder.
-    fn start(pattern: &str) -> Self {
+    pub fn start(pattern: &str) -> Self {
+        Watched::with(pattern, |source| source)
+    }
+
+    /// The same, with a source that is `changed`.
+    pub fn with(pattern: &str, changed: impl Fn(FilesSource) -> FilesSource) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         fs::create_dir(folder.path().join("docs")).expect("a folder");
         let mut watched = Watched {
@@ -32,27 +37,28 @@ impl Watched {
             run: None,
         };
         let path = watched.path("");
-        let source = connectors::files(path.to_str().expect("UTF-8"), pattern).expect("a glob");
+        let source = FilesSource::new(path.to_str().expect("UTF-8"), pattern).expect("a glob");
+        let source = Box::new(changed(source));
         watched.run = Some(SourceRun::start(source, &watched.sink, Recorded::default()));
         watched
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join("docs").join(name)
     }
 
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(path, text).expect("written");
     }
 
-    fn remove(&self, name: &str) {
+    pub fn remove(&self, name: &str) {
         fs::remove_file(self.path(name)).expect("removed");
     }
 
     /// Waits until the rows are these.
-    fn expect(&self, rows: &[(&str, &str)]) {
+    pub fn expect(&self, rows: &[(&str, &str)]) {
         let expected: BTreeMap<String, String> = rows
             .iter()
             .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()))
@@ -62,7 +68,7 @@ impl Watched {
     }
 
     /// The words of all dead letters.
-    fn letters(&self) -> Vec<String> {
+    pub fn letters(&self) -> Vec<String> {
         let letters = self.sink.recorded().dead_letters;
         letters
             .into_iter()
@@ -71,7 +77,7 @@ impl Watched {
     }
 
     /// Waits for so many dead letters.
-    fn expect_letters(&self, count: usize) -> Vec<String> {
+    pub fn expect_letters(&self, count: usize) -> Vec<String> {
         assert!(
             self.sink
                 .wait(|recorded| recorded.dead_letters.len() >= count)
@@ -80,21 +86,21 @@ impl Watched {
     }
 
     /// Long enough for several scans.
-    fn rest(&self) {
+    pub fn rest(&self) {
         std::thread::sleep(Duration::from_millis(400));
     }
 
-    fn changes(&self) -> usize {
+    pub fn changes(&self) -> usize {
         let batches = self.sink.batches();
         batches.iter().map(|batch| batch.changes.len()).sum()
     }
 
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         self.run.take().expect("it runs").stop();
     }
 }
 
-fn texts(recorded: &Recorded) -> BTreeMap<String, String> {
+pub fn texts(recorded: &Recorded) -> BTreeMap<String, String> {
     let codec = RowCodec::new(schema()).expect("packable");
     let text = |row| match &codec.unpack(row)[..] {
         [
@@ -137,9 +143,17 @@ fn it_keeps_the_laws_of_sources() {
 
 #[test]
 fn random_edits_end_in_what_the_folder_holds() {
+    random_edits(Watched::start("**"));
+}
+
+#[test]
+fn random_edits_are_found_by_scans_alone() {
+    random_edits(Watched::with("**", FilesSource::scanning_only));
+}
+
+fn random_edits(watched: Watched) {
     let seed = 20_261_121;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let watched = Watched::start("**");
     for step in 0..150 {
         let name = watched.path(&format!("f{}", rng.random_range(0..6)));
         let other = watched.path(&format!("f{}", rng.random_range(0..6)));

@@ -1,5 +1,6 @@
 //! The connectors against the laws of sources, naive oracles, and the exact words of their errors.
 
+mod archives;
 mod avro;
 mod csv;
 mod envelope;

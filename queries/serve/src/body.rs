@@ -1,11 +1,17 @@
-//! Bodies of requests: read within a bound and a time, parsed with the place of a mistake.
+//! Bodies of requests: read within a bound and a time, unpacked while they arrive, parsed with the place
+//! of a mistake.
+//!
+//! Invariants: a body of any encoding takes at most [`BODY_BYTES_MAX`] of memory: a gzip that unpacks to
+//! more is refused at the byte that passes the bound, however small it was sent.
 
+use std::io::{Error, Write};
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{BodyDataStream, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use engine::limits::{BODY_BYTES_MAX, BODY_WAIT_MS};
+use flate2::write::MultiGzDecoder;
 use futures_util::StreamExt;
 use queries::problem::Problem;
 use serde::de::DeserializeOwned;
@@ -19,28 +25,120 @@ const JSON_TYPES: [&str; 4] = [
     "application/x-www-form-urlencoded",
 ];
 
-/// Reads the whole body: 413 over [`BODY_BYTES_MAX`], 408 after [`BODY_WAIT_MS`].
+/// Packed bytes that are unpacked at once: at most a thousand times as many, some milliseconds.
+const PIECE_BYTES: usize = 8 << 10;
+
+/// Reads the whole body, unpacked: 413 over [`BODY_BYTES_MAX`], 408 after [`BODY_WAIT_MS`], 415 in an
+/// encoding other than gzip.
 pub(crate) async fn read(request: Request) -> Result<Vec<u8>, Problem> {
+    let is_packed = is_gzip(request.headers())?;
     let declared = request.headers().get(header::CONTENT_LENGTH);
     let declared = declared.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let body = request.into_body();
     if declared.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
-        discard(body).await;
+        discard(body.into_data_stream()).await;
         return Err(too_large(declared));
     }
-    let read = to_bytes(body, BODY_BYTES_MAX);
-    match tokio::time::timeout(Duration::from_millis(BODY_WAIT_MS), read).await {
+    let wait = Duration::from_millis(BODY_WAIT_MS);
+    if is_packed {
+        let mut stream = body.into_data_stream();
+        return match tokio::time::timeout(wait, unpack(&mut stream)).await {
+            Ok(Err(problem)) => {
+                discard(stream).await;
+                Err(problem)
+            }
+            Ok(unpacked) => unpacked,
+            Err(_) => Err(too_late()),
+        };
+    }
+    match tokio::time::timeout(wait, to_bytes(body, BODY_BYTES_MAX)).await {
         Ok(Ok(bytes)) => Ok(bytes.into()),
         Ok(Err(error)) if is_over_limit(&error) => Err(too_large(None)),
-        Ok(Err(error)) => {
-            let detail = format!("the body ended early: {error}");
-            Err(Problem::new(400, "incomplete-body", detail))
-        }
-        Err(_) => {
-            let detail = format!("the body did not arrive within {BODY_WAIT_MS} ms (BODY_WAIT_MS)");
-            Err(Problem::new(408, "request-timeout", detail))
+        Ok(Err(error)) => Err(incomplete(&error)),
+        Err(_) => Err(too_late()),
+    }
+}
+
+/// Whether the body is packed by gzip. Errors: 415 for another encoding.
+fn is_gzip(headers: &HeaderMap) -> Result<bool, Problem> {
+    let Some(value) = headers.get(header::CONTENT_ENCODING) else {
+        return Ok(false);
+    };
+    let encoding = value
+        .to_str()
+        .unwrap_or("not text")
+        .trim()
+        .to_ascii_lowercase();
+    match &*encoding {
+        "" | "identity" => Ok(false),
+        "gzip" | "x-gzip" => Ok(true),
+        _ => {
+            let detail = format!("a body with Content-Encoding {encoding} is not understood");
+            Err(Problem::new(415, "unsupported-media-type", detail)
+                .expected("gzip, or no Content-Encoding"))
         }
     }
+}
+
+/// Unpacks while the body arrives.
+async fn unpack(stream: &mut BodyDataStream) -> Result<Vec<u8>, Problem> {
+    let mut unpacked = MultiGzDecoder::new(Bounded::default());
+    let mut packed = 0;
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| incomplete(&error))?;
+        packed += piece.len();
+        // A gzip may be made of members without content, as many as one likes.
+        if packed > BODY_BYTES_MAX {
+            return Err(too_large(None));
+        }
+        for piece in piece.chunks(PIECE_BYTES) {
+            let written = unpacked.write_all(piece);
+            written.map_err(|error| not_unpacked(&error, unpacked.get_ref()))?;
+            tokio::task::yield_now().await;
+        }
+    }
+    let finished = unpacked.try_finish();
+    finished.map_err(|error| not_unpacked(&error, unpacked.get_ref()))?;
+    Ok(std::mem::take(&mut unpacked.get_mut().bytes))
+}
+
+/// Takes what is unpacked, up to [`BODY_BYTES_MAX`].
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    is_over: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, piece: &[u8]) -> std::io::Result<usize> {
+        if self.bytes.len() + piece.len() > BODY_BYTES_MAX {
+            self.is_over = true;
+            return Err(Error::other("too large"));
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn not_unpacked(error: &Error, unpacked: &Bounded) -> Problem {
+    if unpacked.is_over {
+        let detail = format!("the body unpacks to more than {BODY_BYTES_MAX} bytes");
+        return over_limit(detail);
+    }
+    let reason = match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "it ends early".to_owned(),
+        _ => error.to_string(),
+    };
+    Problem::new(
+        400,
+        "invalid-gzip",
+        format!("the body is not gzip: {reason}"),
+    )
+    .expected("what Content-Encoding says")
 }
 
 /// Reads the body as JSON of a known shape.
@@ -120,11 +218,27 @@ fn is_over_limit(error: &axum::Error) -> bool {
     std::error::Error::source(error).is_some_and(|source| source.to_string().contains("limit"))
 }
 
+fn incomplete(error: &axum::Error) -> Problem {
+    Problem::new(
+        400,
+        "incomplete-body",
+        format!("the body ended early: {error}"),
+    )
+}
+
+fn too_late() -> Problem {
+    let detail = format!("the body did not arrive within {BODY_WAIT_MS} ms (BODY_WAIT_MS)");
+    Problem::new(408, "request-timeout", detail)
+}
+
 fn too_large(declared: Option<u64>) -> Problem {
-    let detail = match declared {
+    over_limit(match declared {
         Some(length) => format!("the body has {length} bytes"),
         None => format!("the body has more than {BODY_BYTES_MAX} bytes"),
-    };
+    })
+}
+
+fn over_limit(detail: String) -> Problem {
     Problem::new(413, "body-too-large", detail)
         .expected(format!("at most {BODY_BYTES_MAX} bytes (BODY_BYTES_MAX)"))
         .hint("send it in several requests")
@@ -132,8 +246,7 @@ fn too_large(declared: Option<u64>) -> Problem {
 
 /// Takes in and forgets what the client is still sending, up to as much again as we allow, so that
 /// it reads our answer instead of a broken pipe.
-async fn discard(body: Body) {
-    let mut stream = body.into_data_stream();
+async fn discard(mut stream: BodyDataStream) {
     let mut taken = 0;
     let drain = async {
         while let Some(Ok(piece)) = stream.next().await {

@@ -8,14 +8,15 @@
 //!
 //! Lines are only cut here, never judged: the backend decodes each, so that
 //! a bad one becomes a rejected line *and* a dead letter while the others are taken. Hence neither
-//! invalid UTF-8 nor an oversize line fails a request; only a body that cannot be cut does.
+//! invalid UTF-8 nor an oversize line fails a request; only a body that cannot be cut, or into more
+//! than [`PUSH_LINES_MAX`] lines, does.
 
 use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
-use engine::limits::{IDEMPOTENCY_KEY_CHARS_MAX, VISIBLE_WAIT_MS, WAIT_MS_MAX};
+use engine::limits::{IDEMPOTENCY_KEY_CHARS_MAX, PUSH_LINES_MAX, VISIBLE_WAIT_MS, WAIT_MS_MAX};
 use queries::api::{Backend, PushLine, PushRequest};
 use queries::problem::Problem;
 
@@ -102,12 +103,20 @@ fn split(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
             .zip(1..)
             .map(|(raw, line)| (raw.trim_ascii(), line))
             .filter(|(raw, _)| !raw.is_empty())
+            // One more than may be shows that there are more.
+            .take(PUSH_LINES_MAX + 1)
             .map(|(raw, line)| PushLine {
                 line,
                 raw: raw.to_vec(),
             })
             .collect(),
     };
+    if lines.len() > PUSH_LINES_MAX {
+        let detail = format!("the body has more than {PUSH_LINES_MAX} lines");
+        return Err(Problem::new(413, "body-too-large", detail)
+            .expected(format!("at most {PUSH_LINES_MAX} lines (PUSH_LINES_MAX)"))
+            .hint("send it in several requests"));
+    }
     if lines.is_empty() {
         return Err(Problem::invalid("the body has no lines")
             .expected("NDJSON, or a JSON array, of {\"op\":\"upsert\",\"key\":…,\"value\":{…}}"));
@@ -133,6 +142,9 @@ fn elements(body: &[u8]) -> Result<Vec<PushLine>, Problem> {
             _ if in_string => {}
             b'[' | b'{' => depth += 1,
             b',' if depth == 1 => {
+                if lines.len() > PUSH_LINES_MAX {
+                    return Ok(lines);
+                }
                 lines.push(PushLine {
                     line,
                     raw: body[from..at].trim_ascii().to_vec(),
@@ -216,6 +228,23 @@ mod tests {
             (2, "oops".to_owned()),
             "a bad element stays alone"
         );
+    }
+
+    #[test]
+    fn a_push_has_a_bounded_number_of_lines() {
+        let most = PUSH_LINES_MAX;
+        assert_eq!(
+            split("1\n".repeat(most).as_bytes()).map(|lines| lines.len()),
+            Ok(most)
+        );
+        let list = format!("[{}1]", "1,".repeat(most));
+        for body in ["1\n\n".repeat(most + 1), list] {
+            let problem = split(body.as_bytes()).unwrap_err();
+            assert_eq!((problem.status, &*problem.code), (413, "body-too-large"));
+            assert_eq!(problem.detail, "the body has more than 262144 lines");
+            let expected = "at most 262144 lines (PUSH_LINES_MAX)";
+            assert_eq!(problem.expected.as_deref(), Some(expected));
+        }
     }
 
     #[test]

@@ -35,9 +35,27 @@ enum Remembered {
     },
 }
 
+/// Pause between two looks for replies that are too old; a look goes through all of them.
+const PURGE_MICROS: u64 = 60 * 1_000_000;
+
 /// Replies by (source, idempotency key).
 #[derive(Default)]
-pub(super) struct Replies(Mutex<HashMap<(ObjectId, String), Remembered>>);
+pub(super) struct Replies(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    by_key: HashMap<(ObjectId, String), Remembered>,
+    purged_at: u64,
+}
+
+impl Remembered {
+    fn is_old(&self, now: u64) -> bool {
+        match self {
+            Remembered::Running(_) => false,
+            Remembered::Done { at, .. } => at.saturating_add(REPLY_MICROS) <= now,
+        }
+    }
+}
 
 /// A reply as it is logged.
 #[derive(Serialize, Deserialize)]
@@ -60,17 +78,24 @@ impl Replies {
             };
             ((source, stored.key), done)
         });
-        Replies(Mutex::new(entries.collect()))
+        Replies(Mutex::new(Kept {
+            by_key: entries.collect(),
+            purged_at: 0,
+        }))
     }
 
     /// A remembered reply; `None` when this request is the first, and is now running.
     fn begin(&self, key: &(ObjectId, String), body: [u8; 32], now: u64) -> Reply<Option<String>> {
-        let mut replies = self.0.lock().expect("no panic while held");
-        replies.retain(|_, remembered| match remembered {
-            Remembered::Running(_) => true,
-            Remembered::Done { at, .. } => at.saturating_add(REPLY_MICROS) > now,
-        });
-        match replies.get(key) {
+        let mut kept = self.0.lock().expect("no panic while held");
+        if kept.purged_at.saturating_add(PURGE_MICROS) <= now {
+            kept.purged_at = now;
+            kept.by_key.retain(|_, remembered| !remembered.is_old(now));
+        }
+        let replies = &mut kept.by_key;
+        match replies
+            .get(key)
+            .filter(|remembered| !remembered.is_old(now))
+        {
             None => {
                 replies.insert(key.clone(), Remembered::Running(body));
                 Ok(None)
@@ -100,11 +125,14 @@ impl Replies {
 
     fn finish(&self, key: (ObjectId, String), body: [u8; 32], reply: String, at: u64) {
         let mut replies = self.0.lock().expect("no panic while held");
-        replies.insert(key, Remembered::Done { body, reply, at });
+        replies
+            .by_key
+            .insert(key, Remembered::Done { body, reply, at });
     }
 
     fn abandon(&self, key: &(ObjectId, String)) {
-        self.0.lock().expect("no panic while held").remove(key);
+        let mut replies = self.0.lock().expect("no panic while held");
+        replies.by_key.remove(key);
     }
 }
 
@@ -325,5 +353,49 @@ fn reply_of(stored: StoredReply, replayed: bool) -> PushReply {
         token: stored.token,
         visible: None,
         replayed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Begins a request of source 1; its answer in a word.
+    fn begun(replies: &Replies, key: &str, body: u8, now: u64) -> String {
+        match replies.begin(&(ObjectId(1), key.to_owned()), [body; 32], now) {
+            Ok(None) => "first".to_owned(),
+            Ok(Some(reply)) => reply,
+            Err(problem) => format!("{} {}: {}", problem.status, problem.code, problem.detail),
+        }
+    }
+
+    #[test]
+    fn a_key_runs_once_and_is_remembered_for_a_day() {
+        let replies = Replies::default();
+        let key = |key: &str| (ObjectId(1), key.to_owned());
+        assert_eq!(begun(&replies, "a", 1, 1_000), "first");
+        assert_eq!(
+            begun(&replies, "a", 1, 1_001),
+            "409 idempotency-key-running: a request with Idempotency-Key \"a\" is still running"
+        );
+        let other = "422 idempotency-key-reused: Idempotency-Key \"a\" was used with another body";
+        assert_eq!(begun(&replies, "a", 2, 1_001), other);
+        replies.finish(key("a"), [1; 32], "reply".to_owned(), 1_000);
+        assert_eq!(begun(&replies, "a", 1, 1_000 + REPLY_MICROS - 1), "reply");
+        assert_eq!(begun(&replies, "a", 2, 2_000), other);
+        let another = (ObjectId(2), "a".to_owned());
+        assert_eq!(
+            replies.begin(&another, [2; 32], 2_000),
+            Ok(None),
+            "of another source"
+        );
+        // Too old, whether it was purged meanwhile or not.
+        assert_eq!(begun(&replies, "a", 2, 1_000 + REPLY_MICROS), "first");
+        replies.abandon(&key("a"));
+        assert_eq!(
+            begun(&replies, "a", 3, 1_000 + REPLY_MICROS),
+            "first",
+            "failed before"
+        );
     }
 }

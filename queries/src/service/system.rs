@@ -51,7 +51,7 @@ impl Inner {
             };
             let (rows, staged) = self.engine.source_sizes(object.id);
             let (connector, is_push) = match &source.connector {
-                Connector::Files { .. } => ("files", false),
+                Connector::Files(_) => ("files", false),
                 Connector::Push => ("push", true),
                 Connector::Generate { .. } => ("generate", false),
                 Connector::Kafka(_) => ("kafka", false),

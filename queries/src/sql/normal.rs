@@ -27,10 +27,11 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
                     columns(&source.schema)
                 )
             }
-            Connector::Files { path, pattern } => format!(
-                "CREATE SOURCE {name} FROM FILES (PATH = {}, PATTERN = {})",
-                text(path),
-                text(pattern)
+            Connector::Files(files) => format!(
+                "CREATE SOURCE {name} FROM FILES (PATH = {}, PATTERN = {}, EXTRACT = '{}')",
+                text(&files.path),
+                text(&files.pattern),
+                if files.extract { "auto" } else { "none" }
             ),
             Connector::Generate {
                 rows,

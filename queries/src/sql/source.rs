@@ -17,7 +17,7 @@ use super::cursor::{Cursor, Name};
 use super::options::{Known, Options};
 use super::statement::later;
 use super::types::column_type;
-use crate::definition::{Connector, SourceDef};
+use crate::definition::{Connector, FilesDef, SourceDef};
 use crate::problem::{Position, Problem};
 
 /// What `PATTERN` is without the option.
@@ -133,7 +133,7 @@ pub(super) fn required(
 fn files(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
     const KNOWN: Known = Known {
         what: "FROM FILES",
-        names: &["PATH", "PATTERN"],
+        names: &["PATH", "PATTERN", "EXTRACT"],
         later: &["INTERVAL", "FOLLOW"],
     };
     let at = cursor.position();
@@ -143,6 +143,7 @@ fn files(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
     let pattern = options
         .text("PATTERN")?
         .unwrap_or_else(|| PATTERN_DEFAULT.to_owned());
+    let extract = options.choice("EXTRACT", &["auto", "none"])? != Some("none");
     for name in ["PATH", "PATTERN"] {
         options.refuse_empty(name)?;
     }
@@ -161,7 +162,11 @@ fn files(cursor: &mut Cursor<'_>) -> Result<SourceDef, Problem> {
     };
     Ok(SourceDef {
         schema,
-        connector: Connector::Files { path, pattern },
+        connector: Connector::Files(FilesDef {
+            path,
+            pattern,
+            extract,
+        }),
     })
 }
 

@@ -6,7 +6,7 @@ use queries::api::AsOf;
 use serde_json::json;
 
 use crate::fake::NOW;
-use crate::http::Server;
+use crate::http::{Server, gzip};
 
 #[test]
 fn one_statement_is_a_reply_and_several_are_an_array() {
@@ -175,6 +175,35 @@ fn a_push_passes_on_what_it_was_asked() {
         Some(&*pushes[0].request_id),
         reply.header("headwater-request-id")
     );
+}
+
+#[test]
+fn a_push_may_be_packed() {
+    let server = Server::start();
+    let path = "/v1/sources/tickets/documents";
+    let lines = b"{\"op\":\"delete\",\"key\":1}\n{\"op\":\"delete\",\"key\":2}\n";
+    // As one member, and as two one behind the other.
+    for cut in [lines.len(), 26] {
+        let body = [gzip(&lines[..cut]), gzip(&lines[cut..])].concat();
+        let packed = [
+            ("content-encoding", "gzip"),
+            ("content-type", "application/x-ndjson"),
+        ];
+        let reply = server.send("POST", path, &packed, &body);
+        assert_eq!(reply.status, 202);
+    }
+    assert_eq!(
+        server
+            .send("POST", path, &[("content-encoding", "identity")], lines)
+            .status,
+        202
+    );
+    let pushes = server.fake.pushes.lock().unwrap();
+    assert_eq!(pushes.len(), 3);
+    for push in pushes.iter() {
+        assert_eq!(push.lines.len(), 2);
+        assert_eq!(push.lines[1].raw, b"{\"op\":\"delete\",\"key\":2}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use serde_json::json;
 
-use crate::http::Server;
+use crate::http::{Server, gzip};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -92,6 +92,73 @@ fn a_body_over_the_limit_is_413_and_names_it() {
     if stream.read_exact(&mut head).is_ok() {
         assert_eq!(&head, b"HTTP/1.1 413");
     }
+}
+
+/// A gzip of 65 kB that unpacks to 64 MiB and one byte.
+#[test]
+fn a_packed_body_is_measured_unpacked() {
+    let server = Server::start();
+    let most = engine::limits::BODY_BYTES_MAX;
+    let path = "/v1/sources/tickets/documents";
+    let packed = [("content-encoding", "gzip")];
+    let bomb = gzip(&vec![b' '; most + 1]);
+    assert!(bomb.len() < 100_000, "{}", bomb.len());
+    let problem = server
+        .send("POST", path, &packed, &bomb)
+        .problem(413, "body-too-large");
+    assert_eq!(
+        problem["detail"],
+        format!("the body unpacks to more than {most} bytes")
+    );
+    assert_eq!(
+        problem["expected"],
+        format!("at most {most} bytes (BODY_BYTES_MAX)")
+    );
+    assert_eq!(problem["hint"], "send it in several requests");
+    // All of it is room: it is the lines that are missing.
+    let full = gzip(&vec![b' '; most]);
+    let problem = server
+        .send("POST", path, &packed, &full)
+        .problem(422, "invalid-request");
+    assert_eq!(problem["detail"], "the body has no lines");
+}
+
+#[test]
+fn what_is_packed_otherwise_is_refused() {
+    let server = Server::start();
+    let path = "/v1/sources/tickets/documents";
+    let refused = |encoding: &str, body: &[u8], status: u16, code: &str| {
+        let reply = server.send("POST", path, &[("content-encoding", encoding)], body);
+        reply.problem(status, code)["detail"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let line = b"{\"op\":\"delete\",\"key\":1}";
+    assert_eq!(
+        refused("br", line, 415, "unsupported-media-type"),
+        "a body with Content-Encoding br is not understood"
+    );
+    assert_eq!(
+        refused("gzip", line, 400, "invalid-gzip"),
+        "the body is not gzip: invalid gzip header"
+    );
+    let whole = gzip(line);
+    assert_eq!(
+        refused("gzip", &whole[..whole.len() - 6], 400, "invalid-gzip"),
+        "the body is not gzip: it ends early"
+    );
+    let mut spoiled = whole.clone();
+    spoiled[whole.len() - 6] ^= 1;
+    assert_eq!(
+        refused("gzip", &spoiled, 400, "invalid-gzip"),
+        "the body is not gzip: corrupt gzip stream does not have a matching checksum"
+    );
+    assert_eq!(
+        server.fake.pushes.lock().unwrap().len(),
+        0,
+        "nothing came through"
+    );
 }
 
 #[test]

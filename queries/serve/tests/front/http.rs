@@ -12,6 +12,13 @@ use tokio::sync::oneshot;
 
 use crate::fake::Fake;
 
+/// Bytes packed by gzip.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(bytes).unwrap();
+    packed.finish().unwrap()
+}
+
 /// A running server; it stops when this is dropped.
 pub struct Server {
     pub address: SocketAddr,

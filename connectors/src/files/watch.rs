@@ -1,0 +1,472 @@
+//! What is known of each file, and what a scan or a look makes of it.
+//!
+//! ```text
+//! scan: walk PATH ─▶ look at each ─▶ what was not seen is missing ─┐
+//! notice ─▶ due in 30 ms ─▶ look at that one ──────────────────────┼─▶ missing twice ─▶ delete
+//!            (again while it is still written, or missing) ────────┘
+//! ```
+//!
+//! Invariants: those of [`super`]; what a look does, the next scan would have done. An archive has no row
+//! of its own; its members go with it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use engine::contract::{SinkClosed, SourceContext};
+use engine::error::DataError;
+use engine::model::ContentHash;
+use walkdir::WalkDir;
+
+use super::notice::Notice;
+use super::read::{FRESH, FRESH_DOCUMENT, Found, Stamp, Unread, is_gone, reason, relative};
+use super::rows::{Rows, too_long};
+use super::{FilesSource, MEMBER, PAUSE, archive, archive_of, read, text_of, wants_member};
+use crate::document::{Kind, Packing};
+use crate::text::BadFile;
+
+/// A file that was never at rest for so long is read anyway.
+const RESTLESS: Duration = Duration::from_secs(1);
+/// Paths that wait for a look; beyond, the scan finds them.
+const DUE_MAX: usize = 4_096;
+/// From a notification, or a look in vain, to the next look.
+const LOOK: Duration = FRESH.saturating_add(Duration::from_millis(1));
+
+/// What is known of a file, or of a member of an archive.
+#[derive(Default)]
+struct Known {
+    /// When it was last read at rest; `None` to read it again.
+    stamp: Option<Stamp>,
+    /// Since when a change of it waits to be read.
+    waiting_since: Option<Instant>,
+    /// Hash of its live row.
+    live: Option<ContentHash>,
+    /// Hash of its live row's text, of a member.
+    text: Option<ContentHash>,
+    /// Since when it is not there.
+    missing_since: Option<Instant>,
+    /// The code of the dead letter that it has had since it was last good.
+    told: Option<&'static str>,
+}
+
+/// What is left to do after a look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Done,
+    /// It is still written, or missing: look again.
+    Again,
+    /// It is a folder, or may have been one.
+    Scan,
+}
+
+pub(super) struct Watcher {
+    source: FilesSource,
+    rows: Rows,
+    files: HashMap<String, Known>,
+    is_missing: bool,
+    due: BTreeMap<String, Instant>,
+}
+
+impl Watcher {
+    pub(super) fn new(source: FilesSource, context: SourceContext) -> Self {
+        let live = context.resume.live().into_iter().filter_map(|(key, hash)| {
+            let path = key.to_json().as_str()?.to_owned();
+            let known = Known {
+                live: Some(hash),
+                ..Known::default()
+            };
+            Some((path, known))
+        });
+        Watcher {
+            source,
+            files: live.collect(),
+            rows: Rows::new(context),
+            is_missing: false,
+            due: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.rows.context.is_stopping()
+    }
+
+    /// One pass over the folder.
+    pub(super) fn scan(&mut self) -> Result<(), SinkClosed> {
+        if let Err(error) = std::fs::metadata(&self.source.root) {
+            return self.root_missing(&error);
+        }
+        if self.is_missing {
+            self.is_missing = false;
+            tracing::info!(path = %self.source.root.display(), "the folder is back");
+        }
+        let mut seen = HashSet::new();
+        let mut is_whole = true;
+        let root = self.source.root.clone();
+        for entry in WalkDir::new(&root).follow_links(false) {
+            if self.is_stopping() {
+                return Ok(());
+            }
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    // A folder that cannot be listed hides files: then nothing counts as deleted.
+                    // One below PATH that vanished is a deletion; PATH itself never is.
+                    is_whole &= error.depth() > 0 && error.io_error().is_some_and(is_gone);
+                    continue;
+                }
+            };
+            if !entry.file_type().is_file() {
+                continue;
+            }
+            let name = relative(&root, entry.path());
+            if !self.wants(&name) {
+                continue;
+            }
+            self.look(&name, entry.path())?;
+            seen.insert(name);
+        }
+        // Folders below a PATH that vanished during the walk look deleted, too.
+        if is_whole && root.exists() {
+            self.miss(&seen)?;
+        }
+        self.rows.flush()
+    }
+
+    /// Whether the file is read: PATTERN is not asked about an archive that is PATH itself.
+    fn wants(&self, name: &str) -> bool {
+        let is_archive = || matches!(self.source.kind_of(name, &[]), Kind::Archive(_));
+        self.source.wants(name) || is_archive() && self.source.root.is_file()
+    }
+
+    fn root_missing(&mut self, error: &std::io::Error) -> Result<(), SinkClosed> {
+        // What was missing before PATH vanished does not count with what is missing after.
+        self.files
+            .values_mut()
+            .for_each(|known| known.missing_since = None);
+        self.due.clear();
+        if self.is_missing {
+            return Ok(());
+        }
+        self.is_missing = true;
+        let path = self.source.root.display().to_string();
+        tracing::warn!(path, %error, "PATH cannot be read; its rows stay, waiting for it");
+        let detail = format!("PATH '{path}' cannot be read: {}", reason(error));
+        let error = DataError::new("path-missing", detail)
+            .expected("a folder or a file")
+            .hint("its rows stay; they are compared again when it is back");
+        self.rows.letter(path, error, &[], None)?;
+        self.rows.flush()
+    }
+
+    /// Takes note of a notification; true when the folder is to be scanned soon.
+    pub(super) fn note(&mut self, notice: Notice) -> bool {
+        let Notice::Path(name, is_structure) = notice else {
+            return true;
+        };
+        let is_wanted = self.wants(&name);
+        if is_wanted && self.due.len() < DUE_MAX {
+            // The first look stays where it is: what is written all the time is looked at, too.
+            let at = Instant::now() + LOOK;
+            self.due.entry(name.clone()).or_insert(at);
+        }
+        // It may be a folder, whose files nothing tells of.
+        is_structure && !self.files.contains_key(&name)
+    }
+
+    /// When the next look is due.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.due.values().min().copied()
+    }
+
+    /// Looks at the paths that are due; true when the folder is to be scanned soon.
+    pub(super) fn look_at_due(&mut self) -> Result<bool, SinkClosed> {
+        let now = Instant::now();
+        let due = self.due.iter().filter(|(_, at)| **at <= now);
+        let due: Vec<String> = due.map(|(name, _)| name.clone()).collect();
+        let (mut scans, is_idle) = (false, due.is_empty());
+        for name in due {
+            if self.is_stopping() {
+                break;
+            }
+            self.due.remove(&name);
+            match self.look_at(&name)? {
+                Then::Done => {}
+                Then::Again => drop(self.due.insert(name, Instant::now() + LOOK)),
+                Then::Scan => scans = true,
+            }
+        }
+        if !is_idle {
+            self.rows.flush()?;
+        }
+        Ok(scans)
+    }
+
+    fn look_at(&mut self, name: &str) -> Result<Then, SinkClosed> {
+        let path = self.source.path_of(name);
+        match std::fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_file() => return self.look(name, &path),
+            Ok(metadata) if metadata.is_dir() => return Ok(Then::Scan),
+            // A link, which is not followed.
+            Ok(_) => {}
+            Err(error) if is_gone(&error) => {}
+            // The scan judges what cannot be listed.
+            Err(_) => return Ok(Then::Done),
+        }
+        if !self.files.contains_key(name) {
+            return Ok(Then::Done);
+        }
+        // PATH that went away takes nothing with it. (A PATH that is a file goes away itself.)
+        match self.source.root.exists() && self.is_gone_for_long(name) {
+            true => self.forget(name).map(|()| Then::Done),
+            false => Ok(Then::Again),
+        }
+    }
+
+    /// Notes that a file is missing; true when it is missing for the second time.
+    fn is_gone_for_long(&mut self, name: &str) -> bool {
+        let Some(known) = self.files.get_mut(name) else {
+            return false;
+        };
+        known
+            .missing_since
+            .get_or_insert_with(Instant::now)
+            .elapsed()
+            >= PAUSE.0
+    }
+
+    /// Looks at one file; reads it when it changed and is at rest, or has been restless for long.
+    fn look(&mut self, name: &str, path: &Path) -> Result<Then, SinkClosed> {
+        let Some(stamp) = Stamp::at(path) else {
+            return Ok(Then::Again);
+        };
+        let kind = self.source.kind_of(name, &[]);
+        let known = self.files.entry(name.to_owned()).or_default();
+        known.missing_since = None;
+        if known.stamp == Some(stamp) {
+            known.waiting_since = None;
+            return Ok(Then::Done);
+        }
+        let waiting_since = *known.waiting_since.get_or_insert_with(Instant::now);
+        let fresh = if kind == Kind::Plain {
+            FRESH
+        } else {
+            FRESH_DOCUMENT
+        };
+        let is_fresh = stamp.is_fresh(fresh);
+        // Half a document is a broken one.
+        let is_overdue = kind == Kind::Plain && waiting_since.elapsed() >= RESTLESS;
+        if is_fresh && !is_overdue {
+            return Ok(Then::Again);
+        }
+        let source = &self.source;
+        let found = read::file(path, |head| source.kind_of(name, head));
+        let is_at_rest = !is_fresh && Stamp::at(path) == Some(stamp);
+        if !is_at_rest && !is_overdue {
+            return Ok(Then::Again);
+        }
+        known.waiting_since = None;
+        match found {
+            Ok(Found {
+                kind: Kind::Archive(packing),
+                content,
+            }) => {
+                self.take_archive(name, packing, &content, stamp)?;
+            }
+            Ok(Found { kind, content }) => {
+                let found = text_of(kind, content, &self.rows.context.stop);
+                self.take(name, found, stamp, is_at_rest)?;
+            }
+            Err(unread) => {
+                let is_bad = matches!(unread, Unread::Data(..));
+                self.take(name, Err(unread), stamp, is_at_rest)?;
+                if is_bad && matches!(kind, Kind::Archive(_)) {
+                    self.forget_members(name, &HashSet::new())?;
+                }
+            }
+        }
+        Ok(if is_at_rest { Then::Done } else { Then::Again })
+    }
+
+    /// Takes what reading a file gave.
+    fn take(
+        &mut self,
+        name: &str,
+        found: Result<String, Unread>,
+        stamp: Stamp,
+        is_at_rest: bool,
+    ) -> Result<(), SinkClosed> {
+        let known = self.files.entry(name.to_owned()).or_default();
+        // What was read in motion is read again.
+        let read_at = is_at_rest.then_some(stamp);
+        match found {
+            Ok(text) => {
+                known.stamp = read_at;
+                // The same row again ends the letter of a file that could not be read.
+                let was_told = known.told.take().is_some();
+                let row = self.rows.row(name, text, stamp);
+                let hash = ContentHash::of(row.as_bytes());
+                if known.live.replace(hash) != Some(hash) || was_told {
+                    self.rows.emit(name, Some(row))?;
+                }
+            }
+            Err(Unread::Vanished | Unread::Archive) => {}
+            Err(Unread::Stopped) => return Err(SinkClosed),
+            Err(Unread::World(error)) => {
+                if known.told.replace("unreadable-file") != Some("unreadable-file") {
+                    self.rows
+                        .file_letter(name, read::unreadable(name, &error), &[])?;
+                }
+            }
+            Err(Unread::Data(bad, payload)) => {
+                known.stamp = read_at;
+                self.bad(name, &bad, &payload, is_at_rest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Retracts the row of a file that has no text, and says why.
+    fn bad(
+        &mut self,
+        name: &str,
+        bad: &BadFile,
+        payload: &[u8],
+        is_at_rest: bool,
+    ) -> Result<(), SinkClosed> {
+        let known = self.files.entry(name.to_owned()).or_default();
+        let told = known.told.replace(bad.code());
+        known.text = None;
+        let was_live = known.live.take().is_some() || self.rows.is_live(name);
+        // Each version at rest that is not UTF-8 names its own byte; a file that grows and
+        // grows is too large only once, and half a document broken only once.
+        let is_news = is_at_rest && matches!(bad, BadFile::InvalidUtf8(_));
+        // The row goes first: the letter is about what came after it.
+        if was_live {
+            self.rows.emit(name, None)?;
+        }
+        match is_news || told != Some(bad.code()) {
+            true => self.rows.file_letter(name, bad.on(name), payload),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes the members of an archive that is at rest; those that are gone are deleted.
+    fn take_archive(
+        &mut self,
+        name: &str,
+        packing: Packing,
+        content: &[u8],
+        stamp: Stamp,
+    ) -> Result<(), SinkClosed> {
+        let mut seen = HashSet::new();
+        let mut is_whole = true;
+        let pattern = self.source.pattern.clone();
+        let mut wants = |inner: &str| wants_member(&pattern, name, inner);
+        let ending = archive::members(packing, name, content, &mut wants, &mut |inner, found| {
+            if self.is_stopping() {
+                return Err(SinkClosed);
+            }
+            let member = format!("{name}{MEMBER}{inner}");
+            if let Some(error) = too_long(&member) {
+                return self
+                    .rows
+                    .letter(name.to_owned(), error, member.as_bytes(), None);
+            }
+            is_whole &= self.take_member(&member, found, stamp)?;
+            seen.insert(member);
+            Ok(())
+        })?;
+        self.forget_members(name, &seen)?;
+        let known = self.files.entry(name.to_owned()).or_default();
+        known.stamp = is_whole.then_some(stamp);
+        match ending {
+            Err(bad) => self.bad(name, &bad, &[], true),
+            // A key without a row: its delete ends the letter, and a row of the time before.
+            Ok(()) if known.told.take().is_some() || known.live.take().is_some() => {
+                self.rows.emit(name, None)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Takes a member; false when it is to be read again.
+    fn take_member(
+        &mut self,
+        name: &str,
+        found: Result<Vec<u8>, BadFile>,
+        stamp: Stamp,
+    ) -> Result<bool, SinkClosed> {
+        let found = match found {
+            Ok(content) => {
+                let kind = self.source.kind_of(name, &content);
+                text_of(kind, content, &self.rows.context.stop)
+            }
+            Err(bad) => Err(Unread::Data(bad, Vec::new())),
+        };
+        let known = self.files.entry(name.to_owned()).or_default();
+        known.missing_since = None;
+        let is_read = !matches!(found, Err(Unread::World(_)));
+        let Ok(text) = found else {
+            return self.take(name, found, stamp, true).map(|()| is_read);
+        };
+        let hash = ContentHash::of(text.as_bytes());
+        if known.live.is_some() && known.text.is_none() {
+            known.text = self.rows.live_text(name);
+        }
+        let is_same = known.live.is_some() && known.text == Some(hash) && known.told.is_none();
+        known.text = Some(hash);
+        match is_same {
+            true => Ok(true),
+            false => self.take(name, Ok(text), stamp, true).map(|()| true),
+        }
+    }
+
+    /// Notes what a scan did not see, and deletes what it missed for the second time.
+    fn miss(&mut self, seen: &HashSet<String>) -> Result<(), SinkClosed> {
+        let is_seen = |name: &str| {
+            seen.contains(name)
+                || archive_of(name).is_some_and(|(archive, _)| seen.contains(archive))
+        };
+        let missing = self.files.keys().filter(|name| !is_seen(name));
+        let mut missing: Vec<String> = missing.cloned().collect();
+        missing.sort();
+        for name in missing {
+            if self.is_gone_for_long(&name) {
+                self.forget(&name)?;
+            } else if self.due.len() < DUE_MAX {
+                let at = Instant::now() + PAUSE.0;
+                self.due.entry(name).or_insert(at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a file, and the members of an archive.
+    fn forget(&mut self, name: &str) -> Result<(), SinkClosed> {
+        let known = self.files.remove(name).unwrap_or_default();
+        // A file that was bad takes its letter with it.
+        if known.live.is_some() || known.told.is_some() || self.rows.is_live(name) {
+            self.rows.emit(name, None)?;
+        }
+        match self.source.kind_of(name, &[]) {
+            Kind::Archive(_) => self.forget_members(name, &HashSet::new()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes the members of an archive that are not among these.
+    fn forget_members(&mut self, archive: &str, seen: &HashSet<String>) -> Result<(), SinkClosed> {
+        let is_gone = |name: &&String| {
+            archive_of(name).is_some_and(|(of, _)| of == archive) && !seen.contains(*name)
+        };
+        let mut gone: Vec<String> = self.files.keys().filter(is_gone).cloned().collect();
+        gone.sort();
+        for name in gone {
+            let known = self.files.remove(&name).unwrap_or_default();
+            if known.live.is_some() || known.told.is_some() || self.rows.is_live(&name) {
+                self.rows.emit(&name, None)?;
+            }
+        }
+        Ok(())
+    }
+}

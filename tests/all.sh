@@ -12,8 +12,10 @@ for tool in c++ make git; do
 done
 step() { echo; echo "== $*"; "$@"; }
 step cargo fmt --all --check
+step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 step cargo clippy --workspace --all-targets --quiet -- -D warnings
 step cargo test --workspace --quiet
+step tests/fuzz/run.sh 60
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --quiet
 if command -v cargo-deny >/dev/null 2>&1; then
     step cargo deny check licenses sources

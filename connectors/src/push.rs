@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use engine::error::{DataError, DeadLetter};
 use engine::letters::Redecoded;
 use engine::limits::{LINE_BYTES_MAX, TEXT_BYTES_MAX};
-use engine::model::{Column, Key, Row, RowCodec, Schema, Value, preview};
+use engine::model::{Column, Key, Row, RowCodec, Schema, Value, preview, shorten};
 use engine::runtime::PUSH_LANE;
 use serde_json::{Map, Value as Json};
 
@@ -172,10 +172,11 @@ fn decode_to(
     }
     let version = self::version(version)?;
     if let Some(name) = line.keys().next() {
-        return Err(
-            DataError::new("unknown-field", format!("unknown field \"{name}\""))
-                .expected("op, key, value, version"),
-        );
+        return Err(DataError::new(
+            "unknown-field",
+            format!("unknown field \"{}\"", shorten(name)),
+        )
+        .expected("op, key, value, version"));
     }
     let is_delete = match op.as_ref().map(|op| op.as_str()) {
         Some(Some("upsert")) => false,
@@ -294,7 +295,7 @@ fn key_values(schema: &Schema, key: Option<Json>) -> Result<Vec<Value>, DataErro
     match parts.keys().next() {
         Some(name) => Err(DataError::new(
             "unknown-field",
-            format!("\"key\" has an unknown field \"{name}\""),
+            format!("\"key\" has an unknown field \"{}\"", shorten(name)),
         )
         .expected(shape)),
         None => Ok(values),
@@ -345,7 +346,7 @@ fn row(
         let names: Vec<&str> = schema.columns.iter().map(|column| &*column.name).collect();
         return Err(DataError::new(
             "unknown-field",
-            format!("\"value\" has an unknown field \"{name}\""),
+            format!("\"value\" has an unknown field \"{}\"", shorten(name)),
         )
         .expected(names.join(", ")));
     }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use engine::error::DataError;
+use engine::model::shorten;
 use serde_json::Value as Json;
 
 use super::{Node, json};
@@ -77,9 +78,10 @@ impl ConnectSchema {
             Some("map") => ConnectKind::Map,
             Some("struct") => ConnectKind::Struct,
             other => {
+                let quoted = |name| format!("\"{}\"", shorten(name));
                 let detail = format!(
                     "the schema of the {what} has the type {}",
-                    other.map_or_else(|| "nothing".to_owned(), |name| format!("\"{name}\""))
+                    other.map_or_else(|| "nothing".to_owned(), quoted)
                 );
                 return Err(DataError::new("invalid-schema", detail)
                     .expected("a Connect schema: boolean, int32, string, struct, …"));

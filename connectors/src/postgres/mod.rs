@@ -29,7 +29,7 @@ mod session;
 mod setup;
 mod stream;
 mod table;
-mod value;
+pub mod value;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -20,8 +20,11 @@ pub(super) const SESSION_OPTIONS: &str = "-c datestyle=ISO,YMD -c timezone=UTC -
      -c standard_conforming_strings=on -c row_security=off -c statement_timeout=0 \
      -c idle_in_transaction_session_timeout=0 -c lock_timeout=5s -c wal_sender_timeout=60s";
 
-/// Reads one value.
-pub(super) fn value(text: Option<&str>, type_id: u32, column: &Column) -> Result<Value, DataError> {
+/// Reads one value: the text of a type (its object id in `pg_type`) as a column of a source takes it;
+/// no text is NULL. Cost: linear in the text.
+///
+/// Errors: a value that does not fit, with the column's name.
+pub fn value(text: Option<&str>, type_id: u32, column: &Column) -> Result<Value, DataError> {
     let rules = Rules {
         decimal: DecimalMode::String,
         is_json_text: is_json(type_id) || text.is_some_and(|text| is_own_json(text, type_id)),

@@ -3,8 +3,11 @@
 mod archives;
 mod avro;
 mod csv;
+#[path = "../../../tests/support/dice.rs"]
+pub mod dice;
 mod envelope;
 mod files;
+mod fuzz;
 mod generate;
 mod git;
 mod git_http;

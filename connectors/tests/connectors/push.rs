@@ -347,6 +347,22 @@ fn composite_keys_are_canonical() {
     }
 }
 
+/// A letter is a few sentences, whatever a line has for a name.
+#[test]
+fn names_of_unknown_fields_are_shortened() {
+    let long = "x".repeat(100_000);
+    let shown = format!("\"{}…\"", "x".repeat(80));
+    for line in [
+        format!(r#"{{"op":"delete","key":{{"tenant":"a","id":1}},"{long}":1}}"#),
+        format!(r#"{{"op":"delete","key":{{"tenant":"a","id":1,"{long}":1}}}}"#),
+        format!(r#"{{"op":"upsert","key":{{"tenant":"a","id":1}},"value":{{"{long}":1}}}}"#),
+    ] {
+        let refused = decode_line(&composite(), line.as_bytes()).unwrap_err();
+        assert_eq!(refused.error.code, "unknown-field");
+        assert!(refused.error.detail.ends_with(&shown), "{}", refused.error);
+    }
+}
+
 #[test]
 fn equal_keys_are_one_key() {
     let one = |sql_type, key: &str| key_of(sql_type, key).expect(key);

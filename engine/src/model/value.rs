@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{Engine as _, alphabet};
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
+use jiff::fmt::temporal::Pieces;
 use serde::{Deserialize, Serialize};
 
 use super::SqlType;
@@ -108,7 +111,8 @@ fn convert(json: &serde_json::Value, sql_type: SqlType) -> Option<Value> {
         (SqlType::Boolean, Json::Bool(value)) => Value::Bool(*value),
         (SqlType::Int4, Json::Number(n)) => Value::Int(i64::from(i32::try_from(n.as_i64()?).ok()?)),
         (SqlType::Int8, Json::Number(n)) => Value::Int(n.as_i64()?),
-        (SqlType::Float4 | SqlType::Float8, Json::Number(n)) => Value::Float(n.as_f64()?),
+        (SqlType::Float4, Json::Number(n)) => real(n.as_f64()?)?,
+        (SqlType::Float8, Json::Number(n)) => Value::Float(n.as_f64()?),
         (SqlType::Float4 | SqlType::Float8, Json::String(text)) => Value::Float(match &**text {
             "NaN" => f64::NAN,
             "Infinity" => f64::INFINITY,
@@ -125,23 +129,13 @@ fn convert(json: &serde_json::Value, sql_type: SqlType) -> Option<Value> {
         (SqlType::Jsonb, json) => Value::Text(Arc::from(json.to_string())),
         (SqlType::Uuid, Json::String(text)) => parse_uuid(text)?,
         (SqlType::Bytea, Json::String(text)) => Value::Bytes(BASE64.decode(text).ok()?.into()),
-        (SqlType::TimestampTz, Json::String(text)) => {
-            let at: jiff::Timestamp = text.parse().ok()?;
-            Value::Timestamp(at.as_microsecond())
-        }
+        (SqlType::TimestampTz, Json::String(text)) => Value::Timestamp(instant(text)?),
         (SqlType::Timestamp, Json::String(text)) => {
-            let at: jiff::civil::DateTime = text.parse().ok()?;
-            Value::Timestamp(
-                at.to_zoned(jiff::tz::TimeZone::UTC)
-                    .ok()?
-                    .timestamp()
-                    .as_microsecond(),
-            )
+            Value::Timestamp(since_epoch(text.parse().ok()?)?)
         }
         (SqlType::Date, Json::String(text)) => {
             let date: jiff::civil::Date = text.parse().ok()?;
-            let epoch = jiff::civil::date(1970, 1, 1);
-            Value::Date(epoch.until(date).ok()?.get_days())
+            Value::Date(EPOCH.date().until(date).ok()?.get_days())
         }
         (SqlType::Vector(n), Json::Array(items)) if items.len() == n as usize => {
             let floats: Option<Vec<f32>> = items
@@ -202,8 +196,45 @@ fn numeric_text(digits: i128, scale: i8) -> String {
     }
 }
 
+/// A `real`: the nearest 32-bit value, so that equal values are equal rows. `None` beyond its range.
+fn real(value: f64) -> Option<Value> {
+    let nearest = value as f32;
+    let is_in_range = nearest.is_finite();
+    is_in_range.then(|| Value::Float(f64::from(nearest)))
+}
+
+/// Times are counted in the calendar and not by jiff's instants, which lack the last day of the year
+/// 9999: what many tables have for "for ever".
+const EPOCH: DateTime = jiff::civil::datetime(1970, 1, 1, 0, 0, 0, 0);
+
+/// RFC 3339 in microseconds since the epoch.
+fn instant(text: &str) -> Option<i64> {
+    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        return Some(at.as_microsecond());
+    }
+    let pieces = Pieces::parse(text).ok()?;
+    if pieces.time_zone_annotation().is_some() {
+        return None;
+    }
+    let offset = SignedDuration::from_secs(pieces.to_numeric_offset()?.seconds().into());
+    let local = pieces.date().to_datetime(pieces.time()?);
+    since_epoch(local.checked_sub(offset).ok()?)
+}
+
+fn since_epoch(at: DateTime) -> Option<i64> {
+    i64::try_from(at.duration_since(EPOCH).as_micros()).ok()
+}
+
+/// Four digits; before the year 0 six and a sign, as ISO 8601 has it.
+fn year_text(year: i16) -> String {
+    match year {
+        0.. => format!("{year:04}"),
+        _ => format!("-{:06}", year.unsigned_abs()),
+    }
+}
+
 fn timestamp_text(micros: i64, sql_type: SqlType) -> String {
-    let Ok(at) = jiff::Timestamp::from_microsecond(micros) else {
+    let Ok(at) = EPOCH.checked_add(SignedDuration::from_micros(micros)) else {
         return micros.to_string();
     };
     let zone = if sql_type == SqlType::TimestampTz {
@@ -211,14 +242,15 @@ fn timestamp_text(micros: i64, sql_type: SqlType) -> String {
     } else {
         ""
     };
-    format!("{}{zone}", at.strftime("%Y-%m-%dT%H:%M:%S%.6f"))
+    let rest = at.strftime("-%m-%dT%H:%M:%S%.6f");
+    format!("{}{rest}{zone}", year_text(at.year()))
 }
 
 fn date_text(days: i32) -> String {
-    let at = jiff::Timestamp::from_second(i64::from(days) * 86_400);
-    at.map_or_else(
+    let since = SignedDuration::from_hours(24 * i64::from(days));
+    EPOCH.date().checked_add(since).map_or_else(
         |_| days.to_string(),
-        |at| at.strftime("%Y-%m-%d").to_string(),
+        |at| format!("{}{}", year_text(at.year()), at.strftime("-%m-%d")),
     )
 }
 
@@ -246,6 +278,13 @@ mod tests {
             (SqlType::Bytea, "\"aGVsbG8=\""),
             (SqlType::TimestampTz, "\"2026-11-21T10:00:00.000001Z\""),
             (SqlType::Date, "\"1969-12-31\""),
+            (SqlType::Date, "\"9999-12-31\""),
+            (SqlType::Date, "\"-009999-01-01\""),
+            (SqlType::TimestampTz, "\"9999-12-31T23:59:59.999999Z\""),
+            (SqlType::Timestamp, "\"9999-12-31T23:59:59.999999\""),
+            (SqlType::TimestampTz, "\"-009999-01-01T00:00:00.000000Z\""),
+            (SqlType::Timestamp, "\"-000043-03-15T12:00:00.000000\""),
+            (SqlType::Float4, "0.10000000149011612"),
             (SqlType::Vector(2), "[0.5,-1.0]"),
             (SqlType::Uuid, "\"550e8400-e29b-41d4-a716-446655440000\""),
         ];
@@ -254,6 +293,44 @@ mod tests {
             let value = Value::from_json(&json, &Column::new("c", sql_type)).unwrap();
             assert_eq!(value.to_json(sql_type), json, "{sql_type}");
         }
+    }
+
+    #[test]
+    fn times_at_the_end_of_the_calendar_have_their_offset() {
+        let read = |text: &str| {
+            let column = Column::new("c", SqlType::TimestampTz);
+            let value = Value::from_json(&text.into(), &column).ok()?;
+            value
+                .to_json(SqlType::TimestampTz)
+                .as_str()
+                .map(str::to_owned)
+        };
+        let last = "9999-12-31T23:59:59.000000Z";
+        assert_eq!(read("9999-12-31T21:59:59-02:00").as_deref(), Some(last));
+        assert_eq!(read("9999-12-31T23:59:59-02:00"), None);
+        assert_eq!(read("9999-12-31T23:59:59"), None);
+    }
+
+    #[test]
+    fn a_real_is_the_nearest_32_bit_value() {
+        let column = Column::new("c", SqlType::Float4);
+        let read = |x: f64| Value::from_json(&x.into(), &column).ok();
+        assert_eq!(read(0.1), Some(Value::Float(f64::from(0.1_f32))));
+        assert_eq!(read(1e300), None);
+    }
+
+    /// The nearest double, and the one that is written again: not its neighbour.
+    #[test]
+    fn doubles_are_read_as_they_are_written() {
+        let text = "2.0269223372036854e23";
+        let json: serde_json::Value = serde_json::from_str(text).unwrap();
+        let column = Column::new("c", SqlType::Float8);
+        let value = Value::from_json(&json, &column).unwrap();
+        assert_eq!(value, Value::Float(text.parse().unwrap()));
+        let column = Column::new("c", SqlType::Jsonb);
+        let value = Value::from_json(&json, &column).unwrap();
+        let again = Value::from_json(&value.to_json(SqlType::Jsonb), &column).unwrap();
+        assert_eq!(again, value);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::types::Cell;
 use super::{ChangeKind, Decoded, Marker, Move, Order, Parts, RowChange};
 use crate::arroyo::{Debezium, DebeziumOp, UpdatingData};
 use crate::format::{ConnectSchema, Node, Payload, connect::SchemaMemory};
-use engine::model::Value;
+use engine::model::{Value, shorten};
 use source::{SnapshotPhase, Source};
 
 /// What the decoder remembers between messages.
@@ -130,7 +130,7 @@ impl State {
                 return Ok(());
             }
             op => op.parse::<DebeziumOp>().map_err(|_| {
-                DataError::new("bad-op", format!("\"op\" is \"{op}\""))
+                DataError::new("bad-op", format!("\"op\" is \"{}\"", shorten(op)))
                     .expected("c, r, u, d, t or m")
             })?,
         };

@@ -69,7 +69,7 @@ impl Decimal {
     }
 
     fn new(is_negative: bool, digits: &str, scale: i32) -> Option<Decimal> {
-        if scale.abs() > SCALE_MAX {
+        if scale.unsigned_abs() > SCALE_MAX.unsigned_abs() {
             return None;
         }
         Some(Decimal {
@@ -205,6 +205,9 @@ mod tests {
         for value in [0i128, 1, -1, 255, 256, i128::MAX, i128::MIN + 1] {
             let decimal = Decimal::from_unscaled(&value.to_be_bytes(), 0).unwrap();
             assert_eq!(decimal.to_string(), value.to_string());
+        }
+        for scale in [i32::MIN, i32::MAX, -20_001, 20_001] {
+            assert_eq!(Decimal::from_unscaled(&[1], scale), None, "{scale}");
         }
     }
 }

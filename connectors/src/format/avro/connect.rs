@@ -22,6 +22,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json};
 
 use super::schema::{CONNECT_TYPES_MAX, Kind, Made, Origin, Type, TypeId, branches, text};
+use crate::format::json::DEPTH_MAX;
 use crate::format::{ConnectKind, ConnectSchema};
 
 const DATE: &str = "org.apache.kafka.connect.data.Date";
@@ -78,6 +79,7 @@ pub(super) fn schemas(types: &[Type], root: TypeId) -> Result<Vec<Arc<ConnectSch
     let mut maker = Maker {
         types,
         inside: Vec::new(),
+        depth: 0,
         left: CONNECT_TYPES_MAX,
     };
     let whole = maker.schema(root)?;
@@ -94,11 +96,25 @@ struct Maker<'t> {
     types: &'t [Type],
     /// The records that we are in.
     inside: Vec<TypeId>,
+    depth: usize,
     left: usize,
 }
 
 impl Maker<'_> {
+    /// Types that name each other can lie deeper than their text: no value could be read so deep.
     fn schema(&mut self, id: TypeId) -> Result<ConnectSchema, String> {
+        if self.depth == DEPTH_MAX {
+            return Err(format!(
+                "its types lie in each other more than {DEPTH_MAX} deep"
+            ));
+        }
+        self.depth += 1;
+        let made = self.made(id);
+        self.depth -= 1;
+        made
+    }
+
+    fn made(&mut self, id: TypeId) -> Result<ConnectSchema, String> {
         self.left = self.left.checked_sub(1).ok_or_else(|| {
             format!("its types name each other more than {CONNECT_TYPES_MAX} times")
         })?;

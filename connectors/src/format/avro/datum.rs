@@ -14,8 +14,8 @@ use super::special;
 use crate::format::Node;
 use crate::format::json::DEPTH_MAX;
 
-/// Values of one message that take no bytes (nulls, empty records): a damaged length must not make
-/// billions of them.
+/// Values of one message that take no bytes (nulls, empty records, defaults): a damaged length must
+/// not make billions of them.
 pub const EMPTY_VALUES_MAX: usize = 65_536;
 /// Values that one byte may stand for: records lie in records.
 const VALUES_PER_BYTE: usize = 8;
@@ -77,11 +77,39 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn value(&mut self, id: TypeId) -> Read<Node<'a>> {
+    /// Counts a value.
+    fn spend(&mut self) -> Read<()> {
         let Some(left) = self.left.checked_sub(1) else {
             return Err(self.broken("more values than its bytes can hold"));
         };
         self.left = left;
+        Ok(())
+    }
+
+    /// A default: its values count, because records that take no bytes may come by thousands.
+    fn default(&mut self, node: &'a Node<'static>) -> Read<Node<'a>> {
+        self.spend()?;
+        Ok(match node {
+            Node::Text(text) => Node::Text(Cow::Borrowed(text)),
+            Node::Number(text) => Node::Number(Cow::Borrowed(text)),
+            Node::Bytes(bytes) => Node::Bytes(Cow::Borrowed(bytes)),
+            Node::Array(items) => {
+                let items = items.iter().map(|item| self.default(item));
+                Node::Array(items.collect::<Read<_>>()?)
+            }
+            Node::Object(members) => {
+                let members = members.iter();
+                let members =
+                    members.map(|(name, node)| Ok((Cow::Borrowed(&**name), self.default(node)?)));
+                Node::Object(members.collect::<Read<_>>()?)
+            }
+            Node::Branch(place, node) => Node::Branch(*place, Box::new(self.default(node)?)),
+            Node::Null | Node::Bool(_) | Node::Int(_) | Node::Float(_) => node.clone(),
+        })
+    }
+
+    fn value(&mut self, id: TypeId) -> Read<Node<'a>> {
+        self.spend()?;
         let schema = self.schema;
         let found = &schema.types[id];
         Ok(match &found.kind {
@@ -139,7 +167,7 @@ impl<'a> Reader<'a> {
         let mut members = Vec::with_capacity(fields.len());
         for field in fields {
             let node = match &field.origin {
-                Origin::Default(node) => node.clone(),
+                Origin::Default(node) => self.default(node)?,
                 Origin::Written | Origin::Unread => {
                     self.value(field.type_id).map_err(|mut broken| {
                         broken.path.push(field.name.clone());

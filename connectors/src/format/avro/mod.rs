@@ -37,7 +37,7 @@ use super::{Failure, Node, Payload};
 pub use client::Address;
 pub use registry::Registry;
 pub use schema::{CONNECT_TYPES_MAX, Schema};
-pub use wire::{Headers, SchemaId};
+pub use wire::{Headers, SchemaId, locate};
 
 /// Where the schemas of a format come from. Clones share what is known.
 #[derive(Debug, Clone)]

@@ -19,14 +19,19 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use engine::model::preview;
 use serde_json::Value as Json;
 
 use super::Node;
-use super::schema::{Field, Kind, Made, Origin, Schema, Type, TypeId, branches};
+use super::datum::EMPTY_VALUES_MAX;
+use super::schema::{CONNECT_TYPES_MAX, Field, Kind, Made, Origin, Schema, Type, TypeId, branches};
 use super::special;
 
 /// Nesting of defaults: a record's default may lie in the record's default.
 const DEFAULT_DEPTH_MAX: usize = 32;
+/// Nesting of pairs: two types that contain themselves meet in as many ways as their lengths have
+/// products.
+const PAIR_DEPTH_MAX: usize = 512;
 
 /// The schema that reads what `writer` wrote as `reader` has it.
 ///
@@ -39,6 +44,8 @@ pub fn resolve(writer: &Schema, reader: &Schema) -> Result<Schema, String> {
         types: Vec::new(),
         pairs: HashMap::new(),
         copies: HashMap::new(),
+        depth: 0,
+        defaults_left: EMPTY_VALUES_MAX,
     };
     let root = resolver.pair(writer.root, reader.root)?;
     match &resolver.types[root].kind {
@@ -53,6 +60,9 @@ struct Resolver<'s> {
     types: Vec<Type>,
     pairs: HashMap<(TypeId, TypeId), TypeId>,
     copies: HashMap<TypeId, TypeId>,
+    depth: usize,
+    /// Values that defaults may still have: those of a few records can double at each level.
+    defaults_left: usize,
 }
 
 type Resolved<T> = Result<T, String>;
@@ -67,6 +77,16 @@ impl Resolver<'_> {
         if let Some(known) = self.pairs.get(&(w, r)) {
             return Ok(*known);
         }
+        if self.depth == PAIR_DEPTH_MAX || self.pairs.len() == CONNECT_TYPES_MAX {
+            return Err("its types and the reader's name each other too often".to_owned());
+        }
+        self.depth += 1;
+        let pair = self.new_pair(w, r);
+        self.depth -= 1;
+        pair
+    }
+
+    fn new_pair(&mut self, w: TypeId, r: TypeId) -> Resolved<TypeId> {
         let (writer, reader) = (&self.writer.types[w], &self.reader.types[r]);
         if let (false, Kind::Union(all)) = (is_union(writer), &reader.kind) {
             let id = match self.branch(writer, all) {
@@ -173,8 +193,10 @@ impl Resolver<'_> {
             let Some(default) = &field.default else {
                 return Err(format!("{what} is not written and has no default"));
             };
-            let node = default_node(self.reader, field.type_id, default, 0);
-            let node = node.ok_or_else(|| format!("{what}: the default {default} does not fit"))?;
+            let left = &mut self.defaults_left;
+            let node = default_node(self.reader, field.type_id, default, 0, left);
+            let unfit = || format!("{what}: the default {} does not fit", preview(default));
+            let node = node.ok_or_else(unfit)?;
             fields.push(Field {
                 type_id: self.copy(self.reader, field.type_id),
                 origin: Origin::Default(node),
@@ -278,12 +300,19 @@ fn word(found: &Type) -> String {
     }
 }
 
-/// A default as a value. `None` where it is none of its type.
-fn default_node(schema: &Schema, id: TypeId, json: &Json, depth: usize) -> Option<Node<'static>> {
+/// A default as a value. `None` where it is none of its type, or of more values than are `left`.
+fn default_node(
+    schema: &Schema,
+    id: TypeId,
+    json: &Json,
+    depth: usize,
+    left: &mut usize,
+) -> Option<Node<'static>> {
     if depth == DEFAULT_DEPTH_MAX {
         return None;
     }
-    let inside = |id: TypeId, json: &Json| default_node(schema, id, json, depth + 1);
+    *left = left.checked_sub(1)?;
+    let mut inside = |id: TypeId, json: &Json| default_node(schema, id, json, depth + 1, left);
     let found = &schema.types[id];
     Some(match (&found.kind, json) {
         (Kind::Null, Json::Null) => Node::Null,

@@ -40,7 +40,9 @@ impl fmt::Display for SchemaId {
 }
 
 /// The schema's id and the bytes of the value. `what` is `key` or `value`.
-pub(super) fn locate<'a>(
+///
+/// Errors: no id where one belongs, or one that no registry gives.
+pub fn locate<'a>(
     bytes: &'a [u8],
     headers: &Headers<'_>,
     what: &str,

@@ -162,3 +162,25 @@ fn schemas_that_are_none() {
             .contains("more than 65536 times")
     );
 }
+
+/// Depth that no text shows: a few kilobytes of types that name each other must not end the stack.
+#[test]
+fn types_that_lie_deep_by_their_names_are_refused() {
+    let field = |n: usize| {
+        let inside = match n {
+            0 => String::new(),
+            n => format!(r#"{{"name":"f","type":"R{}"}}"#, n - 1),
+        };
+        format!(r#"{{"name":"r{n}","type":{{"type":"record","name":"R{n}","fields":[{inside}]}}}}"#)
+    };
+    let chain = |length: usize| {
+        let fields: Vec<String> = (0..length).map(field).collect();
+        let fields = fields.join(",");
+        format!(r#"{{"type":"record","name":"Root","fields":[{fields}]}}"#)
+    };
+    assert!(Schema::parse(&chain(100), &[]).is_ok());
+    assert_eq!(
+        Schema::parse(&chain(10_000), &[]).unwrap_err(),
+        "its types lie in each other more than 128 deep"
+    );
+}

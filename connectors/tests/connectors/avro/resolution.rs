@@ -180,6 +180,57 @@ fn a_type_within_itself_is_resolved_once() {
     assert!(mismatch(&record(json!([])), &endless).contains("does not fit"));
 }
 
+/// A circle of 27 types meets a circle of 28 in 756 pairs, each inside the one before.
+#[test]
+fn circles_of_types_do_not_end_the_stack() {
+    let circle = |length: usize| {
+        let last = json!(["null", "n0.R"]);
+        (0..length).rev().fold(last, |inner, n| {
+            let fields = json!([{"name": "next", "type": inner}]);
+            let here = json!({"type": "record", "name": "R", "namespace": format!("n{n}"), "fields": fields});
+            match n {
+                0 => here,
+                _ => json!(["null", here]),
+            }
+        })
+    };
+    assert_eq!(
+        mismatch(&circle(27), &circle(28)),
+        "its types and the reader's name each other too often"
+    );
+    let (writer, reader) = (circle(20).to_string(), circle(10).to_string());
+    let writer = Schema::parse(&writer, &[]).unwrap();
+    let resolved = avro::resolved(&writer, &Schema::parse(&reader, &[]).unwrap()).unwrap();
+    let found = avro::decode(&resolved, &[2, 2, 0], "value").unwrap();
+    assert_eq!(
+        found.node.to_json(),
+        json!({"next": {"next": {"next": null}}})
+    );
+}
+
+/// Records that take no bytes, each with a large default.
+#[test]
+fn the_values_of_defaults_count() {
+    let rows = |fields: Json| {
+        let row = json!({"type": "record", "name": "Row", "fields": fields});
+        record(json!([{"name": "rows", "type": {"type": "array", "items": row}}]))
+    };
+    let default: Json = (0..1_000).collect();
+    let reader =
+        rows(json!([{"name": "a", "type": {"type": "array", "items": "int"}, "default": default}]));
+    let writer = Schema::parse(&rows(json!([])).to_string(), &[]).unwrap();
+    let reader = Schema::parse(&reader.to_string(), &[]).unwrap();
+    let resolved = avro::resolved(&writer, &reader).unwrap();
+    let few = avro::decode(&resolved, &[120, 0], "value").unwrap().node;
+    assert_eq!(few.to_json()["rows"].as_array().unwrap().len(), 60);
+    let error = avro::decode(&resolved, &[0xc8, 0x01, 0], "value").unwrap_err();
+    assert_eq!(
+        error.detail,
+        "the value does not follow its schema at byte 2, field rows.65: more values than its bytes \
+         can hold"
+    );
+}
+
 /// Where a column's meaning comes from, after resolution.
 #[test]
 fn the_writer_knows_what_it_counted() {

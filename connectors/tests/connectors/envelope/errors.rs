@@ -20,6 +20,23 @@ fn value(text: &str) -> Message {
     }
 }
 
+/// A letter is a few sentences, whatever a message has in the place of a word.
+#[test]
+fn words_of_a_message_are_shortened() {
+    let (long, short) = ("x".repeat(100_000), "x".repeat(80));
+    assert_eq!(
+        debezium(&value(&format!(
+            r#"{{"op":"{long}","after":{{}},"source":{{}}}}"#
+        ))),
+        format!("bad-op: \"op\" is \"{short}…\"")
+    );
+    let schema = format!(r#"{{"schema":{{"type":"{long}"}},"payload":{{}}}}"#);
+    assert_eq!(
+        debezium(&value(&schema)),
+        format!("invalid-schema: the schema of the value has the type \"{short}…\"")
+    );
+}
+
 #[test]
 fn damaged_messages() {
     assert_eq!(

@@ -1,0 +1,22 @@
+//! The fuzz targets under libFuzzer: `HEADWATER_FUZZ=json fuzz [options] [folders]`.
+//!
+//! One program for all targets, so that it is linked once; which one runs is chosen by the
+//! environment. `tests/fuzz/run.sh` builds and runs it.
+
+#![no_main]
+
+#[allow(dead_code)] // each user has its part
+#[path = "../../support/dice.rs"]
+pub mod dice;
+#[allow(dead_code)]
+mod envelope;
+#[path = "../targets/mod.rs"]
+mod targets;
+
+use std::sync::LazyLock;
+
+static TARGET: LazyLock<String> = LazyLock::new(|| {
+    std::env::var("HEADWATER_FUZZ").expect("HEADWATER_FUZZ names a target: json, avro, …")
+});
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::run(&TARGET, input));

@@ -3,7 +3,7 @@
 //! ```text
 //! FROM KAFKA (BROKERS '…', TOPIC '…' | TOPIC PATTERN '…' [, START 'earliest' | 'latest'
 //!             | START TIMESTAMP '…' | START OFFSETS '0:42, 1:7'] [, GROUP '…']
-//!             [, DEAD LETTER TOPIC '…'] [, SECURITY PROTOCOL '…', …])  (see [`super::security`])
+//!             [, DEAD LETTER TOPIC '…'] [, TRANSACTION TOPIC '…' [, TRANSACTION WAIT '…']] [, SECURITY PROTOCOL '…', …])  (see [`super::security`])
 //!      [FORMAT f | KEY FORMAT f VALUE FORMAT f]  (see [`super::format`])  [INCLUDE KEY [AS name], PARTITION, …]
 //!      [ENVELOPE APPEND | UPSERT | DEBEZIUM [WITH (UNAVAILABLE VALUE '…', BINARY MODE '…', …)]]
 //! ```
@@ -20,7 +20,7 @@ use super::options::{Known, Options};
 use super::source::{Columns, required};
 use super::{format, security};
 use crate::definition::{
-    Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, SourceDef,
+    Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, SourceDef, TransactionsDef,
 };
 use crate::problem::{Position, Problem};
 
@@ -31,6 +31,10 @@ pub(super) const UNAVAILABLE_DEFAULT: &str = "__debezium_unavailable_value";
 const BINARY: [&str; 3] = ["bytes", "base64", "hex"];
 const DECIMAL: [&str; 2] = ["precise", "string"];
 const TIME: [&str; 3] = ["micros", "millis", "nanos"];
+
+/// Shortest and longest TRANSACTION WAIT, and the default, microseconds.
+const WAIT: std::ops::RangeInclusive<u64> = 100_000..=600_000_000;
+const WAIT_DEFAULT: u64 = 5_000_000;
 
 /// Parts with their words, default names and types.
 const PARTS: [(&str, MessagePart, SqlType); 6] = [
@@ -114,6 +118,8 @@ fn options(
             "START OFFSETS",
             "GROUP",
             "DEAD LETTER TOPIC",
+            "TRANSACTION TOPIC",
+            "TRANSACTION WAIT",
             security::NAMES[0],
             security::NAMES[1],
             security::NAMES[2],
@@ -122,7 +128,7 @@ fn options(
             security::NAMES[5],
             security::NAMES[6],
         ],
-        later: &["CONNECTION", "TRANSACTION TOPIC"],
+        later: &["CONNECTION"],
     };
     let options = Options::parse(cursor, &KNOWN)?;
     required(&options, "BROKERS", KNOWN.what, at)?;
@@ -145,11 +151,13 @@ fn options(
         }
     };
     let letters = options.text("DEAD LETTER TOPIC")?;
-    let given = [("BROKERS", Some(&brokers)), ("TOPIC", Some(&topic))];
-    for (name, text) in given
-        .into_iter()
-        .chain([("DEAD LETTER TOPIC", letters.as_ref())])
-    {
+    let transactions = options.text("TRANSACTION TOPIC")?;
+    for (name, text) in [
+        ("BROKERS", Some(&brokers)),
+        ("TOPIC", Some(&topic)),
+        ("DEAD LETTER TOPIC", letters.as_ref()),
+        ("TRANSACTION TOPIC", transactions.as_ref()),
+    ] {
         if text.is_some_and(|text| text.trim().is_empty()) {
             let at = options.position(name).unwrap_or(at);
             return Err(Problem::invalid(format!("option {name} is empty")).at(at.line, at.column));
@@ -162,12 +170,34 @@ fn options(
         start: start(&options)?,
         group: options.text("GROUP")?,
         dead_letter_topic: letters,
+        transactions: self::transactions(&options, transactions)?,
         security: security::read(&options, catalog)?,
         key_format: MessageFormat::Json,
         value_format: MessageFormat::Json,
         envelope: Envelope::Append,
         include: Vec::new(),
     })
+}
+
+/// `TRANSACTION TOPIC` with its wait.
+fn transactions(
+    options: &Options,
+    topic: Option<String>,
+) -> Result<Option<TransactionsDef>, Problem> {
+    let expected = "from 100 milliseconds to 10 minutes";
+    let wait = options.duration("TRANSACTION WAIT", WAIT, expected)?;
+    if let Some(topic) = topic {
+        let wait_micros = wait.unwrap_or(WAIT_DEFAULT);
+        return Ok(Some(TransactionsDef { topic, wait_micros }));
+    }
+    match options.position("TRANSACTION WAIT") {
+        None => Ok(None),
+        Some(at) => Err(
+            Problem::invalid("TRANSACTION WAIT is without effect here: there is nothing to wait for")
+                .at(at.line, at.column)
+                .expected("TRANSACTION TOPIC 'prefix.transaction' beside it"),
+        ),
+    }
 }
 
 fn start(options: &Options) -> Result<KafkaStart, Problem> {
@@ -417,6 +447,13 @@ fn check_formats(def: &KafkaDef, schema: &Schema, at: Position) -> Result<(), Pr
         return Err(Problem::invalid("change events have members")
             .at(at.line, at.column)
             .expected("FORMAT JSON or FORMAT AVRO with ENVELOPE DEBEZIUM"));
+    }
+    if !is_debezium && def.transactions.is_some() {
+        return Err(
+            Problem::invalid("TRANSACTION TOPIC belongs to ENVELOPE DEBEZIUM")
+                .at(at.line, at.column)
+                .hint("its topic has what Debezium writes with provide.transaction.metadata=true"),
+        );
     }
     if is_debezium && def.is_pattern {
         return Err(Problem::not_supported(

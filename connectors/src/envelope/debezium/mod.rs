@@ -118,6 +118,7 @@ impl State {
     ) -> Result<(), DataError> {
         let node = &parts.value.node;
         let source = node.some("source").map(Source::read);
+        out.transaction = source::in_transaction(node);
         let op = node.get("op").and_then(Node::as_str).unwrap_or_default();
         let order = source.as_ref().map_or(Order::Offset, Source::order);
         let op = match op {

@@ -1,5 +1,6 @@
 //! The `source` block: where in the source's history an event stands.
 
+use crate::envelope::InTransaction;
 use crate::envelope::order::{LogPosition, Order};
 use crate::format::{Node, json};
 
@@ -93,9 +94,24 @@ impl Source {
     }
 }
 
+/// The `transaction` block of an envelope.
+pub(super) fn in_transaction(envelope: &Node<'_>) -> Option<InTransaction> {
+    let block = envelope.some("transaction")?;
+    Some(InTransaction {
+        id: transaction_id(block.get("id")?.as_str()?),
+        total_order: block.get("total_order").and_then(Node::as_u64),
+        table_order: block.get("data_collection_order").and_then(Node::as_u64),
+    })
+}
+
 /// PostgreSQL's connector writes `txid:lsn`, and the LSN differs between BEGIN, END and every event.
+/// Colons in other connectors' ids (a GTID, a commit LSN of SQL Server) belong to them.
 pub(super) fn transaction_id(id: &str) -> String {
-    id.split(':').next().unwrap_or(id).to_owned()
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match id.split_once(':') {
+        Some((id, lsn)) if is_number(id) && is_number(lsn) => id.to_owned(),
+        _ => id.to_owned(),
+    }
 }
 
 /// `["24023119","24023128"]` → 24023119; `[null,"24023128"]` → 0.

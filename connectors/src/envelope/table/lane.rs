@@ -79,6 +79,16 @@ impl Lane {
         }
     }
 
+    /// Whether a change was delivered before, as [`Lane::admit`] would say.
+    pub(super) fn has_seen(&self, key: &Key, kind: ChangeKind, order: Order) -> bool {
+        let (Order::Log(position), Some(mark)) = (order, self.mark) else {
+            return false;
+        };
+        let is_old = position < mark
+            || position == mark && self.at_mark.contains(&(kind, key.clone()));
+        is_old && !self.reopened.contains(key)
+    }
+
     fn admit_log(&mut self, key: &Key, kind: ChangeKind, position: LogPosition) -> Admission {
         if self.mark.is_none_or(|mark| position > mark) {
             self.mark = Some(position);

@@ -305,7 +305,8 @@ impl Decoder {
             record,
             key: match self.envelope {
                 Envelope::Append => key.unwrap_or_else(|_| Payload::null()),
-                Envelope::Debezium | Envelope::Upsert => key.ok()?,
+                Envelope::Debezium => debezium::key(&self.layout, key.ok()?),
+                Envelope::Upsert => key.ok()?,
             },
             value: match self.envelope {
                 Envelope::Debezium => Payload::null(),
@@ -335,6 +336,10 @@ impl Decoder {
             // The row says its key, or where the message lies does: a key may be anything.
             Err(Failure::Data(_)) if is_append => Payload::null(),
             key => key?,
+        };
+        let key = match self.envelope {
+            Envelope::Debezium => debezium::key(&self.layout, key),
+            _ => key,
         };
         let parts = Parts {
             record,

@@ -20,7 +20,8 @@ use super::options::{Known, Options};
 use super::source::{Columns, required};
 use super::{format, security};
 use crate::definition::{
-    Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, SourceDef, TransactionsDef,
+    Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, SourceDef,
+    TransactionsDef,
 };
 use crate::problem::{Position, Problem};
 
@@ -163,6 +164,7 @@ fn options(
             return Err(Problem::invalid(format!("option {name} is empty")).at(at.line, at.column));
         }
     }
+    let transactions = self::transactions(&options, transactions, &topic)?;
     Ok(KafkaDef {
         brokers,
         topic,
@@ -170,7 +172,7 @@ fn options(
         start: start(&options)?,
         group: options.text("GROUP")?,
         dead_letter_topic: letters,
-        transactions: self::transactions(&options, transactions)?,
+        transactions,
         security: security::read(&options, catalog)?,
         key_format: MessageFormat::Json,
         value_format: MessageFormat::Json,
@@ -183,20 +185,29 @@ fn options(
 fn transactions(
     options: &Options,
     topic: Option<String>,
+    own: &str,
 ) -> Result<Option<TransactionsDef>, Problem> {
     let expected = "from 100 milliseconds to 10 minutes";
     let wait = options.duration("TRANSACTION WAIT", WAIT, expected)?;
     if let Some(topic) = topic {
+        if topic == own {
+            let at = options.position("TRANSACTION TOPIC").unwrap_or_default();
+            return Err(Problem::invalid(format!(
+                "TRANSACTION TOPIC '{topic}' is the topic that the source reads"
+            ))
+            .at(at.line, at.column)
+            .expected("the connector's topic of transaction metadata, 'prefix.transaction'"));
+        }
         let wait_micros = wait.unwrap_or(WAIT_DEFAULT);
         return Ok(Some(TransactionsDef { topic, wait_micros }));
     }
     match options.position("TRANSACTION WAIT") {
         None => Ok(None),
-        Some(at) => Err(
-            Problem::invalid("TRANSACTION WAIT is without effect here: there is nothing to wait for")
-                .at(at.line, at.column)
-                .expected("TRANSACTION TOPIC 'prefix.transaction' beside it"),
-        ),
+        Some(at) => Err(Problem::invalid(
+            "TRANSACTION WAIT is without effect here: there is nothing to wait for",
+        )
+        .at(at.line, at.column)
+        .expected("TRANSACTION TOPIC 'prefix.transaction' beside it")),
     }
 }
 

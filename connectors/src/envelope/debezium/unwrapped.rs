@@ -82,7 +82,7 @@ fn order(row: &Node<'_>, op: Option<&str>) -> Order {
         (Some(lsn), Some(commit), Some(_)) => Order::Log(LogPosition {
             commit,
             lsn,
-            index: 0,
+            ..LogPosition::default()
         }),
         // Without the op a snapshot's read cannot be told from a streamed row.
         _ => Order::Offset,

@@ -169,6 +169,14 @@ impl Table {
         let Some(lane) = self.lanes.get(&decoded.partition) else {
             return false;
         };
+        let is_again = |marker: &Marker| match marker {
+            // It has no key, and comes again through any partition.
+            Marker::Truncate { order } => order.lsn().is_some() && order.lsn() <= self.truncated_at,
+            _ => false,
+        };
+        if decoded.markers.iter().any(is_again) {
+            return true;
+        }
         let truncates = decoded.markers.iter().filter_map(|marker| match marker {
             Marker::Truncate { order } => Some((Key::default(), ChangeKind::Delete, *order)),
             _ => None,

@@ -90,6 +90,7 @@ pub struct Group {
     placed_at: u64,
     split_told_at: Option<u64>,
     splits_untold: u64,
+    splits: u64,
 }
 
 impl Group {
@@ -105,6 +106,7 @@ impl Group {
             placed_at: 0,
             split_told_at: None,
             splits_untold: 0,
+            splits: 0,
         }
     }
 
@@ -162,6 +164,13 @@ impl Group {
             self.assembly.join(*number, topic, from, is_late);
         }
         start
+    }
+
+    /// The transaction topic is read from this offset on. Every source logs a place at once, so that
+    /// one that has none after a restart is a new one.
+    pub fn began(&mut self, offset: i64) {
+        self.assembly.began(offset);
+        self.log_places();
     }
 
     /// The transaction topic was made again: its offsets mean nothing any more.
@@ -258,6 +267,11 @@ impl Group {
         }
     }
 
+    /// Transactions that became visible in parts.
+    pub fn splits(&self) -> u64 {
+        self.splits
+    }
+
     /// ENDs that wait.
     pub fn ends(&self) -> usize {
         self.assembly.ends()
@@ -326,14 +340,15 @@ impl Group {
         if self.is_closing {
             return Err(SinkClosed);
         }
-        // One that comes later stands here as well: what was before is not waited for.
+        // A late one has no place yet, and is late again after a restart.
         let through = self.assembly.through();
         let mut parts: Vec<(u64, Part)> = Vec::new();
         for (number, member) in &mut self.members {
             if member.is_leaving {
                 continue;
             }
-            if let Some(through) = through {
+            let is_late = self.assembly.is_late(*number);
+            if let Some(through) = through.filter(|_| !is_late) {
                 member.lane.pass_transactions(through);
             }
             let Some(batch) = member.lane.batch() else {
@@ -367,7 +382,7 @@ impl Group {
         for (number, _) in &parts {
             if let Some(member) = self.members.get_mut(number) {
                 member.lane.was_staged();
-                member.placed = through.or(member.placed);
+                member.placed = member.lane.transactions();
             }
         }
         Ok(())
@@ -441,6 +456,7 @@ impl Group {
             }
         }
         for (id, split) in self.assembly.splits() {
+            self.splits += 1;
             metrics::counter!(
                 telemetry::TRANSACTIONS_SPLIT.name, "connection" => self.name.clone()
             )

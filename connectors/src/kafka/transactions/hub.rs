@@ -63,6 +63,9 @@ pub(super) enum Command {
     },
     Ends(Vec<End>),
     ToldAll,
+    /// ENDs are read from this offset on.
+    Began(i64),
+    /// The transaction topic is another one.
     Anew,
     Failed(String),
 }
@@ -207,7 +210,15 @@ impl Ticket {
     ) -> Feed {
         let topic = &source.options.topic;
         let decoder = source.decoder();
-        Feed::new(number, context.clone(), topic, decoder, commands, board, lag)
+        Feed::new(
+            number,
+            context.clone(),
+            topic,
+            decoder,
+            commands,
+            board,
+            lag,
+        )
     }
 }
 
@@ -275,7 +286,9 @@ impl Thread {
                 let now = self.now();
                 self.group.work(now);
                 self.busy += begun.elapsed();
-                self.line.waiting.store(self.group.ends(), Ordering::Relaxed);
+                self.line
+                    .waiting
+                    .store(self.group.ends(), Ordering::Relaxed);
                 let wants_all = self.group.wants_told_all(now);
                 self.line.wants_all.fetch_or(wants_all, Ordering::Relaxed);
             }
@@ -369,6 +382,7 @@ impl Thread {
             Command::SweepAt { number, ends } => self.group.sweep_at(number, ends),
             Command::Ends(ends) => ends.into_iter().for_each(|end| self.group.told(end, now)),
             Command::ToldAll => self.group.told_all(now),
+            Command::Began(offset) => self.group.began(offset),
             Command::Anew => self.group.begin_anew(),
             Command::Failed(reason) => self.group.fail(&reason),
         }
@@ -382,9 +396,13 @@ impl Thread {
         let number = joining.number;
         let topic = joining.options.topic.clone();
         let board = Arc::clone(&joining.board);
-        let joined = self
-            .group
-            .join(number, joining.context, &topic, &joining.schema, joining.board);
+        let joined = self.group.join(
+            number,
+            joining.context,
+            &topic,
+            &joining.schema,
+            joining.board,
+        );
         match joined {
             Ok(()) => {
                 self.group.set_letters(number, joining.letters);

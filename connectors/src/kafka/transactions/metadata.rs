@@ -217,6 +217,7 @@ impl Metadata {
         };
         self.assign(offset)?;
         self.next = Some(offset);
+        let _ = self.commands.send(Command::Began(offset));
         Ok(Some(1))
     }
 

@@ -24,6 +24,5 @@ mod feed;
 pub mod group;
 mod hub;
 mod metadata;
-mod queue;
 
 pub use hub::{Groups, Ticket};

@@ -7,6 +7,7 @@ mod errors;
 mod formats;
 mod law;
 mod other_producers;
+mod shapes;
 mod types;
 
 use std::collections::BTreeMap;

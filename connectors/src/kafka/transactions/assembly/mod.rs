@@ -22,16 +22,23 @@
 //! Limits: an END that a connector sends again after its restart with a count of only the rest counts
 //! as told.
 
+mod ids;
+mod look;
+mod queue;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::queue::{Id, Item, Queue};
 use crate::envelope::InTransaction;
+use ids::Ids;
+use queue::{Id, Item, Queue, Stay};
 
 /// Transactions that are remembered as passed: what a connector that restarts sends again.
 const PASSED_MAX: usize = 65_536;
 /// The same of transactions that a source took while it caught up.
 const EARLY_MAX: usize = 4_096;
+/// With more ENDs that wait, what a partition has is later than the next transaction.
+const BACKLOG: usize = 32_768;
 /// While a partition cannot be looked at, the wait is so many times as long.
 const OUTAGE_FACTOR: u64 = 12;
 
@@ -88,39 +95,6 @@ pub struct Bounds {
     pub bytes: usize,
 }
 
-/// The last ids of some.
-#[derive(Debug)]
-struct Ids {
-    known: HashSet<Id>,
-    order: VecDeque<Id>,
-    max: usize,
-}
-
-impl Ids {
-    fn new(max: usize) -> Ids {
-        Ids {
-            known: HashSet::new(),
-            order: VecDeque::new(),
-            max,
-        }
-    }
-
-    fn insert(&mut self, id: &Id) {
-        if self.known.insert(Arc::clone(id)) {
-            self.order.push_back(Arc::clone(id));
-            if self.order.len() > self.max
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.known.remove(&oldest);
-            }
-        }
-    }
-
-    fn has(&self, id: &str) -> bool {
-        self.known.contains(id)
-    }
-}
-
 /// A source of the group.
 #[derive(Debug)]
 struct Member {
@@ -173,6 +147,8 @@ pub struct Assembly<M> {
     ended_at: u64,
     told_all_at: Option<u64>,
     splits: Vec<(Id, Split)>,
+    /// Given up when nothing of them was there: split if something comes.
+    silent: Ids,
     strangers: BTreeSet<u64>,
 }
 
@@ -193,74 +169,8 @@ impl<M> Assembly<M> {
             ended_at: 0,
             told_all_at: None,
             splits: Vec::new(),
+            silent: Ids::new(PASSED_MAX),
             strangers: BTreeSet::new(),
-        }
-    }
-
-    /// Waits longer from now on, if this is longer.
-    pub fn wait_at_least(&mut self, wait: u64) {
-        self.bounds.wait = self.bounds.wait.max(wait);
-    }
-
-    /// A source of a topic takes part in transactions whose END is at `from` or above; a late one when
-    /// it has read what was there when it began.
-    pub fn join(&mut self, number: u64, topic: &str, from: i64, is_late: bool) {
-        let member = Member {
-            topic: topic.to_owned(),
-            from,
-            is_late,
-            is_ready: false,
-            early: Ids::new(EARLY_MAX),
-        };
-        self.members.insert(number, member);
-    }
-
-    /// All ENDs are a source's own from now on.
-    pub fn begin_anew(&mut self, member: u64) {
-        if let Some(member) = self.members.get_mut(&member) {
-            member.from = 0;
-        }
-    }
-
-    /// A source is gone, with all that waits of it.
-    pub fn leave(&mut self, member: u64) {
-        self.members.remove(&member);
-        if let Some(current) = &mut self.current {
-            current.needs.remove(&member);
-        }
-        let places: Vec<Place> = self.queues.keys().copied().collect();
-        for place in places.into_iter().filter(|place| place.member == member) {
-            self.end(place);
-        }
-    }
-
-    /// All partitions of a source are known.
-    pub fn ready(&mut self, member: u64) {
-        if let Some(member) = self.members.get_mut(&member) {
-            member.is_ready = true;
-        }
-    }
-
-    /// A partition is read from an offset on, and ends at `high` now: what a late source finds below
-    /// goes on by itself.
-    pub fn begin(&mut self, place: Place, next: i64, high: i64) {
-        let member = self.members.get(&place.member);
-        let is_late = member.is_some_and(|member| member.is_late);
-        let free_until = if is_late { high } else { 0 };
-        self.queues.insert(place, Queue::new(next, free_until));
-    }
-
-    /// A partition is read no longer: what waits of it is forgotten.
-    pub fn end(&mut self, place: Place) {
-        if let Some(queue) = self.queues.remove(&place) {
-            self.held -= queue.bytes();
-        }
-        if let Some(current) = &mut self.current
-            && let Some(items) = current.items.remove(&place)
-        {
-            let bytes: usize = items.iter().map(|item| item.bytes).sum();
-            current.bytes -= bytes;
-            self.held -= bytes;
         }
     }
 
@@ -298,6 +208,7 @@ impl<M> Assembly<M> {
     /// called again until there are none.
     pub fn step(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> Vec<(Place, M)> {
         loop {
+            self.catch_up();
             let mut out = self.take_free(has_seen);
             if !out.is_empty() {
                 return out;
@@ -336,12 +247,15 @@ impl<M> Assembly<M> {
                 if !is_free(*place, queue, head, member, &mut self.passed, has_seen) {
                     break;
                 }
+                if let Some(id) = &head.id
+                    && self.silent.has(id)
+                    && !has_seen(*place, &head.message)
+                {
+                    self.splits.push((Arc::clone(id), Split::Missing));
+                    self.silent.remove(id);
+                }
                 let item = queue.pop().expect("looked at above");
-                self.held -= item.bytes;
-                out.push((*place, item.message));
-            }
-        }
-        out
+                out
     }
 
     /// Makes the next END current; those of transactions that have passed are passed over.
@@ -357,7 +271,6 @@ impl<M> Assembly<M> {
                 self.through = Some(end.offset + 1);
                 continue;
             }
-            self.catch_up();
             let (mut needs, mut strangers) = (BTreeMap::new(), BTreeSet::new());
             for (number, member) in &self.members {
                 let is_early = end.offset < member.from || member.early.has(&end.id);
@@ -392,9 +305,8 @@ impl<M> Assembly<M> {
     fn catch_up(&mut self) {
         for (number, member) in &mut self.members {
             let mut queues = self.queues.iter();
-            let is_behind = queues.any(|(place, queue)| {
-                place.member == *number && queue.is_catching_up()
-            });
+            let is_behind =
+                queues.any(|(place, queue)| place.member == *number && queue.is_catching_up());
             member.is_late &= is_behind || !member.is_ready;
         }
     }
@@ -438,7 +350,9 @@ impl<M> Assembly<M> {
     /// Why the current transaction is not waited for any longer.
     fn hopeless(&self, now: u64) -> Option<Split> {
         let current = self.current.as_ref()?;
-        if current.bytes > self.bounds.bytes || self.held > self.bounds.bytes {
+        // Before others that wait behind one whose END does not come.
+        let is_over = self.held > self.bounds.bytes && self.untold().next().is_none();
+        if current.bytes > self.bounds.bytes || is_over {
             return Some(Split::TooLarge);
         }
         let outage = self.bounds.wait * OUTAGE_FACTOR;
@@ -447,7 +361,7 @@ impl<M> Assembly<M> {
         }
         let cannot = |member: u64| {
             let is_ready = self.members.get(&member).is_some_and(|one| one.is_ready);
-            is_ready && self.lacking_places(current, member).next().is_none()
+            is_ready && self.lacking_places(current, member, now).next().is_none()
         };
         let mut lacking = current.lacking();
         lacking.all(cannot).then_some(Split::Missing)
@@ -458,15 +372,18 @@ impl<M> Assembly<M> {
         &'a self,
         current: &'a Current<M>,
         member: u64,
+        now: u64,
     ) -> impl Iterator<Item = Place> + 'a {
         let own = self.queues.iter();
         let own = own.filter(move |(place, _)| place.member == member);
         let until = current.touched_at + self.bounds.wait;
+        let is_behind = self.ends.len() > BACKLOG || now >= until + self.bounds.wait;
         own.filter(move |(_, queue)| {
             let is_past = match queue.first() {
-                // Something of it lies deeper: behind one that is later, it is a re-delivery; behind
-                // one whose END was never told, it waits for that to be given up.
-                Some((first, _)) => !queue.has(&current.id) || self.told.contains_key(first),
+                // What lies deeper of it is a re-delivery.
+                Some((first, _)) if self.told.contains_key(first) => true,
+                // The END of the first was lost and it is given up before long, or is not read yet.
+                Some(_) => is_behind && !queue.has(&current.id),
                 None => false,
             };
             !is_past && !(queue.is_dry_since(until) && !queue.has(&current.id))
@@ -474,24 +391,28 @@ impl<M> Assembly<M> {
         .map(|(place, _)| *place)
     }
 
+    /// Transactions at the heads of the queues whose END was not told.
+    fn untold(&self) -> impl Iterator<Item = (&Id, Stay)> {
+        let heads = self.queues.values().filter_map(Queue::first);
+        heads.filter(|(id, _)| !self.told.contains_key(*id))
+    }
+
     /// Gives up the oldest transaction at the head of a queue whose END does not come, if there is one
     /// now.
     fn abandon(&mut self, now: u64) -> bool {
-        let is_over = self.held > self.bounds.bytes && self.current.is_none();
+        let is_over = self.held > self.bounds.bytes;
         let wait = self.bounds.wait;
-        let is_due = |id: &Id, first_at: u64, last_at: u64| {
-            let is_known = self.told.contains_key(id);
+        let is_due = |first_at: u64, last_at: u64| {
             let told_all = self.told_all_at.is_some_and(|at| at >= last_at + wait);
             let is_silent = self.ends.is_empty() && self.current.is_none();
             let outage = first_at.max(self.ended_at) + wait * OUTAGE_FACTOR;
-            !is_known && (is_over || told_all || is_silent && now >= outage)
+            is_over || told_all || is_silent && now >= outage
         };
-        let heads = self.queues.values().filter_map(Queue::first);
-        let due = heads.filter(|(id, stay)| {
+        let due = self.untold().filter(|(id, stay)| {
             // The last event of it, in whatever partition.
             let queues = self.queues.values();
             let last = queues.filter_map(|queue| queue.last_of(id)).max();
-            is_due(id, stay.first_at, last.unwrap_or(stay.last_at))
+            is_due(stay.first_at, last.unwrap_or(stay.last_at))
         });
         let oldest = due.min_by_key(|(_, stay)| stay.first_at);
         let Some(id) = oldest.map(|(id, _)| Arc::clone(id)) else {
@@ -514,10 +435,10 @@ impl<M> Assembly<M> {
         self.held -= current.bytes;
         self.through = Some(current.end + 1);
         self.passed.insert(&current.id);
-        if let Some(split) = split
-            && !current.items.is_empty()
-        {
-            self.splits.push((Arc::clone(&current.id), split));
+        match split {
+            Some(_) if current.items.is_empty() => self.silent.insert(&current.id),
+            Some(split) => self.splits.push((Arc::clone(&current.id), split)),
+            None => {}
         }
         let members = current.items.keys().map(|place| place.member);
         let strange = members.filter(|member| current.strangers.contains(member));
@@ -539,78 +460,6 @@ impl<M> Assembly<M> {
             }
         }
         out
-    }
-}
-
-impl<M> Assembly<M> {
-    /// What should be looked at, because a wait for it is over: partitions, and whether the
-    /// transaction topic.
-    pub fn overdue(&self, now: u64) -> (Vec<Place>, bool) {
-        let mut places = Vec::new();
-        if let Some(current) = &self.current
-            && now >= current.touched_at + self.bounds.wait
-        {
-            for member in current.lacking() {
-                places.extend(self.lacking_places(current, member));
-            }
-        }
-        let wait = self.bounds.wait;
-        let mut heads = self.queues.values().filter_map(Queue::first);
-        let is_untold = heads.any(|(id, stay)| {
-            let is_known = self.told.contains_key(id);
-            !is_known && now >= stay.last_at + wait
-        });
-        (places, is_untold)
-    }
-
-    /// A partition's log ended at `high` a moment ago.
-    pub fn looked(&mut self, place: Place, high: i64, now: u64) {
-        if let Some(queue) = self.queues.get_mut(&place) {
-            queue.looked(high, now);
-        }
-    }
-
-    /// All ENDs that were written a moment ago have arrived.
-    pub fn told_all(&mut self, now: u64) {
-        self.told_all_at = Some(now);
-    }
-
-    /// Partitions that ran ahead and are not to be fetched for now. Never one that the current
-    /// transaction still lacks.
-    pub fn paused(&mut self) -> BTreeSet<Place> {
-        if self.held > self.bounds.bytes / 2 {
-            self.is_full = true;
-        } else if self.held < self.bounds.bytes / 4 {
-            self.is_full = false;
-        }
-        let all = self.queues.iter().filter(|_| self.is_full);
-        let ahead = all.filter(|(_, queue)| queue.first().is_some());
-        ahead.map(|(place, _)| *place).collect()
-    }
-
-    /// What follows the last END that has passed; `None` before the first.
-    pub fn through(&self) -> Option<i64> {
-        self.through
-    }
-
-    /// ENDs that wait.
-    pub fn ends(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Bytes that wait.
-    pub fn held_bytes(&self) -> usize {
-        self.held
-    }
-
-    /// Takes out the sources that had events of a transaction whose END names none of their topic.
-    pub fn strangers(&mut self) -> BTreeSet<u64> {
-        std::mem::take(&mut self.strangers)
-    }
-
-    /// Takes out the transactions that became visible in parts since the last call.
-    pub fn splits(&mut self) -> Vec<(Arc<str>, Split)> {
-        std::mem::take(&mut self.splits)
     }
 }
 

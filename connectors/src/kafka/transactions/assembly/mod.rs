@@ -255,7 +255,11 @@ impl<M> Assembly<M> {
                     self.silent.remove(id);
                 }
                 let item = queue.pop().expect("looked at above");
-                out
+                self.held -= item.bytes;
+                out.push((*place, item.message));
+            }
+        }
+        out
     }
 
     /// Makes the next END current; those of transactions that have passed are passed over.

@@ -13,7 +13,10 @@ use connectors::format::Format;
 use connectors::format::avro::{Address, Registry, Schema as AvroSchema, Schemas};
 use connectors::format::csv::Csv;
 use connectors::git::{GitOptions, GitSource};
-use connectors::kafka::{KafkaOptions, KafkaSource, Login, Mechanism, Security, Start};
+use connectors::kafka::transactions::Groups;
+use connectors::kafka::{
+    KafkaOptions, KafkaSource, Login, Mechanism, Security, Start, TransactionTopic,
+};
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
 use engine::contract::{Embedder, Source};
 use engine::durable::LocalStore;
@@ -82,18 +85,19 @@ pub fn load_model(
     })
 }
 
-/// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot; git
-/// repositories behind URLs are mirrored below `mirrors`, a folder that may be deleted at any time.
+/// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot, those for
+/// one Kafka transaction topic wait for each other's events; git repositories behind URLs are mirrored below `mirrors`, a folder that may be deleted at any time.
 pub fn connector(mirrors: Option<PathBuf>) -> Arc<Connect> {
-    let databases = Connections::default();
+    let (databases, groups) = (Connections::default(), Groups::default());
     Arc::new(move |source, name, access| {
-        connect(&databases, mirrors.as_deref(), source, name, access)
+        let shared = (&databases, &groups);
+        connect(shared, mirrors.as_deref(), source, name, access)
     })
 }
 
 /// Makes the reader of a source; pushes have none.
 fn connect(
-    databases: &Connections,
+    (databases, groups): (&Connections, &Groups),
     mirrors: Option<&Path>,
     source: &SourceDef,
     name: &str,
@@ -108,7 +112,10 @@ fn connect(
             seed,
             dimensions,
         } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
-        Connector::Kafka(kafka) => Some(Box::new(self::kafka(&source.schema, kafka, access)?)),
+        Connector::Kafka(kafka) => {
+            let kafka = self::kafka(&source.schema, kafka, access)?;
+            Some(Box::new(kafka.grouped(groups)))
+        }
         Connector::Git(git) => Some(Box::new(self::git(name, git, mirrors)?)),
         Connector::Postgres(postgres) => {
             let connection = access
@@ -208,6 +215,10 @@ fn kafka(schema: &Schema, kafka: &KafkaDef, access: &Access) -> Result<KafkaSour
         start,
         group: kafka.group.clone(),
         dead_letter_topic: kafka.dead_letter_topic.clone(),
+        transactions: kafka.transactions.as_ref().map(|def| TransactionTopic {
+            topic: def.topic.clone(),
+            wait: Duration::from_micros(def.wait_micros),
+        }),
         security: security(&kafka.security, access)?,
     };
     // Included columns are the last of the schema.

@@ -26,6 +26,7 @@ pub fn read(brokers: &str, topic: &Topic) {
         start: Start::Earliest,
         group: None,
         dead_letter_topic: None,
+        transactions: None,
         security: Default::default(),
     };
     let decoding = Options {

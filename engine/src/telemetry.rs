@@ -102,7 +102,8 @@ declare! {
     // PostgreSQL.
     POSTGRES_LAG_BYTES Gauge Bytes "postgres_lag_bytes" ["connection"] "Log of a database that is written and not read yet.";
     SNAPSHOT_ROWS Gauge Count "snapshot_rows" ["source"] "Rows read by the copy of a table that runs, or ran last.";
-    TRANSACTIONS_SPLIT Counter Count "transactions_split_total" ["connection"] "Transactions too large for one time: they became visible in parts.";
+    TRANSACTIONS_SPLIT Counter Count "transactions_split_total" ["connection"] "Transactions that became visible in parts: too large for one time, or of a Kafka transaction topic (which the label names then) and not told or not there in time.";
+    TRANSACTIONS_HELD Gauge Bytes "transactions_held_bytes" ["connection"] "Events of a transaction topic's sources that wait until their transactions are whole.";
     // Git.
     GIT_COMMITS Counter Count "git_commits_total" ["source"] "Commits applied, those without a file of the source included.";
     GIT_COMMITS_SPLIT Counter Count "git_commits_split_total" ["source"] "Commits over COMMIT_BYTES_MAX or COMMIT_ROWS_MAX, which became visible in parts.";

@@ -237,6 +237,8 @@ pub struct KafkaDef {
     pub group: Option<String>,
     /// Topic to which dead letters are produced, beside the collection.
     pub dead_letter_topic: Option<String>,
+    /// Where Debezium tells which change belongs to which transaction.
+    pub transactions: Option<TransactionsDef>,
     /// How the brokers are spoken to.
     pub security: KafkaSecurity,
     /// How a message's key is written.
@@ -266,6 +268,15 @@ impl KafkaDef {
         names.dedup();
         names
     }
+}
+
+/// `TRANSACTION TOPIC` and `TRANSACTION WAIT`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionsDef {
+    /// The topic's name.
+    pub topic: String,
+    /// Longest wait for what belongs to a transaction, microseconds.
+    pub wait_micros: u64,
 }
 
 /// `SECURITY PROTOCOL` and what belongs to it: TLS or not, with a login or without.

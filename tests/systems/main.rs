@@ -14,6 +14,7 @@ mod servers;
 
 mod avro;
 mod debezium;
+mod debezium_transactions;
 mod kafka;
 #[cfg(feature = "kafka-tls")]
 mod kafka_tls;

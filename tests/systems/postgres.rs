@@ -74,14 +74,14 @@ fn compare(program: &Program, postgres: &Postgres, what: &str) -> Duration {
 }
 
 /// Reads the shadow's three rows at one time, again and again.
-struct Watcher {
+pub struct Watcher {
     stop: Arc<AtomicBool>,
     reads: Arc<AtomicUsize>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Watcher {
-    fn start(url: String) -> Watcher {
+    pub fn start(url: String) -> Watcher {
         let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let (stopping, count): (_, Arc<AtomicUsize>) = (Arc::clone(&stop), Arc::clone(&reads));
         let thread = std::thread::spawn(move || {
@@ -104,7 +104,7 @@ impl Watcher {
     }
 
     /// Ends it; how often it has read.
-    fn end(mut self) -> usize {
+    pub fn end(mut self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("ended once");
         thread.join().expect("no half transaction was seen");

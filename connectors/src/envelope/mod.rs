@@ -198,6 +198,17 @@ pub enum Marker {
     IdentityIsNotKey,
 }
 
+/// Where an event stands in a transaction whose metadata the connector sends.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct InTransaction {
+    /// The transaction's id, as in [`Marker::TransactionEnd`].
+    pub id: String,
+    /// Its number among all events of the transaction, from 1.
+    pub total_order: Option<u64>,
+    /// Its number among the transaction's events of its table, from 1.
+    pub table_order: Option<u64>,
+}
+
 /// All that one message says.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Decoded {
@@ -213,6 +224,8 @@ pub struct Decoded {
     pub letters: Vec<DataError>,
     /// The row that the letters are about, where it could be read.
     pub key: Option<Key>,
+    /// The transaction, where `provide.transaction.metadata` is on.
+    pub transaction: Option<InTransaction>,
 }
 
 /// Decodes the messages of one table's topic. One per topic and thread; cheap to make.
@@ -292,7 +305,8 @@ impl Decoder {
             record,
             key: match self.envelope {
                 Envelope::Append => key.unwrap_or_else(|_| Payload::null()),
-                Envelope::Debezium | Envelope::Upsert => key.ok()?,
+                Envelope::Debezium => debezium::key(&self.layout, key.ok()?),
+                Envelope::Upsert => key.ok()?,
             },
             value: match self.envelope {
                 Envelope::Debezium => Payload::null(),
@@ -322,6 +336,10 @@ impl Decoder {
             // The row says its key, or where the message lies does: a key may be anything.
             Err(Failure::Data(_)) if is_append => Payload::null(),
             key => key?,
+        };
+        let key = match self.envelope {
+            Envelope::Debezium => debezium::key(&self.layout, key),
+            _ => key,
         };
         let parts = Parts {
             record,

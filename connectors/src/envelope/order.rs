@@ -5,27 +5,72 @@
 //! transaction: with the LSN inside the transaction it orders all streamed events of a slot. A
 //! snapshot's reads stand outside of that order: transactions that began before it may be streamed
 //! after it, with lower positions.
+//!
+//! | connector | commit | lsn | index | one place is |
+//! |---|---|---|---|---|
+//! | PostgreSQL | `sequence[0]` | `lsn` | `total_order` | what is written at once |
+//! | SQL Server | `commit_lsn` | `change_lsn` | `event_serial_no` | one event |
+//! | MySQL, MariaDB | the GTID's number, else the file's | file and `pos` | `row` | one row |
+//! | MongoDB | | `ts_ms` in seconds, `ord` | | a transaction of several documents |
+//!
+//! A MySQL server that takes another's place has files of its own, so there an event is old only if its
+//! GTID *and* its place in the files say so; what one of them doubts is new.
 
 use serde::{Deserialize, Serialize};
 
-/// A place in PostgreSQL's log, as Debezium tells it. Ordered.
+/// What a place in the log tells.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+pub enum LogKind {
+    /// Places are ordered, and one holds each (event, key) once.
+    #[default]
+    Total,
+    /// Places are ordered, and one may hold an (event, key) several times.
+    Shared,
+    /// A binlog of MySQL, and which: places of another one say nothing.
+    Binlog(u64),
+}
+
+/// A place in a database's log, as Debezium tells it.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct LogPosition {
-    /// `source.sequence[0]`: the last commit before the event's transaction; 0 where there was none
-    /// since the connector started for the first time.
+    /// The transaction. PostgreSQL: `source.sequence[0]`, the last commit before it; 0 where there was
+    /// none since the connector started for the first time.
     pub commit: u64,
     /// `source.lsn`
     pub lsn: u64,
     /// `transaction.total_order`, where transaction metadata is on; else 0.
     pub index: u64,
+    /// What it tells.
+    pub kind: LogKind,
 }
+
+impl LogPosition {
+    /// Whether everything at this place was sent before what is at `mark`.
+    pub fn is_before(&self, mark: &LogPosition) -> bool {
+        let place = |position: &LogPosition| (position.lsn, position.index);
+        match (self.kind, mark.kind) {
+            (LogKind::Binlog(log), LogKind::Binlog(other)) => {
+                let is_same_file = self.lsn >> BINLOG_BITS == mark.lsn >> BINLOG_BITS;
+                let is_not_later =
+                    self.commit < mark.commit || self.commit == mark.commit && is_same_file;
+                log == other && is_not_later && place(self) < place(mark)
+            }
+            _ => (self.commit, place(self)) < (mark.commit, place(mark)),
+        }
+    }
+}
+
+/// Bits of a place in a file of a binlog; the number of the file stands above.
+pub const BINLOG_BITS: u32 = 40;
 
 /// The order of one change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Order {
-    /// Streamed from PostgreSQL's log.
+    /// Streamed from a database's log.
     Log(LogPosition),
     /// Read by a snapshot at this log position.
     Snapshot {

@@ -172,6 +172,11 @@ impl Assignment {
         })
     }
 
+    /// Whether there is a partition to read.
+    pub(super) fn reads_any(&self) -> bool {
+        self.known.values().any(|is_read| *is_read)
+    }
+
     /// The next look checks the partitions that are read, too.
     pub(super) fn doubt(&mut self) {
         self.is_doubted = true;

@@ -1,4 +1,4 @@
-//! A lane: messages in, batches of rows and dead letters out.
+//! A lane: decoded messages in, batches of rows and dead letters out.
 //!
 //! For rows and upserts a lane is a partition. Debezium's changes of one table may lie in several
 //! partitions and mean something only together (a key change, a truncate), so there a lane is the
@@ -18,8 +18,6 @@ use engine::contract::{SinkClosed, SourceBatch, SourceContext};
 use engine::error::{DeadLetter, WorldError};
 use engine::model::{Key, Schema, Value};
 use engine::telemetry;
-use rdkafka::Message as _;
-use rdkafka::message::{BorrowedMessage, Headers};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -27,8 +25,7 @@ use super::Partition;
 use super::letter::Message;
 use super::letter_topic::LetterTopic;
 use crate::envelope::table::{Letter, Output, Table};
-use crate::envelope::{Decoder, Envelope, RawRecord};
-use crate::format::Wait;
+use crate::envelope::{Decoded, Envelope, RawRecord};
 use crate::live::Rows;
 
 /// How people name a partition.
@@ -86,6 +83,10 @@ struct Stored {
     sweep_at: Option<BTreeMap<i32, i64>>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     wants_ends: bool,
+    /// The offset that follows the last transaction of the transaction topic that the lane has, or
+    /// had no part in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    transactions: Option<i64>,
 }
 
 /// See the module.
@@ -94,7 +95,6 @@ pub(super) struct Lane {
     topic: String,
     source: String,
     is_whole_topic: bool,
-    decoder: Decoder,
     table: Table,
     rows: Rows,
     /// The next offset of each partition that was ever read: a mark is never forgotten.
@@ -112,6 +112,8 @@ pub(super) struct Lane {
     sweep_at: Option<BTreeMap<i32, i64>>,
     /// A snapshot that began again is through: somebody must say where the partitions end.
     wants_ends: bool,
+    /// See [`Stored`].
+    transactions: Option<i64>,
 }
 
 impl Lane {
@@ -122,7 +124,6 @@ impl Lane {
         context: &SourceContext,
         lane: String,
         schema: &Schema,
-        decoder: Decoder,
         envelope: Envelope,
     ) -> Result<Lane, WorldError> {
         let failed = |detail: String| WorldError::Service {
@@ -151,7 +152,6 @@ impl Lane {
             topic,
             source: context.name.clone(),
             is_whole_topic: envelope == Envelope::Debezium,
-            decoder,
             table,
             rows,
             marks,
@@ -162,6 +162,7 @@ impl Lane {
             is_changed: false,
             sweep_at: stored.sweep_at,
             wants_ends: stored.wants_ends,
+            transactions: stored.transactions,
         })
     }
 
@@ -193,30 +194,14 @@ impl Lane {
         reading.filter_map(|partition| Some((*partition, *self.marks.get(partition)?)))
     }
 
-    /// Takes a message into the batch; what is bad of it goes to `topic`, too, if there is one.
-    ///
-    /// Errors: its schema could not be had. Nothing is taken, and the message is to be read again.
+    /// Takes what a message says into the batch; what is bad of it goes to `topic`, too, if there is
+    /// one.
     pub(super) fn take(
         &mut self,
-        message: &BorrowedMessage<'_>,
+        decoded: Decoded,
+        record: &RawRecord<'_>,
         topic: Option<&mut LetterTopic>,
-    ) -> Result<(), Wait> {
-        let headers: Vec<(&str, Option<&[u8]>)> = message
-            .headers()
-            .into_iter()
-            .flat_map(|headers| headers.iter())
-            .map(|header| (header.key, header.value))
-            .collect();
-        let record = RawRecord {
-            key: message.key(),
-            value: message.payload(),
-            headers: &headers,
-            topic: message.topic(),
-            partition: message.partition(),
-            offset: message.offset(),
-            timestamp: message.timestamp().to_millis(),
-        };
-        let decoded = self.decoder.decode(&record)?;
+    ) {
         let applied = self.table.apply(decoded, &self.rows);
         if applied.dropped > 0 {
             metrics::counter!(telemetry::ROWS_IGNORED.name, "source" => self.source.clone())
@@ -227,14 +212,39 @@ impl Lane {
         }
         if let Some(topic) = topic {
             let errors = applied.letters.iter().map(|letter| &letter.error);
-            errors.for_each(|error| topic.send(&record, error));
+            errors.for_each(|error| topic.send(record, error));
         }
         for letter in applied.letters {
-            self.letter(&record, letter);
+            self.letter(record, letter);
         }
         self.marks.insert(record.partition, record.offset + 1);
         self.is_changed = true;
-        Ok(())
+    }
+
+    /// Whether all that a message says was taken before, from another place of its partition.
+    pub(super) fn has_seen(&self, decoded: &Decoded) -> bool {
+        self.table.has_seen(decoded)
+    }
+
+    /// Where the lane stands in the transaction topic; `None` of one that was never in a group.
+    pub(super) fn transactions(&self) -> Option<i64> {
+        self.transactions
+    }
+
+    /// Everything that it has to do with before this offset of the transaction topic is in the batch,
+    /// or was staged. It is logged with the next batch.
+    pub(super) fn pass_transactions(&mut self, offset: i64) {
+        self.transactions = self.transactions.max(Some(offset));
+    }
+
+    /// The transaction topic is another one now, and nothing of it was read.
+    pub(super) fn forget_transactions(&mut self) {
+        self.transactions = Some(0);
+    }
+
+    /// Logs the lane's position with the next batch, also when nothing comes.
+    pub(super) fn log_position(&mut self) {
+        self.is_changed = true;
     }
 
     fn put(&mut self, output: Output) {
@@ -314,20 +324,32 @@ impl Lane {
         }
     }
 
-    /// Gives the batch to the sink.
-    pub(super) fn stage(&mut self, context: &SourceContext) -> Result<(), SinkClosed> {
+    /// What is to be staged, with the position that follows it; after that, [`Lane::was_staged`].
+    pub(super) fn batch(&mut self) -> Option<SourceBatch> {
         self.sweep();
         if !std::mem::take(&mut self.is_changed) {
-            return Ok(());
+            return None;
         }
         self.pack();
         let mut batch = std::mem::take(&mut self.batch);
         batch.lane.clone_from(&self.lane);
         batch.position = Some(self.position());
-        context.sink.stage(batch)?;
+        Some(batch)
+    }
+
+    /// The sink has the batch.
+    pub(super) fn was_staged(&mut self) {
         metrics::gauge!(telemetry::ROWS_PARKED.name, "source" => self.source.clone())
             .set(self.table.parked_rows() as f64);
         self.rows.staged();
+    }
+
+    /// Gives the batch to the sink.
+    pub(super) fn stage(&mut self, context: &SourceContext) -> Result<(), SinkClosed> {
+        if let Some(batch) = self.batch() {
+            context.sink.stage(batch)?;
+            self.was_staged();
+        }
         Ok(())
     }
 
@@ -342,13 +364,14 @@ impl Lane {
             table: self.is_whole_topic.then(|| encode_table(&self.table)),
             sweep_at: self.sweep_at.clone(),
             wants_ends: self.wants_ends,
+            transactions: self.transactions,
         };
         serde_json::to_value(stored).expect("a position is plain values")
     }
 }
 
 /// Format of a stored table.
-const TABLE_FORMAT: u8 = 1;
+const TABLE_FORMAT: u8 = 2;
 
 /// A table as text: it has maps whose keys JSON cannot have, and is written with every batch.
 fn encode_table(table: &Table) -> String {

@@ -125,7 +125,7 @@ fn count(source: &str, outcome: &'static str) {
 }
 
 /// See the module.
-pub(super) struct LetterTopic {
+pub(crate) struct LetterTopic {
     topic: String,
     source: String,
     producer: ThreadedProducer<Deliveries>,

@@ -16,6 +16,8 @@
 //! else stops; a partition whose log was cut or re-made stops with an error and the others go on;
 //! a full sink stops the polling, and librdkafka's queue (16 MiB) stops the fetching.
 //!
+//! A source with a transaction topic gives its messages to a group instead ([`transactions`]).
+//!
 //! A partition whose next message needs a schema that its registry does not give now waits ([`waiting`]);
 //! the others go on.
 //!
@@ -27,12 +29,14 @@ mod client;
 mod lane;
 mod letter;
 mod letter_topic;
+mod outlet;
 pub mod probe;
+mod record;
 mod security;
+pub mod transactions;
 mod waiting;
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,9 +51,10 @@ use crate::envelope::{Decoder, Envelope, Options};
 use assignment::Assignment;
 use client::{Client, Next};
 use engine::model::Schema;
-use lane::Lane;
-use letter_topic::LetterTopic;
+use outlet::{Outlet, Own};
+pub use record::Record;
 pub use security::{HAS_TLS, Login, Mechanism, Security};
+use transactions::{Groups, Ticket};
 use waiting::Waiting;
 
 /// Time between two looks for new partitions.
@@ -98,8 +103,20 @@ pub struct KafkaOptions {
     pub group: Option<String>,
     /// The topic to which dead letters are produced, beside the collection.
     pub dead_letter_topic: Option<String>,
+    /// Where the connector tells which change belongs to which transaction; `None`: every change is
+    /// visible by itself.
+    pub transactions: Option<TransactionTopic>,
     /// How the brokers are spoken to.
     pub security: Security,
+}
+
+/// Debezium's topic of transaction metadata (`provide.transaction.metadata`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionTopic {
+    /// Its name.
+    pub topic: String,
+    /// Longest wait for what belongs to a transaction.
+    pub wait: Duration,
 }
 
 /// Reads topics. See the module.
@@ -108,6 +125,8 @@ pub struct KafkaSource {
     schema: Schema,
     envelope: Envelope,
     decoding: Options,
+    /// Its place in a group.
+    ticket: Option<Ticket>,
 }
 
 impl KafkaSource {
@@ -138,39 +157,61 @@ impl KafkaSource {
             schema,
             envelope,
             decoding,
+            ticket: None,
         })
     }
 
-    fn lane(&self, context: &SourceContext, name: String) -> Result<Lane, WorldError> {
-        let decoder = Decoder::new(self.schema.clone(), self.envelope, self.decoding.clone());
-        Lane::new(context, name, &self.schema, decoder, self.envelope)
+    /// Reads together with the other sources of the same brokers and the same transaction topic, if
+    /// one is named. Once this was called, they wait for it until it runs or is dropped.
+    pub fn grouped(mut self, groups: &Groups) -> Self {
+        self.ticket = groups.ticket(&self.options);
+        self
     }
-}
 
-impl Source for KafkaSource {
-    fn run(self: Box<Self>, context: SourceContext) -> Result<(), WorldError> {
-        let next = Next::default();
+    fn decoder(&self) -> Decoder {
+        Decoder::new(self.schema.clone(), self.envelope, self.decoding.clone())
+    }
+
+    /// Reads until the end; `outlet` takes the messages.
+    fn read(
+        &self,
+        context: &SourceContext,
+        next: Next,
+        outlet: &mut dyn Outlet,
+    ) -> Result<(), WorldError> {
         let consumer = client::consumer(&self.options, &context.name, Arc::clone(&next))?;
         let mut reader = Reader {
-            assignment: Assignment::new(&self.options, self.envelope, &context)?,
-            lanes: BTreeMap::new(),
-            places: HashMap::new(),
-            source: &self,
-            context: &context,
+            assignment: Assignment::new(&self.options, self.envelope, context)?,
+            source: self,
+            context,
             consumer,
             next,
+            outlet,
             waiting: Waiting::default(),
             committed: Instant::now(),
-            letters: LetterTopic::new(&self.options, &context)?,
         };
         let ended = reader.run();
-        if let Some(letters) = &mut reader.letters {
-            letters.finish(&context);
-        }
+        reader.outlet.finish();
         match ended {
             Err(Ended::Failed(error)) => Err(error),
             // Stopping, or the pipeline no longer wants the rows.
             Err(Ended::Closed) | Ok(()) => Ok(()),
+        }
+    }
+}
+
+impl Source for KafkaSource {
+    fn run(mut self: Box<Self>, context: SourceContext) -> Result<(), WorldError> {
+        let next = Next::default();
+        match self.ticket.take() {
+            None => {
+                let mut own = Own::new(&self, &context, Arc::clone(&next))?;
+                self.read(&context, next, &mut own)
+            }
+            Some(ticket) => {
+                let mut feed = ticket.join(&self, &context, Arc::clone(&next))?;
+                self.read(&context, next, &mut feed)
+            }
         }
     }
 }
@@ -194,13 +235,9 @@ struct Reader<'a> {
     consumer: BaseConsumer<Client>,
     next: Next,
     assignment: Assignment,
-    /// By the engine's name.
-    lanes: BTreeMap<String, Lane>,
-    /// Topic, partition: the lane's name.
-    places: HashMap<String, HashMap<i32, String>>,
+    outlet: &'a mut dyn Outlet,
     waiting: Waiting,
     committed: Instant,
-    letters: Option<LetterTopic>,
 }
 
 impl Reader<'_> {
@@ -216,13 +253,11 @@ impl Reader<'_> {
                 discover_at = Instant::now() + pause;
             }
             self.go_on()?;
-            if self.gather()? || self.lanes.values().any(Lane::wants_ends) {
-                self.stage()?;
+            if self.gather()? || self.outlet.has_work() {
+                self.outlet.stage(&self.consumer)?;
             }
             self.commit()?;
-            if let Some(letters) = &mut self.letters {
-                letters.pump(self.context)?;
-            }
+            self.outlet.pump()?;
         }
         Ok(())
     }
@@ -231,12 +266,9 @@ impl Reader<'_> {
     /// were looked at, and some are read.
     fn discover(&mut self) -> Result<bool, Ended> {
         // What was taken counts, whatever becomes of its partition.
-        self.stage()?;
-        let (places, lanes) = (&self.places, &self.lanes);
-        let next = |(topic, partition): &Partition| {
-            let name = places.get(topic)?.get(partition)?;
-            lanes.get(name)?.next(*partition)
-        };
+        self.outlet.stage(&self.consumer)?;
+        let outlet = &*self.outlet;
+        let next = |partition: &Partition| outlet.next(partition);
         let found = self
             .assignment
             .discover(&self.consumer, self.context, &next);
@@ -253,46 +285,31 @@ impl Reader<'_> {
             }
         };
         // One that waits is fetched again when its time has come.
-        found
-            .again
-            .retain(|((topic, partition), _)| !self.waiting.has(topic, *partition));
+        found.again.retain(|(partition, _)| {
+            !self.waiting.has(&partition.0, partition.1) && !self.outlet.is_paused(partition)
+        });
         for stopped in found.stopped {
             let partition = &stopped.partition;
             self.waiting.forget(partition);
-            if let Some(places) = self.places.get_mut(&partition.0) {
-                places.remove(&partition.1);
-            }
             self.fetch_no_longer(std::slice::from_ref(partition));
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             next.remove(partition);
             drop(next);
-            let number = partition.1;
-            self.lane(&stopped.partition)?.give_up(number);
+            self.outlet.give_up(partition)?;
             stopped.tell(self.context)?;
         }
         for (partition, offset) in &found.begun {
-            self.lane(partition)?.begin(partition.1, *offset);
-            let name = lane::lane_of(partition, self.source.envelope);
-            let places = self.places.entry(partition.0.clone()).or_default();
-            places.insert(partition.1, name);
+            self.outlet.begin(partition, *offset, &self.consumer)?;
         }
-        self.stage()?;
+        self.outlet.stage(&self.consumer)?;
         let again: Vec<Partition> = found.again.iter().map(|(one, _)| one.clone()).collect();
         self.fetch_no_longer(&again);
         self.fetch(found.again.iter().chain(&found.begun))?;
-        Ok(found.is_complete && !self.places.is_empty())
-    }
-
-    /// The lane of a partition, made if need be.
-    fn lane(&mut self, partition: &Partition) -> Result<&mut Lane, Ended> {
-        let name = lane::lane_of(partition, self.source.envelope);
-        Ok(match self.lanes.entry(name) {
-            Entry::Occupied(lane) => lane.into_mut(),
-            Entry::Vacant(free) => {
-                let lane = self.source.lane(self.context, free.key().clone());
-                free.insert(lane.map_err(Ended::Failed)?)
-            }
-        })
+        let has_all = found.is_complete && self.assignment.reads_any();
+        if has_all {
+            self.outlet.found_all()?;
+        }
+        Ok(has_all)
     }
 
     fn fetch<'p>(
@@ -312,17 +329,18 @@ impl Reader<'_> {
         }
     }
 
-    /// Fetches partitions again whose wait for a schema is over, from the message that waits.
+    /// Fetches partitions again whose wait for a schema or for room is over, from the message that
+    /// comes next.
     fn go_on(&mut self) -> Result<(), Ended> {
-        let due = self.waiting.due(Instant::now());
-        if due.is_empty() {
-            return Ok(());
-        }
+        let (paused, resumed) = self.outlet.turns();
+        self.fetch_no_longer(&paused);
+        let mut due = self.waiting.due(Instant::now());
+        due.retain(|partition| !self.outlet.is_paused(partition));
+        let is_free = |one: &Partition| !self.waiting.has(&one.0, one.1) && !due.contains(one);
+        let resumed: Vec<Partition> = resumed.into_iter().filter(is_free).collect();
         let mut again = Vec::new();
-        for partition in due {
-            let name = lane::lane_of(&partition, self.source.envelope);
-            let lane = self.lanes.get(&name);
-            if let Some(offset) = lane.and_then(|lane| lane.next(partition.1)) {
+        for partition in due.into_iter().chain(resumed) {
+            if let Some(offset) = self.outlet.next(&partition) {
                 again.push((partition, offset));
             }
         }
@@ -342,26 +360,6 @@ impl Reader<'_> {
         }
     }
 
-    /// Gives the lanes' batches to the sink.
-    fn stage(&mut self) -> Result<(), Ended> {
-        for lane in self.lanes.values_mut() {
-            if lane.wants_ends() {
-                match assignment::ends(&self.consumer, lane) {
-                    Ok(ends) => lane.sweep_at(ends),
-                    Err(error) => {
-                        tracing::warn!(source = self.context.name, %error, "asking for the ends");
-                    }
-                }
-            }
-            lane.stage(self.context)?;
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-            for (partition, offset) in lane.reading() {
-                next.insert((lane.topic().to_owned(), partition), offset);
-            }
-        }
-        Ok(())
-    }
-
     /// Polls until a batch is full or old enough; whether there is anything to stage.
     fn gather(&mut self) -> Result<bool, Ended> {
         let (mut messages, mut bytes) = (0, 0);
@@ -377,12 +375,8 @@ impl Reader<'_> {
                     messages += 1;
                     bytes += message.payload_len() + message.key_len();
                     let (topic, partition) = (message.topic(), message.partition());
-                    let places = self.places.get(topic);
-                    let name = places.and_then(|places| places.get(&partition));
-                    // Messages of a partition that was just stopped may still be queued.
-                    if let Some(lane) = name.and_then(|name| self.lanes.get_mut(name))
-                        && !self.waiting.has(topic, partition)
-                        && let Err(wait) = lane.take(&message, self.letters.as_mut())
+                    if !self.waiting.has(topic, partition)
+                        && let Err(wait) = self.outlet.take(&message)
                     {
                         let partition = (topic.to_owned(), partition);
                         self.fetch_no_longer(std::slice::from_ref(&partition));
@@ -432,11 +426,9 @@ impl Reader<'_> {
         }
         self.committed = Instant::now();
         let mut list = TopicPartitionList::new();
-        for lane in self.lanes.values() {
-            for (partition, next) in lane.reading() {
-                // An offset that does not fit is one that nobody monitors.
-                let _ = list.add_partition_offset(lane.topic(), partition, Offset::Offset(next));
-            }
+        for ((topic, partition), next) in self.outlet.logged() {
+            // An offset that does not fit is one that nobody monitors.
+            let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
         }
         self.context.sink.sync()?;
         if let Err(error) = self.consumer.commit(&list, CommitMode::Async) {

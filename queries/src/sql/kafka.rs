@@ -3,7 +3,7 @@
 //! ```text
 //! FROM KAFKA (BROKERS '…', TOPIC '…' | TOPIC PATTERN '…' [, START 'earliest' | 'latest'
 //!             | START TIMESTAMP '…' | START OFFSETS '0:42, 1:7'] [, GROUP '…']
-//!             [, DEAD LETTER TOPIC '…'] [, SECURITY PROTOCOL '…', …])  (see [`super::security`])
+//!             [, DEAD LETTER TOPIC '…'] [, TRANSACTION TOPIC '…' [, TRANSACTION WAIT '…']] [, SECURITY PROTOCOL '…', …])  (see [`super::security`])
 //!      [FORMAT f | KEY FORMAT f VALUE FORMAT f]  (see [`super::format`])  [INCLUDE KEY [AS name], PARTITION, …]
 //!      [ENVELOPE APPEND | UPSERT | DEBEZIUM [WITH (UNAVAILABLE VALUE '…', BINARY MODE '…', …)]]
 //! ```
@@ -21,6 +21,7 @@ use super::source::{Columns, required};
 use super::{format, security};
 use crate::definition::{
     Connector, Envelope, KafkaDef, KafkaStart, MessageFormat, MessagePart, SourceDef,
+    TransactionsDef,
 };
 use crate::problem::{Position, Problem};
 
@@ -31,6 +32,10 @@ pub(super) const UNAVAILABLE_DEFAULT: &str = "__debezium_unavailable_value";
 const BINARY: [&str; 3] = ["bytes", "base64", "hex"];
 const DECIMAL: [&str; 2] = ["precise", "string"];
 const TIME: [&str; 3] = ["micros", "millis", "nanos"];
+
+/// Shortest and longest TRANSACTION WAIT, and the default, microseconds.
+const WAIT: std::ops::RangeInclusive<u64> = 100_000..=600_000_000;
+const WAIT_DEFAULT: u64 = 5_000_000;
 
 /// Parts with their words, default names and types.
 const PARTS: [(&str, MessagePart, SqlType); 6] = [
@@ -114,6 +119,8 @@ fn options(
             "START OFFSETS",
             "GROUP",
             "DEAD LETTER TOPIC",
+            "TRANSACTION TOPIC",
+            "TRANSACTION WAIT",
             security::NAMES[0],
             security::NAMES[1],
             security::NAMES[2],
@@ -122,7 +129,7 @@ fn options(
             security::NAMES[5],
             security::NAMES[6],
         ],
-        later: &["CONNECTION", "TRANSACTION TOPIC"],
+        later: &["CONNECTION"],
     };
     let options = Options::parse(cursor, &KNOWN)?;
     required(&options, "BROKERS", KNOWN.what, at)?;
@@ -145,9 +152,11 @@ fn options(
         }
     };
     let letters = options.text("DEAD LETTER TOPIC")?;
-    for name in ["BROKERS", "TOPIC", "DEAD LETTER TOPIC"] {
+    let transactions = options.text("TRANSACTION TOPIC")?;
+    for name in ["BROKERS", "TOPIC", "DEAD LETTER TOPIC", "TRANSACTION TOPIC"] {
         options.refuse_empty(name)?;
     }
+    let transactions = self::transactions(&options, transactions, &topic)?;
     Ok(KafkaDef {
         brokers,
         topic,
@@ -155,12 +164,43 @@ fn options(
         start: start(&options)?,
         group: options.text("GROUP")?,
         dead_letter_topic: letters,
+        transactions,
         security: security::read(&options, catalog)?,
         key_format: MessageFormat::Json,
         value_format: MessageFormat::Json,
         envelope: Envelope::Append,
         include: Vec::new(),
     })
+}
+
+/// `TRANSACTION TOPIC` with its wait.
+fn transactions(
+    options: &Options,
+    topic: Option<String>,
+    own: &str,
+) -> Result<Option<TransactionsDef>, Problem> {
+    let expected = "from 100 milliseconds to 10 minutes";
+    let wait = options.duration("TRANSACTION WAIT", WAIT, expected)?;
+    if let Some(topic) = topic {
+        if topic == own {
+            let at = options.position("TRANSACTION TOPIC").unwrap_or_default();
+            return Err(Problem::invalid(format!(
+                "TRANSACTION TOPIC '{topic}' is the topic that the source reads"
+            ))
+            .at(at.line, at.column)
+            .expected("the connector's topic of transaction metadata, 'prefix.transaction'"));
+        }
+        let wait_micros = wait.unwrap_or(WAIT_DEFAULT);
+        return Ok(Some(TransactionsDef { topic, wait_micros }));
+    }
+    match options.position("TRANSACTION WAIT") {
+        None => Ok(None),
+        Some(at) => Err(Problem::invalid(
+            "TRANSACTION WAIT is without effect here: there is nothing to wait for",
+        )
+        .at(at.line, at.column)
+        .expected("TRANSACTION TOPIC 'prefix.transaction' beside it")),
+    }
 }
 
 fn start(options: &Options) -> Result<KafkaStart, Problem> {
@@ -410,6 +450,13 @@ fn check_formats(def: &KafkaDef, schema: &Schema, at: Position) -> Result<(), Pr
         return Err(Problem::invalid("change events have members")
             .at(at.line, at.column)
             .expected("FORMAT JSON or FORMAT AVRO with ENVELOPE DEBEZIUM"));
+    }
+    if !is_debezium && def.transactions.is_some() {
+        return Err(
+            Problem::invalid("TRANSACTION TOPIC belongs to ENVELOPE DEBEZIUM")
+                .at(at.line, at.column)
+                .hint("its topic has what Debezium writes with provide.transaction.metadata=true"),
+        );
     }
     if is_debezium && def.is_pattern {
         return Err(Problem::not_supported(

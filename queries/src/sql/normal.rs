@@ -147,6 +147,11 @@ fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
         .dead_letter_topic
         .as_deref()
         .map(|topic| format!(", DEAD LETTER TOPIC = {}", text(topic)));
+    let transactions = def.transactions.as_ref().map(|def| {
+        let wait = format_micros(def.wait_micros);
+        let (topic, wait) = (text(&def.topic), text(&wait));
+        format!(", TRANSACTION TOPIC = {topic}, TRANSACTION WAIT = {wait}")
+    });
     let parts = def.include.iter().zip(included);
     let parts: Vec<String> = parts
         .map(|(part, column)| format!("{} AS {}", part_word(*part), ident_sql(&column.name)))
@@ -173,13 +178,14 @@ fn kafka(name: &str, schema: &Schema, def: &KafkaDef) -> String {
         ),
     };
     format!(
-        "CREATE SOURCE {name} ({}) FROM KAFKA (BROKERS = {}, {topic} = {}, {start}{}{}{}) \
+        "CREATE SOURCE {name} ({}) FROM KAFKA (BROKERS = {}, {topic} = {}, {start}{}{}{}{}) \
          KEY FORMAT {} VALUE FORMAT {}{include} ENVELOPE {envelope}",
         columns(&own),
         text(&def.brokers),
         text(&def.topic),
         group.unwrap_or_default(),
         letters.unwrap_or_default(),
+        transactions.unwrap_or_default(),
         security::statement(&def.security),
         format::statement(&def.key_format),
         format::statement(&def.value_format),

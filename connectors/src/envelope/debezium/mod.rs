@@ -13,8 +13,10 @@
 //! Source: Debezium 3.3, `documentation/modules/ROOT/pages/connectors/postgresql.adoc`.
 
 mod control;
+mod document;
 pub mod identity;
 mod moved;
+mod place;
 mod source;
 mod unwrapped;
 
@@ -118,6 +120,7 @@ impl State {
     ) -> Result<(), DataError> {
         let node = &parts.value.node;
         let source = node.some("source").map(Source::read);
+        out.transaction = source::in_transaction(node);
         let op = node.get("op").and_then(Node::as_str).unwrap_or_default();
         let order = source.as_ref().map_or(Order::Offset, Source::order);
         let op = match op {
@@ -134,12 +137,24 @@ impl State {
                     .expected("c, r, u, d, t or m")
             })?,
         };
+        let is_mongodb = source.as_ref().is_some_and(|source| source.is_mongodb);
+        let document = node.some("after").filter(|_| is_mongodb);
+        let document = document.map(|after| document::of(after, "after"));
+        let document = document.transpose()?;
         let envelope = parts.value.schema.as_deref();
         let image = |name: &str| {
             let schema = envelope.and_then(|schema| schema.field(name));
             node.some(name).map(|node| (node, schema))
         };
-        let event = Debezium::new(image("before"), image("after"), op).map_err(|missing| {
+        let (before, after) = match is_mongodb {
+            // Documents are text, and have no schema.
+            true => (None, document.as_ref().map(|document| (document, None))),
+            false => (image("before"), image("after")),
+        };
+        let event = Debezium::new(before, after, op).map_err(|missing| {
+            if is_mongodb && op == DebeziumOp::Update {
+                return document::missing();
+            }
             DataError::new("missing-image", missing.to_string())
                 .expected("an object with the columns")
         })?;
@@ -273,6 +288,11 @@ fn change(
         moved,
         transaction: None,
     }
+}
+
+/// The message's key as the declared columns have it.
+pub(super) fn key<'a>(layout: &Layout, payload: Payload<'a>) -> Payload<'a> {
+    document::key(layout, &payload).unwrap_or(payload)
 }
 
 /// Arroyo's `debezium_json`: whole images, no source, no message keys.

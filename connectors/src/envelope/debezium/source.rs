@@ -1,5 +1,7 @@
 //! The `source` block: where in the source's history an event stands.
 
+use super::place;
+use crate::envelope::InTransaction;
 use crate::envelope::order::{LogPosition, Order};
 use crate::format::{Node, json};
 
@@ -22,6 +24,9 @@ pub(super) enum SnapshotPhase {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Source {
     is_postgres: bool,
+    pub(super) is_mongodb: bool,
+    /// The place in the log, of connectors other than PostgreSQL's.
+    place: Option<LogPosition>,
     pub(super) phase: SnapshotPhase,
     pub(super) lsn: Option<u64>,
     /// `sequence[0]`; `None` where there is no sequence at all.
@@ -51,6 +56,13 @@ impl Source {
         });
         Source {
             is_postgres: text("connector") == Some("postgresql"),
+            is_mongodb: text("connector") == Some("mongodb"),
+            place: match text("connector") {
+                Some("mysql" | "mariadb") => place::binlog(node),
+                Some("sqlserver") => place::sql_server(node),
+                Some("mongodb") => place::mongodb(node),
+                _ => None,
+            },
             phase,
             lsn: node.get("lsn").and_then(Node::as_u64),
             commit: text("sequence").and_then(first_of_sequence),
@@ -62,11 +74,12 @@ impl Source {
     pub(super) fn order(&self) -> Order {
         match (self.phase, self.is_postgres, self.lsn, self.commit) {
             (SnapshotPhase::Incremental, ..) => Order::Incremental,
-            (SnapshotPhase::Streaming, true, Some(lsn), Some(commit)) => {
-                let index = 0;
-                Order::Log(LogPosition { commit, lsn, index })
-            }
-            (SnapshotPhase::Streaming, ..) => Order::Offset,
+            (SnapshotPhase::Streaming, true, Some(lsn), Some(commit)) => Order::Log(LogPosition {
+                commit,
+                lsn,
+                ..LogPosition::default()
+            }),
+            (SnapshotPhase::Streaming, ..) => self.place.map_or(Order::Offset, Order::Log),
             (_, true, Some(lsn), _) => Order::Snapshot { lsn },
             _ => Order::Offset,
         }
@@ -78,6 +91,8 @@ impl Source {
             .some("transaction")
             .and_then(|t| t.get("total_order"));
         match (order, total.and_then(Node::as_u64)) {
+            // Their own places are finer.
+            (Order::Log(_), _) if !self.is_postgres => order,
             (Order::Log(position), Some(index)) => Order::Log(LogPosition { index, ..position }),
             (order, _) => order,
         }
@@ -93,9 +108,24 @@ impl Source {
     }
 }
 
+/// The `transaction` block of an envelope.
+pub(super) fn in_transaction(envelope: &Node<'_>) -> Option<InTransaction> {
+    let block = envelope.some("transaction")?;
+    Some(InTransaction {
+        id: transaction_id(block.get("id")?.as_str()?),
+        total_order: block.get("total_order").and_then(Node::as_u64),
+        table_order: block.get("data_collection_order").and_then(Node::as_u64),
+    })
+}
+
 /// PostgreSQL's connector writes `txid:lsn`, and the LSN differs between BEGIN, END and every event.
+/// Colons in other connectors' ids (a GTID, a commit LSN of SQL Server) belong to them.
 pub(super) fn transaction_id(id: &str) -> String {
-    id.split(':').next().unwrap_or(id).to_owned()
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match id.split_once(':') {
+        Some((id, lsn)) if is_number(id) && is_number(lsn) => id.to_owned(),
+        _ => id.to_owned(),
+    }
 }
 
 /// `["24023119","24023128"]` → 24023119; `[null,"24023128"]` → 0.

@@ -13,7 +13,7 @@ use super::source::{first_of_sequence, transaction_id};
 use super::{State, change};
 use crate::envelope::order::{LogPosition, Order};
 use crate::envelope::row::Layout;
-use crate::envelope::{ChangeKind, Decoded, Move, Parts};
+use crate::envelope::{ChangeKind, Decoded, InTransaction, Move, Parts};
 use crate::format::Node;
 
 impl State {
@@ -60,6 +60,12 @@ impl State {
         }
         let transaction = row.get("__transaction_id").and_then(Node::as_str);
         change.transaction = transaction.map(transaction_id);
+        let number = |name| row.get(name).and_then(Node::as_u64);
+        out.transaction = change.transaction.clone().map(|id| InTransaction {
+            id,
+            total_order: number("__transaction_total_order"),
+            table_order: number("__transaction_data_collection_order"),
+        });
         out.changes.push(change);
         Ok(())
     }
@@ -76,7 +82,7 @@ fn order(row: &Node<'_>, op: Option<&str>) -> Order {
         (Some(lsn), Some(commit), Some(_)) => Order::Log(LogPosition {
             commit,
             lsn,
-            index: 0,
+            ..LogPosition::default()
         }),
         // Without the op a snapshot's read cannot be told from a streamed row.
         _ => Order::Offset,

@@ -16,7 +16,7 @@ use engine::model::Key;
 use serde::{Deserialize, Serialize};
 
 use crate::envelope::ChangeKind;
-use crate::envelope::order::{LogPosition, Order};
+use crate::envelope::order::{LogKind, LogPosition, Order};
 
 /// What a lane says of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,20 +75,51 @@ impl Lane {
         match order {
             Order::Log(position) => self.admit_log(key, kind, position),
             Order::Snapshot { lsn } => self.admit_read(lsn),
+            // Its place is not known: the log may have begun again.
+            Order::Offset if kind == ChangeKind::Read && self.mark.is_some() => {
+                self.mark = None;
+                self.at_mark.clear();
+                Admission::NewHistory
+            }
             Order::Incremental | Order::Offset => Admission::New,
         }
     }
 
+    /// Whether a change was delivered before, as [`Lane::admit`] would say.
+    pub(super) fn has_seen(&self, key: &Key, kind: ChangeKind, order: Order) -> bool {
+        let (Order::Log(position), Some(mark)) = (order, self.mark) else {
+            return false;
+        };
+        let is_old = position.is_before(&mark)
+            || position == mark && self.at_mark.contains(&(kind, key.clone()));
+        is_old && !self.reopened.contains(key)
+    }
+
     fn admit_log(&mut self, key: &Key, kind: ChangeKind, position: LogPosition) -> Admission {
-        if self.mark.is_none_or(|mark| position > mark) {
+        let mark = self.mark.filter(|mark| position.is_before(mark));
+        if mark.is_some() {
+            return match self.reopened.contains(key) {
+                true => Admission::New,
+                false => Admission::SeenBefore,
+            };
+        }
+        let mut admission = Admission::New;
+        if self.mark != Some(position) {
+            // The log of another server, which begins further back.
+            let is_other = self.mark.is_some_and(|mark| position.lsn < mark.lsn);
+            if is_other && matches!(position.kind, LogKind::Binlog(_)) {
+                admission = Admission::NewHistory;
+            }
             self.mark = Some(position);
             self.at_mark.clear();
             self.reopened.clear();
         }
-        let is_at_mark = self.mark == Some(position);
-        let is_new = is_at_mark && self.at_mark.insert((kind, key.clone()));
+        if position.kind == LogKind::Shared {
+            return admission;
+        }
+        let is_new = self.at_mark.insert((kind, key.clone()));
         match is_new || self.reopened.contains(key) {
-            true => Admission::New,
+            true => admission,
             false => Admission::SeenBefore,
         }
     }

@@ -164,6 +164,29 @@ impl Table {
         ghosts.cloned().collect()
     }
 
+    /// Whether all that a message changes was delivered before: taking it would change nothing.
+    pub fn has_seen(&self, decoded: &Decoded) -> bool {
+        let Some(lane) = self.lanes.get(&decoded.partition) else {
+            return false;
+        };
+        let is_again = |marker: &Marker| match marker {
+            // It has no key, and comes again through any partition.
+            Marker::Truncate { order } => order.lsn().is_some() && order.lsn() <= self.truncated_at,
+            _ => false,
+        };
+        if decoded.markers.iter().any(is_again) {
+            return true;
+        }
+        let truncates = decoded.markers.iter().filter_map(|marker| match marker {
+            Marker::Truncate { order } => Some((Key::default(), ChangeKind::Delete, *order)),
+            _ => None,
+        });
+        let changes = decoded.changes.iter();
+        let changes = changes.map(|change| (change.key.clone(), change.kind, change.order));
+        let mut all = truncates.chain(changes).peekable();
+        all.peek().is_some() && all.all(|(key, kind, order)| lane.has_seen(&key, kind, order))
+    }
+
     /// Takes one message. Cost: a few look-ups a change.
     pub fn apply(&mut self, decoded: Decoded, live: &impl LiveRows) -> Applied {
         let mut out = Applied::default();

@@ -179,6 +179,11 @@ pub fn value(
     }
 }
 
+/// `2026-11-21T10:00:00.000001`, from microseconds since the epoch; `None` out of range.
+pub(super) fn time_text(micros: i64) -> Option<String> {
+    temporal::timestamp_text(micros)
+}
+
 fn too_large(column: &Column, bytes: usize) -> DataError {
     let detail = format!(
         "column \"{}\": the text has {bytes} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}",

@@ -111,16 +111,19 @@ fn text(value: &Value, sql_type: SqlType) -> Option<String> {
     value.to_json(sql_type).as_str().map(str::to_owned)
 }
 
-/// `10:00:00`, `10:00:00.000001`, `24:00:00`; `None` where it is no time of a day.
+/// `10:00:00`, `10:00:00.000001`, `24:00:00`, and MySQL's `-838:59:59`; `None` where it is no time of
+/// either.
 pub(super) fn time_text(micros: i64) -> Option<String> {
-    if !(0..=DAY_MICROS).contains(&micros) {
+    if micros.unsigned_abs() >= 839 * 3_600_000_000 {
         return None;
     }
+    let sign = if micros < 0 { "-" } else { "" };
+    let micros = micros.unsigned_abs();
     let (seconds, rest) = (micros / 1_000_000, micros % 1_000_000);
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     Some(match rest {
-        0 => format!("{hours:02}:{minutes:02}:{seconds:02}"),
-        _ => format!("{hours:02}:{minutes:02}:{seconds:02}.{rest:06}"),
+        0 => format!("{sign}{hours:02}:{minutes:02}:{seconds:02}"),
+        _ => format!("{sign}{hours:02}:{minutes:02}:{seconds:02}.{rest:06}"),
     })
 }
 

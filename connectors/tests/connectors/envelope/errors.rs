@@ -212,8 +212,7 @@ fn too_many_rows_that_wait() {
 #[test]
 fn a_truncate_whose_order_is_unknown_says_so() {
     let mut topic = Topic::new(tickets(), Envelope::Debezium, Options::default(), 2);
-    let source =
-        json!({"connector": "mysql", "snapshot": "false", "file": "binlog.000003", "pos": 154});
+    let source = json!({"connector": "vitess", "snapshot": "false", "vgtid": "[]"});
     let mut truncate = event("t", Json::Null, Json::Null, source);
     truncate.key = None;
     let applied = topic.send_to(0, &truncate);

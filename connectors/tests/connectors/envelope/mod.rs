@@ -8,6 +8,7 @@ mod formats;
 pub mod history;
 mod law;
 mod other_producers;
+mod shapes;
 pub mod topic;
 mod types;
 

@@ -1,6 +1,6 @@
 //! Schema-carrying PostgreSQL events, other connectors of Debezium, and Arroyo: the same decoder.
 
-use connectors::envelope::{ChangeKind, Order};
+use connectors::envelope::ChangeKind;
 use engine::model::SqlType;
 use serde_json::{Value as Json, json};
 
@@ -61,7 +61,11 @@ fn mysql() {
         0,
         &event("u", row("changed"), row("again"), source("false", 300)),
     );
-    assert_eq!(change.changes[0].order, Order::Offset);
+    let position = change.changes[0]
+        .order
+        .log()
+        .expect("a place in the binlog");
+    assert_eq!((position.commit, position.lsn), (3, 3 << 40 | 300));
     assert_eq!(topic.json(), json!([[1, "changed", "b"]]));
     // A key change: `before` images are whole.
     topic.send(
@@ -89,10 +93,8 @@ fn sql_server() {
         "commit_lsn": "00000027:00000758:0005", "event_serial_no": 1});
     let row = json!({"id": 1, "title": "a", "body": "b"});
     let decoded = topic.decode(0, &event("c", Json::Null, row.clone(), source.clone()));
-    assert_eq!(
-        (decoded.letters.len(), decoded.changes[0].order),
-        (0, Order::Offset)
-    );
+    let position = decoded.changes[0].order.log().expect("a place in the log");
+    assert_eq!((decoded.letters.len(), position.index), (0, 1));
     topic.send(&event("c", Json::Null, row.clone(), source.clone()));
     topic.send(&event("d", row, Json::Null, source));
     assert_eq!(topic.json(), json!([]));
@@ -100,8 +102,7 @@ fn sql_server() {
 
 #[test]
 fn mongodb_documents_are_text() {
-    // MongoDB's connector sends documents as text: a JSONB column `after` would be its own envelope.
-    // Unwrapped by its ExtractNewDocumentState they are rows, with `_id` as their key.
+    // Documents as text: see the shapes. Unwrapped by its ExtractNewDocumentState they are rows, with `_id` as their key.
     let columns = [
         ("_id", SqlType::Text),
         ("title", SqlType::Text),

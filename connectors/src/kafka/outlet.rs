@@ -1,0 +1,207 @@
+//! What becomes of messages behind the consumer: lanes of the source's own, or a group's.
+//!
+//! The idea: the reader finds partitions, fetches them and waits for schemas; where a partition stands
+//! and what its messages come to is the outlet's.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::PoisonError;
+
+use engine::contract::SourceContext;
+use engine::error::WorldError;
+use rdkafka::Message as _;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::message::BorrowedMessage;
+
+use super::client::{Client, Next};
+use super::lane::{self, Lane};
+use super::letter_topic::LetterTopic;
+use super::{Ended, KafkaSource, Partition, assignment, record};
+use crate::envelope::Decoder;
+use crate::format::Wait;
+
+/// Partitions to fetch no longer, and those to fetch again.
+pub(super) type Turns = (Vec<Partition>, Vec<Partition>);
+
+/// See the module.
+pub(super) trait Outlet {
+    /// Reads a partition from an offset on.
+    fn begin(
+        &mut self,
+        partition: &Partition,
+        offset: i64,
+        consumer: &BaseConsumer<Client>,
+    ) -> Result<(), Ended>;
+    /// Never reads a partition again.
+    fn give_up(&mut self, partition: &Partition) -> Result<(), Ended>;
+    /// The next message to fetch of a partition that is read.
+    fn next(&self, partition: &Partition) -> Option<i64>;
+    /// The partitions that are looked for were found.
+    fn found_all(&mut self) -> Result<(), Ended> {
+        Ok(())
+    }
+    /// Takes a message; one of a partition that is not read, or not now, is dropped.
+    ///
+    /// Errors: its schema could not be had. Nothing is taken.
+    fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Wait>;
+    /// Whether there is something to stage although no message came.
+    fn has_work(&self) -> bool {
+        false
+    }
+    /// Gives on what was taken.
+    fn stage(&mut self, consumer: &BaseConsumer<Client>) -> Result<(), Ended>;
+    /// What changed since the last call in what is to be fetched; whatever is fetched again goes on at
+    /// [`Outlet::next`].
+    fn turns(&mut self) -> Turns {
+        Turns::default()
+    }
+    /// Whether a partition is not to be fetched now.
+    fn is_paused(&self, _partition: &Partition) -> bool {
+        false
+    }
+    /// What follows the messages that are logged, or on their way.
+    fn logged(&self) -> Vec<(Partition, i64)>;
+    /// Goes on with letters for other programs.
+    fn pump(&mut self) -> Result<(), Ended> {
+        Ok(())
+    }
+    /// The source stops.
+    fn finish(&mut self) {}
+}
+
+/// Lanes of a source that stages by itself.
+pub(super) struct Own<'a> {
+    source: &'a KafkaSource,
+    context: &'a SourceContext,
+    next: Next,
+    /// By the engine's name.
+    lanes: BTreeMap<String, (Decoder, Lane)>,
+    /// Topic, partition: the lane's name.
+    places: HashMap<String, HashMap<i32, String>>,
+    letters: Option<LetterTopic>,
+}
+
+impl<'a> Own<'a> {
+    /// Errors: settings of the topic of dead letters that librdkafka refuses.
+    pub(super) fn new(
+        source: &'a KafkaSource,
+        context: &'a SourceContext,
+        next: Next,
+    ) -> Result<Own<'a>, WorldError> {
+        Ok(Own {
+            source,
+            context,
+            next,
+            lanes: BTreeMap::new(),
+            places: HashMap::new(),
+            letters: LetterTopic::new(&source.options, context)?,
+        })
+    }
+
+    /// The lane of a partition, made if need be.
+    fn lane(&mut self, partition: &Partition) -> Result<&mut Lane, Ended> {
+        let name = lane::lane_of(partition, self.source.envelope);
+        let (_, lane) = match self.lanes.entry(name) {
+            Entry::Occupied(lane) => lane.into_mut(),
+            Entry::Vacant(free) => {
+                let source = self.source;
+                let name = free.key().clone();
+                let lane = Lane::new(self.context, name, &source.schema, source.envelope);
+                free.insert((source.decoder(), lane.map_err(Ended::Failed)?))
+            }
+        };
+        Ok(lane)
+    }
+
+    fn name(&self, partition: &Partition) -> Option<&String> {
+        self.places.get(&partition.0)?.get(&partition.1)
+    }
+}
+
+impl Outlet for Own<'_> {
+    fn begin(
+        &mut self,
+        partition: &Partition,
+        offset: i64,
+        _consumer: &BaseConsumer<Client>,
+    ) -> Result<(), Ended> {
+        self.lane(partition)?.begin(partition.1, offset);
+        let name = lane::lane_of(partition, self.source.envelope);
+        let places = self.places.entry(partition.0.clone()).or_default();
+        places.insert(partition.1, name);
+        Ok(())
+    }
+
+    fn give_up(&mut self, partition: &Partition) -> Result<(), Ended> {
+        if let Some(places) = self.places.get_mut(&partition.0) {
+            places.remove(&partition.1);
+        }
+        self.lane(partition)?.give_up(partition.1);
+        Ok(())
+    }
+
+    fn next(&self, partition: &Partition) -> Option<i64> {
+        let (_, lane) = self.lanes.get(self.name(partition)?)?;
+        lane.next(partition.1)
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Wait> {
+        let places = self.places.get(message.topic());
+        let name = places.and_then(|places| places.get(&message.partition()));
+        let Some((decoder, lane)) = name.and_then(|name| self.lanes.get_mut(name)) else {
+            return Ok(());
+        };
+        let letters = self.letters.as_mut();
+        record::with_raw(message, |record| {
+            let decoded = decoder.decode(record)?;
+            lane.take(decoded, record, letters);
+            Ok(())
+        })
+    }
+
+    fn has_work(&self) -> bool {
+        self.lanes.values().any(|(_, lane)| lane.wants_ends())
+    }
+
+    fn stage(&mut self, consumer: &BaseConsumer<Client>) -> Result<(), Ended> {
+        for (_, lane) in self.lanes.values_mut() {
+            if lane.wants_ends() {
+                match assignment::ends(consumer, lane) {
+                    Ok(ends) => lane.sweep_at(ends),
+                    Err(error) => {
+                        tracing::warn!(source = self.context.name, %error, "asking for the ends");
+                    }
+                }
+            }
+            lane.stage(self.context)?;
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            for (partition, offset) in lane.reading() {
+                next.insert((lane.topic().to_owned(), partition), offset);
+            }
+        }
+        Ok(())
+    }
+
+    fn logged(&self) -> Vec<(Partition, i64)> {
+        let lanes = self.lanes.values();
+        let all = lanes.flat_map(|(_, lane)| {
+            let topic = lane.topic();
+            let reading = lane.reading();
+            reading.map(move |(partition, next)| ((topic.to_owned(), partition), next))
+        });
+        all.collect()
+    }
+
+    fn pump(&mut self) -> Result<(), Ended> {
+        match &mut self.letters {
+            Some(letters) => Ok(letters.pump(self.context)?),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(letters) = &mut self.letters {
+            letters.finish(self.context);
+        }
+    }
+}

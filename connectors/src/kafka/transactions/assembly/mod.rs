@@ -1,0 +1,518 @@
+//! Which events may go on, and which go together.
+//!
+//! ```text
+//! partitions ─▶ queues ─┬ in no transaction, seen before, of one that has passed ─▶ go on
+//!                       └ of the transaction that is next ─▶ current ─ all there? ─▶ go on together
+//! transaction topic ─▶ ENDs in their order ─────────────────────▲
+//! ```
+//!
+//! The idea: a connector sends transactions one after another, so every partition has them in the
+//! order of the transaction topic. The transaction whose END is next takes its events from the heads
+//! of the queues; it is whole when of each table that is read as many different events are there as
+//! its END tells.
+//!
+//! An event that is missing is waited for while it can still come. It cannot when of each partition of
+//! its table one of these is known: a later transaction's event has arrived; everything that was
+//! written until the wait was over has arrived; it is no longer read. Then, and when a bound is
+//! reached, what is there goes on as it is, and what follows of the transaction goes on by itself.
+//!
+//! Invariants: no event passes an earlier one of its partition; whole transactions go on in the order
+//! of their ENDs. A pure structure: no clock, no thread. Times are milliseconds.
+//!
+//! Limits: an END that a connector sends again after its restart with a count of only the rest counts
+//! as told.
+
+mod ids;
+mod look;
+mod queue;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use crate::envelope::InTransaction;
+use ids::Ids;
+use queue::{Id, Item, Queue, Stay};
+
+/// Transactions that are remembered as passed: what a connector that restarts sends again.
+const PASSED_MAX: usize = 65_536;
+/// The same of transactions that a source took while it caught up.
+const EARLY_MAX: usize = 4_096;
+/// With more ENDs that wait, what a partition has is later than the next transaction.
+const BACKLOG: usize = 32_768;
+/// While a partition cannot be looked at, the wait is so many times as long.
+const OUTAGE_FACTOR: u64 = 12;
+
+/// Names a partition of a source of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The source's number in the group.
+    pub member: u64,
+    /// Its topic's partition.
+    pub partition: i32,
+}
+
+/// An END of the transaction topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// The transaction.
+    pub id: Arc<str>,
+    /// Where the record lies.
+    pub offset: i64,
+    /// Its events by table.
+    pub tables: Vec<(String, u64)>,
+}
+
+/// Why a transaction became visible in parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Split {
+    /// The transaction topic told nothing of it in time.
+    NoEnd,
+    /// Not all of its events can come, or came in time.
+    Missing,
+    /// It holds more than TRANSACTION_BYTES_MAX.
+    TooLarge,
+}
+
+/// An event as it arrives.
+#[derive(Debug)]
+pub struct Arrival<M> {
+    /// Its transaction.
+    pub transaction: Option<InTransaction>,
+    /// Its offset.
+    pub offset: i64,
+    /// What it holds in memory.
+    pub bytes: usize,
+    /// The event.
+    pub message: M,
+}
+
+/// Bounds of waiting.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Longest wait, milliseconds.
+    pub wait: u64,
+    /// Most bytes that wait.
+    pub bytes: usize,
+}
+
+/// A source of the group.
+#[derive(Debug)]
+struct Member {
+    topic: String,
+    /// ENDs below this offset are not its own.
+    from: i64,
+    /// It joined later than others and has not come to where they stand: it is not waited for.
+    is_late: bool,
+    /// Whether all of its partitions are known.
+    is_ready: bool,
+    /// Transactions of which it took events before it stood with the others.
+    early: Ids,
+}
+
+/// The transaction that is next.
+#[derive(Debug)]
+struct Current<M> {
+    id: Id,
+    end: i64,
+    /// By source, how many different events it has.
+    needs: BTreeMap<u64, u64>,
+    /// Sources of which it names no event.
+    strangers: BTreeSet<u64>,
+    found: HashMap<u64, HashSet<(Option<u64>, i32, i64)>>,
+    items: BTreeMap<Place, VecDeque<Item<M>>>,
+    bytes: usize,
+    began_at: u64,
+    /// When its END, or the last of its events, came.
+    touched_at: u64,
+    /// It was taken before: this is a re-delivery.
+    is_again: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Assembly<M> {
+    bounds: Bounds,
+    members: BTreeMap<u64, Member>,
+    queues: BTreeMap<Place, Queue<M>>,
+    ends: VecDeque<(End, u64)>,
+    /// The ids of `ends`.
+    told: HashMap<Id, usize>,
+    current: Option<Current<M>>,
+    passed: Ids,
+    /// What follows the last END that has passed.
+    through: Option<i64>,
+    held: usize,
+    is_full: bool,
+    /// When the last END came, and when all that were written had come.
+    ended_at: u64,
+    told_all_at: Option<u64>,
+    splits: Vec<(Id, Split)>,
+    /// Given up when nothing of them was there: split if something comes.
+    silent: Ids,
+    strangers: BTreeSet<u64>,
+}
+
+impl<M> Assembly<M> {
+    /// Nothing waits.
+    pub fn new(bounds: Bounds) -> Assembly<M> {
+        Assembly {
+            bounds,
+            members: BTreeMap::new(),
+            queues: BTreeMap::new(),
+            ends: VecDeque::new(),
+            told: HashMap::new(),
+            current: None,
+            passed: Ids::new(PASSED_MAX),
+            through: None,
+            held: 0,
+            is_full: false,
+            ended_at: 0,
+            told_all_at: None,
+            splits: Vec::new(),
+            silent: Ids::new(PASSED_MAX),
+            strangers: BTreeSet::new(),
+        }
+    }
+
+    /// An event arrived. One of a partition that is not read is dropped.
+    pub fn arrive(&mut self, place: Place, arrival: Arrival<M>, now: u64) {
+        let Some(queue) = self.queues.get_mut(&place) else {
+            return;
+        };
+        let transaction = arrival.transaction;
+        let total = transaction.as_ref().and_then(|one| one.total_order);
+        let order = match transaction.as_ref().and_then(|one| one.table_order) {
+            Some(order) => (Some(order), 0, 0),
+            None => (None, place.partition, arrival.offset),
+        };
+        self.held += arrival.bytes;
+        let item = Item {
+            id: transaction.map(|one| one.id.into()),
+            order,
+            total,
+            offset: arrival.offset,
+            bytes: arrival.bytes,
+            message: arrival.message,
+        };
+        queue.push(item, now);
+    }
+
+    /// An END arrived.
+    pub fn told(&mut self, end: End, now: u64) {
+        self.ended_at = now;
+        *self.told.entry(Arc::clone(&end.id)).or_default() += 1;
+        self.ends.push_back((end, now));
+    }
+
+    /// The next events that go on, in this order; `has_seen` tells those that were taken before. To be
+    /// called again until there are none.
+    pub fn step(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> Vec<(Place, M)> {
+        loop {
+            self.catch_up();
+            let mut out = self.take_free(has_seen);
+            if !out.is_empty() {
+                return out;
+            }
+            if self.current.is_some() || self.next_end(now) {
+                self.gather(now, has_seen);
+                let split = match self.is_whole() {
+                    true => None,
+                    false => match self.hopeless(now) {
+                        Some(split) => Some(split),
+                        None if self.abandon(now) => continue,
+                        None => return out,
+                    },
+                };
+                out = self.finish(split);
+            } else if !self.abandon(now) {
+                return out;
+            }
+            if !out.is_empty() {
+                return out;
+            }
+        }
+    }
+
+    /// Pops what needs no transaction, but for what stands behind events of the current one.
+    fn take_free(&mut self, has_seen: &dyn Fn(Place, &M) -> bool) -> Vec<(Place, M)> {
+        let mut out = Vec::new();
+        for (place, queue) in &mut self.queues {
+            let current = self.current.as_ref();
+            if current.is_some_and(|current| current.items.contains_key(place)) {
+                continue;
+            }
+            let member = self.members.get_mut(&place.member);
+            let Some(member) = member else { continue };
+            while let Some(head) = queue.head() {
+                if !is_free(*place, queue, head, member, &mut self.passed, has_seen) {
+                    break;
+                }
+                if let Some(id) = &head.id
+                    && self.silent.has(id)
+                    && !has_seen(*place, &head.message)
+                {
+                    self.splits.push((Arc::clone(id), Split::Missing));
+                    self.silent.remove(id);
+                }
+                let item = queue.pop().expect("looked at above");
+                self.held -= item.bytes;
+                out.push((*place, item.message));
+            }
+        }
+        out
+    }
+
+    /// Makes the next END current; those of transactions that have passed are passed over.
+    fn next_end(&mut self, now: u64) -> bool {
+        while let Some((end, told_at)) = self.ends.pop_front() {
+            if let Some(count) = self.told.get_mut(&end.id) {
+                *count -= 1;
+                if *count == 0 {
+                    self.told.remove(&end.id);
+                }
+            }
+            if self.passed.has(&end.id) {
+                self.through = Some(end.offset + 1);
+                continue;
+            }
+            let (mut needs, mut strangers) = (BTreeMap::new(), BTreeSet::new());
+            for (number, member) in &self.members {
+                let is_early = end.offset < member.from || member.early.has(&end.id);
+                if is_early || member.is_late {
+                    continue;
+                }
+                let tables = end.tables.iter();
+                let own = tables.filter(|(table, _)| is_topic_of(&member.topic, table));
+                match own.map(|(_, count)| count).sum() {
+                    0 => strangers.insert(*number),
+                    count => needs.insert(*number, count).is_none(),
+                };
+            }
+            self.current = Some(Current {
+                needs,
+                strangers,
+                id: end.id,
+                end: end.offset,
+                found: HashMap::new(),
+                items: BTreeMap::new(),
+                bytes: 0,
+                began_at: now,
+                touched_at: told_at,
+                is_again: false,
+            });
+            return true;
+        }
+        false
+    }
+
+    /// Late sources that have come to where they began are late no longer.
+    fn catch_up(&mut self) {
+        for (number, member) in &mut self.members {
+            let mut queues = self.queues.iter();
+            let is_behind =
+                queues.any(|(place, queue)| place.member == *number && queue.is_catching_up());
+            member.is_late &= is_behind || !member.is_ready;
+        }
+    }
+
+    /// Takes the current transaction's events from the heads of the queues, with what stands between
+    /// them.
+    fn gather(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) {
+        let Some(current) = &mut self.current else {
+            return;
+        };
+        for (place, queue) in &mut self.queues {
+            let Some(member) = self.members.get_mut(&place.member) else {
+                continue;
+            };
+            while let Some(head) = queue.head() {
+                let is_own = head.id.as_ref() == Some(&current.id);
+                if is_own {
+                    current.is_again |= has_seen(*place, &head.message);
+                    let found = current.found.entry(place.member).or_default();
+                    found.insert(head.order);
+                    current.touched_at = now;
+                } else if !current.items.contains_key(place)
+                    || !is_free(*place, queue, head, member, &mut self.passed, has_seen)
+                {
+                    break;
+                }
+                let item = queue.pop().expect("looked at above");
+                current.bytes += item.bytes;
+                current.items.entry(*place).or_default().push_back(item);
+            }
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        let Some(current) = &self.current else {
+            return false;
+        };
+        current.is_again || current.lacking().next().is_none()
+    }
+
+    /// Why the current transaction is not waited for any longer.
+    fn hopeless(&self, now: u64) -> Option<Split> {
+        let current = self.current.as_ref()?;
+        // Before others that wait behind one whose END does not come.
+        let is_over = self.held > self.bounds.bytes && self.untold().next().is_none();
+        if current.bytes > self.bounds.bytes || is_over {
+            return Some(Split::TooLarge);
+        }
+        let outage = self.bounds.wait * OUTAGE_FACTOR;
+        if now >= current.began_at.max(current.touched_at) + outage {
+            return Some(Split::Missing);
+        }
+        let cannot = |member: u64| {
+            let is_ready = self.members.get(&member).is_some_and(|one| one.is_ready);
+            is_ready && self.lacking_places(current, member, now).next().is_none()
+        };
+        let mut lacking = current.lacking();
+        lacking.all(cannot).then_some(Split::Missing)
+    }
+
+    /// The partitions of a source from which events of the current transaction may still come.
+    fn lacking_places<'a>(
+        &'a self,
+        current: &'a Current<M>,
+        member: u64,
+        now: u64,
+    ) -> impl Iterator<Item = Place> + 'a {
+        let own = self.queues.iter();
+        let own = own.filter(move |(place, _)| place.member == member);
+        let until = current.touched_at + self.bounds.wait;
+        let is_behind = self.ends.len() > BACKLOG || now >= until + self.bounds.wait;
+        own.filter(move |(_, queue)| {
+            let is_past = match queue.first() {
+                // What lies deeper of it is a re-delivery.
+                Some((first, _)) if self.told.contains_key(first) => true,
+                // The END of the first was lost and it is given up before long, or is not read yet.
+                Some(_) => is_behind && !queue.has(&current.id),
+                None => false,
+            };
+            !is_past && !(queue.is_dry_since(until) && !queue.has(&current.id))
+        })
+        .map(|(place, _)| *place)
+    }
+
+    /// Transactions at the heads of the queues whose END was not told.
+    fn untold(&self) -> impl Iterator<Item = (&Id, Stay)> {
+        let heads = self.queues.values().filter_map(Queue::first);
+        heads.filter(|(id, _)| !self.told.contains_key(*id))
+    }
+
+    /// Gives up the oldest transaction at the head of a queue whose END does not come, if there is one
+    /// now.
+    fn abandon(&mut self, now: u64) -> bool {
+        let is_over = self.held > self.bounds.bytes;
+        let wait = self.bounds.wait;
+        let is_due = |first_at: u64, last_at: u64| {
+            let told_all = self.told_all_at.is_some_and(|at| at >= last_at + wait);
+            let is_silent = self.ends.is_empty() && self.current.is_none();
+            let outage = first_at.max(self.ended_at) + wait * OUTAGE_FACTOR;
+            is_over || told_all || is_silent && now >= outage
+        };
+        let due = self.untold().filter(|(id, stay)| {
+            // The last event of it, in whatever partition.
+            let queues = self.queues.values();
+            let last = queues.filter_map(|queue| queue.last_of(id)).max();
+            is_due(stay.first_at, last.unwrap_or(stay.last_at))
+        });
+        let oldest = due.min_by_key(|(_, stay)| stay.first_at);
+        let Some(id) = oldest.map(|(id, _)| Arc::clone(id)) else {
+            return false;
+        };
+        let split = match is_over {
+            true => Split::TooLarge,
+            false => Split::NoEnd,
+        };
+        self.passed.insert(&id);
+        self.splits.push((id, split));
+        true
+    }
+
+    /// The current transaction goes on.
+    fn finish(&mut self, split: Option<Split>) -> Vec<(Place, M)> {
+        let Some(mut current) = self.current.take() else {
+            return Vec::new();
+        };
+        self.held -= current.bytes;
+        self.through = Some(current.end + 1);
+        self.passed.insert(&current.id);
+        match split {
+            Some(_) if current.items.is_empty() => self.silent.insert(&current.id),
+            Some(split) => self.splits.push((Arc::clone(&current.id), split)),
+            None => {}
+        }
+        let members = current.items.keys().map(|place| place.member);
+        let strange = members.filter(|member| current.strangers.contains(member));
+        self.strangers.extend(strange);
+        // In the transaction's own order, but never one event before an earlier one of its partition.
+        let mut out = Vec::new();
+        let total = |items: &VecDeque<Item<M>>| items.front().map(|item| item.total);
+        while let Some((place, items)) = current
+            .items
+            .iter_mut()
+            .min_by_key(|(_, items)| total(items).flatten())
+        {
+            let place = *place;
+            if let Some(item) = items.pop_front() {
+                out.push((place, item.message));
+            }
+            if items.is_empty() {
+                current.items.remove(&place);
+            }
+        }
+        out
+    }
+}
+
+impl<M> Current<M> {
+    /// The sources of which events are missing.
+    fn lacking(&self) -> impl Iterator<Item = u64> {
+        let lacking = self.needs.iter().filter(|(member, count)| {
+            let found = self.found.get(member).map_or(0, HashSet::len);
+            (found as u64) < **count
+        });
+        lacking.map(|(member, _)| *member)
+    }
+}
+
+/// Whether an event at the head of a queue goes on by itself.
+fn is_free<M>(
+    place: Place,
+    queue: &Queue<M>,
+    head: &Item<M>,
+    member: &mut Member,
+    passed: &mut Ids,
+    has_seen: &dyn Fn(Place, &M) -> bool,
+) -> bool {
+    let Some(id) = &head.id else {
+        return true;
+    };
+    if passed.has(id) {
+        return true;
+    }
+    if head.offset < queue.free_until {
+        member.early.insert(id);
+        return true;
+    }
+    if has_seen(place, &head.message) {
+        // An event of it was taken in an earlier run, and so it has passed.
+        passed.insert(id);
+        return true;
+    }
+    false
+}
+
+/// Whether a topic has the changes of a table: Debezium names it `prefix.table`, with other
+/// characters than letters, digits, `.`, `_` and `-` made `_`.
+fn is_topic_of(topic: &str, table: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let name: String = table
+        .chars()
+        .map(|c| if is_plain(c) { c } else { '_' })
+        .collect();
+    let prefix = topic.strip_suffix(&name);
+    prefix.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+}

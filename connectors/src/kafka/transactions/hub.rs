@@ -1,0 +1,418 @@
+//! One thread a group: it takes what the sources and the transaction topic bring, and stages.
+//!
+//! Invariants: the group begins when all sources that were made have joined, and a little later when
+//! one of them is new (others of the same pipeline may follow); what arrives before waits. Time that
+//! passes while the pipeline takes no rows does not count as waiting.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use engine::contract::SourceContext;
+use engine::error::WorldError;
+use engine::limits::TRANSACTION_BYTES_MAX;
+use engine::model::Schema;
+
+use super::assembly::{Bounds, End, Place};
+use super::feed::Feed;
+use super::group::{Board, Group, Held};
+use super::metadata::{Line, Metadata};
+use crate::envelope::Options;
+use crate::kafka::client::Next;
+use crate::kafka::letter_topic::LetterTopic;
+use crate::kafka::{KafkaOptions, KafkaSource, Security};
+
+/// Longest wait for a command: deadlines are looked at so often.
+const LOOK: Duration = Duration::from_millis(20);
+/// Commands taken before work is done.
+const COMMANDS: usize = 64;
+/// Longest wait for sources that were made and have not joined.
+const EXPECT: Duration = Duration::from_secs(10);
+/// A group with a source that is new waits so long for others after the last one.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// What sources and the transaction topic tell the group.
+pub(super) enum Command {
+    Join(Box<Joining>),
+    Leave {
+        number: u64,
+        left: Sender<()>,
+    },
+    Begin {
+        place: Place,
+        offset: i64,
+        high: i64,
+    },
+    GiveUp(Place),
+    Ready(u64),
+    Taken {
+        number: u64,
+        messages: Vec<Held>,
+        bytes: usize,
+        on_the_way: Arc<AtomicUsize>,
+    },
+    Looked {
+        place: Place,
+        high: i64,
+    },
+    SweepAt {
+        number: u64,
+        ends: BTreeMap<i32, i64>,
+    },
+    Ends(Vec<End>),
+    ToldAll,
+    /// ENDs are read from this offset on.
+    Began(i64),
+    /// The transaction topic is another one.
+    Anew,
+    Failed(String),
+}
+
+/// A source that joins.
+pub(super) struct Joining {
+    number: u64,
+    context: SourceContext,
+    options: KafkaOptions,
+    decoding: Options,
+    schema: Schema,
+    letters: Option<LetterTopic>,
+    board: Board,
+}
+
+/// What makes sources a group.
+type Name = (String, String, Security);
+
+/// The groups of sources of this process.
+#[derive(Default)]
+pub struct Groups {
+    hubs: Mutex<Vec<(Name, Weak<Hub>)>>,
+}
+
+impl Groups {
+    /// A place for a source that names a transaction topic.
+    pub(crate) fn ticket(&self, options: &KafkaOptions) -> Option<Ticket> {
+        let topic = options.transactions.as_ref()?.topic.clone();
+        let name = (options.brokers.clone(), topic, options.security.clone());
+        let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
+        hubs.retain(|(_, hub)| hub.strong_count() > 0);
+        let known = hubs.iter().find(|(other, _)| *other == name);
+        let hub = known.and_then(|(_, hub)| hub.upgrade());
+        let hub = hub.unwrap_or_else(|| {
+            let hub = Arc::new(Hub {
+                topic: name.1.clone(),
+                state: Mutex::default(),
+            });
+            hubs.push((name, Arc::downgrade(&hub)));
+            hub
+        });
+        hub.state().expected += 1;
+        Some(Ticket {
+            hub,
+            has_joined: false,
+        })
+    }
+}
+
+/// A group's meeting point.
+pub(crate) struct Hub {
+    topic: String,
+    state: Mutex<HubState>,
+}
+
+#[derive(Default)]
+struct HubState {
+    /// Sources that were made and have not joined.
+    expected: usize,
+    numbers: u64,
+    /// To the thread, while it runs.
+    commands: Option<Sender<Command>>,
+}
+
+impl Hub {
+    fn state(&self) -> MutexGuard<'_, HubState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place that is kept for a source from its making until it joins.
+pub struct Ticket {
+    hub: Arc<Hub>,
+    has_joined: bool,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.has_joined {
+            self.hub.state().expected -= 1;
+        }
+    }
+}
+
+impl Ticket {
+    /// Joins. Errors: a thread cannot be started; settings that librdkafka refuses.
+    pub(crate) fn join(
+        mut self,
+        source: &KafkaSource,
+        context: &SourceContext,
+        lag: Next,
+    ) -> Result<Feed, WorldError> {
+        let letters = LetterTopic::new(&source.options, context)?;
+        let hub = Arc::clone(&self.hub);
+        let mut state = hub.state();
+        state.expected -= 1;
+        self.has_joined = true;
+        state.numbers += 1;
+        let number = state.numbers;
+        let board = Board::default();
+        let joining = Joining {
+            number,
+            context: context.clone(),
+            options: source.options.clone(),
+            decoding: source.decoding.clone(),
+            schema: source.schema.clone(),
+            letters,
+            board: Arc::clone(&board),
+        };
+        let mut command = Command::Join(Box::new(joining));
+        // The thread may just have ended.
+        if let Some(commands) = &state.commands {
+            match commands.send(command) {
+                Ok(()) => {
+                    let commands = commands.clone();
+                    return Ok(self.feed(source, context, number, commands, board, lag));
+                }
+                Err(unsent) => command = unsent.0,
+            }
+        }
+        let (commands, receiver) = channel();
+        let thread = Thread::new(Arc::clone(&hub), receiver, commands.clone());
+        let name = format!("transactions-{}", hub.topic);
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || thread.run())
+            .map_err(|error| WorldError::io("cannot start", "a thread".as_ref(), error))?;
+        let _ = commands.send(command);
+        state.commands = Some(commands.clone());
+        drop(state);
+        Ok(self.feed(source, context, number, commands, board, lag))
+    }
+
+    fn feed(
+        &self,
+        source: &KafkaSource,
+        context: &SourceContext,
+        number: u64,
+        commands: Sender<Command>,
+        board: Board,
+        lag: Next,
+    ) -> Feed {
+        let topic = &source.options.topic;
+        let decoder = source.decoder();
+        Feed::new(
+            number,
+            context.clone(),
+            topic,
+            decoder,
+            commands,
+            board,
+            lag,
+        )
+    }
+}
+
+/// The hub's thread.
+struct Thread {
+    hub: Arc<Hub>,
+    receiver: Receiver<Command>,
+    commands: Sender<Command>,
+    group: Group,
+    /// How the transaction topic is read: as the first source reads.
+    first: Option<(KafkaOptions, Options)>,
+    /// Commands that came before the group began.
+    early: Vec<Command>,
+    line: Arc<Line>,
+    began: Instant,
+    joined: Instant,
+    /// Time in which the pipeline took rows, or took none.
+    busy: Duration,
+}
+
+impl Thread {
+    fn new(hub: Arc<Hub>, receiver: Receiver<Command>, commands: Sender<Command>) -> Thread {
+        let bounds = Bounds {
+            wait: 0,
+            bytes: TRANSACTION_BYTES_MAX,
+        };
+        Thread {
+            group: Group::new(&hub.topic, bounds),
+            hub,
+            receiver,
+            commands,
+            first: None,
+            early: Vec::new(),
+            line: Arc::default(),
+            began: Instant::now(),
+            joined: Instant::now(),
+            busy: Duration::ZERO,
+        }
+    }
+
+    fn now(&self) -> u64 {
+        (self.began.elapsed() - self.busy).as_millis() as u64
+    }
+
+    fn run(mut self) {
+        loop {
+            let first = match self.receiver.recv_timeout(LOOK) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let more = self.receiver.try_iter().take(COMMANDS);
+            let commands: Vec<Command> = first.into_iter().chain(more).collect();
+            for command in commands {
+                self.take(command);
+            }
+            if self.group.is_empty() && self.close() {
+                break;
+            }
+            if !self.group.has_started() && self.is_complete() {
+                self.start();
+            }
+            if self.group.has_started() {
+                let begun = Instant::now();
+                let now = self.now();
+                self.group.work(now);
+                self.busy += begun.elapsed();
+                self.line
+                    .waiting
+                    .store(self.group.ends(), Ordering::Relaxed);
+                let wants_all = self.group.wants_told_all(now);
+                self.line.wants_all.fetch_or(wants_all, Ordering::Relaxed);
+            }
+            self.group.pump();
+        }
+        self.line.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the service when nobody is there; false when somebody joined meanwhile.
+    fn close(&mut self) -> bool {
+        let hub = Arc::clone(&self.hub);
+        let mut state = hub.state();
+        match self.receiver.try_recv() {
+            Ok(command) => {
+                drop(state);
+                self.take(command);
+                self.group.is_empty() && self.close()
+            }
+            Err(_) => {
+                state.commands = None;
+                true
+            }
+        }
+    }
+
+    /// Whether those that start together have joined.
+    fn is_complete(&self) -> bool {
+        let is_expecting = self.hub.state().expected > 0 && self.began.elapsed() < EXPECT;
+        let is_gathering = self.group.has_new() && self.joined.elapsed() < GATHER;
+        !is_expecting && !is_gathering && !self.group.is_empty()
+    }
+
+    fn start(&mut self) {
+        let start = self.group.start();
+        let Some((options, decoding)) = &self.first else {
+            return;
+        };
+        let metadata = Metadata::new(
+            options,
+            &self.hub.topic,
+            decoding,
+            start,
+            self.commands.clone(),
+            Arc::clone(&self.line),
+        );
+        let spawned = metadata.and_then(|metadata| {
+            std::thread::Builder::new()
+                .name(format!("ends-{}", self.hub.topic))
+                .spawn(move || metadata.run())
+                .map_err(|error| WorldError::io("cannot start", "a thread".as_ref(), error))
+        });
+        if let Err(error) = spawned {
+            self.group.fail(&error.to_string());
+        }
+        for command in std::mem::take(&mut self.early) {
+            self.take(command);
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        let now = self.now();
+        let command = match command {
+            Command::Join(joining) => return self.join(*joining),
+            Command::Leave { number, left } => {
+                self.group.leave(number);
+                let _ = left.send(());
+                return;
+            }
+            command if !self.group.has_started() => return self.early.push(command),
+            command => command,
+        };
+        match command {
+            Command::Join(_) | Command::Leave { .. } => {}
+            Command::Begin {
+                place,
+                offset,
+                high,
+            } => self.group.begin(place, offset, high),
+            Command::GiveUp(place) => self.group.give_up(place),
+            Command::Ready(number) => self.group.ready(number),
+            Command::Taken {
+                number,
+                messages,
+                bytes,
+                on_the_way,
+            } => {
+                on_the_way.fetch_sub(bytes, Ordering::Relaxed);
+                self.group.take(number, messages, now);
+            }
+            Command::Looked { place, high } => self.group.looked(place, high, now),
+            Command::SweepAt { number, ends } => self.group.sweep_at(number, ends),
+            Command::Ends(ends) => ends.into_iter().for_each(|end| self.group.told(end, now)),
+            Command::ToldAll => self.group.told_all(now),
+            Command::Began(offset) => self.group.began(offset),
+            Command::Anew => self.group.begin_anew(),
+            Command::Failed(reason) => self.group.fail(&reason),
+        }
+    }
+
+    fn join(&mut self, joining: Joining) {
+        self.joined = Instant::now();
+        let wait = joining.options.transactions.as_ref();
+        let wait = wait.map_or(Duration::ZERO, |transactions| transactions.wait);
+        self.group.wait_at_least(wait.as_millis() as u64);
+        let number = joining.number;
+        let topic = joining.options.topic.clone();
+        let board = Arc::clone(&joining.board);
+        let joined = self.group.join(
+            number,
+            joining.context,
+            &topic,
+            &joining.schema,
+            joining.board,
+        );
+        match joined {
+            Ok(()) => {
+                self.group.set_letters(number, joining.letters);
+                let first = (joining.options, joining.decoding);
+                self.first.get_or_insert(first);
+            }
+            Err(error) => {
+                let mut wishes = board.lock().unwrap_or_else(PoisonError::into_inner);
+                wishes.failure = Some(error.to_string());
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The law: at every logged record the rows of all tables together are those after some whole
+//! transactions, whatever is delivered when, again, or never; at the end they are the database's.
+//!
+//! Where ENDs are lost, the law holds for all keys that no transaction without an END has written, while
+//! nothing is sent again and nothing crashes; the end holds always.
+
+use std::collections::BTreeSet;
+
+use connectors::kafka::transactions::assembly::Bounds;
+use rand::prelude::*;
+
+use super::history::{History, State, TABLES};
+use super::rig::{Log, Rig};
+
+const WAIT: u64 = 5_000;
+
+/// Follows the log, record by record.
+struct Checker {
+    replica: Log,
+    /// The number of transactions that the rows have.
+    at: usize,
+}
+
+fn without(state: &State, keys: &BTreeSet<(usize, i64)>) -> State {
+    let mut state = state.clone();
+    for (table, key) in keys {
+        state[*table].remove(key);
+    }
+    state
+}
+
+impl Checker {
+    fn new() -> Checker {
+        Checker {
+            replica: Log::default(),
+            at: 0,
+        }
+    }
+
+    /// Checks the records that are new.
+    fn check(&mut self, log: &Log, history: &History, but: &BTreeSet<(usize, i64)>, context: &str) {
+        for record in &log.records[self.replica.records.len()..] {
+            self.replica.add(record.clone());
+            let seen = without(&self.replica.state(), but);
+            let later = history.states.iter().enumerate().skip(self.at);
+            let mut same = later.filter(|(_, state)| without(state, but) == seen);
+            let Some((at, _)) = same.next() else {
+                panic!(
+                    "{context}: record {} shows no whole transactions: {seen:?}; \
+                     the last were {:?}, next {:?}",
+                    self.replica.records.len(),
+                    history.states[self.at],
+                    history.states.get(self.at + 1)
+                );
+            };
+            self.at = at;
+        }
+    }
+}
+
+/// One history; how many records, splits and pauses there were.
+fn one(seed: u64, loses: u32) -> (usize, usize) {
+    let mut history = History::new(seed);
+    history.loses = loses;
+    let restarts = history.rng.random_bool(0.7);
+    let bytes = match history.rng.random_bool(0.5) {
+        true => 160_000,
+        false => 64 << 20,
+    };
+    // What is sent again of a transaction without an END is told from nothing new.
+    let is_strict = loses == 0 || !restarts;
+    let context = format!("seed {seed}, {loses} lost, restarts {restarts}, {bytes} bytes");
+    let mut rig = Rig::new(Bounds { wait: WAIT, bytes });
+    rig.start(0..TABLES, &history);
+    let mut checker = Checker::new();
+    let mut pauses = 0;
+    let mut but = BTreeSet::new();
+    for _ in 0..60 {
+        for _ in 0..history.rng.random_range(0..8) {
+            history.commit();
+        }
+        history.send(restarts);
+        for lost in &history.lost {
+            but.extend(history.written[lost].iter().copied());
+        }
+        for _ in 0..history.rng.random_range(0..40) {
+            step(&mut rig, &mut history);
+            pauses += rig.paused();
+        }
+        let context = format!("{context}, {} split", rig.group.splits());
+        if is_strict {
+            checker.check(&rig.log.lock().unwrap(), &history, &but, &context);
+        }
+        assert!(loses > 0 || rig.group.splits() == 0, "{context}");
+        if (loses == 0 || restarts) && history.rng.random_bool(0.05) {
+            let records = rig.log.lock().unwrap().records.len();
+            let kept = records - history.rng.random_range(0..=records.min(5));
+            rig.crash(kept, &history);
+            checker = Checker::new();
+            if is_strict {
+                checker.check(&rig.log.lock().unwrap(), &history, &but, &context);
+            }
+        }
+    }
+    // Nothing more is written: what waits goes on within a bounded time.
+    let mut quiet = 0;
+    while quiet < 20 {
+        step(&mut rig, &mut history);
+        if rig.has_all(&history) {
+            quiet += 1;
+            rig.now += WAIT / 4;
+        }
+        let end = rig.log.lock().unwrap().state() == *history.states.last().unwrap();
+        if end && loses == 0 && rig.has_all(&history) {
+            break;
+        }
+    }
+    if is_strict {
+        checker.check(&rig.log.lock().unwrap(), &history, &but, &context);
+    }
+    let state = rig.log.lock().unwrap().state();
+    assert_eq!(
+        state,
+        *history.states.last().unwrap(),
+        "{context}: at the end"
+    );
+    (rig.log.lock().unwrap().records.len(), pauses)
+}
+
+/// Something arrives somewhere.
+fn step(rig: &mut Rig, history: &mut History) {
+    rig.now += history.rng.random_range(0..20u64);
+    let most = history.rng.random_range(1..12);
+    let table = history.rng.random_range(0..=TABLES);
+    if table == TABLES {
+        rig.deliver_ends(most, history);
+    } else {
+        let partition = history.rng.random_range(0..history.partitions[table].len());
+        rig.deliver(table, partition, most, history);
+    }
+    if history.rng.random_bool(0.7) {
+        rig.work(history);
+    }
+}
+
+#[test]
+fn readers_see_whole_transactions_only() {
+    let first = std::env::var("HEADWATER_SEED").map_or(20_261_121, |seed| seed.parse().unwrap());
+    let count = std::env::var("HEADWATER_HISTORIES").map_or(60, |count| count.parse().unwrap());
+    println!("seed {first}, {count} histories");
+    let (mut records, mut pauses) = (0, 0);
+    for seed in first..first + count {
+        let (own, paused) = one(seed, 0);
+        records += own;
+        pauses += paused;
+    }
+    println!("{records} records, {pauses} pauses");
+    assert!(pauses > 0, "back-pressure was tried");
+}
+
+#[test]
+fn lost_metadata_splits_only_its_own_transactions() {
+    let first = std::env::var("HEADWATER_SEED").map_or(20_261_121, |seed| seed.parse().unwrap());
+    let count = std::env::var("HEADWATER_HISTORIES").map_or(30, |count| count.parse().unwrap());
+    for seed in first..first + count {
+        one(seed, 12);
+    }
+}

@@ -1,0 +1,268 @@
+//! Transactions over topics: the law on generated histories, and examples with exact bounds.
+
+mod history;
+mod law;
+mod rig;
+
+use connectors::envelope::InTransaction;
+use connectors::kafka::transactions::assembly::{Arrival, Assembly, Bounds, End, Place, Split};
+
+const WAIT: u64 = 5_000;
+
+/// An assembly of two sources, `app.public.a` and `app.public.b`, with a partition each.
+fn pair(bytes: usize) -> Assembly<&'static str> {
+    let mut assembly = Assembly::new(Bounds { wait: WAIT, bytes });
+    for (member, topic) in [(0, "app.public.a"), (1, "app.public.b")] {
+        assembly.join(member, topic, 0, false);
+        assembly.begin(place(member), 0, 0);
+        assembly.ready(member);
+    }
+    assembly
+}
+
+fn place(member: u64) -> Place {
+    Place {
+        member,
+        partition: 0,
+    }
+}
+
+fn arrival(id: &str, order: u64, offset: i64, name: &'static str) -> Arrival<&'static str> {
+    let transaction = (!id.is_empty()).then(|| InTransaction {
+        id: id.to_owned(),
+        total_order: Some(order),
+        table_order: Some(order),
+    });
+    Arrival {
+        transaction,
+        offset,
+        bytes: 100,
+        message: name,
+    }
+}
+
+fn end(id: &str, offset: i64, tables: &[(&str, u64)]) -> End {
+    let tables = tables.iter();
+    End {
+        id: id.into(),
+        offset,
+        tables: tables
+            .map(|(table, count)| ((*table).to_owned(), *count))
+            .collect(),
+    }
+}
+
+/// What goes on now.
+fn steps(assembly: &mut Assembly<&'static str>, now: u64) -> Vec<&'static str> {
+    let mut out = Vec::new();
+    loop {
+        let free = assembly.step(now, &|_, name| name.starts_with("again"));
+        if free.is_empty() {
+            return out;
+        }
+        out.extend(free.into_iter().map(|(_, name)| name));
+    }
+}
+
+#[test]
+fn events_wait_for_their_transaction_and_others_behind_them() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a1"), 0);
+    assembly.arrive(place(0), arrival("", 0, 1, "a, in none"), 0);
+    assembly.arrive(place(1), arrival("", 0, 0, "b, in none"), 0);
+    assert_eq!(steps(&mut assembly, 1), ["b, in none"]);
+    assembly.told(
+        end("7", 3, &[("public.a", 1), ("public.b", 1), ("public.c", 9)]),
+        2,
+    );
+    assert_eq!(steps(&mut assembly, 2), [""; 0]);
+    assembly.arrive(place(1), arrival("7", 2, 1, "b1"), 3);
+    assert_eq!(steps(&mut assembly, 3), ["a1", "a, in none", "b1"]);
+    assert_eq!((assembly.through(), assembly.held_bytes()), (Some(4), 0));
+    assert_eq!(assembly.splits(), []);
+}
+
+#[test]
+fn transactions_go_on_in_the_order_of_their_ends() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(1), arrival("8", 1, 0, "b of 8"), 0);
+    assembly.told(end("7", 1, &[("public.a", 1)]), 0);
+    assembly.told(end("8", 3, &[("public.b", 1)]), 0);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["a of 7", "b of 8"]);
+}
+
+#[test]
+fn an_end_that_does_not_come_is_waited_for_so_long_and_no_longer() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a1"), 1_000);
+    assert_eq!(
+        steps(&mut assembly, 1_000 + WAIT),
+        [""; 0],
+        "nobody has looked"
+    );
+    assert!(assembly.overdue(1_000 + WAIT).1);
+    assembly.told_all(1_000 + WAIT - 1);
+    assert_eq!(
+        steps(&mut assembly, 1_000 + WAIT),
+        [""; 0],
+        "too early a look"
+    );
+    assembly.told_all(1_000 + WAIT);
+    assert_eq!(steps(&mut assembly, 1_000 + WAIT), ["a1"]);
+    assert_eq!(assembly.splits(), [("7".into(), Split::NoEnd)]);
+    // What follows of it does not wait, and neither does anybody for its END.
+    assembly.arrive(place(1), arrival("7", 2, 0, "b1"), 9_000);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 9_000);
+    assert_eq!(steps(&mut assembly, 9_000), ["b1"]);
+    assert_eq!((assembly.splits(), assembly.through()), (vec![], Some(2)));
+}
+
+#[test]
+fn a_transaction_topic_that_cannot_be_asked_is_waited_for_longer_and_not_for_ever() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a1"), 0);
+    assert_eq!(steps(&mut assembly, 12 * WAIT - 1), [""; 0]);
+    assert_eq!(steps(&mut assembly, 12 * WAIT), ["a1"]);
+}
+
+#[test]
+fn an_event_that_cannot_come_any_more_is_not_waited_for() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 0);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 0);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    // A later transaction's event stands where it should have been.
+    assembly.told(end("8", 3, &[("public.b", 1)]), 2);
+    assembly.arrive(place(1), arrival("8", 1, 0, "b of 8"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["a of 7", "b of 8"]);
+    assert_eq!(assembly.splits(), [("7".into(), Split::Missing)]);
+}
+
+#[test]
+fn an_event_may_come_until_its_partition_was_read_to_its_end_after_the_wait() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a1"), 0);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 0);
+    assert_eq!(steps(&mut assembly, 0), [""; 0]);
+    assert_eq!(assembly.overdue(WAIT), (vec![place(1)], false));
+    // It is written, and not fetched yet.
+    assembly.looked(place(1), 1, WAIT);
+    assert_eq!(steps(&mut assembly, 2 * WAIT), [""; 0]);
+    assembly.arrive(place(1), arrival("7", 2, 0, "b1"), 2 * WAIT);
+    assert_eq!(steps(&mut assembly, 2 * WAIT), ["a1", "b1"]);
+    assert_eq!(assembly.splits(), []);
+
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a1"), 0);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 0);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assembly.looked(place(1), 0, WAIT + 1);
+    assert_eq!(steps(&mut assembly, WAIT + 1), ["a1"]);
+    assert_eq!(assembly.splits(), [("7".into(), Split::Missing)]);
+}
+
+#[test]
+fn what_is_sent_again_neither_waits_nor_counts_twice() {
+    let mut assembly = pair(1 << 20);
+    // The connector died after its first event, and sends all of it again.
+    assembly.arrive(place(0), arrival("7", 1, 0, "a1"), 0);
+    assembly.arrive(place(0), arrival("7", 1, 1, "a1, twice"), 0);
+    assembly.told(end("7", 1, &[("public.a", 2)]), 0);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assembly.arrive(place(0), arrival("7", 2, 2, "a2"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["a1", "a1, twice", "a2"]);
+    // Once more, and only its END; then one that was taken before this program's last start.
+    assembly.told(end("7", 2, &[("public.a", 2)]), 3);
+    assembly.arrive(place(1), arrival("6", 3, 0, "again b of 6"), 3);
+    assembly.told(end("6", 3, &[("public.b", 3)]), 3);
+    assert_eq!(steps(&mut assembly, 3), ["again b of 6"]);
+    assert_eq!((assembly.splits(), assembly.through()), (vec![], Some(4)));
+}
+
+#[test]
+fn a_transaction_that_is_too_large_goes_on_in_parts() {
+    let mut assembly = pair(1_000);
+    for order in 1..=12 {
+        assembly.arrive(place(0), arrival("7", order, order as i64, "a"), 0);
+    }
+    assembly.told(end("7", 1, &[("public.a", 20)]), 0);
+    assert_eq!(steps(&mut assembly, 1), ["a"; 12]);
+    assert_eq!(assembly.splits(), [("7".into(), Split::TooLarge)]);
+    assembly.arrive(place(0), arrival("7", 13, 13, "rest"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["rest"]);
+    assert_eq!(assembly.splits(), []);
+}
+
+#[test]
+fn partitions_that_run_ahead_are_paused_and_the_one_that_is_lacking_never() {
+    let mut assembly = pair(1_000);
+    assembly.told(end("7", 1, &[("public.a", 1)]), 0);
+    for order in 1..=6 {
+        assembly.arrive(place(1), arrival("8", order, order as i64, "b"), 0);
+    }
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assert_eq!(
+        assembly.paused().into_iter().collect::<Vec<_>>(),
+        [place(1)]
+    );
+    assembly.arrive(place(0), arrival("7", 1, 0, "a"), 2);
+    assembly.told(end("8", 3, &[("public.b", 6)]), 2);
+    assert_eq!(steps(&mut assembly, 2).len(), 7);
+    assert!(assembly.paused().is_empty());
+}
+
+#[test]
+fn a_source_that_joins_late_shows_what_is_there_and_is_not_waited_for_until_then() {
+    let mut assembly = pair(1 << 20);
+    assembly.join(2, "app.public.c", 0, true);
+    assembly.begin(place(2), 0, 2);
+    assembly.ready(2);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.c", 1)]), 0);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 0);
+    assert!(assembly.is_late(2));
+    assert_eq!(steps(&mut assembly, 1), ["a of 7"]);
+    assembly.arrive(place(2), arrival("6", 1, 0, "c of 6"), 1);
+    assembly.arrive(place(2), arrival("7", 2, 1, "c of 7"), 1);
+    assert_eq!(steps(&mut assembly, 1), ["c of 6", "c of 7"]);
+    // From here on it is one of them.
+    assembly.told(end("8", 3, &[("public.a", 1), ("public.c", 1)]), 2);
+    assembly.arrive(place(0), arrival("8", 1, 1, "a of 8"), 2);
+    assert_eq!(steps(&mut assembly, 2), [""; 0]);
+    assembly.arrive(place(2), arrival("8", 2, 2, "c of 8"), 3);
+    assert_eq!(steps(&mut assembly, 3), ["a of 8", "c of 8"]);
+    assert_eq!(assembly.splits(), []);
+}
+
+#[test]
+fn one_that_waits_behind_another_is_not_given_up_for_it() {
+    let mut assembly = pair(1_000);
+    // The END of 6 is lost; 7 stands behind it, and more than may wait.
+    assembly.arrive(place(0), arrival("6", 1, 0, "a of 6"), 0);
+    assembly.told(end("7", 1, &[("public.a", 10)]), 0);
+    for order in 1..=10 {
+        assembly.arrive(place(0), arrival("7", order, order as i64, "a of 7"), 0);
+    }
+    assert_eq!(steps(&mut assembly, 1).len(), 11);
+    assert_eq!(assembly.splits(), [("6".into(), Split::TooLarge)]);
+    // One of which nothing is there is split when something comes.
+    assembly.told(end("8", 3, &[("public.b", 1)]), 2);
+    assert_eq!(steps(&mut assembly, 2), [""; 0]);
+    assembly.looked(place(1), 0, 2 + WAIT);
+    assert_eq!(steps(&mut assembly, 2 + WAIT), [""; 0]);
+    assert_eq!((assembly.through(), assembly.splits()), (Some(4), vec![]));
+    assembly.arrive(place(1), arrival("8", 1, 0, "b of 8"), 9_000);
+    assert_eq!(steps(&mut assembly, 9_000), ["b of 8"]);
+    assert_eq!(assembly.splits(), [("8".into(), Split::Missing)]);
+}
+
+#[test]
+fn a_topic_that_was_renamed_is_told_and_not_waited_for() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a"), 0);
+    assembly.told(end("7", 1, &[("public.other", 1), ("public.b", 1)]), 0);
+    assembly.arrive(place(1), arrival("7", 2, 0, "b"), 0);
+    assert_eq!(steps(&mut assembly, 1), ["a", "b"]);
+    assert_eq!(assembly.strangers().into_iter().collect::<Vec<_>>(), [0]);
+}

@@ -10,7 +10,9 @@ use engine::error::WorldError;
 use engine::model::Schema;
 
 use super::Inner;
-use crate::definition::{ConnectionDef, Connector, Definition, PostgresDef, SecretDef, SourceDef};
+use crate::definition::{
+    ConnectionDef, Connector, Definition, PostgresDef, SecretDef, SinkDef, SourceDef,
+};
 
 /// What the reader of a source needs beside its definition. Never shown: it has secrets.
 #[derive(Clone, Default)]
@@ -114,6 +116,16 @@ impl Inner {
                 }
             }
             _ => {}
+        }
+        Ok(access)
+    }
+
+    /// The values of the secrets that a sink names.
+    pub(super) fn sink_access(&self, sink: &SinkDef) -> Result<Access, WorldError> {
+        let mut access = Access::default();
+        for name in sink.secrets() {
+            let value = read_secret(&self.secret(name)?)?;
+            access.secrets.insert(name.to_owned(), value);
         }
         Ok(access)
     }

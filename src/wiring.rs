@@ -13,19 +13,20 @@ use connectors::format::avro::{Address, Registry, Schema as AvroSchema, Schemas}
 use connectors::format::csv::Csv;
 use connectors::git::{GitOptions, GitSource};
 use connectors::kafka::{KafkaOptions, KafkaSource, Login, Mechanism, Security, Start};
+use connectors::sink::{Envelope as SinkKind, KafkaSink, SinkOptions};
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
-use engine::contract::{Embedder, Source};
+use engine::contract::{Embedder, Sink, Source};
 use engine::durable::LocalStore;
 use engine::error::{DeadLetter, WorldError};
 use engine::letters::Redecoded;
-use engine::model::{Column, Schema};
+use engine::model::{Column, RowCodec, Schema};
 use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
     AvroDef, ConnectionDef, Connector, Envelope, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
-    MessageFormat, MessagePart, ModelDef, Object, PasswordDef, PostgresDef, SaslMechanism,
-    SecretDef, SlotLost, SourceDef, SslMode,
+    MessageFormat, MessagePart, ModelDef, Object, PasswordDef, PostgresDef, RegistryDef,
+    SaslMechanism, SecretDef, SinkDef, SinkEnvelope, SlotLost, SourceDef, SslMode,
 };
 use queries::service::{Access, Connect, Connection, DecodedPush, Rejected, Wiring};
 use queries::sql::CatalogView;
@@ -44,6 +45,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         clock: Arc::new(SystemClock),
         load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
         connect: connector(Some(options.data.join("git"))),
+        connect_sink: Arc::new(connect_sink),
         describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
         redecode: Arc::new(redecode),
@@ -261,6 +263,31 @@ fn kafka(schema: &Schema, kafka: &KafkaDef, access: &Access) -> Result<KafkaSour
     KafkaSource::new(options, schema.clone(), envelope, decoding)
 }
 
+/// Makes the writer of a sink.
+pub fn connect_sink(
+    sink: &SinkDef,
+    _name: &str,
+    codec: &Arc<RowCodec>,
+    access: &Access,
+) -> Result<Box<dyn Sink>, WorldError> {
+    let count = |count: Option<u32>| count.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    let registry = sink.registry.as_ref();
+    let options = SinkOptions {
+        brokers: sink.brokers.clone(),
+        topic: sink.topic.clone(),
+        partitions: count(sink.partitions),
+        replication: count(sink.replication),
+        progress_topic: sink.progress_topic.clone(),
+        security: security(&sink.security, access)?,
+        registry: registry.map(|def| address(def, access)).transpose()?,
+        envelope: match sink.envelope {
+            SinkEnvelope::Upsert => SinkKind::Upsert,
+            SinkEnvelope::Debezium => SinkKind::Debezium,
+        },
+    };
+    Ok(Box::new(KafkaSink::new(options, Arc::clone(codec))?))
+}
+
 fn security(def: &KafkaSecurity, access: &Access) -> Result<Security, WorldError> {
     let login = def.login.as_ref().map(|login| {
         Ok(Login {
@@ -316,16 +343,20 @@ fn avro(def: &AvroDef, access: &Access) -> Result<Schemas, WorldError> {
         let schema = schema.ok_or_else(|| refused("SCHEMA", "there is none"))?;
         return Ok(Schemas::Inline(Arc::new(schema)));
     };
+    let address = address(registry, access)?;
+    Ok(Schemas::Registry(Registry::new(&address, schema)))
+}
+
+fn address(registry: &RegistryDef, access: &Access) -> Result<Address, WorldError> {
     let password = registry.password.as_ref();
     let password = password
         .map(|def| self::password(def, access))
         .transpose()?;
     let login = registry.user.clone();
-    let address = Address {
+    Ok(Address {
         url: registry.url.clone(),
         login: login.map(|user| (user, password.unwrap_or_default())),
-    };
-    Ok(Schemas::Registry(Registry::new(&address, schema)))
+    })
 }
 
 fn password(def: &PasswordDef, access: &Access) -> Result<String, WorldError> {

@@ -49,6 +49,7 @@ use client::{Client, Next};
 use engine::model::Schema;
 use lane::Lane;
 use letter_topic::LetterTopic;
+pub(crate) use security::hint;
 pub use security::{HAS_TLS, Login, Mechanism, Security};
 use waiting::Waiting;
 

@@ -13,8 +13,8 @@ use connectors::format::avro::{Address, Registry, Schema as AvroSchema, Schemas}
 use connectors::format::csv::Csv;
 use connectors::git::{GitOptions, GitSource};
 use connectors::kafka::{KafkaOptions, KafkaSource, Login, Mechanism, Security, Start};
-use connectors::sink::{Envelope as SinkKind, KafkaSink, SinkOptions};
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
+use connectors::sink::{Envelope as SinkKind, KafkaSink, SinkOptions};
 use engine::contract::{Embedder, Sink, Source};
 use engine::durable::LocalStore;
 use engine::error::{DeadLetter, WorldError};

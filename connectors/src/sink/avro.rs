@@ -48,7 +48,11 @@ pub struct SchemaTexts {
 /// The schemas of the messages of a collection.
 ///
 /// Errors: columns that Avro cannot tell apart.
-pub fn schemas(schema: &Schema, envelope: Envelope, topic: &str) -> Result<SchemaTexts, WorldError> {
+pub fn schemas(
+    schema: &Schema,
+    envelope: Envelope,
+    topic: &str,
+) -> Result<SchemaTexts, WorldError> {
     let mut seen: Vec<(String, &str)> = Vec::new();
     for column in &schema.columns {
         let field = name(&column.name);

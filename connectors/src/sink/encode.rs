@@ -157,7 +157,12 @@ impl Encoder {
         }
     }
 
-    fn event(&self, event: &Event<'_>, before: Option<&[Value]>, after: Option<&[Value]>) -> Vec<u8> {
+    fn event(
+        &self,
+        event: &Event<'_>,
+        before: Option<&[Value]>,
+        after: Option<&[Value]>,
+    ) -> Vec<u8> {
         if let Some(avro) = &self.avro {
             return avro.event(self.codec.schema(), event, before, after);
         }

@@ -197,9 +197,9 @@ impl Sink for KafkaSink {
             let sink = &*context.name;
             let detail = trouble.to_string();
             metrics::counter!(telemetry::SINK_ERRORS.name, "sink" => sink.to_owned()).increment(1);
-            let is_new = told.as_ref().is_none_or(|(before, at)| {
-                *before != detail || at.elapsed() >= TELL
-            });
+            let is_new = told
+                .as_ref()
+                .is_none_or(|(before, at)| *before != detail || at.elapsed() >= TELL);
             if is_new && !was_batch {
                 tracing::warn!(sink, error = detail, "the sink cannot write; trying again");
                 told = Some((detail.clone(), Instant::now()));

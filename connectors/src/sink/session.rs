@@ -85,7 +85,11 @@ pub(super) fn run(
         memory,
         stretch: Time::MAX,
     };
-    let ended = session.begin(written.filter(|written| written.object == context.id.0).map(|w| w.at));
+    let ended = session.begin(
+        written
+            .filter(|written| written.object == context.id.0)
+            .map(|w| w.at),
+    );
     if !matches!(ended, Ok(())) {
         session.writer.abandon();
     }

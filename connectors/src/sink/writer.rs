@@ -140,7 +140,10 @@ impl Writer {
             .set("linger.ms", "5")
             .set("message.max.bytes", SINK_RECORD_BYTES_MAX.to_string())
             .set("batch.size", BATCH_BYTES.to_string())
-            .set("queue.buffering.max.kbytes", (QUEUE_BYTES >> 10).to_string())
+            .set(
+                "queue.buffering.max.kbytes",
+                (QUEUE_BYTES >> 10).to_string(),
+            )
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Warning);
         if singly {

@@ -12,3 +12,4 @@ mod git_server;
 mod push;
 #[path = "../../../tests/support/git.rs"]
 mod repo;
+mod sink;

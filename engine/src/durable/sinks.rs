@@ -96,7 +96,13 @@ fn decode(bytes: &[u8]) -> Result<State, WorldError> {
             payload,
             ..
         }) => payload,
-        other => return Err(corrupt(FILE, 0, format!("not the notes of sinks: {other:?}"))),
+        other => {
+            return Err(corrupt(
+                FILE,
+                0,
+                format!("not the notes of sinks: {other:?}"),
+            ));
+        }
     };
     bincode::serde::decode_from_slice(payload, bincode::config::standard())
         .map(|(state, _)| state)

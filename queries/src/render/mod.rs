@@ -29,6 +29,6 @@ pub use pipeline::{
 };
 pub use program::{WorkerProgram, follow};
 pub use question::{
-    Answer, ChangesQuestion, DocumentAnswer, EntryAnswer, LookupAnswer, LookupQuestion, MissingChunk, Operation,
-    ProgramReply, Question, SearchAnswer, SearchQuestion,
+    Answer, ChangesQuestion, DocumentAnswer, EntryAnswer, LookupAnswer, LookupQuestion,
+    MissingChunk, Operation, ProgramReply, Question, SearchAnswer, SearchQuestion,
 };

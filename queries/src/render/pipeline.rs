@@ -13,7 +13,9 @@ use operators::chunk::{Chunker, ChunkingSpec, ModelTokens, TokenCounter, WordTok
 use operators::index::{Analyzer, BuilderHandle, DocumentState, Quantization, ShardChunk};
 
 use super::question::ProgramReply;
-use crate::definition::{CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, SinkDef, ViewDef};
+use crate::definition::{
+    CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, SinkDef, ViewDef,
+};
 use crate::sql::{FilterProgram, RowProgram, filter_program, view_program};
 
 /// Loads a model: from the weights of a declaration to an encoder.

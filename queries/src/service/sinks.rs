@@ -279,7 +279,9 @@ impl Inner {
             };
             let state = sinks.get(&object.id).map(|sink| sink.status.get());
             let state = state.unwrap_or_default();
-            let lag = state.progress.and_then(|progress| self.lag(*from, progress));
+            let lag = state
+                .progress
+                .and_then(|progress| self.lag(*from, progress));
             Some(vec![
                 text(&object.name),
                 text(&definition.from),

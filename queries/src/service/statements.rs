@@ -402,11 +402,9 @@ impl Inner {
                 });
                 Ok((at, pack(input, rows.collect())))
             }
-            Declared::Model { .. } | Declared::Plain { .. } | Declared::Sink { .. } => {
-                Err(Problem::invalid(format!(
-                    "\"{name}\" is no collection: it has no rows"
-                )))
-            }
+            Declared::Model { .. } | Declared::Plain { .. } | Declared::Sink { .. } => Err(
+                Problem::invalid(format!("\"{name}\" is no collection: it has no rows")),
+            ),
         }
     }
 

@@ -19,9 +19,7 @@ use super::options::{Known, Options};
 use super::source::required;
 use super::statement::{known, later, with_article};
 use super::{format, security};
-use crate::definition::{
-    AvroDef, Definition, MessageFormat, RegistryDef, SinkDef, SinkEnvelope,
-};
+use crate::definition::{AvroDef, Definition, MessageFormat, RegistryDef, SinkDef, SinkEnvelope};
 use crate::problem::{Position, Problem};
 
 /// What `PROGRESS TOPIC` is without the option.
@@ -34,10 +32,7 @@ const REPLICATION_MAX: u64 = 1_000;
 const TOPIC_CHARS_MAX: usize = 249;
 
 /// Reads what stands behind the name.
-pub(super) fn sink(
-    cursor: &mut Cursor<'_>,
-    catalog: &dyn CatalogView,
-) -> Result<SinkDef, Problem> {
+pub(super) fn sink(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<SinkDef, Problem> {
     cursor.expect("FROM")?;
     let from = from(cursor, catalog)?;
     cursor.expect("INTO")?;
@@ -141,11 +136,9 @@ fn options(
     let progress = topic_or(&options, "PROGRESS TOPIC", PROGRESS_TOPIC_DEFAULT)?;
     if topic == progress {
         let at = options.position("TOPIC").unwrap_or(at);
-        return Err(
-            Problem::invalid("TOPIC and PROGRESS TOPIC are one topic")
-                .at(at.line, at.column)
-                .expected("two topics"),
-        );
+        return Err(Problem::invalid("TOPIC and PROGRESS TOPIC are one topic")
+            .at(at.line, at.column)
+            .expected("two topics"));
     }
     let number = |name: &str, most: u64| -> Result<Option<u32>, Problem> {
         let number = options.integer(name, 1..=most)?;
@@ -174,7 +167,8 @@ fn topic(options: &Options, name: &str) -> Result<Option<String>, Problem> {
         return Ok(None);
     };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let is_name = !topic.is_empty() && topic.len() <= TOPIC_CHARS_MAX && topic.chars().all(is_plain);
+    let is_name =
+        !topic.is_empty() && topic.len() <= TOPIC_CHARS_MAX && topic.chars().all(is_plain);
     if is_name && topic != "." && topic != ".." {
         return Ok(Some(topic));
     }
@@ -199,11 +193,9 @@ fn registry(
                 registry: Some(registry),
                 schema: None,
             } => Ok(Some(registry)),
-            _ => Err(
-                Problem::invalid("a sink's schema is made from its columns")
-                    .at(at.line, at.column)
-                    .expected("FORMAT AVRO (REGISTRY '…') without SCHEMA"),
-            ),
+            _ => Err(Problem::invalid("a sink's schema is made from its columns")
+                .at(at.line, at.column)
+                .expected("FORMAT AVRO (REGISTRY '…') without SCHEMA")),
         },
         other => Err(Problem::not_supported(format!(
             "FORMAT {} of a sink is not supported by this version",

@@ -95,8 +95,6 @@ enum Trouble {
     Stop,
     /// Something outside failed; it is tried again.
     World(String),
-    /// A record, or the batch that it was in, is larger than the topic takes.
-    TooLarge(String),
     /// A person must do something.
     Person(WorldError),
 }
@@ -105,7 +103,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Trouble::Stop => out.write_str("there was no time left"),
-            Trouble::World(detail) | Trouble::TooLarge(detail) => out.write_str(detail),
+            Trouble::World(detail) => out.write_str(detail),
             Trouble::Person(error) => error.fmt(out),
         }
     }
@@ -191,16 +189,13 @@ impl Sink for KafkaSink {
             if context.is_stopping() {
                 return Ok(());
             }
-            // Alone in its batch, a record that is refused is the one that is too large.
-            let was_batch = matches!(trouble, Trouble::TooLarge(_)) && !memory.singly;
-            memory.singly |= was_batch;
             let sink = &*context.name;
             let detail = trouble.to_string();
             metrics::counter!(telemetry::SINK_ERRORS.name, "sink" => sink.to_owned()).increment(1);
             let is_new = told
                 .as_ref()
                 .is_none_or(|(before, at)| *before != detail || at.elapsed() >= TELL);
-            if is_new && !was_batch {
+            if is_new {
                 tracing::warn!(sink, error = detail, "the sink cannot write; trying again");
                 told = Some((detail.clone(), Instant::now()));
             }
@@ -208,7 +203,7 @@ impl Sink for KafkaSink {
                 state.phase = SinkPhase::Retrying;
                 state.error = Some(detail);
             });
-            if std::mem::take(&mut memory.had_success) || was_batch {
+            if std::mem::take(&mut memory.had_success) {
                 pause = least;
             }
             let until = Instant::now() + pause;

@@ -40,9 +40,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub(super) struct Memory {
     /// The greatest time that this process tried to commit.
     attempted: Option<Time>,
-    /// Whether every record goes in a batch of its own, because a batch was too large.
-    pub(super) singly: bool,
-    /// Whether the last session wrote or read anything: then pauses begin anew.
+    /// Whether the last session committed anything: then pauses begin anew.
     pub(super) had_success: bool,
 }
 
@@ -65,15 +63,8 @@ pub(super) fn run(
     memory: &mut Memory,
 ) -> Result<(), Trouble> {
     let is_stopping = || context.is_stopping();
-    topics::ensure(&sink.options)?;
-    let id = format!("headwater-{}-{}", context.pipeline, context.name);
-    let mut writer = Writer::begin(
-        &sink.options,
-        &context.name,
-        &id,
-        memory.singly,
-        &is_stopping,
-    )?;
+    let batch_bytes = topics::ensure(&sink.options)?;
+    let mut writer = Writer::begin(&sink.options, context, batch_bytes, &is_stopping)?;
     let progress = Progress::new(&sink.options, context);
     let written = progress.read(&sink.options, &mut writer, &is_stopping)?;
     let mut session = Session {

@@ -10,21 +10,24 @@
 
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::runtime::Runtime;
 
 use super::{Envelope, SinkOptions, Trouble, progress};
 
 /// Longest wait for the brokers.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// A segment of the progress topic: compaction takes closed ones only.
 const SEGMENT_BYTES: &str = "8388608";
+/// Bytes of one batch where the topic takes more.
+const BATCH_BYTES: usize = 512 << 10;
 
-/// Makes the sink's topics, where they are missing.
-pub(super) fn ensure(options: &SinkOptions) -> Result<(), Trouble> {
+/// Makes the sink's topics, where they are missing; how many bytes a batch of records may have.
+pub(super) fn ensure(options: &SinkOptions) -> Result<usize, Trouble> {
     let failed = |error: &KafkaError| Trouble::World(error.to_string());
     // A producer that asks for a topic's metadata may make the topic by that.
     let consumer = progress::consumer(options).map_err(|error| failed(&error))?;
@@ -44,7 +47,7 @@ pub(super) fn ensure(options: &SinkOptions) -> Result<(), Trouble> {
         }
     }
     if missing.is_empty() {
-        return Ok(());
+        return batch_bytes(options);
     }
     let replication = options.replication.unwrap_or(-1);
     let wanted = missing.iter().map(|topic| {
@@ -62,10 +65,33 @@ pub(super) fn ensure(options: &SinkOptions) -> Result<(), Trouble> {
             (false, Envelope::Debezium) => topic,
         }
     });
-    create(options, &wanted.collect::<Vec<_>>())
+    create(options, &wanted.collect::<Vec<_>>())?;
+    batch_bytes(options)
 }
 
-fn create(options: &SinkOptions, wanted: &[NewTopic<'_>]) -> Result<(), Trouble> {
+/// A batch is refused as a whole, so it must be no larger than the topic takes. Who may not ask gets what
+/// nearly every topic takes.
+fn batch_bytes(options: &SinkOptions) -> Result<usize, Trouble> {
+    let (admin, asked, runtime) = admin(options)?;
+    let topic = ResourceSpecifier::Topic(&options.topic);
+    let described = runtime.block_on(admin.describe_configs([&topic], &asked));
+    let described = described.map_err(|error| Trouble::World(error.to_string()))?;
+    let found = described.into_iter().find_map(|one| {
+        let one = one.ok()?;
+        one.get("max.message.bytes")?
+            .value
+            .as_ref()?
+            .parse::<usize>()
+            .ok()
+    });
+    // The frame of a batch counts, too.
+    let most = found.map_or(BATCH_BYTES, |most| most - most / 8);
+    Ok(most.clamp(1, BATCH_BYTES))
+}
+
+type Admin = (AdminClient<DefaultClientContext>, AdminOptions, Runtime);
+
+fn admin(options: &SinkOptions) -> Result<Admin, Trouble> {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", &options.brokers)
@@ -79,6 +105,11 @@ fn create(options: &SinkOptions, wanted: &[NewTopic<'_>]) -> Result<(), Trouble>
         .operation_timeout(Some(PATIENCE));
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| Trouble::World(error.to_string()))?;
+    Ok((admin, asked, runtime))
+}
+
+fn create(options: &SinkOptions, wanted: &[NewTopic<'_>]) -> Result<(), Trouble> {
+    let (admin, asked, runtime) = admin(options)?;
     let made = runtime.block_on(admin.create_topics(wanted, &asked));
     for one in made.map_err(|error| Trouble::World(error.to_string()))? {
         match one {

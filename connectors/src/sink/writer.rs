@@ -11,6 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use engine::contract::{SinkContext, SinkPhase, SinkStatus};
 use engine::limits::{SINK_RECORD_BYTES_MAX, SINK_TRANSACTION_MS};
 use rdkafka::Message as _;
 use rdkafka::client::ClientContext;
@@ -24,8 +25,10 @@ use crate::kafka::hint;
 
 /// Bytes that wait in the client.
 const QUEUE_BYTES: usize = 2 * SINK_RECORD_BYTES_MAX;
-/// Bytes of one batch: below every topic's usual max.message.bytes, with room for headers.
-const BATCH_BYTES: usize = 512 << 10;
+/// How long a record may wait for its broker, milliseconds; then its transaction is begun again.
+const MESSAGE_MS: &str = "30000";
+/// After so long without an answer people are told.
+const SLOW: Duration = Duration::from_secs(3);
 /// One wait of a call that may be repeated: a stop must be seen soon.
 const STEP: Duration = Duration::from_secs(1);
 /// Time for the brokers to answer at all.
@@ -98,6 +101,8 @@ pub(super) struct Writer {
     producer: ThreadedProducer<Deliveries>,
     failed: Arc<Mutex<Option<Refused>>>,
     topic: String,
+    sink: String,
+    status: Arc<SinkStatus>,
     is_open: bool,
 }
 
@@ -115,17 +120,17 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl Writer {
-    /// A producer that is the only one under its name. `singly`: every record in a batch of its own,
-    /// to find one that is too large.
+    /// A producer that is the only one under its name.
     pub(super) fn begin(
         options: &SinkOptions,
-        sink: &str,
-        id: &str,
-        singly: bool,
+        context: &SinkContext,
+        batch_bytes: usize,
         is_stopping: &dyn Fn() -> bool,
     ) -> Result<Writer, Trouble> {
+        let sink = &*context.name;
+        let id = format!("headwater-{}-{sink}", context.pipeline);
         let failed: Arc<Mutex<Option<Refused>>> = Arc::default();
-        let context = Deliveries {
+        let deliveries = Deliveries {
             sink: sink.to_owned(),
             failed: Arc::clone(&failed),
         };
@@ -139,24 +144,24 @@ impl Writer {
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "5")
             .set("message.max.bytes", SINK_RECORD_BYTES_MAX.to_string())
-            .set("batch.size", BATCH_BYTES.to_string())
+            .set("message.timeout.ms", MESSAGE_MS)
+            .set("batch.size", batch_bytes.to_string())
             .set(
                 "queue.buffering.max.kbytes",
                 (QUEUE_BYTES >> 10).to_string(),
             )
             .set("reconnect.backoff.max.ms", "2000")
             .set_log_level(RDKafkaLogLevel::Warning);
-        if singly {
-            config.set("batch.num.messages", "1");
-        }
         options.security.configure(&mut config);
         let producer: ThreadedProducer<Deliveries> = config
-            .create_with_context(context)
+            .create_with_context(deliveries)
             .map_err(|error| Trouble::Person(options.refused(&error.to_string())))?;
         let writer = Writer {
             producer,
             failed,
             topic: options.topic.clone(),
+            sink: sink.to_owned(),
+            status: Arc::clone(&context.status),
             is_open: false,
         };
         writer.repeat(PATIENCE, is_stopping, |step| {
@@ -241,7 +246,7 @@ impl Writer {
         is_stopping: &dyn Fn() -> bool,
         call: impl Fn(Duration) -> Result<(), KafkaError>,
     ) -> Result<(), Trouble> {
-        let begun = Instant::now();
+        let (begun, mut is_told) = (Instant::now(), false);
         loop {
             match call(STEP) {
                 Ok(()) => return Ok(()),
@@ -254,10 +259,22 @@ impl Writer {
                     if let Some(refused) = self.refused() {
                         return Err(self.told(&refused));
                     }
+                    if begun.elapsed() > SLOW && !std::mem::replace(&mut is_told, true) {
+                        self.tell_slow(&error.to_string());
+                    }
                 }
                 Err(error) => return Err(self.trouble(&error)),
             }
         }
+    }
+
+    fn tell_slow(&self, error: &str) {
+        let sink = &*self.sink;
+        tracing::warn!(sink, error, "the brokers do not answer; waiting");
+        self.status.set(|state| {
+            state.phase = SinkPhase::Retrying;
+            state.error = Some(format!("the brokers do not answer: {error}"));
+        });
     }
 
     fn refused(&self) -> Option<Refused> {
@@ -282,7 +299,7 @@ impl Writer {
         let topic = &self.topic;
         match code {
             RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize => {
-                Trouble::TooLarge(format!(
+                Trouble::World(format!(
                     "the record of key {key} has {bytes} bytes, more than topic \"{topic}\" takes; \
                      raise its max.message.bytes (and the client's limit is \
                      {SINK_RECORD_BYTES_MAX}), or leave columns out by a view"

@@ -18,17 +18,19 @@ use connectors::kafka::{
     KafkaOptions, KafkaSource, Login, Mechanism, Security, Start, TransactionTopic,
 };
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
-use engine::contract::{Embedder, Source};
+use connectors::sink::{Envelope as SinkKind, KafkaSink, SinkOptions};
+use engine::contract::{Embedder, Sink, Source};
 use engine::durable::LocalStore;
 use engine::error::{DeadLetter, WorldError};
 use engine::letters::Redecoded;
-use engine::model::{Column, Schema};
+use engine::model::{Column, RowCodec, Schema};
 use engine::runtime::SystemClock;
 use engine::telemetry;
 use queries::api::PushLine;
 use queries::definition::{
     AvroDef, Connector, Envelope, FilesDef, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
-    MessageFormat, MessagePart, ModelDef, PasswordDef, SaslMechanism, SlotLost, SourceDef, SslMode,
+    MessageFormat, MessagePart, ModelDef, PasswordDef, RegistryDef, SaslMechanism, SinkDef,
+    SinkEnvelope, SlotLost, SourceDef, SslMode,
 };
 use queries::service::{Access, Connect, Connection, DecodedPush, Rejected, Wiring};
 use queries::sql::DatabaseTable;
@@ -47,6 +49,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         clock: Arc::new(SystemClock),
         load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
         connect: connector(Some(options.data.join("git"))),
+        connect_sink: Arc::new(connect_sink),
         describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
         redecode: Arc::new(redecode),
@@ -272,6 +275,31 @@ fn kafka(schema: &Schema, kafka: &KafkaDef, access: &Access) -> Result<KafkaSour
     KafkaSource::new(options, schema.clone(), envelope, decoding)
 }
 
+/// Makes the writer of a sink.
+pub fn connect_sink(
+    sink: &SinkDef,
+    _name: &str,
+    codec: &Arc<RowCodec>,
+    access: &Access,
+) -> Result<Box<dyn Sink>, WorldError> {
+    let count = |count: Option<u32>| count.map(|count| i32::try_from(count).unwrap_or(i32::MAX));
+    let registry = sink.registry.as_ref();
+    let options = SinkOptions {
+        brokers: sink.brokers.clone(),
+        topic: sink.topic.clone(),
+        partitions: count(sink.partitions),
+        replication: count(sink.replication),
+        progress_topic: sink.progress_topic.clone(),
+        security: security(&sink.security, access)?,
+        registry: registry.map(|def| address(def, access)).transpose()?,
+        envelope: match sink.envelope {
+            SinkEnvelope::Upsert => SinkKind::Upsert,
+            SinkEnvelope::Debezium => SinkKind::Debezium,
+        },
+    };
+    Ok(Box::new(KafkaSink::new(options, Arc::clone(codec))?))
+}
+
 fn security(def: &KafkaSecurity, access: &Access) -> Result<Security, WorldError> {
     let login = def.login.as_ref().map(|login| {
         Ok(Login {
@@ -327,16 +355,20 @@ fn avro(def: &AvroDef, access: &Access) -> Result<Schemas, WorldError> {
         let schema = schema.ok_or_else(|| refused("SCHEMA", "there is none"))?;
         return Ok(Schemas::Inline(Arc::new(schema)));
     };
+    let address = address(registry, access)?;
+    Ok(Schemas::Registry(Registry::new(&address, schema)))
+}
+
+fn address(registry: &RegistryDef, access: &Access) -> Result<Address, WorldError> {
     let password = registry.password.as_ref();
     let password = password
         .map(|def| self::password(def, access))
         .transpose()?;
     let login = registry.user.clone();
-    let address = Address {
+    Ok(Address {
         url: registry.url.clone(),
         login: login.map(|user| (user, password.unwrap_or_default())),
-    };
-    Ok(Schemas::Registry(Registry::new(&address, schema)))
+    })
 }
 
 fn password(def: &PasswordDef, access: &Access) -> Result<String, WorldError> {

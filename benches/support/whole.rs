@@ -40,6 +40,7 @@ impl Whole {
             clock: Arc::new(SystemClock),
             load_model: Arc::new(|name, model| headwater::wiring::load_model(name, model, None)),
             connect: headwater::wiring::connector(None),
+            connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),
             redecode: Arc::new(headwater::wiring::redecode),

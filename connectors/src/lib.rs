@@ -3,6 +3,7 @@
 //! ```text
 //! files, generate, git, kafka ─ SourceBatch ─▶ engine::contract::LaneSink   (a thread of its own each)
 //! HTTP push line  ─ push::decode ─▶ key, row, version                  (pure; the server stages them)
+//! rows ─ sink::encode ─▶ messages ─ sink ─▶ transactions                (asks the engine's ChangeFeed)
 //! message ─ format ─▶ nodes ─ envelope ─▶ row changes ─ envelope::table ─▶ rows          (pure)
 //! ```
 //!
@@ -21,6 +22,7 @@ mod key;
 mod live;
 pub mod postgres;
 pub mod push;
+pub mod sink;
 mod text;
 
 use engine::contract::Source;

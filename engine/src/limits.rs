@@ -83,6 +83,17 @@ pub const REPLAY_LETTERS_MAX: usize = 10_000;
 /// Messages that wait for a topic of dead letters; beyond, they are counted and stay in the
 /// collection only.
 pub const DEAD_LETTER_TOPIC_MESSAGES_MAX: usize = 10_000;
+/// Changes of one page that a sink asks a worker for, bytes (soft for one key).
+pub const SINK_PAGE_BYTES_MAX: usize = 1 << 20;
+/// Changes that a sink holds in memory while it decides what one transaction covers; a longer stretch of
+/// time is taken in parts. One time is never split: what a time has more goes out by page.
+pub const SINK_TRANSACTION_BYTES_MAX: usize = 32 << 20;
+/// Time in which a sink's transaction must be committed, milliseconds; the broker aborts it then.
+pub const SINK_TRANSACTION_MS: u64 = 300_000;
+/// One record of a sink, as the client takes it; the topic's max.message.bytes is lower nearly always.
+pub const SINK_RECORD_BYTES_MAX: usize = 32 << 20;
+/// First and longest pause of a sink whose brokers are away or refuse, milliseconds.
+pub const SINK_RETRY_MS: (u64, u64) = (200, 10_000);
 /// Rows of one SQL reply that is not streamed.
 pub const SQL_ROWS_MAX: usize = 100_000;
 /// Rows of one page of a list (`limit`); the next page follows by its cursor.

@@ -99,6 +99,13 @@ declare! {
     KAFKA_STOPPED Counter Count "kafka_partitions_stopped_total" ["source"] "Partitions given up because their log no longer has what follows; their dead letters say why.";
 
     SCHEMA_WAITS Counter Count "schema_waits_total" ["source"] "Times a partition began to wait because a schema registry could not give its next message's schema; it is tried again.";
+    // Sinks.
+    SINK_LAG Gauge Seconds "sink_lag_seconds" ["sink"] "Newest sealed time of a sink's collection minus the time through which the sink has written it.";
+    SINK_RECORDS Counter Count "sink_records_total" ["sink"] "Records of committed transactions of a sink, progress excluded.";
+    SINK_BYTES Counter Bytes "sink_bytes_total" ["sink"] "Keys and values of committed transactions of a sink.";
+    SINK_TRANSACTIONS Counter Count "sink_transactions_total" ["sink"] "Transactions that a sink committed.";
+    SINK_ERRORS Counter Count "sink_errors_total" ["sink"] "Times a sink had to begin again: brokers away, a transaction aborted, a record refused.";
+    SINK_COMMIT_SECONDS Histogram Seconds "sink_commit_seconds" ["sink"] "From the begin of a sink's transaction to its commit.";
     // PostgreSQL.
     POSTGRES_LAG_BYTES Gauge Bytes "postgres_lag_bytes" ["connection"] "Log of a database that is written and not read yet.";
     SNAPSHOT_ROWS Gauge Count "snapshot_rows" ["source"] "Rows read by the copy of a table that runs, or ran last.";

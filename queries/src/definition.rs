@@ -34,10 +34,12 @@ pub enum Definition {
     Secret(SecretDef),
     /// `CREATE CONNECTION`
     Connection(ConnectionDef),
+    /// `CREATE SINK`
+    Sink(Box<SinkDef>),
 }
 
 impl Definition {
-    /// `source`, `model`, `view`, `index`, `cache`, `secret` or `connection`.
+    /// `source`, `model`, `view`, `index`, `cache`, `secret`, `connection` or `sink`.
     pub fn kind(&self) -> &'static str {
         match self {
             Definition::Source(_) => "source",
@@ -47,6 +49,7 @@ impl Definition {
             Definition::Cache(_) => "cache",
             Definition::Secret(_) => "secret",
             Definition::Connection(_) => "connection",
+            Definition::Sink(_) => "sink",
         }
     }
 
@@ -61,7 +64,10 @@ impl Definition {
     pub fn is_collection(&self) -> bool {
         !matches!(
             self,
-            Definition::Model(_) | Definition::Secret(_) | Definition::Connection(_)
+            Definition::Model(_)
+                | Definition::Secret(_)
+                | Definition::Connection(_)
+                | Definition::Sink(_)
         )
     }
 
@@ -83,6 +89,10 @@ impl Definition {
                 std::iter::once(&*index.on).chain(model).collect()
             }
             Definition::Cache(cache) => vec![&cache.index],
+            Definition::Sink(sink) => {
+                let secrets = sink.secrets().into_iter();
+                std::iter::once(&*sink.from).chain(secrets).collect()
+            }
         }
     }
 }
@@ -277,6 +287,54 @@ pub struct TransactionsDef {
     pub topic: String,
     /// Longest wait for what belongs to a transaction, microseconds.
     pub wait_micros: u64,
+}
+
+/// `CREATE SINK … FROM … INTO KAFKA (…) FORMAT … ENVELOPE …`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkDef {
+    /// The source or view that is written.
+    pub from: String,
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+    /// The topic's name.
+    pub topic: String,
+    /// Partitions of the topic when it is made; the brokers' default without.
+    pub partitions: Option<u32>,
+    /// Copies of each partition when topics are made; the brokers' default without.
+    pub replication: Option<u32>,
+    /// The topic that has the progress of sinks.
+    pub progress_topic: String,
+    /// How the brokers are spoken to.
+    pub security: KafkaSecurity,
+    /// Avro with schemas in this registry; JSON without.
+    pub registry: Option<RegistryDef>,
+    /// What a change becomes.
+    pub envelope: SinkEnvelope,
+}
+
+/// What a change of a row becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SinkEnvelope {
+    /// The row under its key; null when it is deleted.
+    Upsert,
+    /// Debezium's change event, with the row before and after.
+    Debezium,
+}
+
+impl SinkDef {
+    /// Names of the secrets that writing needs, each once.
+    pub fn secrets(&self) -> Vec<&str> {
+        let login = self.security.login.iter().map(|login| &*login.password);
+        let registry = self.registry.iter();
+        let registry = registry.filter_map(|registry| match &registry.password {
+            Some(PasswordDef::Secret(name)) => Some(&**name),
+            _ => None,
+        });
+        let mut names: Vec<&str> = login.chain(registry).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
 }
 
 /// `SECURITY PROTOCOL` and what belongs to it: TLS or not, with a login or without.

@@ -67,6 +67,7 @@ impl Rig {
             clock: Arc::new(clock.clone()),
             load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
             connect: Arc::new(|_, _, _| Ok(None)),
+            connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(|_, _| unreachable!("no script reads a database")),
             decode_push: Arc::new(headwater::wiring::decode_push),
             redecode: Arc::new(headwater::wiring::redecode),

@@ -8,4 +8,5 @@ mod letters;
 mod pipeline;
 mod restart;
 mod rig;
+mod sink;
 mod slow_encoder;

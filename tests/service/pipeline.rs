@@ -258,7 +258,9 @@ fn rows_are_selected() {
         for id in ["a", "b", "c", "d", "nobody", "\"quoted\""] {
             for more in ["", " AND length(body) > 3", " AND id = 'a'"] {
                 let rows = |key: &str| {
-                    rig.rows(&format!("SELECT id, body FROM {relation} WHERE {key} = '{id}'{more}"))
+                    rig.rows(&format!(
+                        "SELECT id, body FROM {relation} WHERE {key} = '{id}'{more}"
+                    ))
                 };
                 assert_eq!(rows("id"), rows("id || ''"), "{relation} {id} {more}");
             }

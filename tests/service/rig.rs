@@ -78,6 +78,7 @@ impl Rig {
             clock: Arc::new(SystemClock),
             load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
             connect: headwater::wiring::connector(None),
+            connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),
             redecode: Arc::new(headwater::wiring::redecode),

@@ -53,6 +53,7 @@ use client::{Client, Next};
 use engine::model::Schema;
 use outlet::{Outlet, Own};
 pub use record::Record;
+pub(crate) use security::hint;
 pub use security::{HAS_TLS, Login, Mechanism, Security};
 use transactions::{Groups, Ticket};
 use waiting::Waiting;

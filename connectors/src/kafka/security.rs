@@ -79,7 +79,7 @@ impl Security {
     /// Looks whether this program can do it, and whether its files can be read.
     ///
     /// Errors: both, with what to do.
-    pub(super) fn check(&self) -> Result<(), WorldError> {
+    pub(crate) fn check(&self) -> Result<(), WorldError> {
         let protocol = self.protocol();
         if protocol != "plaintext" && !HAS_TLS {
             return Err(WorldError::Service {
@@ -100,7 +100,7 @@ impl Security {
     }
 
     /// Puts it into a client's settings.
-    pub(super) fn configure(&self, config: &mut ClientConfig) {
+    pub(crate) fn configure(&self, config: &mut ClientConfig) {
         let protocol = self.protocol();
         if protocol == "plaintext" {
             // Nothing that librdkafka without OpenSSL does not know.
@@ -135,7 +135,7 @@ impl Security {
 }
 
 /// What helps against an error of a connection, where that is known.
-pub(super) fn hint(error: &KafkaError) -> Option<&'static str> {
+pub(crate) fn hint(error: &KafkaError) -> Option<&'static str> {
     match error.rdkafka_error_code()? {
         RDKafkaErrorCode::Authentication => {
             Some("the brokers refuse SASL USERNAME, SASL PASSWORD or SASL MECHANISM; trying again")

@@ -16,4 +16,5 @@ mod git_server;
 mod push;
 #[path = "../../../tests/support/git.rs"]
 mod repo;
+mod sink;
 mod transactions;

@@ -4,6 +4,7 @@
 //! | trait | implementations |
 //! |---|---|
 //! | [`Source`] | files, generate, push (connectors); scripted (testing) |
+//! | [`Sink`] | kafka (connectors) |
 //! | [`Embedder`] | MiniLM on CPU (operators); hashed (testing) |
 //! | [`VectorMemo`] | the embedding store (durable) |
 //! | [`Store`] | local directory (durable); memory with injected failures (testing) |
@@ -11,9 +12,14 @@
 //! The fourth waist, the vector index, lives beside its users in `operators::index`.
 
 mod embedder;
+mod sink;
 mod source;
 mod store;
 
 pub use embedder::{EmbedError, Embedder, TokenSpans, VectorMemo};
+pub use sink::{
+    ChangeFeed, ChangePage, FeedError, NextPage, RowChange, Sink, SinkContext, SinkPhase,
+    SinkState, SinkStatus,
+};
 pub use source::{LaneSink, Part, Resume, SinkClosed, Source, SourceBatch, SourceContext};
 pub use store::{AppendFile, Store};

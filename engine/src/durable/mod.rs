@@ -27,6 +27,7 @@ pub mod log;
 mod manifest;
 pub mod record;
 pub mod replay;
+mod sinks;
 mod vector_file;
 pub mod vectors;
 mod writer;
@@ -39,4 +40,5 @@ pub use record::{
     LaneState, Record, Replayed, Stage, Tick, is_admitted, is_forgotten,
 };
 pub use replay::Replay;
+pub use sinks::SinkNotes;
 pub use vectors::{Collected, EmbeddingStore, VectorOptions};

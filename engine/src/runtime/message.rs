@@ -138,6 +138,8 @@ pub(super) enum Message<P: Program> {
     Durable(LogSequence),
     /// A tick is wanted not later than a time: a TTL is due.
     Due(Time),
+    /// What replay held for an object is held by others now.
+    Unpin(ObjectId),
     Resume,
     Stop,
 }

@@ -47,7 +47,7 @@ pub use lanes::StagedBatch;
 pub use message::{AskError, AskTime, CatalogChange, Declared, WriteToken};
 pub use preparer::{Prepared, Preparer, Want};
 pub use program::{Program, ProgramFactory, QuestionId, Wire};
-pub use replay::Recovered;
+pub use replay::{Pin, Recovered};
 pub use sink::{EngineSink, NotReplayed, OnDurable, PUSH_LANE, Staged};
 
 use crate::durable::{CompactOptions, Compacted, InputLog};
@@ -127,9 +127,10 @@ impl<P: Program> Shared<P> {
     }
 }
 
-/// Called for each catalog change that replay finds, before it is rendered.
+/// Called for each catalog change that replay finds, before it is rendered. What it gives back is
+/// held for the object until [`Engine::unpin`].
 pub type OnCatalog<'a, P> =
-    dyn FnMut(&CatalogChange<<P as Program>::Definition>) -> Result<(), WorldError> + 'a;
+    dyn FnMut(&CatalogChange<<P as Program>::Definition>) -> Result<Option<Pin>, WorldError> + 'a;
 
 /// Announces stored vectors to the engine, from any thread.
 #[derive(Clone)]
@@ -294,6 +295,11 @@ impl<P: Program> Engine<P> {
     /// Asks for a tick not later than a time.
     pub fn due(&self, at: Time) {
         let _ = self.shared.mailbox.send(Message::Due(at));
+    }
+
+    /// Releases what replay held for an object ([`Pin`]).
+    pub fn unpin(&self, object: ObjectId) {
+        let _ = self.shared.mailbox.send(Message::Unpin(object));
     }
 
     /// Announces a stored vector.

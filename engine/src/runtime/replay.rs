@@ -13,6 +13,16 @@ use crate::durable::{Replay, Replayed, Stage};
 use crate::error::WorldError;
 use crate::model::{Change, ObjectId, Time, VectorFact};
 
+/// History that an object needs which somebody outside reads (a sink): held from the beginning of the
+/// replay, because how far that reader is will be known only later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pin {
+    /// The collection that is read.
+    pub collection: ObjectId,
+    /// Nothing up to this time is needed.
+    pub at: Time,
+}
+
 /// What replay found, for the crates above.
 pub struct Recovered<P: Program> {
     /// Catalog changes in order.
@@ -23,6 +33,8 @@ pub struct Recovered<P: Program> {
     pub(super) unbound: Vec<StagedBatch>,
     /// Rows replayed.
     pub rows: u64,
+    /// No time above this was published before.
+    pub last: Time,
 }
 
 /// Applies the log.
@@ -37,6 +49,7 @@ pub(super) fn replay<P: Program>(
         replies: Vec::new(),
         unbound: Vec::new(),
         rows: 0,
+        last: 0,
     };
     let mut base: Option<Base> = None;
     let mut told = Instant::now();
@@ -73,8 +86,11 @@ pub(super) fn replay<P: Program>(
                         })?
                         .0;
                 let at = base.as_ref().map_or(ddl.at, |base| base.at);
-                on_catalog(&change)?;
+                let pin = on_catalog(&change)?;
                 sequencer.install(at, change.clone());
+                if let (Some(pin), CatalogChange::Install { id, .. }) = (pin, &change) {
+                    sequencer.pin(*id, pin.collection, pin.at.max(at));
+                }
                 recovered.catalog.push(change);
                 if base.is_none() {
                     sequencer.broadcast(ddl.at, Vec::new(), &[], Vec::new(), 0);
@@ -130,7 +146,8 @@ pub(super) fn replay<P: Program>(
         }
     }
     flush(sequencer, &mut base, &mut recovered, inbox);
-    sequencer.board.set_floor(sequencer.mint.last());
+    recovered.last = sequencer.mint.last();
+    sequencer.board.set_floor(recovered.last);
     Ok(recovered)
 }
 

@@ -59,6 +59,8 @@ pub(super) struct Sequencer<P: Program> {
     unsealed_bytes: usize,
     waiting: Vec<AskRequest<P>>,
     holds: BTreeMap<QuestionId, (Vec<ObjectId>, Time)>,
+    /// What replay holds for an object ([`super::Pin`]).
+    pins: BTreeMap<ObjectId, (ObjectId, Time)>,
     declaring: AHashMap<LogSequence, (Time, Declared)>,
     due: Option<Time>,
     is_resumed: bool,
@@ -83,6 +85,7 @@ impl<P: Program> Sequencer<P> {
             unsealed_bytes: 0,
             waiting: Vec::new(),
             holds: BTreeMap::new(),
+            pins: BTreeMap::new(),
             declaring: AHashMap::new(),
             due: None,
             is_resumed: false,
@@ -190,6 +193,7 @@ impl<P: Program> Sequencer<P> {
                 self.durable_through = self.durable_through.max(through);
             }
             Message::Due(at) => self.due = Some(self.due.map_or(at, |due| due.min(at))),
+            Message::Unpin(id) => self.unpin(id),
             Message::Resume => {
                 self.is_resumed = true;
                 // A tick at once: questions wait for a time above all that was published before.
@@ -368,6 +372,18 @@ impl<P: Program> Sequencer<P> {
         }
     }
 
+    /// Holds a collection's history for an object until [`Sequencer::unpin`].
+    pub(super) fn pin(&mut self, id: ObjectId, collection: ObjectId, at: Time) {
+        self.board.hold(&[collection], at);
+        self.pins.insert(id, (collection, at));
+    }
+
+    fn unpin(&mut self, id: ObjectId) {
+        if let Some((collection, at)) = self.pins.remove(&id) {
+            self.board.release(&[collection], at);
+        }
+    }
+
     fn declare(&mut self, change: CatalogChange<P::Definition>, declared: Declared) {
         let at = self.mint.mint(self.shared.clock.now_micros());
         let payload = bincode::serde::encode_to_vec(&change, bincode::config::standard())
@@ -410,6 +426,7 @@ impl<P: Program> Sequencer<P> {
                     self.bus.send(Command::Cancel(question));
                     self.release(question);
                 }
+                self.unpin(id);
                 self.bus.send(Command::Uninstall(id));
                 self.board.remove(id);
                 self.lanes.drop_source(id);

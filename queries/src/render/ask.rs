@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use differential_dataflow::trace::{Cursor, TraceReader};
+use engine::contract::ChangePage;
 use engine::error::DataError;
 use engine::model::{DocVersion, Key, ObjectId, Row, Time};
 use operators::cache::LookupOutcome;
@@ -29,6 +30,7 @@ use timely::dataflow::operators::vec::Broadcast;
 use timely::progress::Antichain;
 use timely::worker::Worker;
 
+use super::changes::ChangeReader;
 use super::index::Index;
 use super::pipeline::Pipeline;
 use super::question::{
@@ -56,11 +58,11 @@ pub(super) fn install(
 ) -> usize {
     let questions: Questions = Rc::new(questions.to_vec());
     let dataflow = worker.next_dataflow_index();
-    let peers = worker.peers();
+    let (index, peers) = (worker.index(), worker.peers());
     worker.dataflow_named::<u64, _, _>("Question", |scope| {
         let statistics = statistics(scope, readers, at, &questions);
         let searched = searched(statistics, readers, at, &questions, peers);
-        let read = read(scope, readers, at, &questions);
+        let read = read(scope, readers, at, &questions, index);
         let partials = searched.concat(read);
         gather(partials, readers, &questions, peers);
     });
@@ -208,12 +210,13 @@ fn read<'scope>(
     readers: &Rc<Readers>,
     at: Time,
     questions: &Questions,
+    worker: usize,
 ) -> Stream<'scope, Partial> {
     let (readers, questions) = (Rc::clone(readers), Rc::clone(questions));
     source(scope, "Read", move |capability, info| {
         let activator = scope.activator_for(info.address);
         let mut capability = Some(capability);
-        let mut waiting: Vec<(u32, RowReader)> = Vec::new();
+        let mut waiting: Vec<(u32, Reading)> = Vec::new();
         let mut is_started = false;
         move |output| {
             let Some(held) = capability.as_ref() else {
@@ -223,9 +226,8 @@ fn read<'scope>(
                 is_started = true;
                 let mut session = output.session(held);
                 for (i, (_, question)) in questions.iter().enumerate() {
-                    if let Question::Rows { collection, key } = question {
-                        let reader = RowReader::new(&readers, *collection, key.clone(), at);
-                        waiting.push((i as u32, reader));
+                    if let Some(reading) = Reading::of(&readers, at, question, worker) {
+                        waiting.push((i as u32, reading));
                     } else if let Some(partial) = read_shard(&readers, at, question) {
                         session.give((i as u32, partial));
                     }
@@ -234,8 +236,8 @@ fn read<'scope>(
             let deadline = Instant::now() + Duration::from_micros(super::index::BUDGET_MICROS);
             waiting.retain_mut(|(i, reader)| match reader.read(deadline) {
                 None => true,
-                Some(rows) => {
-                    output.session(held).give((*i, Partial::Rows(rows)));
+                Some(partial) => {
+                    output.session(held).give((*i, partial));
                     false
                 }
             });
@@ -252,7 +254,10 @@ fn read_shard(readers: &Readers, at: Time, question: &Question) -> Option<Partia
     let indexes = readers.indexes.borrow();
     let index = |id: &ObjectId| indexes.get(id);
     Some(match question {
-        Question::Rows { .. } | Question::Search(_) | Question::Lookup(_) => return None,
+        Question::Rows { .. }
+        | Question::Changes(_)
+        | Question::Search(_)
+        | Question::Lookup(_) => return None,
         Question::Document { index: id, key } => {
             let view = index(id).and_then(|index| index.shard.borrow().document(key, at));
             let document = view.map(|view| DocumentAnswer {
@@ -310,6 +315,38 @@ fn missing(index: &Index, at: Time, limit: usize) -> Vec<MissingChunk> {
         }
     }
     out
+}
+
+/// What is read of an arrangement, in bounded steps.
+enum Reading {
+    Rows(RowReader),
+    Changes(ChangeReader),
+}
+
+impl Reading {
+    fn of(readers: &Readers, at: Time, question: &Question, worker: usize) -> Option<Reading> {
+        match question {
+            Question::Rows { collection, key } => {
+                let reader = RowReader::new(readers, *collection, key.clone(), at);
+                Some(Reading::Rows(reader))
+            }
+            Question::Changes(question) => {
+                let reader = ChangeReader::new(&readers.relations, question, at, worker);
+                Some(Reading::Changes(reader))
+            }
+            _ => None,
+        }
+    }
+
+    /// This worker's part, when it is read; `None` to be called again.
+    fn read(&mut self, deadline: Instant) -> Option<Partial> {
+        match self {
+            Reading::Rows(reader) => reader.read(deadline).map(Partial::Rows),
+            Reading::Changes(reader) => reader
+                .read(deadline)
+                .map(|(changes, next)| Partial::Changes(changes, next)),
+        }
+    }
 }
 
 /// Reads an arrangement at T, in bounded steps.
@@ -416,6 +453,7 @@ fn gather<'scope>(
 
 fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
     let mut rows = Vec::new();
+    let mut page = ChangePage::default();
     let mut documents = Vec::new();
     let mut missing = Vec::new();
     let mut sizes = Vec::new();
@@ -426,6 +464,12 @@ fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
     for partial in partials {
         match partial {
             Partial::Rows(more) => rows.extend(more),
+            Partial::Changes(more, next) => {
+                page.changes.extend(more);
+                if let Some(next) = next {
+                    page.next.get_or_insert_default().push(next);
+                }
+            }
             Partial::Documents(more) => documents.extend(more),
             Partial::Missing(more) => missing.extend(more),
             Partial::Sizes(waiting, size) => sizes.push((waiting, size)),
@@ -463,6 +507,7 @@ fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
     };
     match question {
         Question::Rows { .. } => Answer::Rows(rows),
+        Question::Changes(_) => Answer::Changes(page),
         Question::Search(search) => Answer::Search(merged(search)),
         Question::Lookup(lookup) => Answer::Lookup(Box::new(LookupAnswer {
             outcome,

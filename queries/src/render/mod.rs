@@ -16,6 +16,7 @@
 
 mod ask;
 mod cache;
+mod changes;
 mod index;
 mod pipeline;
 mod program;
@@ -28,6 +29,6 @@ pub use pipeline::{
 };
 pub use program::{WorkerProgram, follow};
 pub use question::{
-    Answer, DocumentAnswer, EntryAnswer, LookupAnswer, LookupQuestion, MissingChunk, Operation,
-    ProgramReply, Question, SearchAnswer, SearchQuestion,
+    Answer, ChangesQuestion, DocumentAnswer, EntryAnswer, LookupAnswer, LookupQuestion,
+    MissingChunk, Operation, ProgramReply, Question, SearchAnswer, SearchQuestion,
 };

@@ -13,7 +13,9 @@ use operators::chunk::{Chunker, ChunkingSpec, ModelTokens, TokenCounter, WordTok
 use operators::index::{Analyzer, BuilderHandle, DocumentState, Quantization, ShardChunk};
 
 use super::question::ProgramReply;
-use crate::definition::{CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, ViewDef};
+use crate::definition::{
+    CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, SinkDef, ViewDef,
+};
 use crate::sql::{FilterProgram, RowProgram, filter_program, view_program};
 
 /// Loads a model: from the weights of a declaration to an encoder.
@@ -108,6 +110,17 @@ pub enum Declared {
         /// Its object.
         object: Object,
     },
+    /// A sink. Nothing is rendered for it: it asks.
+    Sink {
+        /// Its object.
+        object: Object,
+        /// Its definition.
+        definition: Arc<SinkDef>,
+        /// The relation that it writes.
+        from: ObjectId,
+        /// The relation's rows.
+        codec: Arc<RowCodec>,
+    },
     /// A model.
     Model {
         /// Its object.
@@ -136,6 +149,7 @@ impl Declared {
             | Declared::View { object, .. }
             | Declared::Model { object, .. }
             | Declared::Plain { object }
+            | Declared::Sink { object, .. }
             | Declared::Cache { object, .. } => object,
             Declared::Index(index) => &index.object,
         }
@@ -209,6 +223,17 @@ impl Pipeline {
             Definition::Secret(_) | Definition::Connection(_) => Declared::Plain {
                 object: object.clone(),
             },
+            Definition::Sink(sink) => {
+                let from = self.by_name(&sink.from);
+                let from = from.ok_or_else(|| missing(&sink.from))?;
+                let codec = from.codec().ok_or_else(|| missing(&sink.from))?;
+                Declared::Sink {
+                    object: object.clone(),
+                    definition: Arc::from((**sink).clone()),
+                    from: from.object().id,
+                    codec: Arc::clone(codec),
+                }
+            }
             Definition::View(view) => self.resolve_view(object, view)?,
             Definition::Index(index) => self.resolve_index(object, index)?,
             Definition::Cache(cache) => {

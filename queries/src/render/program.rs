@@ -118,7 +118,7 @@ impl Program for WorkerProgram {
                 let view = relation::view(worker, &self.pipeline, id, &object.name, base, &program);
                 relations.insert(id, view);
             }
-            Declared::Model { .. } | Declared::Plain { .. } => {}
+            Declared::Model { .. } | Declared::Plain { .. } | Declared::Sink { .. } => {}
             Declared::Index(spec) => {
                 let mut relations = self.relations.borrow_mut();
                 let base = relations

@@ -1,5 +1,6 @@
 //! Planned questions and their answers, as values that cross workers.
 
+use engine::contract::{ChangePage, NextPage, RowChange};
 use engine::error::DataError;
 use engine::model::{ContentHash, DocVersion, Key, ObjectId, Time};
 use operators::cache::{CacheEvent, CacheOp, EntryView, LookupOutcome, Question as CacheQuestion};
@@ -16,6 +17,8 @@ pub enum Question {
         /// One document only.
         key: Option<Key>,
     },
+    /// A page of what changed, or of what there is.
+    Changes(ChangesQuestion),
     /// Ranked chunks.
     Search(SearchQuestion),
     /// A document's chunks in an index.
@@ -51,6 +54,18 @@ pub enum Question {
     },
 }
 
+/// The changes of a source or view in (`after`, the question's time]; all rows at that time when `after`
+/// is `None`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChangesQuestion {
+    /// The collection.
+    pub collection: ObjectId,
+    /// Everything up to here is known.
+    pub after: Option<Time>,
+    /// What the page before said; all workers begin at their first key without.
+    pub page: Option<NextPage>,
+}
+
 /// A search over the shards of one index.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SearchQuestion {
@@ -79,6 +94,8 @@ pub struct LookupQuestion {
 pub enum Answer {
     /// To [`Question::Rows`], unordered.
     Rows(Vec<(Key, DocVersion)>),
+    /// To [`Question::Changes`].
+    Changes(ChangePage),
     /// To [`Question::Search`].
     Search(SearchAnswer),
     /// To [`Question::Document`] and [`Question::Documents`].
@@ -140,6 +157,8 @@ pub type EntryAnswer = EntryView;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Partial {
     Rows(Vec<(Key, DocVersion)>),
+    /// With the worker and the key that it goes on with.
+    Changes(Vec<RowChange>, Option<(usize, Key)>),
     Candidates {
         candidates: Vec<Candidate>,
         statistics: Statistics,

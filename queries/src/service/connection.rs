@@ -10,7 +10,7 @@ use engine::error::WorldError;
 use engine::model::Schema;
 
 use super::Inner;
-use crate::definition::{ConnectionDef, Connector, Definition, SecretDef, SourceDef};
+use crate::definition::{ConnectionDef, Connector, Definition, SecretDef, SinkDef, SourceDef};
 use crate::sql::DatabaseTable;
 
 /// What the reader of a source needs beside its definition. Never shown: it has secrets.
@@ -115,6 +115,16 @@ impl Inner {
                 }
             }
             _ => {}
+        }
+        Ok(access)
+    }
+
+    /// The values of the secrets that a sink names.
+    pub(super) fn sink_access(&self, sink: &SinkDef) -> Result<Access, WorldError> {
+        let mut access = Access::default();
+        for name in sink.secrets() {
+            let value = read_secret(&self.secret(name)?)?;
+            access.secrets.insert(name.to_owned(), value);
         }
         Ok(access)
     }

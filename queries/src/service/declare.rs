@@ -84,6 +84,14 @@ impl Inner {
         let declared = declared
             .map_err(|error| Problem::internal(error.to_string()))?
             .map_err(|error| world_problem(&object.name, &error))?;
+        if let Declared::Sink {
+            definition, codec, ..
+        } = &declared
+            && let Err(error) = self.check_sink(definition, &object.name, codec)
+        {
+            self.pipeline.unregister(id);
+            return Err(Problem::invalid(error.to_string()));
+        }
         let retain = self.retains(&object);
         let is_collection = object.definition.is_collection();
         let change = CatalogChange::Install {
@@ -111,6 +119,7 @@ impl Inner {
         if let Declared::Index(index) = &declared {
             self.fill(index);
         }
+        self.start_sink(&declared, at);
         Ok(at)
     }
 
@@ -122,9 +131,13 @@ impl Inner {
             };
             let id = declared.object().id;
             self.stop_source(id);
+            self.stop_sink(id);
             self.caches.forget(id);
             self.declare(CatalogChange::Uninstall { id }).await?;
             self.pipeline.unregister(id);
+            if let Declared::Sink { .. } = declared {
+                self.forget_sinks();
+            }
             if !matches!(declared, Declared::Source { .. }) {
                 // Its rows are gone, and nothing else would take their letters back. Those of a source
                 // that is made again may be good then.

@@ -21,6 +21,7 @@ mod prepare;
 mod progress;
 mod push;
 mod search;
+mod sinks;
 mod statements;
 mod system;
 
@@ -30,11 +31,13 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use engine::contract::{Embedder, Source, Store, VectorMemo};
-use engine::durable::{CompactOptions, EmbeddingStore, InputLog, LogOptions, VectorOptions};
+use engine::durable::{
+    CompactOptions, EmbeddingStore, InputLog, LogOptions, SinkNotes, VectorOptions,
+};
 use engine::error::{DataError, DeadLetter, WorldError};
 use engine::letters::Redecoded;
-use engine::model::{Key, ObjectId, Row, Schema, VectorRef};
-use engine::runtime::{CatalogChange, Clock, CommunicationConfig, Engine, EngineOptions};
+use engine::model::{Key, ObjectId, Row, Schema, Time, VectorRef};
+use engine::runtime::{CatalogChange, Clock, CommunicationConfig, Engine, EngineOptions, Pin};
 use operators::embed::{EmbedConfig, EmbedService};
 use operators::index::BuilderHandle;
 use tokio::sync::oneshot;
@@ -47,6 +50,8 @@ pub use connection::{Access, Connection};
 use declare::RunningSource;
 use prepare::PipelinePreparer;
 use push::Replies;
+pub use sinks::ConnectSink;
+use sinks::RunningSink;
 
 /// A push body, decoded against a schema.
 #[derive(Debug, Default)]
@@ -100,6 +105,8 @@ pub struct Wiring {
     pub load_model: Arc<LoadModel>,
     /// Makes readers of sources.
     pub connect: Arc<Connect>,
+    /// Makes writers of sinks.
+    pub connect_sink: Arc<ConnectSink>,
     /// Asks databases for the columns of tables.
     pub describe: Arc<DescribeTable>,
     /// Decodes pushes.
@@ -131,11 +138,14 @@ pub(super) struct Inner {
     waiting: Arc<Waiting>,
     caches: CacheDesk,
     sources: Mutex<BTreeMap<ObjectId, RunningSource>>,
+    sinks: Mutex<BTreeMap<ObjectId, RunningSink>>,
+    sink_notes: SinkNotes,
     replies: Replies,
     next_object: Mutex<u32>,
     /// Declarations are made one after another.
     declaring: tokio::sync::Mutex<()>,
     connect: Arc<Connect>,
+    connect_sink: Arc<ConnectSink>,
     describe: Arc<DescribeTable>,
     decode_push: Arc<DecodePush>,
     redecode: Arc<Redecode>,
@@ -218,6 +228,7 @@ impl Service {
         );
         let mut next_object = 1;
         let registry = Arc::clone(&pipeline);
+        let sink_notes = SinkNotes::open(Arc::clone(&wiring.store))?;
         let (engine, mut recovered) = Engine::<WorkerProgram>::start(
             engine_options,
             Arc::new(log),
@@ -235,9 +246,15 @@ impl Service {
             &mut |change| {
                 if let CatalogChange::Install { id, object, .. } = change {
                     next_object = next_object.max(id.0 + 1);
-                    registry.register(object)?;
+                    if let Declared::Sink { from, .. } = registry.register(object)? {
+                        let at = sink_notes.progress(*id).unwrap_or(0);
+                        return Ok(Some(Pin {
+                            collection: from,
+                            at,
+                        }));
+                    }
                 }
-                Ok(())
+                Ok(None)
             },
         )?;
         engine.resume(&mut recovered);
@@ -249,10 +266,13 @@ impl Service {
             waiting,
             caches: CacheDesk::default(),
             sources: Mutex::default(),
+            sinks: Mutex::default(),
+            sink_notes,
             replies: Replies::recovered(std::mem::take(&mut recovered.replies)),
             next_object: Mutex::new(next_object),
             declaring: tokio::sync::Mutex::new(()),
             connect: wiring.connect,
+            connect_sink: wiring.connect_sink,
             describe: wiring.describe,
             decode_push: wiring.decode_push,
             redecode: wiring.redecode,
@@ -264,13 +284,13 @@ impl Service {
         spawn_replies(Arc::downgrade(&inner), reply_receiver);
         spawn_upkeep(Arc::downgrade(&inner));
         let service = Service { inner };
-        service.recover(&dropped(&recovered.catalog));
+        service.recover(&dropped(&recovered.catalog), recovered.last);
         Ok(service)
     }
 
-    /// Starts the sources of a recovered catalog, and asks for vectors that are still missing. What
+    /// Starts the sources and sinks of a recovered catalog, and asks for vectors that are still missing. What
     /// was dropped may still be there: the workers take it out when they come to it.
-    fn recover(&self, dropped: &HashSet<ObjectId>) {
+    fn recover(&self, dropped: &HashSet<ObjectId>, last: Time) {
         let mut objects = self.inner.pipeline.all();
         objects.retain(|declared| !dropped.contains(&declared.object().id));
         let is_there = |name: &str| objects.iter().any(|one| one.object().name == name);
@@ -287,6 +307,7 @@ impl Service {
             if let Declared::Index(index) = declared {
                 self.inner.fill(index);
             }
+            self.inner.start_sink(declared, last);
         }
         self.inner
             .is_ready
@@ -319,6 +340,7 @@ impl Inner {
         self.is_stopping
             .store(true, std::sync::atomic::Ordering::Release);
         self.stop_sources();
+        self.stop_sinks();
         self.engine.stop();
         self.embed.stop();
     }
@@ -376,6 +398,7 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             let Some(inner) = inner.upgrade() else { return };
             rounds += 1;
             inner.refresh_gauges();
+            inner.refresh_sink_gauges();
             let now = inner.engine.clock().now_micros();
             inner.engine.dead_letters().upkeep(now);
             if rounds.is_multiple_of(5) {

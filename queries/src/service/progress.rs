@@ -22,7 +22,7 @@ impl Inner {
         for declared in self.pipeline.all() {
             let object = declared.object();
             match (&declared, published.collections.get(&object.id)) {
-                (Declared::Model { .. } | Declared::Plain { .. }, _) => {}
+                (Declared::Model { .. } | Declared::Plain { .. } | Declared::Sink { .. }, _) => {}
                 (_, Some(readable)) if readable.upper > readable.since => {}
                 _ => reasons.push(format!(
                     "{} \"{}\" is not sealed yet",
@@ -54,6 +54,12 @@ impl Inner {
             if let (Some(failure), Some(declared)) = (source.failure(), self.pipeline.get(*id)) {
                 let name = &declared.object().name;
                 reasons.push(format!("source \"{name}\" stopped: {failure}"));
+            }
+        }
+        for (id, sink) in self.sinks.lock().expect("no panic while held").iter() {
+            if let (Some(failure), Some(declared)) = (sink.failure(), self.pipeline.get(*id)) {
+                let name = &declared.object().name;
+                reasons.push(format!("sink \"{name}\" stopped: {failure}"));
             }
         }
         if let Some(failure) = self.engine.log().failure() {

@@ -193,6 +193,7 @@ impl Inner {
             ShowKind::Sources => "sources",
             ShowKind::Indexes => "indexes",
             ShowKind::Caches => "caches",
+            ShowKind::Sinks => "sinks",
             ShowKind::Progress => "progress",
             ShowKind::Models
             | ShowKind::Views
@@ -381,9 +382,9 @@ impl Inner {
                 });
                 Ok((at, pack(input, rows.collect())))
             }
-            Declared::Model { .. } | Declared::Plain { .. } => Err(Problem::invalid(format!(
-                "\"{name}\" is no collection: it has no rows"
-            ))),
+            Declared::Model { .. } | Declared::Plain { .. } | Declared::Sink { .. } => Err(
+                Problem::invalid(format!("\"{name}\" is no collection: it has no rows")),
+            ),
         }
     }
 

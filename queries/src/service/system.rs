@@ -28,6 +28,7 @@ impl Inner {
             "indexes" => self.index_rows().await,
             "shards" => self.shard_rows().await,
             "caches" => self.cache_rows().await,
+            "sinks" => Ok(self.sink_rows()),
             "retractions" => Ok(self.retraction_rows()),
             "dead_letters" => Ok(self.letter_rows()),
             "dead_letter_causes" => Ok(self.cause_rows()),

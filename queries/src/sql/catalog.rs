@@ -169,7 +169,10 @@ pub fn relation_schema(catalog: &dyn CatalogView, name: &str) -> Option<Schema> 
         Definition::View(view) => Some(view.schema),
         Definition::Index(index) => chunk_schema(catalog, &index),
         Definition::Cache(_) => Some(cache_schema()),
-        Definition::Model(_) | Definition::Secret(_) | Definition::Connection(_) => None,
+        Definition::Model(_)
+        | Definition::Secret(_)
+        | Definition::Connection(_)
+        | Definition::Sink(_) => None,
     }
 }
 
@@ -251,12 +254,13 @@ fn required(name: &str, sql_type: SqlType) -> Column {
 }
 
 /// The system collections, in the schema `headwater`.
-pub const SYSTEM: [&str; 10] = [
+pub const SYSTEM: [&str; 11] = [
     "sources",
     "progress",
     "indexes",
     "shards",
     "caches",
+    "sinks",
     "retractions",
     "dead_letters",
     "dead_letter_causes",
@@ -366,6 +370,22 @@ pub fn system_schema(name: &str) -> Option<Schema> {
                 ("misses", Int8),
                 ("retractions", Int8),
                 ("capacity", Int8),
+                ("statement", Text),
+            ],
+        ),
+        "sinks" => (
+            1,
+            &[
+                ("name", Text),
+                ("collection", Text),
+                ("connector", Text),
+                ("topic", Text),
+                ("status", Text),
+                ("progress", Int8),
+                ("lag_ms", Float8),
+                ("records", Int8),
+                ("transactions", Int8),
+                ("error", Text),
                 ("statement", Text),
             ],
         ),

@@ -29,12 +29,16 @@ pub(super) fn plan_create(
     catalog: &dyn CatalogView,
 ) -> Result<Create, Problem> {
     let or_replace = cursor.eat_all(&["OR", "REPLACE"]);
-    if cursor.is("POLICY") || cursor.is("SINK") {
+    if cursor.is("POLICY") {
         let what = cursor
             .peek()
             .map(|token| token.token.to_string().to_uppercase());
         let what = format!("CREATE {}", what.unwrap_or_default());
-        return Err(later(&cursor, &what, later_hint(&what)));
+        return Err(later(
+            &cursor,
+            &what,
+            "filter in the question: WHERE over INCLUDEd columns",
+        ));
     }
     let kind = kind(&mut cursor)?;
     let if_not_exists = cursor.eat_all(&["IF", "NOT", "EXISTS"]);
@@ -59,6 +63,7 @@ pub(super) fn plan_create(
             Definition::View(super::view::view_definition(&mut cursor, end, catalog)?)
         }
         "INDEX" => Definition::Index(super::index::index(&mut cursor, catalog)?),
+        "SINK" => Definition::Sink(Box::new(super::sink::sink(&mut cursor, catalog)?)),
         _ => Definition::Cache(cache(&mut cursor, catalog)?),
     };
     if kind != "VIEW" {
@@ -74,13 +79,6 @@ pub(super) fn plan_create(
     };
     check_name(&create, at, catalog)?;
     Ok(create)
-}
-
-fn later_hint(what: &str) -> &'static str {
-    match what {
-        "CREATE POLICY" => "filter in the question: WHERE over INCLUDEd columns",
-        _ => "read changes by asking; POST /v1/search/subscribe will stream them",
-    }
 }
 
 /// Whether the name is free, or may be taken.

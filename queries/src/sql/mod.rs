@@ -34,6 +34,7 @@ mod search;
 mod security;
 mod select;
 mod select_program;
+mod sink;
 mod source;
 mod statement;
 mod token;

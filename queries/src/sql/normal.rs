@@ -78,6 +78,7 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
             format!("CREATE SECRET {name} AS FILE {}", text(path))
         }
         Definition::Connection(definition) => connection(&name, definition),
+        Definition::Sink(definition) => super::sink::statement(&name, definition),
     }
 }
 

@@ -69,7 +69,7 @@ pub struct Create {
 /// `DROP kind [IF EXISTS] name [CASCADE]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropPlan {
-    /// `source`, `model`, `view`, `index` or `cache`.
+    /// `source`, `model`, `view`, `index`, `cache`, `secret`, `connection` or `sink`.
     pub kind: String,
     /// The name.
     pub name: String,
@@ -98,6 +98,8 @@ pub enum ShowKind {
     Secrets,
     /// `SHOW CONNECTIONS`
     Connections,
+    /// `SHOW SINKS`
+    Sinks,
     /// `SHOW PROGRESS`
     Progress,
     /// `SHOW ALL` (or `OBJECTS`): every declared object.

@@ -214,7 +214,7 @@ fn select(
 }
 
 /// Kinds of objects, with those of later versions marked.
-pub(super) const KINDS: [&str; 7] = [
+pub(super) const KINDS: [&str; 8] = [
     "SOURCE",
     "MODEL",
     "VIEW",
@@ -222,8 +222,9 @@ pub(super) const KINDS: [&str; 7] = [
     "CACHE",
     "SECRET",
     "CONNECTION",
+    "SINK",
 ];
-pub(super) const LATER_KINDS: [&str; 3] = ["POLICY", "SINK", "TENANT"];
+pub(super) const LATER_KINDS: [&str; 2] = ["POLICY", "TENANT"];
 
 /// Takes a kind.
 pub(super) fn kind(cursor: &mut Cursor<'_>) -> Result<&'static str, Problem> {
@@ -365,7 +366,7 @@ pub(super) fn has_dependents(
 }
 
 fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planned, Problem> {
-    const WORDS: [&str; 10] = [
+    const WORDS: [&str; 11] = [
         "SOURCES",
         "MODELS",
         "VIEWS",
@@ -373,6 +374,7 @@ fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         "CACHES",
         "SECRETS",
         "CONNECTIONS",
+        "SINKS",
         "PROGRESS",
         "ALL",
         "CREATE",
@@ -396,7 +398,7 @@ fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         let statement = object.statement;
         return Ok(Planned::Show(ShowKind::Create { name, statement }));
     }
-    let kinds: [(&[&str], ShowKind); 9] = [
+    let kinds: [(&[&str], ShowKind); 10] = [
         (&["SOURCES"], ShowKind::Sources),
         (&["MODELS"], ShowKind::Models),
         (&["VIEWS"], ShowKind::Views),
@@ -404,6 +406,7 @@ fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         (&["CACHES"], ShowKind::Caches),
         (&["SECRETS"], ShowKind::Secrets),
         (&["CONNECTIONS"], ShowKind::Connections),
+        (&["SINKS"], ShowKind::Sinks),
         (&["PROGRESS"], ShowKind::Progress),
         (&["ALL", "OBJECTS"], ShowKind::All),
     ];
@@ -414,7 +417,7 @@ fn plan_show(mut cursor: Cursor<'_>, catalog: &dyn CatalogView) -> Result<Planne
         }
     }
     let at = cursor.position();
-    for word in ["POLICIES", "SINKS", "SUBSCRIPTIONS"] {
+    for word in ["POLICIES", "SUBSCRIPTIONS"] {
         if cursor.is(word) {
             let detail = format!("SHOW {word} is not supported by this version");
             return Err(Problem::not_supported(detail).at(at.line, at.column));

@@ -27,6 +27,7 @@
 #![allow(dead_code)]
 
 pub mod broker;
+pub mod committed;
 pub mod connect;
 pub mod install;
 pub mod java;

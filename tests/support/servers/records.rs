@@ -64,11 +64,33 @@ pub fn encode(records: &[Pair], timestamp: i64) -> Vec<u8> {
     batch.0
 }
 
-/// Reads the batches of a fetched partition; a last one that was cut off is left out.
+/// Records that were written together.
+pub struct Batch {
+    /// The offset of the last one.
+    pub last: i64,
+    /// Who wrote it.
+    pub producer: i64,
+    pub is_transactional: bool,
+    /// The mark at the end of a transaction.
+    pub is_control: bool,
+    pub records: Vec<Record>,
+}
+
+/// Reads the records of a fetched partition; a last batch that was cut off is left out.
 ///
 /// # Errors
 /// When a batch is compressed or broken.
 pub fn decode(partition: i32, bytes: Vec<u8>) -> Result<Vec<Record>, String> {
+    let batches = batches(partition, bytes)?.into_iter();
+    let batches = batches.filter(|batch| !batch.is_control);
+    Ok(batches.flat_map(|batch| batch.records).collect())
+}
+
+/// Reads the batches of a fetched partition, the marks of transactions included.
+///
+/// # Errors
+/// When a batch is compressed or broken.
+pub fn batches(partition: i32, bytes: Vec<u8>) -> Result<Vec<Batch>, String> {
     let mut input = In::new(bytes);
     let mut out = Vec::new();
     while input.left() > 12 {
@@ -85,14 +107,19 @@ pub fn decode(partition: i32, bytes: Vec<u8>) -> Result<Vec<Record>, String> {
                 "partition {partition}: a compressed batch at {base}"
             ));
         }
-        batch.i32()?;
+        let last = base + i64::from(batch.i32()?);
         let first = batch.i64()?;
-        batch.raw(8 + 8 + 2 + 4)?;
+        batch.raw(8)?;
+        let producer = batch.i64()?;
+        batch.raw(2 + 4)?;
         let records = batch.list(|batch| one(batch, partition, base, first))?;
-        let is_control = attributes & 0x20 != 0;
-        if !is_control {
-            out.extend(records);
-        }
+        out.push(Batch {
+            last,
+            producer,
+            is_transactional: attributes & 0x10 != 0,
+            is_control: attributes & 0x20 != 0,
+            records,
+        });
     }
     Ok(out)
 }

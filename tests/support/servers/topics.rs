@@ -265,9 +265,32 @@ impl Kafka {
     }
 
     fn fetch(&self, topic: &str, partition: i32, at: i64) -> Result<Vec<Record>, String> {
+        let (_, bytes) = self.fetch_raw(topic, partition, at, false)?;
+        // A batch is sent whole: it may begin before the offset that was asked for.
+        let read = records::decode(partition, bytes)?;
+        Ok(read
+            .into_iter()
+            .filter(|record| record.offset >= at)
+            .collect())
+    }
+
+    /// The first offset that a partition has.
+    pub(super) fn first_offset(&self, topic: &str, partition: i32) -> Result<i64, String> {
+        self.offset(topic, partition, FIRST)
+    }
+
+    /// Transactions that were aborted (producer, first offset), and batches as they lie in the log.
+    pub(super) fn fetch_raw(
+        &self,
+        topic: &str,
+        partition: i32,
+        at: i64,
+        is_committed: bool,
+    ) -> Result<(Vec<(i64, i64)>, Vec<u8>), String> {
         let mut body = Out::default();
         let bytes = 16 << 20;
-        body.i32(-1).i32(100).i32(1).i32(bytes).i8(0);
+        body.i32(-1).i32(100).i32(1).i32(bytes);
+        body.i8(i8::from(is_committed));
         body.i32(1).text(topic).i32(1).i32(partition);
         body.i64(at).i32(bytes);
         let mut answer = self.lead(topic, partition, api::FETCH, 4, &body)?;
@@ -277,20 +300,15 @@ impl Kafka {
             topic.list(|part| {
                 let head = (part.i32()?, part.i16()?);
                 part.raw(16)?;
-                part.list(|aborted| Ok((aborted.i64()?, aborted.i64()?)))?;
-                Ok((head, part.bytes()?))
+                let aborted = part.list(|aborted| Ok((aborted.i64()?, aborted.i64()?)))?;
+                Ok((head, aborted, part.bytes()?))
             })
         })?;
-        let mut out = Vec::new();
-        for ((part, error), bytes) in parts.into_iter().flatten() {
-            if error != 0 {
-                return Err(format!("{topic}/{part}: error {error}"));
-            }
-            // A batch is sent whole: it may begin before the offset that was asked for.
-            let read = records::decode(part, bytes)?;
-            out.extend(read.into_iter().filter(|record| record.offset >= at));
+        match parts.into_iter().flatten().next() {
+            Some(((_, 0), aborted, bytes)) => Ok((aborted, bytes)),
+            Some(((part, error), ..)) => Err(format!("{topic}/{part}: error {error}")),
+            None => Err(format!("{topic}/{partition}: no answer")),
         }
-        Ok(out)
     }
 
     fn wait_topic(&self, name: &str, partitions: usize) {

@@ -4,6 +4,7 @@
 //! GET {base}/schemas/ids/7            ─▶ {"schema":"…","references":[{"subject","version"}]}
 //! GET {base}/schemas/guids/…
 //! GET {base}/subjects/S/versions/1    ─▶ {"schema":"…","references":[…]}        (a reference)
+//! POST {base}/subjects/S/versions      ─▶ {"id":7}                               (a sink's schema)
 //! GET …/apis/registry/v2/ids/globalIds/7?dereference=true ─▶ the schema itself  (Apicurio)
 //! ```
 //!
@@ -24,6 +25,7 @@ use super::wire::SchemaId;
 
 /// Schemas that one schema may name, directly or not.
 const REFERENCES_MAX: usize = 256;
+const ACCEPT: &str = "application/vnd.schemaregistry.v1+json, application/json";
 const CONNECT: Duration = Duration::from_secs(3);
 const REQUEST: Duration = Duration::from_secs(10);
 
@@ -152,6 +154,41 @@ impl Client {
         Ok(())
     }
 
+    /// Registers a schema under a subject, or finds it there; its id.
+    pub(super) fn register(&self, subject: &str, schema: &str) -> Result<u32, Trouble> {
+        let url = format!("{}/subjects/{}/versions", self.base, encoded(subject));
+        let failed = |error: ureq::Error| Trouble::World(format!("POST {url}: {error}"));
+        let mut request = self
+            .agent
+            .post(&url)
+            .header("Accept", ACCEPT)
+            .header("Content-Type", "application/vnd.schemaregistry.v1+json");
+        if let Some(authorization) = &self.authorization {
+            request = request.header("Authorization", authorization);
+        }
+        let body = serde_json::json!({ "schema": schema }).to_string();
+        let mut answer = request.send(body).map_err(failed)?;
+        let status = answer.status().as_u16();
+        let text = answer.body_mut().read_to_string().map_err(failed)?;
+        let json: Json = serde_json::from_str(&text).unwrap_or_default();
+        let id = json.get("id").and_then(Json::as_u64);
+        match (status, id.and_then(|id| u32::try_from(id).ok())) {
+            (200 | 201, Some(id)) => Ok(id),
+            (401 | 403, _) => Err(Trouble::World(format!(
+                "POST {url}: HTTP {status}: the registry wants another USER or PASSWORD"
+            ))),
+            (409, _) => Err(Trouble::World(format!(
+                "POST {url}: HTTP 409: the schema is not compatible with the subject's: {}; delete the \
+                 subject, change its compatibility, or write to another TOPIC",
+                message(&text)
+            ))),
+            _ => Err(Trouble::World(format!(
+                "POST {url}: HTTP {status}: {}",
+                message(&text)
+            ))),
+        }
+    }
+
     fn json(&self, url: &str) -> Result<Json, Trouble> {
         let text = self.get(url)?;
         serde_json::from_str(&text)
@@ -160,10 +197,7 @@ impl Client {
 
     fn get(&self, url: &str) -> Result<String, Trouble> {
         let failed = |error: ureq::Error| Trouble::World(format!("GET {url}: {error}"));
-        let mut request = self.agent.get(url).header(
-            "Accept",
-            "application/vnd.schemaregistry.v1+json, application/json",
-        );
+        let mut request = self.agent.get(url).header("Accept", ACCEPT);
         if let Some(authorization) = &self.authorization {
             request = request.header("Authorization", authorization);
         }

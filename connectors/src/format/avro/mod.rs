@@ -26,6 +26,7 @@ mod registry;
 mod resolve;
 mod schema;
 mod special;
+mod subjects;
 mod wire;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use super::{Failure, Node, Payload};
 pub use client::Address;
 pub use registry::Registry;
 pub use schema::{CONNECT_TYPES_MAX, Schema};
+pub use subjects::Subjects;
 pub use wire::{Headers, SchemaId, locate};
 
 /// Where the schemas of a format come from. Clones share what is known.

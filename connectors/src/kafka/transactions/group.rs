@@ -342,7 +342,7 @@ impl Group {
         }
         // A late one has no place yet, and is late again after a restart.
         let through = self.assembly.through();
-        let mut parts: Vec<(u64, Part)> = Vec::new();
+        let (mut numbers, mut parts) = (Vec::new(), Vec::new());
         for (number, member) in &mut self.members {
             if member.is_leaving {
                 continue;
@@ -354,22 +354,21 @@ impl Group {
             let Some(batch) = member.lane.batch() else {
                 continue;
             };
-            let part = Part {
+            numbers.push(*number);
+            parts.push(Part {
                 source: member.context.sink.source(),
                 name: member.context.name.as_str().into(),
                 batch,
-            };
-            parts.push((*number, part));
+            });
         }
-        while let Some((first, _)) = parts.first() {
-            let first = *first;
-            let all = parts.iter().map(|(_, part)| part.clone()).collect();
-            let Some(member) = self.members.get_mut(&first) else {
+        while let Some(first) = numbers.first() {
+            let Some(member) = self.members.get_mut(first) else {
                 break;
             };
-            if member.context.sink.stage_together(all).is_ok() {
+            let Err(refused) = member.context.sink.stage_together(parts) else {
                 break;
-            }
+            };
+            parts = refused;
             member.is_leaving = true;
             if !member.context.is_dropped() {
                 // All of them are being stopped, one after another: a part without the others' must
@@ -377,9 +376,10 @@ impl Group {
                 self.is_closing = true;
                 return Err(SinkClosed);
             }
+            numbers.remove(0);
             parts.remove(0);
         }
-        for (number, _) in &parts {
+        for number in &numbers {
             if let Some(member) = self.members.get_mut(number) {
                 member.lane.was_staged();
                 member.placed = member.lane.transactions();

@@ -1,0 +1,442 @@
+//! Collections written to real topics: exactly once for those who read committed messages, whatever
+//! dies on the way.
+//!
+//! The law: random changes of few keys are pushed while the program and the broker are killed at random
+//! moments; at the end the topic's table is the collection, every (key, time) is there once, and each
+//! event's `before` is the former one's `after`. The seed is printed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rand::prelude::*;
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value as Json, json};
+
+use crate::alone;
+use crate::program::Program;
+use crate::servers::Run;
+use crate::servers::kafka::Kafka;
+use crate::servers::records::Record;
+use crate::servers::registry::Registry;
+
+const LONG: Duration = Duration::from_secs(90);
+
+fn sink(name: &str, from: &str, kafka: &Kafka, topic: &str, what: &str) -> String {
+    format!(
+        "CREATE SINK {name} FROM {from} INTO KAFKA (BROKERS '{}', TOPIC '{topic}', PARTITIONS 3) {what};\n",
+        kafka.bootstrap
+    )
+}
+
+/// Pushes documents; an answer that did not come may have been taken.
+fn push(program: &Program, source: &str, body: &Json) -> bool {
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(10)))
+        .build()
+        .into();
+    let url = format!("{}/v1/sources/{source}/documents", program.address());
+    let sent = agent
+        .post(url)
+        .header("content-type", "application/json")
+        .send(body.to_string());
+    sent.is_ok()
+}
+
+/// The change's time, from its header.
+fn time(record: &Record) -> u64 {
+    let header = record
+        .headers
+        .iter()
+        .find(|(name, _)| name == "headwater.time");
+    let (_, value) = header.expect("every record has its time");
+    let text = String::from_utf8(value.clone().expect("a value")).expect("digits");
+    text.parse().expect("digits")
+}
+
+/// The newest value of each key, in the order of each partition.
+fn table(records: &[Record]) -> BTreeMap<String, Json> {
+    let mut table = BTreeMap::new();
+    for record in records {
+        match &record.value {
+            Some(_) => table.insert(record.key_text(), record.value_json()),
+            None => table.remove(&record.key_text()),
+        };
+    }
+    table
+}
+
+/// The collection as an upsert topic has it.
+fn collection(program: &Program, name: &str) -> BTreeMap<String, Json> {
+    let rows = program.rows(&format!("SELECT id, grp, body FROM {name}"));
+    let row = |row: Vec<Json>| {
+        let key = json!({"id": row[0]}).to_string();
+        (key, json!({"id": row[0], "grp": row[1], "body": row[2]}))
+    };
+    rows.into_iter().map(row).collect()
+}
+
+/// Waits until the committed records of a topic are as wished.
+fn wait_topic(
+    program: &Program,
+    kafka: &Kafka,
+    topic: &str,
+    mut holds: impl FnMut(&[Record]) -> bool,
+) -> Vec<Record> {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let found = kafka.try_committed(topic);
+        if let Ok(records) = &found
+            && holds(records)
+        {
+            return records.clone();
+        }
+        if Instant::now() > deadline {
+            let sinks =
+                program.rows("SELECT name, status, progress, lag_ms, error FROM headwater.sinks");
+            let count = found.map(|records| records.len());
+            panic!("{topic}: {count:?} records; {sinks:?}\n{}", program.log());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// One record a key and time, times in order within a key.
+fn check_once(records: &[Record]) {
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    let mut places: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
+    for record in records {
+        let (key, at) = (record.key_text(), time(record));
+        let before = last.insert(key.clone(), at);
+        assert!(
+            before.is_none_or(|before| before < at),
+            "{key} at {at} behind {before:?}"
+        );
+        places.entry(key).or_default().insert(record.partition);
+    }
+    assert!(
+        places.values().all(|places| places.len() == 1),
+        "{places:?}"
+    );
+}
+
+/// Each event begins where the former one of its key ended, and a null follows each delete.
+fn check_events(records: &[Record]) -> BTreeMap<String, Json> {
+    let mut rows: BTreeMap<String, Json> = BTreeMap::new();
+    let mut seen: BTreeSet<(String, u64)> = BTreeSet::new();
+    let mut deleted: BTreeMap<String, u64> = BTreeMap::new();
+    for record in records {
+        let (key, at) = (record.key_text(), time(record));
+        if record.value.is_none() {
+            assert_eq!(deleted.remove(&key), Some(at), "{key}: a null alone");
+            continue;
+        }
+        assert!(
+            !deleted.contains_key(&key),
+            "{key}: no null behind a delete"
+        );
+        let event = record.value_json();
+        assert!(seen.insert((key.clone(), at)), "{key} at {at} twice");
+        let before = rows.get(&key).cloned().unwrap_or(Json::Null);
+        assert_eq!(event["before"], before, "{key} at {at}");
+        assert_eq!(event["source"]["ts_us"], json!(at));
+        let op = match (&event["before"], &event["after"]) {
+            (Json::Null, _) if event["source"]["snapshot"] == "true" => "r",
+            (Json::Null, _) => "c",
+            (_, Json::Null) => "d",
+            _ => "u",
+        };
+        assert_eq!(event["op"], op, "{event}");
+        match event["after"].clone() {
+            Json::Null => {
+                rows.remove(&key);
+                deleted.insert(key, at);
+            }
+            row => {
+                assert_ne!(event["before"], row, "{key} at {at} changed nothing");
+                rows.insert(key, row);
+            }
+        }
+    }
+    assert!(deleted.is_empty(), "{deleted:?}");
+    rows
+}
+
+/// The state of all sinks is `running`, and nothing is left to write.
+fn wait_written(program: &Program) {
+    program.wait("the sinks are through", |program| {
+        let rows = program.rows("SELECT status, lag_ms FROM headwater.sinks");
+        let is_through = |row: &Vec<Json>| {
+            row[0] == "running" && row[1].as_f64().is_some_and(|lag| lag < 1_500.0)
+        };
+        !rows.is_empty() && rows.iter().all(is_through)
+    });
+}
+
+#[test]
+fn sinks_write_every_change_once_whatever_dies() {
+    let _alone = alone();
+    let seed = std::env::var("SINK_SEED").map_or_else(
+        |_| rand::rng().random_range(1..u64::from(u32::MAX)),
+        |seed| seed.parse().expect("a number"),
+    );
+    let rounds = std::env::var("SINK_ROUNDS").map_or(8, |n| n.parse().expect("a number"));
+    println!("SINK_SEED={seed} SINK_ROUNDS={rounds}");
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let run = Run::new("sink");
+    let mut kafka = Kafka::start(&run);
+    let pipeline = "CREATE SOURCE docs FROM PUSH (id BIGINT PRIMARY KEY, grp BIGINT, body TEXT);\n\
+         CREATE VIEW even AS SELECT id, grp, body FROM docs WHERE grp % 2 = 0;\n"
+        .to_owned()
+        + &sink(
+            "rows",
+            "docs",
+            &kafka,
+            "out.rows",
+            "FORMAT JSON ENVELOPE UPSERT",
+        )
+        + &sink("events", "even", &kafka, "out.events", "ENVELOPE DEBEZIUM");
+    let mut program = Program::start(&pipeline);
+    for round in 0..rounds {
+        for _ in 0..random.random_range(5..40) {
+            let line = |random: &mut ChaCha8Rng| {
+                let id = random.random_range(0..12);
+                match random.random_bool(0.25) {
+                    true => json!({"op": "delete", "key": id}),
+                    false => json!({"id": id, "grp": random.random_range(0..4),
+                        "body": format!("{round} {}", random.random_range(0..3))}),
+                }
+            };
+            // Several lines are one time, also for one key.
+            let count = random.random_range(1..5);
+            let lines: Vec<Json> = (0..count).map(|_| line(&mut random)).collect();
+            assert!(
+                push(&program, "docs", &Json::from(lines)),
+                "{}",
+                program.log()
+            );
+            if random.random_bool(0.3) {
+                std::thread::sleep(Duration::from_millis(random.random_range(0..60)));
+            }
+        }
+        match random.random_range(0..4) {
+            0 => {
+                program.kill();
+                program.restart();
+            }
+            1 => {
+                kafka.kill();
+                std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
+                kafka.restart();
+            }
+            2 => {
+                kafka.kill();
+                program.kill();
+                program.restart();
+                assert!(push(
+                    &program,
+                    "docs",
+                    &json!({"id": 1, "grp": 2, "body": "away"})
+                ));
+                kafka.restart();
+            }
+            _ => {}
+        }
+    }
+    assert!(push(
+        &program,
+        "docs",
+        &json!({"id": 99, "grp": 0, "body": "last"})
+    ));
+    let is_last = |record: &Record| record.value_text().contains("last");
+    let rows = wait_topic(&program, &kafka, "out.rows", |r| r.iter().any(is_last));
+    check_once(&rows);
+    assert_eq!(table(&rows), collection(&program, "docs"));
+    let events = wait_topic(&program, &kafka, "out.events", |r| r.iter().any(is_last));
+    assert_eq!(check_events(&events), collection(&program, "even"));
+    let kinds =
+        program.rows("SELECT name, collection, connector, topic, error FROM headwater.sinks");
+    assert_eq!(
+        kinds,
+        [
+            vec![
+                json!("rows"),
+                json!("docs"),
+                json!("kafka"),
+                json!("out.rows"),
+                Json::Null
+            ],
+            vec![
+                json!("events"),
+                json!("even"),
+                json!("kafka"),
+                json!("out.events"),
+                Json::Null
+            ],
+        ]
+    );
+    wait_written(&program);
+}
+
+#[test]
+fn what_was_there_comes_first_and_our_own_source_reads_it_back() {
+    let _alone = alone();
+    let run = Run::new("sink-back");
+    let kafka = Kafka::start(&run);
+    let registry = Registry::start(&run);
+    let columns = "id BIGINT PRIMARY KEY, name TEXT, n INTEGER, price NUMERIC(10,2), ok BOOLEAN, \
+        ratio DOUBLE PRECISION, at TIMESTAMPTZ, local TIMESTAMP, day DATE, raw BYTEA, meta JSONB, \
+        ref UUID, v VECTOR(2)";
+    let names = "id, name, n, price, ok, ratio, at, local, day, raw, meta, ref, v";
+    let source = format!("CREATE SOURCE docs FROM PUSH ({columns});\n");
+    let mut program = Program::start(&source);
+    let row = |id: i64, name: &str| {
+        json!({"id": id, "name": name, "n": -7, "price": "-12.34", "ok": true, "ratio": 0.1,
+            "at": "2026-11-21T10:00:00.000001Z", "local": "2026-11-21T10:00:00.000002",
+            "day": "1969-12-31", "raw": "aGVsbG8=", "meta": {"a": [1, null]},
+            "ref": "550e8400-e29b-41d4-a716-446655440000", "v": [0.5, -1.0]})
+    };
+    let nulls = json!({"id": 3, "name": "nothing"});
+    assert!(push(
+        &program,
+        "docs",
+        &json!([row(1, "one"), row(2, "two"), nulls])
+    ));
+    // Sinks that come later begin with what is there.
+    let avro = format!("FORMAT AVRO (REGISTRY '{}')", registry.confluent_url());
+    let mut pipeline = source;
+    for (name, what) in [
+        ("upsert_json", "FORMAT JSON ENVELOPE UPSERT".to_owned()),
+        ("debezium_json", "FORMAT JSON ENVELOPE DEBEZIUM".to_owned()),
+        ("upsert_avro", format!("{avro} ENVELOPE UPSERT")),
+        ("debezium_avro", format!("{avro} ENVELOPE DEBEZIUM")),
+    ] {
+        pipeline += &sink(&format!("s_{name}"), "docs", &kafka, name, &what);
+        let with = match name {
+            "debezium_json" => " WITH (DECIMAL MODE = 'string')",
+            _ => "",
+        };
+        pipeline += &format!(
+            "CREATE SOURCE {name} ({columns}) FROM KAFKA (BROKERS '{}', TOPIC '{name}') {what}{with};\n",
+            kafka.bootstrap
+        );
+    }
+    program.replace(&pipeline);
+    let truth = |program: &Program| program.rows(&format!("SELECT {names} FROM docs ORDER BY id"));
+    let back = [
+        "upsert_json",
+        "debezium_json",
+        "upsert_avro",
+        "debezium_avro",
+    ];
+    let equal = |program: &Program| {
+        let truth = truth(program);
+        for name in back {
+            program.wait_rows(&format!("SELECT {names} FROM {name} ORDER BY id"), &truth);
+            assert_eq!(program.letters(name), [] as [[String; 3]; 0]);
+        }
+    };
+    equal(&program);
+    let first = kafka.committed("debezium_json");
+    let ops: Vec<Json> = first.iter().map(|r| r.value_json()["op"].clone()).collect();
+    assert_eq!(ops, ["r", "r", "r"]);
+    assert!(push(
+        &program,
+        "docs",
+        &json!([row(2, "two, again"), {"op": "delete", "key": 1}, row(4, "four")]),
+    ));
+    assert!(push(
+        &program,
+        "docs",
+        &json!([{"op": "delete", "key": 3}, row(5, "five")])
+    ));
+    equal(&program);
+    let subjects = registry.subjects();
+    for subject in [
+        "upsert_avro-key",
+        "upsert_avro-value",
+        "debezium_avro-value",
+    ] {
+        assert!(
+            subjects.iter().any(|known| known == subject),
+            "{subjects:?}"
+        );
+    }
+    wait_written(&program);
+    let metrics = program.get("/metrics").1.to_string();
+    for metric in [
+        "sink_lag_seconds",
+        "sink_records_total",
+        "sink_transactions_total",
+    ] {
+        let line = format!("headwater_{metric}{{sink=\\\"s_upsert_json\\\"}}");
+        assert!(metrics.contains(&line), "{metric}");
+    }
+    // A dropped sink leaves no progress behind; one of the same name begins anew.
+    let progress = |kafka: &Kafka| -> BTreeMap<String, Json> {
+        let mut table = table(&kafka.committed("headwater-progress"));
+        table.retain(|key, _| !key.contains("start"));
+        table
+    };
+    assert_eq!(progress(&kafka).len(), 4);
+    let dropped = program.post("/v1/sql", &json!({"sql": "DROP SINK s_upsert_json"}));
+    assert_eq!(dropped.0, 200, "{}", dropped.1);
+    assert_eq!(progress(&kafka).len(), 3);
+    assert!(
+        progress(&kafka)
+            .keys()
+            .all(|key| !key.contains("s_upsert_json"))
+    );
+}
+
+#[test]
+fn a_record_that_is_too_large_is_named_and_the_rest_goes_on() {
+    let _alone = alone();
+    let run = Run::new("sink-large");
+    let mut kafka = Kafka::start(&run);
+    kafka.create_topic("small", 1, &[("max.message.bytes", "20000")]);
+    let pipeline = "CREATE SOURCE docs FROM PUSH (id BIGINT PRIMARY KEY, grp BIGINT, body TEXT);\n"
+        .to_owned()
+        + &sink("small", "docs", &kafka, "small", "ENVELOPE UPSERT")
+        + &sink("large", "docs", &kafka, "large", "ENVELOPE UPSERT");
+    let mut program = Program::start(&pipeline);
+    // Together they are more than a batch may be, alone none is.
+    let many: Vec<Json> = (0..20)
+        .map(|id| json!({"id": id, "grp": 0, "body": "x".repeat(5_000)}))
+        .collect();
+    assert!(push(&program, "docs", &Json::from(many)));
+    for topic in ["small", "large"] {
+        wait_topic(&program, &kafka, topic, |records| {
+            table(records).len() == 20
+        });
+    }
+    let big = json!({"id": 77, "grp": 0, "body": "y".repeat(50_000)});
+    assert!(push(&program, "docs", &big));
+    wait_topic(&program, &kafka, "large", |records| {
+        table(records).len() == 21
+    });
+    let state = "SELECT status, error FROM headwater.sinks WHERE name = 'small'";
+    program.wait("the sink says what is wrong", |program| {
+        let row = &program.rows(state)[0];
+        let error = row[1].as_str().unwrap_or_default();
+        row[0] == "retrying"
+            && error.starts_with("the record of key {\"id\":77} has 50")
+            && error.contains("more than topic \"small\" takes; raise its max.message.bytes")
+    });
+    // Nothing of it is seen; what comes later waits behind it, here and over a restart.
+    assert!(push(
+        &program,
+        "docs",
+        &json!({"id": 78, "grp": 0, "body": "z"})
+    ));
+    assert_eq!(table(&kafka.committed("small")).len(), 20);
+    program.kill();
+    kafka.kill();
+    program.restart();
+    kafka.restart();
+    assert!(push(&program, "docs", &json!({"op": "delete", "key": 77})));
+    wait_topic(&program, &kafka, "large", |records| {
+        table(records).len() == 21
+    });
+    let row = &program.rows(state)[0];
+    assert_ne!(row[0], "failed", "{row:?}");
+}

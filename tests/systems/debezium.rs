@@ -3,7 +3,8 @@
 //! Random statements from a printed seed: inserts, updates that leave a TOAST column alone, key
 //! changes, deletes, truncates, transactions. At a pause a marker row is written; when it has
 //! arrived (one partition keeps the order) everything before it has, and both are compared. At some
-//! pauses something is killed first. `HEADWATER_DEBEZIUM_STATEMENTS` makes it longer.
+//! pauses something is killed first, or the program's cable to the broker is pulled.
+//! `HEADWATER_DEBEZIUM_STATEMENTS` makes it longer, `HEADWATER_DEBEZIUM_PAUSES` adds pauses.
 
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ const TABLE: &str = "
 CREATE TABLE docs (id bigint PRIMARY KEY, title text, body text, price numeric(10,2));
 ALTER TABLE docs ALTER body SET STORAGE EXTERNAL, SET (toast_tuple_target = 128);
 ";
+/// Those with faults among them.
 const PAUSES: usize = 20;
 /// Markers are rows above all others.
 const MARKER: i64 = 1_000_000;
@@ -95,9 +97,13 @@ fn the_collection_is_the_table_whatever_is_killed() {
     let _alone = alone();
     let seed = std::env::var("HEADWATER_SEED").ok();
     let seed = seed.map_or_else(rand::random, |seed| seed.parse().expect("a number"));
-    let statements = std::env::var("HEADWATER_DEBEZIUM_STATEMENTS").ok();
-    let statements: usize = statements.map_or(2_000, |n| n.parse().expect("a number"));
-    println!("HEADWATER_SEED={seed}, {statements} statements");
+    let number = |name: &str, default: usize| {
+        let number = std::env::var(name).ok();
+        number.map_or(default, |n| n.parse().expect("a number"))
+    };
+    let statements = number("HEADWATER_DEBEZIUM_STATEMENTS", 2_000);
+    let pauses = number("HEADWATER_DEBEZIUM_PAUSES", PAUSES).max(PAUSES);
+    println!("HEADWATER_SEED={seed}, {statements} statements, {pauses} pauses");
     let run = Run::new("debezium");
     let mut stack = Stack::start(&run);
     stack.postgres.execute(TABLE);
@@ -110,18 +116,24 @@ fn the_collection_is_the_table_whatever_is_killed() {
         "CREATE SOURCE docs (id BIGINT PRIMARY KEY, title TEXT, body TEXT, price NUMERIC(10,2))
              FROM KAFKA (BROKERS '{}', TOPIC 'db.public.docs') FORMAT JSON ENVELOPE DEBEZIUM;
          CREATE INDEX found ON docs USING KEYWORD (body) INCLUDE (title);",
-        stack.kafka.bootstrap
+        stack.kafka.proxied()
     ));
     let mut work = Workload {
         rng: ChaCha8Rng::seed_from_u64(seed),
         next: 0,
     };
     let mut older = None;
-    for pause in 0..PAUSES {
-        for _ in 0..statements / PAUSES {
+    for pause in 0..pauses {
+        match pause {
+            13 => stack.kafka.proxy.cut(),
+            16 => stack.kafka.proxy.freeze(),
+            _ => {}
+        }
+        for _ in 0..statements / pauses {
             let statement = work.statement();
             stack.postgres.execute(&statement);
         }
+        stack.kafka.proxy.mend();
         let fault = match pause {
             3 => {
                 older = Some(stack.connect.offsets("db"));
@@ -142,10 +154,12 @@ fn the_collection_is_the_table_whatever_is_killed() {
                 stack.connect.restart_from_older_offsets("db", older);
                 "the connector goes back to older offsets"
             }
+            13 => "the network was cut",
             14 => {
                 stack.postgres.restart();
                 "PostgreSQL is restarted"
             }
+            16 => "the network let nothing through",
             17 => {
                 program.kill();
                 stack.connect.kill();

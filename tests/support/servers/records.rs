@@ -108,11 +108,15 @@ pub fn batches(partition: i32, bytes: Vec<u8>) -> Result<Vec<Batch>, String> {
             ));
         }
         let last = base + i64::from(batch.i32()?);
-        let first = batch.i64()?;
-        batch.raw(8)?;
+        let (first, newest) = (batch.i64()?, batch.i64()?);
         let producer = batch.i64()?;
         batch.raw(2 + 4)?;
-        let records = batch.list(|batch| one(batch, partition, base, first))?;
+        let mut records = batch.list(|batch| one(batch, partition, base, first))?;
+        if attributes & 8 != 0 {
+            // The topic has LogAppendTime: the broker's clock, not the writer's.
+            let is_at = |record: &mut Record| record.timestamp = newest;
+            records.iter_mut().for_each(is_at);
+        }
         out.push(Batch {
             last,
             producer,

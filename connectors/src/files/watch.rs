@@ -9,7 +9,7 @@
 //! Invariants: those of [`super`]; what a look does, the next scan would have done. An archive has no row
 //! of its own; its members go with it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -421,16 +421,19 @@ impl Watcher {
         }
     }
 
-    /// Notes what a scan did not see, and deletes what it missed for the second time.
+    /// Notes what a scan did not see, and deletes what it missed for the second time. Members are missing
+    /// with their archive: one that comes back unchanged is not read again.
     fn miss(&mut self, seen: &HashSet<String>) -> Result<(), SinkClosed> {
         let is_seen = |name: &str| {
             seen.contains(name)
                 || archive_of(name).is_some_and(|(archive, _)| seen.contains(archive))
         };
         let missing = self.files.keys().filter(|name| !is_seen(name));
-        let mut missing: Vec<String> = missing.cloned().collect();
-        missing.sort();
+        let file_of = |name: &str| archive_of(name).map_or(name, |(file, _)| file).to_owned();
+        let missing: BTreeSet<String> = missing.map(|name| file_of(name)).collect();
         for name in missing {
+            // After a start an archive is known by its members only.
+            self.files.entry(name.clone()).or_default();
             if self.is_gone_for_long(&name) {
                 self.forget(&name)?;
             } else if self.due.len() < DUE_MAX {

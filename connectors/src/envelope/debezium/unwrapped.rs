@@ -79,6 +79,8 @@ fn order(row: &Node<'_>, op: Option<&str>) -> Order {
     let commit = sequence.and_then(Node::as_str).and_then(first_of_sequence);
     match (lsn.and_then(Node::as_u64), commit, op) {
         (Some(lsn), _, Some("r")) => Order::Snapshot { lsn },
+        // An incremental snapshot's reads have no place of their own.
+        (None, _, Some("r")) => Order::Incremental,
         (Some(lsn), Some(commit), Some(_)) => Order::Log(LogPosition {
             commit,
             lsn,

@@ -343,6 +343,12 @@ fn what_an_expression_cannot_compute_is_told_in_exact_words() {
             "compute error: Int64Array overflow on abs(-9223372036854775808)",
         ),
         (
+            "wraps",
+            "n * 3",
+            "overflow",
+            "arithmetic overflow: Overflow happened on: -9223372036854775808 * 3",
+        ),
+        (
             "fails",
             "substr(body, 1, -5)",
             "expression-error",

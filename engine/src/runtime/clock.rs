@@ -53,10 +53,14 @@ impl Clock for VirtualClock {
     }
 }
 
+/// How far ahead times are reserved: after a crash none of them gets a second meaning.
+pub(super) const RESERVE_MICROS: u64 = 5_000_000;
+
 /// Makes strictly increasing timestamps: `T = max(last + 1, wall clock)` (PROTOCOLS §1.1).
 #[derive(Debug, Default)]
 pub(super) struct Mint {
     last: Time,
+    floor: Time,
     warned: bool,
 }
 
@@ -64,6 +68,7 @@ impl Mint {
     /// Never mints at or below `floor` again.
     pub(super) fn raise(&mut self, floor: Time) {
         self.last = self.last.max(floor);
+        self.floor = self.last;
     }
 
     /// The last time minted.
@@ -75,7 +80,12 @@ impl Mint {
     pub(super) fn mint(&mut self, wall: Time) -> Time {
         const LEAD_MICROS_MAX: u64 = 1_000_000;
         self.last = wall.max(self.last + 1);
-        let leads = self.last > wall.saturating_add(LEAD_MICROS_MAX);
+        // A run that was killed had reserved a few seconds ahead: the clock was not stepped.
+        let reserved = match self.last - self.floor < LEAD_MICROS_MAX {
+            true => RESERVE_MICROS,
+            false => 0,
+        };
+        let leads = self.last > wall.saturating_add(LEAD_MICROS_MAX + reserved);
         if leads && !self.warned {
             tracing::warn!(
                 lead_ms = (self.last - wall) / 1000,
@@ -90,6 +100,21 @@ impl Mint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_that_a_killed_run_had_reserved_are_no_step_of_the_clock() {
+        let wall = 100_000_000;
+        let mut mint = Mint::default();
+        mint.raise(wall + RESERVE_MICROS);
+        assert_eq!(mint.mint(wall), wall + RESERVE_MICROS + 1);
+        assert!(!mint.warned);
+        mint.mint(wall - 2_000_000);
+        assert!(mint.warned);
+        mint.mint(wall + 2 * RESERVE_MICROS);
+        assert!(!mint.warned);
+        mint.mint(wall);
+        assert!(mint.warned);
+    }
 
     #[test]
     fn time_increases_whatever_the_clock_does() {

@@ -20,7 +20,7 @@ use crossbeam_channel::Receiver;
 use super::Shared;
 use super::board::Board;
 use super::bus::CommandSender;
-use super::clock::Mint;
+use super::clock::{Mint, RESERVE_MICROS};
 use super::command::{Command, Tick};
 use super::lanes::{Lanes, StagedBatch, VectorKey};
 use super::message::{AskRequest, CatalogChange, Declared, Message};
@@ -31,8 +31,6 @@ use crate::model::{Change, Key, ObjectId, Time, VectorFact};
 
 /// Idle ticks: how old a reply's `as_of` may be when nothing changes.
 const HEARTBEAT_MICROS: u64 = 1_000_000;
-/// How far ahead times are reserved durably.
-const RESERVE_MICROS: u64 = 5_000_000;
 /// Vector facts bound to one tick.
 const TICK_FACTS_MAX: usize = 4 * limits::TICK_ROWS_MAX;
 

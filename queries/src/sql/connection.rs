@@ -10,7 +10,7 @@
 //! A secret is a place, never a value: the catalog, `SHOW CREATE` and messages name it. Columns that
 //! a source does not declare are asked for, once ([`super::CatalogView::describe`]).
 
-use engine::model::Schema;
+use engine::model::{ContentHash, Schema};
 
 use super::catalog::{CatalogView, DatabaseTable};
 use super::cursor::{Cursor, Name};
@@ -121,12 +121,7 @@ pub(super) fn connection(
 /// The name of something in the database; without the option one of our own, by the connection's.
 fn given_name(options: &Options, option: &str, connection: &str) -> Result<String, Problem> {
     let Some(text) = options.text(option)? else {
-        let letters = connection.chars().map(|letter| match letter {
-            'a'..='z' | '0'..='9' | '_' => letter,
-            _ => '_',
-        });
-        let name: String = "headwater_".chars().chain(letters).collect();
-        return Ok(name.chars().take(NAME_BYTES_MAX).collect());
+        return Ok(own_name(connection));
     };
     // The characters of a replication slot's name; a publication may have others, quoted.
     let is_slot_name = !text.starts_with(|first: char| first.is_ascii_digit())
@@ -147,6 +142,22 @@ fn given_name(options: &Options, option: &str, connection: &str) -> Result<Strin
             .at(at.line, at.column)
             .expected(expected),
     )
+}
+
+/// A name that no other connection comes to, of the characters of a slot's name.
+fn own_name(connection: &str) -> String {
+    let letters = connection.chars().map(|letter| match letter {
+        'a'..='z' | '0'..='9' | '_' => letter,
+        _ => '_',
+    });
+    let name: String = "headwater_".chars().chain(letters).collect();
+    if name.ends_with(connection) && name.len() <= NAME_BYTES_MAX {
+        return name;
+    }
+    let [a, b, c, d, ..] = ContentHash::of(connection.as_bytes()).0;
+    let hash = format!("_{:08x}", u32::from_be_bytes([a, b, c, d]));
+    let kept = name.chars().take(NAME_BYTES_MAX - hash.len());
+    kept.chain(hash.chars()).collect()
 }
 
 /// Reads what stands behind `FROM POSTGRES`; `columns` stood before it.
@@ -229,4 +240,20 @@ fn describe(
             .at(at.line, at.column)
             .hint("or declare the columns: CREATE SOURCE name (column TYPE, …) FROM POSTGRES (…)")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_have_slots_of_their_own() {
+        assert_eq!(own_name("pg"), "headwater_pg");
+        let others = ["a_b", "a-b", "A_b", "ä_b"].map(own_name);
+        let distinct: std::collections::BTreeSet<&String> = others.iter().collect();
+        assert_eq!(distinct.len(), 4, "{others:?}");
+        let long = own_name(&"x".repeat(70));
+        assert_eq!(long.len(), NAME_BYTES_MAX);
+        assert_ne!(long, own_name(&"x".repeat(71)));
+    }
 }

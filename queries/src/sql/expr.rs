@@ -28,6 +28,7 @@ use datafusion_expr::{
     WindowUDF,
 };
 use datafusion_optimizer::simplify_expressions::ExprSimplifier;
+use datafusion_physical_expr::expressions::BinaryExpr;
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion_sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion_sql::sqlparser::ast::{self, Visit, Visitor};
@@ -101,10 +102,20 @@ impl Scope {
         Err(placed(problem, expr))
     }
 
-    /// Compiles for batches of [`batch_schema`].
+    /// Compiles for batches of [`batch_schema`]. Integers that leave their type are an error, as in
+    /// PostgreSQL: by default they would wrap in silence.
     pub fn compile(&self, expr: &Expr) -> Result<Arc<dyn PhysicalExpr>, Problem> {
         let props = ExecutionProps::new();
+        let checked = |node: Arc<dyn PhysicalExpr>| match node.downcast_ref::<BinaryExpr>() {
+            Some(binary) => {
+                let binary = binary.clone().with_fail_on_overflow(true);
+                Ok(Transformed::yes(Arc::new(binary) as Arc<dyn PhysicalExpr>))
+            }
+            None => Ok(Transformed::no(node)),
+        };
         create_physical_expr(expr, &self.df, &props, &PhysicalPlanningContext::default())
+            .and_then(|compiled| compiled.transform_up(checked))
+            .map(|compiled| compiled.data)
             .map_err(|error| Problem::invalid(message(&error)))
     }
 

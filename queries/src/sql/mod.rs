@@ -29,6 +29,7 @@ mod normal;
 mod options;
 mod plan;
 mod program;
+mod query;
 mod reconcile;
 mod search;
 mod security;

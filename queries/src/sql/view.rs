@@ -14,7 +14,7 @@ use super::catalog::CatalogView;
 use super::cursor::Cursor;
 use super::expr::Typed;
 use super::program::{ProgramSpec, RowProgram};
-use super::select::{Parts, Relation};
+use super::query::{Parts, Relation};
 use crate::definition::{Definition, ViewDef};
 use crate::problem::{Position, Problem};
 

@@ -10,14 +10,17 @@ seconds="${1:-60}"
 [ $# -eq 0 ] || shift
 targets="${*:-json avro envelope pgoutput text}"
 
-CARGO_TARGET_DIR="$(mkdir -p "${CARGO_TARGET_DIR:-../../target}/fuzz" && cd "${CARGO_TARGET_DIR:-../../target}/fuzz" && pwd)"
+CARGO_TARGET_DIR="$(mkdir -p "${CARGO_TARGET_DIR:-../../target}" && cd "${CARGO_TARGET_DIR:-../../target}" && pwd)"
 export CARGO_TARGET_DIR
 echo "building the fuzz targets"
-RUSTC_WRAPPER="$PWD/rustc.sh" cargo build --quiet
-fuzz="$CARGO_TARGET_DIR/debug/fuzz"
-found="$CARGO_TARGET_DIR/found"
-failed="$CARGO_TARGET_DIR/failed"
-mkdir -p "$failed"
+# As `cargo test --workspace` builds it, so that of the packages of others nothing is built again.
+fuzz="$(RUSTC_WORKSPACE_WRAPPER="$PWD/rustc.sh" cargo test --workspace --test fuzz --no-run --quiet --message-format=json-render-diagnostics |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
+[ -x "$fuzz" ] || { echo "error: the fuzz targets were not built (see above)" >&2; exit 1; }
+work="$CARGO_TARGET_DIR/fuzz"
+found="$work/found"
+failed="$work/failed"
+mkdir -p "$found" "$failed"
 
 cores="$(getconf _NPROCESSORS_ONLN)"
 count="$(echo "$targets" | wc -w)"
@@ -27,7 +30,7 @@ count="$(echo "$targets" | wc -w)"
 one() {
     target="$1"
     mkdir -p "$found/$target" "corpus/$target"
-    log="$CARGO_TARGET_DIR/$target.log"
+    log="$work/$target.log"
     HEADWATER_FUZZ="$target"
     export HEADWATER_FUZZ
     set -- "$2" -dict=words.txt -max_len=4096 -timeout=30 -rss_limit_mb=2048 -detect_leaks=0 \

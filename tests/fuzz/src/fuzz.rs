@@ -5,18 +5,10 @@
 
 #![no_main]
 
-#[allow(dead_code)] // each user has its part
-#[path = "../../support/dice.rs"]
-pub mod dice;
-#[allow(dead_code)]
-mod envelope;
-#[path = "../targets/mod.rs"]
-mod targets;
-
 use std::sync::LazyLock;
 
 static TARGET: LazyLock<String> = LazyLock::new(|| {
     std::env::var("HEADWATER_FUZZ").expect("HEADWATER_FUZZ names a target: json, avro, …")
 });
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| targets::run(&TARGET, input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| fuzz_targets::targets::run(&TARGET, input));

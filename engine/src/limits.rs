@@ -1,8 +1,11 @@
 //! Every bound in the system, with its reason. Errors name the limit that was hit; `docs/limits.md`
 //! lists them for users.
 
-/// Rows bound to one tick. A tick must seal in milliseconds; a backlog becomes many ticks.
-pub const TICK_ROWS_MAX: usize = 1024;
+/// Rows bound to one tick. A tick must seal in milliseconds; a backlog becomes many ticks, and the fewer
+/// they are, the less often its rows are merged.
+pub const TICK_ROWS_MAX: usize = 8_192;
+/// Those of them that go into an index: each takes some ten times as long.
+pub const TICK_INDEXED_ROWS_MAX: usize = 1_024;
 /// Bytes bound to one tick (soft for one row).
 pub const TICK_BYTES_MAX: usize = 4 << 20;
 /// Tokens of new text bound to one tick.

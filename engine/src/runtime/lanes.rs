@@ -57,6 +57,7 @@ pub(super) type VectorKey = (ModelId, ContentHash);
 #[derive(Debug)]
 struct Waiting {
     batch: StagedBatch,
+    is_indexed: bool,
     tokens: usize,
     is_prepared: bool,
     missing: AHashSet<VectorKey>,
@@ -105,6 +106,7 @@ impl Lanes {
         }
         self.lanes.entry(id).or_default().queue.push_back(Waiting {
             batch,
+            is_indexed: false,
             tokens: 0,
             is_prepared: false,
             missing: AHashSet::new(),
@@ -129,6 +131,7 @@ impl Lanes {
             return;
         };
         waiting.is_prepared = true;
+        waiting.is_indexed = prepared.is_indexed;
         waiting.tokens = prepared.tokens;
         waiting.deadline = now.saturating_add(prepared.deadline_ms * 1000);
         for Want { model, content, at } in &prepared.wants {
@@ -298,6 +301,8 @@ impl Lanes {
 #[derive(Debug, Clone, Copy, Default)]
 struct Load {
     rows: usize,
+    /// Those of them that go into an index.
+    indexed: usize,
     bytes: usize,
     tokens: usize,
 }
@@ -308,6 +313,7 @@ impl std::ops::Add for Load {
     fn add(self, other: Load) -> Load {
         Load {
             rows: self.rows + other.rows,
+            indexed: self.indexed + other.indexed,
             bytes: self.bytes + other.bytes,
             tokens: self.tokens + other.tokens,
         }
@@ -317,6 +323,7 @@ impl std::ops::Add for Load {
 impl Load {
     fn fits(&self) -> bool {
         self.rows <= limits::TICK_ROWS_MAX
+            && self.indexed <= limits::TICK_INDEXED_ROWS_MAX
             && self.bytes <= limits::TICK_BYTES_MAX
             && self.tokens <= limits::TICK_TOKENS_MAX
     }
@@ -331,8 +338,10 @@ impl Waiting {
     }
 
     fn load(&self) -> Load {
+        let rows = self.batch.changes.len();
         Load {
-            rows: self.batch.changes.len(),
+            rows,
+            indexed: if self.is_indexed { rows } else { 0 },
             bytes: self.batch.bytes,
             tokens: self.tokens,
         }
@@ -356,6 +365,7 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Key;
 
     fn batch(lane: &str, sequence: u64, is_push: bool) -> StagedBatch {
         StagedBatch {
@@ -386,6 +396,7 @@ mod tests {
     fn want(byte: u8) -> Prepared {
         let content = ContentHash([byte; 16]);
         Prepared {
+            is_indexed: true,
             tokens: 1,
             deadline_ms: 2,
             wants: vec![Want {
@@ -470,6 +481,31 @@ mod tests {
         assert_eq!(names(&lanes.take(0, 1, &|_| false)), []);
         lanes.drop_source(ObjectId(2));
         assert_eq!(names(&lanes.take(0, 1, &|_| false)).len(), 1);
+    }
+
+    #[test]
+    fn rows_that_go_into_an_index_make_smaller_ticks() {
+        let row = Change {
+            key: Key::text("k"),
+            row: None,
+            version: 1,
+        };
+        for (is_indexed, batches) in [(false, 8), (true, 1)] {
+            let mut lanes = Lanes::default();
+            for sequence in 1..=9 {
+                lanes.stage(StagedBatch {
+                    changes: Arc::new(vec![row.clone(); 1_000]),
+                    ..batch("bulk", sequence, false)
+                });
+                let prepared = Prepared {
+                    is_indexed,
+                    ..Prepared::default()
+                };
+                let bulk = (ObjectId(1), "bulk".into());
+                lanes.prepared(&bulk, sequence, &prepared, 0, &|_| false);
+            }
+            assert_eq!(lanes.take(0, 1, &|_| false).len(), batches);
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct Want {
 /// What preparing a batch found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Prepared {
+    /// Whether its rows go into an index, which takes more time than arranging them.
+    pub is_indexed: bool,
     /// Tokens of its texts.
     pub tokens: usize,
     /// The vectors of its chunks.

@@ -32,7 +32,7 @@ use crate::model::{Change, Key, ObjectId, Time, VectorFact};
 /// Idle ticks: how old a reply's `as_of` may be when nothing changes.
 const HEARTBEAT_MICROS: u64 = 1_000_000;
 /// Vector facts bound to one tick.
-const TICK_FACTS_MAX: usize = 4 * limits::TICK_ROWS_MAX;
+const TICK_FACTS_MAX: usize = 4 * limits::TICK_INDEXED_ROWS_MAX;
 
 /// The sequencer's state.
 pub(super) struct Sequencer<P: Program> {

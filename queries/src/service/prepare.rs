@@ -33,6 +33,7 @@ impl Preparer for PipelinePreparer {
             ..Prepared::default()
         };
         for (index, programs) in self.pipeline.readers(batch.source) {
+            prepared.is_indexed = true;
             prepared.deadline_ms = prepared.deadline_ms.min(index.definition.embed_deadline_ms);
             self.prepare_index(batch, &index, &programs, &mut prepared);
         }

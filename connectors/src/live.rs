@@ -3,9 +3,10 @@
 //! Idea: the sink knows what it was given; what lies in the batch that is being made is kept beside
 //! it. So a value that the upstream did not send again is taken from the row as it really stands.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ahash::AHashMap;
 use engine::contract::Resume;
 use engine::error::WorldError;
 use engine::model::{Key, Row, RowCodec, Schema, Value};
@@ -21,7 +22,7 @@ pub(crate) struct Rows {
     resume: Arc<dyn Resume>,
     codec: RowCodec,
     /// Changes of the batch that the sink does not know yet.
-    staged: HashMap<Key, Option<Standing>>,
+    staged: AHashMap<Key, Option<Standing>>,
 }
 
 /// A row that the sink does not know yet.
@@ -56,7 +57,7 @@ impl Rows {
         Ok(Rows {
             resume,
             codec,
-            staged: HashMap::new(),
+            staged: AHashMap::new(),
         })
     }
 

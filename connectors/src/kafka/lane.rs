@@ -106,7 +106,7 @@ pub(super) struct Lane {
     batch: SourceBatch,
     /// Rows of the batch that are packed when it is staged, all together: the place of the change,
     /// the values.
-    unpacked: Vec<(usize, Arc<[Value]>)>,
+    unpacked: Vec<(usize, Unpacked)>,
     is_changed: bool,
     /// After a snapshot that began again: where each partition ended when it was through.
     sweep_at: Option<BTreeMap<i32, i64>>,
@@ -114,6 +114,22 @@ pub(super) struct Lane {
     wants_ends: bool,
     /// See [`Stored`].
     transactions: Option<i64>,
+}
+
+/// The values of a row that is packed when the batch is staged.
+enum Unpacked {
+    Own(Vec<Value>),
+    /// Messages to come may refer to it.
+    Shared(Arc<[Value]>),
+}
+
+impl AsRef<[Value]> for Unpacked {
+    fn as_ref(&self) -> &[Value] {
+        match self {
+            Unpacked::Own(values) => values,
+            Unpacked::Shared(values) => values,
+        }
+    }
 }
 
 impl Lane {
@@ -250,8 +266,14 @@ impl Lane {
     fn put(&mut self, output: Output) {
         match output {
             Output::Upsert { key, values } => {
-                let values: Arc<[Value]> = values.into();
-                self.rows.note_values(key.clone(), Arc::clone(&values));
+                let values = match self.is_whole_topic {
+                    true => {
+                        let values: Arc<[Value]> = values.into();
+                        self.rows.note_values(key.clone(), Arc::clone(&values));
+                        Unpacked::Shared(values)
+                    }
+                    false => Unpacked::Own(values),
+                };
                 self.unpacked.push((self.batch.changes.len(), values));
                 self.batch.changes.push((key, None, None));
             }
@@ -269,7 +291,9 @@ impl Lane {
     }
 
     fn delete(&mut self, key: Key) {
-        self.rows.note(key.clone(), None);
+        if self.is_whole_topic {
+            self.rows.note(key.clone(), None);
+        }
         self.batch.changes.push((key, None, None));
     }
 

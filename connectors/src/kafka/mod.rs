@@ -68,6 +68,8 @@ const IDLE: Duration = Duration::from_millis(100);
 const BATCH_WAIT: Duration = Duration::from_millis(3);
 /// Messages of one round over all partitions.
 const BATCH_MESSAGES: usize = 4_096;
+/// Messages between two looks at the clock.
+const MESSAGES_A_LOOK: usize = 64;
 /// Bytes of one round (soft for one message).
 const BATCH_BYTES: usize = 1 << 20;
 /// Time between two commits of positions for monitoring.
@@ -365,15 +367,21 @@ impl Reader<'_> {
     fn gather(&mut self) -> Result<bool, Ended> {
         let (mut messages, mut bytes) = (0, 0);
         let mut until: Option<Instant> = None;
+        let mut wait = IDLE;
         while messages < BATCH_MESSAGES && bytes < BATCH_BYTES {
-            let wait = until.map_or(IDLE, |until| {
-                until.saturating_duration_since(Instant::now())
-            });
             match self.consumer.poll(wait) {
-                None => break,
+                None => {
+                    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+                    match left.filter(|left| !left.is_zero()) {
+                        Some(left) => wait = left,
+                        None => break,
+                    }
+                }
                 Some(Ok(message)) => {
-                    until.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
+                    let until = *until.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
                     messages += 1;
+                    // What is fetched already is taken without a look at the clock each time.
+                    wait = Duration::ZERO;
                     bytes += message.payload_len() + message.key_len();
                     let (topic, partition) = (message.topic(), message.partition());
                     if !self.waiting.has(topic, partition)
@@ -383,6 +391,9 @@ impl Reader<'_> {
                         self.fetch_no_longer(std::slice::from_ref(&partition));
                         self.waiting.add(&self.context.name, partition, &wait);
                         // It may have taken a moment: a stop is looked for now.
+                        break;
+                    }
+                    if messages % MESSAGES_A_LOOK == 0 && Instant::now() >= until {
                         break;
                     }
                 }

@@ -3,10 +3,11 @@
 //! The idea: the reader finds partitions, fetches them and waits for schemas; where a partition stands
 //! and what its messages come to is the outlet's.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::PoisonError;
 
+use ahash::AHashMap;
 use engine::contract::SourceContext;
 use engine::error::WorldError;
 use rdkafka::Message as _;
@@ -77,7 +78,7 @@ pub(super) struct Own<'a> {
     /// By the engine's name.
     lanes: BTreeMap<String, (Decoder, Lane)>,
     /// Topic, partition: the lane's name.
-    places: HashMap<String, HashMap<i32, String>>,
+    places: AHashMap<String, AHashMap<i32, String>>,
     letters: Option<LetterTopic>,
 }
 
@@ -93,7 +94,7 @@ impl<'a> Own<'a> {
             context,
             next,
             lanes: BTreeMap::new(),
-            places: HashMap::new(),
+            places: AHashMap::new(),
             letters: LetterTopic::new(&source.options, context)?,
         })
     }

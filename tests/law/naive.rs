@@ -49,7 +49,10 @@ impl Timeline {
             match record.expect("whole") {
                 Replayed::Ddl(ddl) => timeline.begin = timeline.begin.max(ddl.at),
                 Replayed::Tick(tick) => {
-                    let changes = tick.stages.into_iter().flat_map(|stage| stage.changes);
+                    let changes = tick
+                        .stages
+                        .into_iter()
+                        .flat_map(|stage| stage.changes.to_vec());
                     let facts = tick.vectors.iter().map(|fact| fact.content);
                     timeline
                         .ticks

@@ -42,8 +42,8 @@ pub struct Stage {
     pub lane: String,
     /// Counts the lane's batches from 1.
     pub sequence: u64,
-    /// The changes, in the lane's order.
-    pub changes: Vec<Change>,
+    /// The changes, in the lane's order, shared with the batch on its way.
+    pub changes: Arc<Vec<Change>>,
     /// Earlier dead letters that the batch ended.
     pub resolved: Vec<LetterId>,
     /// Bad data of the batch, shared with the collection.

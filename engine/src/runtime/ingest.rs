@@ -4,6 +4,7 @@
 //! sequencer. Nothing is bound to a time here. Invariants: a key's admitted versions strictly
 //! increase; a lane's sequence numbers have no gap; staged bytes are bounded per source.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex};
 
@@ -304,33 +305,43 @@ impl Ingest {
 
 impl SourceState {
     fn admit(&mut self, offer: Offer) -> Admitted {
-        let mut admitted = Admitted::default();
+        let mut admitted = Admitted {
+            changes: Vec::with_capacity(offer.changes.len()),
+            ..Admitted::default()
+        };
         for (key, row, version) in offer.changes {
-            match self.next_version(&key, version) {
-                Some(version) => {
-                    self.note(&key, version, row.clone());
-                    let change = Change { key, row, version };
-                    admitted.bytes += change.staged_bytes();
-                    admitted.changes.push(change);
+            let is_live = row.is_some();
+            let standing = |version| LastVersion {
+                version,
+                live: row.clone(),
+            };
+            let (version, was_live) = match self.keys.entry(key.clone()) {
+                Entry::Vacant(free) => {
+                    let version = version.unwrap_or(1);
+                    free.insert(standing(version));
+                    (version, false)
                 }
-                None => admitted.ignored += 1,
-            }
+                Entry::Occupied(mut taken) => {
+                    let last = taken.get().version;
+                    let version = version.unwrap_or(last + 1);
+                    if version <= last {
+                        admitted.ignored += 1;
+                        continue;
+                    }
+                    (version, taken.insert(standing(version)).live.is_some())
+                }
+            };
+            self.live += usize::from(is_live);
+            self.live -= usize::from(was_live);
+            let change = Change { key, row, version };
+            admitted.bytes += change.staged_bytes();
+            admitted.changes.push(change);
         }
         self.staged_bytes += admitted.bytes;
         let lane = self.lanes.entry(offer.lane).or_default();
         admitted.sequence = lane.sequence + 1;
         lane.note(admitted.sequence, offer.position);
         admitted
-    }
-
-    /// The version to admit, or `None` for one that is not above the last.
-    fn next_version(&self, key: &Key, version: Option<u64>) -> Option<u64> {
-        let last = self.keys.get(key).map(|last| last.version);
-        match (version, last) {
-            (Some(version), Some(last)) if version <= last => None,
-            (Some(version), _) => Some(version),
-            (None, last) => Some(last.map_or(1, |last| last + 1)),
-        }
     }
 
     fn note(&mut self, key: &Key, version: u64, live: Option<Row>) {

@@ -244,7 +244,7 @@ fn note<P: Program>(
         lane: lane.as_str().into(),
         sequence,
         bytes: size(&changes),
-        changes: Arc::new(changes),
+        changes,
         // The lane is the push lane exactly when its batches were pushes.
         is_push: &*lane == super::sink::PUSH_LANE,
         together: Arc::default(),

@@ -264,7 +264,7 @@ impl<P: Program> EngineSink<P> {
                 source: entry.source,
                 lane: entry.lane,
                 sequence: admitted.sequence,
-                changes: changes.to_vec(),
+                changes,
                 resolved: entry.resolved,
                 dead_letters: entry.letters,
                 position: entry.position,

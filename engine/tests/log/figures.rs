@@ -24,7 +24,7 @@ fn stage(sequence: u64) -> Record {
         source: ObjectId(1),
         lane: String::new(),
         sequence,
-        changes: vec![change],
+        changes: std::sync::Arc::new(vec![change]),
         resolved: Vec::new(),
         dead_letters: Vec::new(),
         position: None,

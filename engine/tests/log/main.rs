@@ -331,7 +331,7 @@ fn dead_letters_on_disk_stay_bounded_and_counted() {
             source: ObjectId(1),
             lane: String::new(),
             sequence: at,
-            changes: Vec::new(),
+            changes: Arc::default(),
             resolved: Vec::new(),
             dead_letters: letters.collect(),
             position: None,

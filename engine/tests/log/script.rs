@@ -101,7 +101,7 @@ impl Script {
             source,
             lane,
             sequence,
-            changes,
+            changes: Arc::new(changes),
             resolved: if rng.random_bool(0.2) {
                 vec![earlier.id()]
             } else {

@@ -316,7 +316,7 @@ impl State {
         self.facts
             .extend(tick.vectors.iter().map(|f| ((f.model, f.content), f.at)));
         for stage in &tick.stages {
-            for change in &stage.changes {
+            for change in stage.changes.iter() {
                 self.change(stage.source, tick.at, change);
             }
             let lane = self

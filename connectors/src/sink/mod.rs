@@ -16,7 +16,8 @@
 //! replay. Changes that cancel each other within one time are none.
 //!
 //! Where it cannot hold, the sink stops and says so, and never guesses: the progress is gone from its
-//! topic, it is ahead of this data folder (an older copy), or the collection no longer has the history.
+//! topic, or it was not written by this data folder (a copy), or the sink's own topic is gone, or the
+//! collection no longer has the history.
 //!
 //! Limits: one transaction covers the first snapshot, however large: it must be committed in
 //! SINK_TRANSACTION_MS. A sink that cannot write keeps its collection's history since its progress; its
@@ -157,6 +158,19 @@ impl KafkaSink {
         }))
     }
 
+    /// The last word of a sink that ends while its brokers are out of reach.
+    fn leave(&self, context: &SinkContext, memory: &Memory) {
+        let has_written = context.noted.is_some() || context.status.get().progress.is_some();
+        if context.is_dropped() && has_written && !memory.said_farewell {
+            let (sink, topic) = (&*context.name, &*self.options.progress_topic);
+            tracing::warn!(
+                sink,
+                topic,
+                "the progress of the dropped sink stays: no broker answers"
+            );
+        }
+    }
+
     /// One attempt.
     fn attempt(
         &self,
@@ -182,12 +196,12 @@ impl Sink for KafkaSink {
         let mut told: Option<(String, Instant)> = None;
         loop {
             let trouble = match self.attempt(&context, &mut encoder, &mut memory) {
-                Ok(()) | Err(Trouble::Stop) => return Ok(()),
+                Ok(()) | Err(Trouble::Stop) => return Ok(self.leave(&context, &memory)),
                 Err(Trouble::Person(error)) => return Err(error),
                 Err(trouble) => trouble,
             };
             if context.is_stopping() {
-                return Ok(());
+                return Ok(self.leave(&context, &memory));
             }
             let sink = &*context.name;
             let detail = trouble.to_string();
@@ -209,7 +223,7 @@ impl Sink for KafkaSink {
             let until = Instant::now() + pause;
             while Instant::now() < until {
                 if context.is_stopping() {
-                    return Ok(());
+                    return Ok(self.leave(&context, &memory));
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }

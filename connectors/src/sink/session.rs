@@ -25,9 +25,6 @@ use super::progress::{Progress, Written};
 use super::writer::{Outgoing, Output, Writer};
 use super::{KafkaSink, Trouble, topics};
 
-#[cfg(test)]
-mod tests;
-
 /// One wait for something new.
 const WAIT: Duration = Duration::from_millis(250);
 /// Time in which changes gather behind a commit, so that busy sinks do not commit thousands of times a
@@ -97,7 +94,7 @@ pub(super) fn run(
         let written = progress.read(options, &mut writer, &slow, &is_stopping)?;
         let written = written.filter(|written| written.object == context.id.0);
         match (batch_bytes, written) {
-            (None, Some(written)) => return Err(topic_is_gone(context, topic, written.at)),
+            (None, Some(written)) => return Err(topic_is_gone(topic, written.at)),
             (None, None) if context.noted.is_none() => topics::make(options)?,
             _ => break (writer, written),
         }
@@ -128,19 +125,15 @@ pub(super) fn run(
     }
 }
 
-fn topic_is_gone(context: &SinkContext, topic: &str, at: Time) -> Trouble {
-    person(
-        context,
-        format!(
-            "topic \"{topic}\" is gone, and this sink had written through {at}; drop the sink and create \
-             it again"
-        ),
-    )
+fn topic_is_gone(topic: &str, at: Time) -> Trouble {
+    person(format!(
+        "topic \"{topic}\" is gone, and this sink had written through {at}; drop the sink and create it again"
+    ))
 }
 
-fn person(context: &SinkContext, detail: String) -> Trouble {
+fn person(detail: String) -> Trouble {
     Trouble::Person(WorldError::Service {
-        service: format!("sink \"{}\"", context.name),
+        service: "Kafka".to_owned(),
         detail,
         is_transient: false,
     })
@@ -156,7 +149,7 @@ impl Session<'_> {
                 written.at
             }
             None if self.context.noted.is_some() => {
-                return Err(self.person(format!(
+                return Err(person(format!(
                     "topic \"{}\" no longer has the progress of this sink, which has written before; \
                      drop the sink and create it again with a new TOPIC",
                     self.progress_topic
@@ -173,7 +166,7 @@ impl Session<'_> {
         let Written { run, at, .. } = written;
         let checked = self.context.runs.check(run, at, self.memory.attempted);
         checked.map_err(|foreign| {
-            self.person(format!(
+            person(format!(
                 "the progress {at} of this sink in topic \"{}\" {foreign}: the data folder is an older \
                  copy, or another server runs on a copy of it; drop the sink and create it again with a \
                  new TOPIC",
@@ -349,7 +342,7 @@ impl Session<'_> {
         match error {
             FeedError::Closed => Trouble::Stop,
             FeedError::Late(detail) => Trouble::World(detail),
-            FeedError::HistoryGone { .. } => self.person(format!(
+            FeedError::HistoryGone { .. } => person(format!(
                 "{error}: what happened in between is not known any more; drop the sink and create it \
                  again with a new TOPIC"
             )),
@@ -364,10 +357,6 @@ impl Session<'_> {
         });
     }
 
-    fn person(&self, detail: String) -> Trouble {
-        person(self.context, detail)
-    }
-
     /// A dropped sink leaves no progress behind.
     fn farewell(&mut self) {
         let until = Instant::now() + FAREWELL;
@@ -379,3 +368,6 @@ impl Session<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | the sink's, envelope upsert | `cleanup.policy=compact`: the newest row of every key stays |
 //! | the sink's, envelope debezium | the brokers' defaults: how long events stay is the operator's choice |
-//! | progress | one partition, `cleanup.policy=compact`, and [`PROGRESS`], so that it stays short: every transaction leaves a record and a mark in it |
+//! | progress | one partition, `cleanup.policy=compact`, and [`PROGRESS`], so that it stays short |
+//!
+//! Every transaction leaves a record and a mark in the topic of progress.
 //!
 //! Invariants: a topic that is there stays as it is; the sink's own is made only for a sink that has
 //! written nothing: one that is gone is a person's business.

@@ -301,7 +301,11 @@ impl Writer {
                     "the brokers took no records of topic \"{topic}\" for {seconds} s"
                 ))
             }
-            code => Trouble::World(format!("the record of key {key} was not taken: {code}")),
+            code => {
+                let age = self.opened.map(|at| at.elapsed()).unwrap_or_default();
+                let of_key = || format!("the record of key {key} was not taken: {code}");
+                Trouble::World(ended(*code, age).unwrap_or_else(of_key))
+            }
         }
     }
 }
@@ -345,10 +349,12 @@ impl Output for Writer {
                     std::thread::sleep(FULL);
                 }
                 // The transaction is over already, by what happened to it.
-                Err((error @ KafkaError::MessageProduction(RDKafkaErrorCode::State), _))
-                | Err((error @ KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), _)) => {
-                    return Err(self.trouble(&error));
-                }
+                Err((
+                    error @ KafkaError::MessageProduction(
+                        RDKafkaErrorCode::State | RDKafkaErrorCode::Fatal,
+                    ),
+                    _,
+                )) => return Err(self.trouble(&error)),
                 Err((KafkaError::MessageProduction(code), _)) => {
                     return Err(self.told(&Refused {
                         key: shown(outgoing.key),

@@ -262,9 +262,14 @@ mod tests {
             [Some(40), Some(50), Some(60), None]
         );
         assert_eq!(ends(start(&store, 70, &[]).1), [None]);
-        for last in 0..SINK_RUNS_MAX as u64 + 10 {
-            let runs = start(&store, 100 + last, &[b]).1;
-            assert!(runs.0.len() <= SINK_RUNS_MAX);
-        }
+        let many = (0..SINK_RUNS_MAX as u64).map(|id| SinkRun {
+            id,
+            end: Some(100 + id),
+        });
+        let notes = SinkNotes::open(Arc::clone(&store) as _).unwrap();
+        notes.lock().runs = SinkRuns(many.collect());
+        notes.begin_run(9_000, &[b], 9).unwrap();
+        let runs = notes.runs();
+        assert_eq!((runs.0.len(), runs.0[0].id), (SINK_RUNS_MAX, 1));
     }
 }

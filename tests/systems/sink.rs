@@ -5,7 +5,7 @@
 //! moments; at the end the topic's table is the collection, every (key, time) is there once, and each
 //! event's `before` is the former one's `after`. The seed is printed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rand::prelude::*;
@@ -19,7 +19,7 @@ use crate::servers::kafka::Kafka;
 use crate::servers::records::Record;
 use crate::servers::registry::Registry;
 use topic::{
-    LONG, check_events, check_once, collection, events_table, push, sink, table, wait_topic,
+    LONG, check_events, check_once, collection, events_table, push, sink, table, time, wait_topic,
     wait_written,
 };
 
@@ -94,6 +94,10 @@ fn sinks_write_every_change_once_whatever_dies() {
             }
             _ => {}
         }
+        // Otherwise the next death comes before anything is written, or in the middle of it.
+        if round == 0 || random.random_bool(0.6) {
+            wait_written(&program);
+        }
     }
     assert!(push(
         &program,
@@ -110,12 +114,10 @@ fn sinks_write_every_change_once_whatever_dies() {
         |records: &[Record]| records.iter().any(is_last) && events_table(records) == even;
     let events = wait_topic(&program, &kafka, "out.events", is_whole);
     assert_eq!(check_events(&events), even);
-    println!(
-        "{} rows, {} events, {:?}",
-        rows.len(),
-        events.len(),
-        program.rows("SELECT name, records, transactions FROM headwater.sinks")
-    );
+    let times = |records: &[Record]| records.iter().map(time).collect::<BTreeSet<_>>().len();
+    let (rows, events) = ((rows.len(), times(&rows)), (events.len(), times(&events)));
+    println!("(records, times): {rows:?} rows, {events:?} events");
+    assert!(rows.1 > 20 && events.1 > 10, "{rows:?} {events:?}");
     let kinds =
         program.rows("SELECT name, collection, connector, topic, error FROM headwater.sinks");
     assert_eq!(

@@ -53,8 +53,6 @@ pub(super) struct RunningSink {
     status: Arc<SinkStatus>,
     /// Keeps the history until the drop, whatever becomes of the thread.
     feed: Arc<Feed>,
-    /// What was sealed when the sink was started, about.
-    begun: Time,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -82,6 +80,9 @@ struct Feed {
     sink: ObjectId,
     collection: ObjectId,
     name: String,
+    /// The declaration's time, or the newest one of earlier runs: nothing before it is begun with, because
+    /// a replay keeps no history for a sink that is not declared yet.
+    begun: Time,
     stop: Arc<AtomicBool>,
     held: Mutex<Option<(Time, AskGuard<WorkerProgram>)>>,
     noted: Mutex<Option<Instant>>,
@@ -112,7 +113,7 @@ impl ChangeFeed for Feed {
             return None;
         };
         let deadline = Instant::now() + wait;
-        let mut least = after + 1;
+        let mut least = self.begun.max(after + 1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if !inner.engine.wait_sealed(&[self.collection], least, left) {
@@ -219,7 +220,8 @@ impl Inner {
         (self.connect_sink)(definition, name, codec, &access)
     }
 
-    /// Starts a sink's thread. `begun`: the newest time, about; a sink that never writes lags behind it.
+    /// Starts a sink's thread. `begun`: the time of its declaration, or the newest one of earlier runs; a
+    /// sink that never writes lags behind it.
     pub(super) fn start_sink(self: &Arc<Self>, declared: &Declared, begun: Time) {
         let Declared::Sink {
             object,
@@ -237,6 +239,7 @@ impl Inner {
             sink: object.id,
             collection: *from,
             name: object.name.clone(),
+            begun,
             stop: Arc::clone(&stop),
             held: Mutex::default(),
             noted: Mutex::default(),
@@ -279,7 +282,6 @@ impl Inner {
             dropped,
             status,
             feed,
-            begun,
             thread: Some(thread.expect("the operating system gives a thread")),
         };
         let mut sinks = self.sinks.lock().expect("no panic while held");
@@ -345,7 +347,7 @@ impl Inner {
         let feed = &sink.feed;
         let written = sink.status.get().progress;
         let written = written.or_else(|| self.sink_notes.progress(feed.sink));
-        let written = written.or_else(|| feed.held()).unwrap_or(sink.begun);
+        let written = written.or_else(|| feed.held()).unwrap_or(feed.begun);
         let published = self.engine.published();
         let readable = published.collections.get(&feed.collection)?;
         let sealed = readable.upper.saturating_sub(1);

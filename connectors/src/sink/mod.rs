@@ -186,22 +186,21 @@ impl KafkaSink {
             None => Ok(()),
         }
     }
-}
 
-impl Sink for KafkaSink {
-    fn run(self: Box<Self>, context: SinkContext) -> Result<(), WorldError> {
+    /// Attempts with pauses between them, until told to stop.
+    fn work(&self, context: &SinkContext, memory: &mut Memory) -> Result<(), WorldError> {
         let (least, most) = SINK_RETRY_MS;
         let (least, most) = (Duration::from_millis(least), Duration::from_millis(most));
-        let (mut memory, mut encoder, mut pause) = (Memory::default(), None, least);
+        let (mut encoder, mut pause) = (None, least);
         let mut told: Option<(String, Instant)> = None;
         loop {
-            let trouble = match self.attempt(&context, &mut encoder, &mut memory) {
-                Ok(()) | Err(Trouble::Stop) => return Ok(self.leave(&context, &memory)),
+            let trouble = match self.attempt(context, &mut encoder, memory) {
+                Ok(()) | Err(Trouble::Stop) => return Ok(()),
                 Err(Trouble::Person(error)) => return Err(error),
                 Err(trouble) => trouble,
             };
             if context.is_stopping() {
-                return Ok(self.leave(&context, &memory));
+                return Ok(());
             }
             let sink = &*context.name;
             let detail = trouble.to_string();
@@ -223,11 +222,20 @@ impl Sink for KafkaSink {
             let until = Instant::now() + pause;
             while Instant::now() < until {
                 if context.is_stopping() {
-                    return Ok(self.leave(&context, &memory));
+                    return Ok(());
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
             pause = (pause * 2).min(most);
         }
+    }
+}
+
+impl Sink for KafkaSink {
+    fn run(self: Box<Self>, context: SinkContext) -> Result<(), WorldError> {
+        let mut memory = Memory::default();
+        self.work(&context, &mut memory)?;
+        self.leave(&context, &memory);
+        Ok(())
     }
 }

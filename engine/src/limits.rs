@@ -95,6 +95,8 @@ pub const SINK_TRANSACTION_BYTES_MAX: usize = 32 << 20;
 pub const SINK_TRANSACTION_MS: u64 = 300_000;
 /// One record of a sink, as the client takes it; the topic's max.message.bytes is lower nearly always.
 pub const SINK_RECORD_BYTES_MAX: usize = 32 << 20;
+/// Starts of a data folder that its sinks remember.
+pub const SINK_RUNS_MAX: usize = 1_000;
 /// First and longest pause of a sink whose brokers are away or refuse, milliseconds.
 pub const SINK_RETRY_MS: (u64, u64) = (200, 10_000);
 /// Rows of one SQL reply that is not streamed.

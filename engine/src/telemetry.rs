@@ -100,7 +100,7 @@ declare! {
 
     SCHEMA_WAITS Counter Count "schema_waits_total" ["source"] "Times a partition began to wait because a schema registry could not give its next message's schema; it is tried again.";
     // Sinks.
-    SINK_LAG Gauge Seconds "sink_lag_seconds" ["sink"] "Newest sealed time of a sink's collection minus the time through which the sink has written it.";
+    SINK_LAG Gauge Seconds "sink_lag_seconds" ["sink"] "Newest sealed time of a sink's collection minus the time through which the sink has written it; since its start for one that has written nothing, 0 for one that was dropped.";
     SINK_RECORDS Counter Count "sink_records_total" ["sink"] "Records of committed transactions of a sink, progress excluded.";
     SINK_BYTES Counter Bytes "sink_bytes_total" ["sink"] "Keys and values of committed transactions of a sink.";
     SINK_TRANSACTIONS Counter Count "sink_transactions_total" ["sink"] "Transactions that a sink committed.";

@@ -3,307 +3,20 @@
 //! together, as a broker's transaction does. Whatever happens, it gets every change of a key at a time
 //! once and in order, each beginning where the last one ended, and comes to the collection.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use engine::contract::{Embedder, FeedError, RowChange, Sink, SinkContext, SinkPhase, Store};
-use engine::durable::CompactOptions;
-use engine::error::WorldError;
-use engine::model::{RowCodec, Time};
 use engine::runtime::VirtualClock;
-use engine::testing::{HashedEmbedder, MemoryStore};
-use operators::embed::EmbedConfig;
-use queries::api::{Backend, PushLine, PushRequest};
-use queries::service::{Service, Wiring};
+use engine::testing::MemoryStore;
+use queries::api::Backend;
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value as Json, json};
 
-use crate::rig::together;
+use crate::rig::{eventually, together};
+use world::{Defect, Outside, Rig, lock};
 
-const PIPELINE: &str = "
-CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, grp BIGINT, body TEXT);
-CREATE SOURCE fill FROM PUSH (id TEXT PRIMARY KEY, body TEXT);
-CREATE VIEW even AS SELECT id, grp, body FROM docs WHERE grp % 2 = 0;
-CREATE SINK whole FROM docs INTO KAFKA (BROKERS 'nowhere:1', TOPIC 'whole') ENVELOPE UPSERT;
-CREATE SINK part FROM even INTO KAFKA (BROKERS 'nowhere:1', TOPIC 'part') ENVELOPE DEBEZIUM;
-";
-
-/// What one sink has committed.
-#[derive(Default)]
-struct Topic {
-    changes: Vec<RowChange>,
-    progress: Option<Time>,
-    codec: Option<Arc<RowCodec>>,
-}
-
-/// The world outside.
-#[derive(Default)]
-struct World {
-    topics: BTreeMap<String, Topic>,
-    is_away: bool,
-    /// Commits of former processes are refused.
-    process: u32,
-}
-
-type Outside = Arc<Mutex<World>>;
-
-fn lock(outside: &Outside) -> std::sync::MutexGuard<'_, World> {
-    outside.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct Scripted {
-    outside: Outside,
-    process: u32,
-    random: ChaCha8Rng,
-}
-
-impl Scripted {
-    /// One session: from the progress outside until something is in the way.
-    fn session(&mut self, context: &SinkContext) -> Result<(), FeedError> {
-        let feed = &context.feed;
-        let mut progress = lock(&self.outside).topics[&context.name].progress;
-        if let Some(at) = progress {
-            feed.hold(at)?;
-        }
-        while !context.is_stopping() {
-            let Some(sealed) = feed.sealed(progress.unwrap_or(0), Duration::from_millis(20)) else {
-                continue;
-            };
-            if progress.is_none() {
-                feed.hold(sealed)?;
-            }
-            let (mut changes, mut next) = (Vec::new(), None);
-            loop {
-                let mut page = feed.changes(progress, sealed, next.take())?;
-                changes.append(&mut page.changes);
-                next = page.next;
-                if next.is_none() {
-                    break;
-                }
-            }
-            let mut world = lock(&self.outside);
-            if world.is_away || world.process != self.process {
-                return Ok(());
-            }
-            let topic = world.topics.get_mut(&context.name).expect("made before");
-            topic.changes.extend(changes);
-            topic.progress = Some(sealed);
-            drop(world);
-            // The commit is done, and nobody here knows.
-            if self.random.random_bool(0.2) {
-                return Ok(());
-            }
-            feed.note(sealed);
-            feed.hold(sealed)?;
-            progress = Some(sealed);
-            context.status.set(|state| {
-                state.phase = SinkPhase::Running;
-                state.progress = progress;
-            });
-        }
-        Ok(())
-    }
-}
-
-impl Sink for Scripted {
-    fn run(mut self: Box<Self>, context: SinkContext) -> Result<(), WorldError> {
-        while !context.is_stopping() {
-            match self.session(&context) {
-                Ok(()) | Err(FeedError::Late(_)) => std::thread::sleep(Duration::from_millis(2)),
-                Err(FeedError::Closed) => break,
-                Err(gone) => {
-                    return Err(WorldError::Service {
-                        service: "sink".to_owned(),
-                        detail: gone.to_string(),
-                        is_transient: false,
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-struct Rig {
-    service: Service,
-    store: MemoryStore,
-    clock: VirtualClock,
-    outside: Outside,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Rig {
-    fn over(store: MemoryStore, clock: VirtualClock, outside: Outside, workers: usize) -> Rig {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let encoder = Arc::new(HashedEmbedder::new("hashed", 64));
-        let process = {
-            let mut world = lock(&outside);
-            world.process += 1;
-            world.process
-        };
-        let topics = Arc::clone(&outside);
-        let wiring = Wiring {
-            store: Arc::new(store.clone()) as Arc<dyn Store>,
-            workers,
-            communication: None,
-            clock: Arc::new(clock.clone()),
-            load_model: Arc::new(move |_, _| Ok(Arc::clone(&encoder) as Arc<dyn Embedder>)),
-            connect: headwater::wiring::connector(None),
-            connect_sink: Arc::new(move |_, name, codec, _| {
-                let mut world = lock(&topics);
-                let topic = world.topics.entry(name.to_owned()).or_default();
-                topic.codec = Some(Arc::clone(codec));
-                Ok(Box::new(Scripted {
-                    outside: Arc::clone(&topics),
-                    process,
-                    random: ChaCha8Rng::seed_from_u64(u64::from(process)),
-                }))
-            }),
-            describe: Arc::new(headwater::wiring::describe),
-            decode_push: Arc::new(headwater::wiring::decode_push),
-            redecode: Arc::new(headwater::wiring::redecode),
-            metrics: Arc::new(String::new),
-            builder_threads: 1,
-            embed: EmbedConfig::default(),
-        };
-        let service = Service::start(wiring, runtime.handle().clone()).expect("a sound store");
-        let done = runtime.block_on(service.reconcile(PIPELINE, false, false));
-        done.expect("the pipeline is right");
-        Rig {
-            service,
-            store,
-            clock,
-            outside,
-            runtime,
-        }
-    }
-
-    /// Power is lost: what was not synced may be gone. The former process commits nothing any more.
-    fn crash(self, seed: u64, workers: usize) -> Rig {
-        lock(&self.outside).process += 1;
-        let store = self.store.after_crash(seed);
-        self.service.stop();
-        Rig::over(
-            store,
-            self.clock.clone(),
-            Arc::clone(&self.outside),
-            workers,
-        )
-    }
-
-    fn push(&self, source: &str, lines: &[Json]) {
-        let lines = lines.iter().enumerate().map(|(i, line)| PushLine {
-            line: i as u64 + 1,
-            raw: line.to_string().into_bytes(),
-        });
-        let request = PushRequest {
-            source: source.to_owned(),
-            lines: lines.collect(),
-            ..PushRequest::default()
-        };
-        let reply = self.runtime.block_on(self.service.push(request));
-        let reply = reply.expect("a good push");
-        assert!(reply.rejected.is_empty(), "{:?}", reply.rejected);
-    }
-
-    fn rows(&self, collection: &str) -> BTreeMap<String, Vec<Json>> {
-        let text = format!("SELECT id, grp, body FROM {collection}");
-        let (mut replies, problem) = self.runtime.block_on(self.service.sql(text, Vec::new()));
-        assert_eq!(problem, None);
-        let rows = replies.remove(0).rows.into_iter();
-        rows.map(|row| (row[0].to_string(), row)).collect()
-    }
-
-    /// Enough for the log to begin another segment.
-    fn fill(&self, name: &str) {
-        for n in 0..9 {
-            let body = "x".repeat(8_000_000);
-            self.push("fill", &[json!({"id": format!("{name}{n}"), "body": body})]);
-        }
-    }
-
-    /// Folds the log as far as it may; whether there was anything to fold.
-    fn compact(&self) -> Option<Time> {
-        let published = self.service.engine().published();
-        let since = published.collections.values().map(|one| one.since).min();
-        let since = since.expect("collections");
-        let log = self.service.engine().log();
-        let compacted = log.compact(since, &CompactOptions::default());
-        compacted
-            .expect("a sound store")
-            .map(|compacted| compacted.at)
-    }
-
-    /// Waits until the world has come to the collection, and checks how it came there.
-    fn check(&self, what: &str) {
-        for (sink, collection) in [("whole", "docs"), ("part", "even")] {
-            let deadline = Instant::now() + Duration::from_secs(60);
-            loop {
-                self.clock.advance(1_000_000);
-                let (table, wanted) = (self.replayed(sink, what), self.rows(collection));
-                if table == wanted {
-                    break;
-                }
-                if Instant::now() > deadline {
-                    let (rows, _) = self
-                        .runtime
-                        .block_on(self.service.sql("SHOW SINKS".to_owned(), Vec::new()));
-                    assert_eq!(table, wanted, "{what}: {sink}\n{:?}", rows[0].rows);
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        }
-    }
-
-    /// The table that the world's records make; each must fit to the one before.
-    fn replayed(&self, sink: &str, what: &str) -> BTreeMap<String, Vec<Json>> {
-        let world = lock(&self.outside);
-        let topic = &world.topics[sink];
-        let codec = topic.codec.as_ref().expect("a sink was made");
-        let (mut rows, mut last) = (BTreeMap::new(), BTreeMap::new());
-        for change in &topic.changes {
-            let RowChange {
-                key,
-                at,
-                before,
-                after,
-            } = change;
-            let earlier = last.insert(key.clone(), *at);
-            assert!(
-                earlier.is_none_or(|earlier| earlier < *at),
-                "{what}: {sink}: {key} at {at} behind {earlier:?}"
-            );
-            assert_eq!(
-                rows.get(key),
-                before.as_ref(),
-                "{what}: {sink}: {key} at {at}"
-            );
-            assert_ne!(
-                before, after,
-                "{what}: {sink}: {key} at {at} changed nothing"
-            );
-            match after {
-                Some(row) => rows.insert(key.clone(), row.clone()),
-                None => rows.remove(key),
-            };
-        }
-        let table = rows.values().map(|row| {
-            let values = codec.unpack(row);
-            let pairs = values.iter().zip(&codec.schema().columns);
-            let row: Vec<Json> = pairs
-                .map(|(value, one)| value.to_json(one.sql_type))
-                .collect();
-            (row[0].to_string(), row)
-        });
-        table.collect()
-    }
-}
+mod world;
 
 fn lines(random: &mut ChaCha8Rng) -> Vec<Json> {
     let count = random.random_range(1..6);
@@ -351,6 +64,8 @@ fn the_world_gets_every_change_once_over_crashes() {
                 rig.check(&format!("seed {seed}, step {step}"));
             }
         }
+        let pages = lock(&rig.outside).topics["whole"].pages;
+        assert!(pages > 2, "{pages} pages are no test of them");
         rig.service.stop();
     }
 }
@@ -374,7 +89,7 @@ fn the_log_is_not_folded_beyond_what_a_sink_has_written() {
         world
             .topics
             .values()
-            .filter_map(|topic| topic.progress)
+            .filter_map(|topic| topic.progress.map(|(_, at)| at))
             .min()
     };
     let progress = written(&rig).expect("something is written");
@@ -415,4 +130,118 @@ fn the_log_is_not_folded_beyond_what_a_sink_has_written() {
     rig.push("docs", &lines(&mut random));
     rig.check("from a base");
     rig.service.stop();
+}
+
+#[test]
+fn a_copy_of_the_data_folder_is_told_apart_over_any_starts() {
+    let _together = together();
+    let mut random = ChaCha8Rng::seed_from_u64(9);
+    let clock = VirtualClock::new(1_800_000_000_000_000);
+    let mut rig = Rig::over(MemoryStore::new(), clock, Outside::default(), 2);
+    rig.push("docs", &lines(&mut random));
+    rig.check("begin");
+    let mut copy = rig.store.after_crash(3);
+    // The original goes on; its times are beyond the copy's by far, and then the copy's are beyond its.
+    rig = rig.crash(4, 2);
+    rig.push("docs", &lines(&mut random));
+    rig.check("the original");
+    rig.service.stop();
+    for _ in 0..3 {
+        rig.clock.advance(100_000_000);
+        let other = Rig::over(copy, rig.clock.clone(), Arc::clone(&rig.outside), 2);
+        other.wait_failed("was written by a start that this data folder does not know");
+        other.push("docs", &lines(&mut random));
+        other.service.stop();
+        copy = other.store.after_crash(5);
+    }
+    rig = rig.crash(6, 2);
+    rig.push("docs", &lines(&mut random));
+    rig.check("the original goes on");
+    rig.service.stop();
+}
+
+#[test]
+fn a_sink_with_a_defect_says_so_keeps_its_history_and_goes_on_after_a_restart() {
+    let _together = together();
+    let mut random = ChaCha8Rng::seed_from_u64(10);
+    let clock = VirtualClock::new(1_800_000_000_000_000);
+    let mut rig = Rig::over(MemoryStore::new(), clock, Outside::default(), 2);
+    for (defect, why) in [
+        (Defect::Ends, "it ended by itself: a defect"),
+        (Defect::Panics, "a defect; the log has the panic"),
+    ] {
+        rig.push("docs", &lines(&mut random));
+        rig.push("docs", &[json!({"id": "d0", "grp": 0, "body": why})]);
+        rig.check(why);
+        {
+            // The session in progress ends when the world is away, and then there is the defect.
+            let mut world = lock(&rig.outside);
+            (world.defect, world.is_away) = (Some(defect), true);
+        }
+        for _ in 0..5 {
+            rig.push("docs", &lines(&mut random));
+            rig.clock.advance(100_000_000);
+        }
+        rig.wait_failed(why);
+        for _ in 0..5 {
+            rig.push("docs", &lines(&mut random));
+            rig.clock.advance(100_000_000);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        {
+            let mut world = lock(&rig.outside);
+            (world.defect, world.is_away) = (None, false);
+        }
+        // From what was there when it failed, not from the progress that a restart would hold.
+        let progress = lock(&rig.outside).topics["whole"].progress.expect("some").1;
+        let published = rig.service.engine().published();
+        let docs = rig
+            .service
+            .pipeline_ref()
+            .by_name("docs")
+            .expect("declared");
+        let since = published.collections[&docs.object().id].since;
+        assert!(since <= progress, "{why}: {since} {progress}");
+        rig = rig.crash(11, 2);
+        rig.check(why);
+    }
+    rig.service.stop();
+}
+
+#[test]
+fn a_sink_says_farewell_when_its_drop_is_durable_and_holds_no_history_any_more() {
+    let _together = together();
+    let mut random = ChaCha8Rng::seed_from_u64(12);
+    let clock = VirtualClock::new(1_800_000_000_000_000);
+    let rig = Rig::over(MemoryStore::new(), clock, Outside::default(), 2);
+    rig.push("docs", &[json!({"id": "d0", "grp": 0, "body": "begin"})]);
+    rig.check("begin");
+    lock(&rig.outside).is_away = true;
+    let text = "DROP SINK whole; DROP SINK part".to_owned();
+    let (_, problem) = rig.runtime.block_on(rig.service.sql(text, Vec::new()));
+    assert_eq!(problem, None);
+    let docs = rig
+        .service
+        .pipeline_ref()
+        .by_name("docs")
+        .expect("declared");
+    let since = |rig: &Rig| {
+        let published = rig.service.engine().published();
+        published.collections[&docs.object().id].since
+    };
+    let before = since(&rig);
+    eventually("the history goes", || {
+        rig.clock.advance(100_000_000);
+        rig.push("docs", &lines(&mut random));
+        since(&rig) > before + 100_000_000
+    });
+    rig.service.stop();
+    // The power is lost just behind the farewell: the sink is gone for good, and made anew.
+    let ids = |rig: &Rig| lock(&rig.outside).topics["part"].ids.len();
+    assert_eq!(ids(&rig), 1);
+    let left = lock(&rig.outside).left.take().expect("both said farewell");
+    lock(&rig.outside).is_away = false;
+    let again = Rig::over(left, rig.clock.clone(), Arc::clone(&rig.outside), 2);
+    eventually("they run again", || ids(&again) == 2);
+    again.service.stop();
 }

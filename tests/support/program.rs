@@ -46,6 +46,19 @@ impl Program {
         self.server = Some(Server::start(path, &self.pipeline, &["--workers", "1"]));
     }
 
+    /// The data folder as a backup has it, in a folder of its own. The server must not run.
+    pub fn copied(&self) -> tempfile::TempDir {
+        assert!(self.server.is_none(), "kill it first");
+        let copy = tempfile::tempdir().expect("a folder");
+        let data = self.folder.path().join("data");
+        let done = std::process::Command::new("cp")
+            .arg("-r")
+            .args([&data, copy.path()])
+            .status();
+        assert!(done.is_ok_and(|status| status.success()), "copying");
+        copy
+    }
+
     /// `http://127.0.0.1:port`
     pub fn address(&self) -> String {
         self.url("")

@@ -16,7 +16,8 @@
 //! replay. Changes that cancel each other within one time are none.
 //!
 //! Where it cannot hold, the sink stops and says so, and never guesses: the progress is gone from its
-//! topic, it is ahead of this data folder (an older copy), or the collection no longer has the history.
+//! topic, or it was not written by this data folder (a copy), or the sink's own topic is gone, or the
+//! collection no longer has the history.
 //!
 //! Limits: one transaction covers the first snapshot, however large: it must be committed in
 //! SINK_TRANSACTION_MS. A sink that cannot write keeps its collection's history since its progress; its
@@ -157,6 +158,19 @@ impl KafkaSink {
         }))
     }
 
+    /// The last word of a sink that ends while its brokers are out of reach.
+    fn leave(&self, context: &SinkContext, memory: &Memory) {
+        let has_written = context.noted.is_some() || context.status.get().progress.is_some();
+        if context.is_dropped() && has_written && !memory.said_farewell {
+            let (sink, topic) = (&*context.name, &*self.options.progress_topic);
+            tracing::warn!(
+                sink,
+                topic,
+                "the progress of the dropped sink stays: no broker answers"
+            );
+        }
+    }
+
     /// One attempt.
     fn attempt(
         &self,
@@ -172,16 +186,15 @@ impl KafkaSink {
             None => Ok(()),
         }
     }
-}
 
-impl Sink for KafkaSink {
-    fn run(self: Box<Self>, context: SinkContext) -> Result<(), WorldError> {
+    /// Attempts with pauses between them, until told to stop.
+    fn work(&self, context: &SinkContext, memory: &mut Memory) -> Result<(), WorldError> {
         let (least, most) = SINK_RETRY_MS;
         let (least, most) = (Duration::from_millis(least), Duration::from_millis(most));
-        let (mut memory, mut encoder, mut pause) = (Memory::default(), None, least);
+        let (mut encoder, mut pause) = (None, least);
         let mut told: Option<(String, Instant)> = None;
         loop {
-            let trouble = match self.attempt(&context, &mut encoder, &mut memory) {
+            let trouble = match self.attempt(context, &mut encoder, memory) {
                 Ok(()) | Err(Trouble::Stop) => return Ok(()),
                 Err(Trouble::Person(error)) => return Err(error),
                 Err(trouble) => trouble,
@@ -215,5 +228,14 @@ impl Sink for KafkaSink {
             }
             pause = (pause * 2).min(most);
         }
+    }
+}
+
+impl Sink for KafkaSink {
+    fn run(self: Box<Self>, context: SinkContext) -> Result<(), WorldError> {
+        let mut memory = Memory::default();
+        self.work(&context, &mut memory)?;
+        self.leave(&context, &memory);
+        Ok(())
     }
 }

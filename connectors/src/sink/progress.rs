@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  topic headwater-progress, partition 0, compacted
-//!  {"pipeline":"4f…","sink":"audit"}               {"object":7,"at":1763719200000000,"topic":"audit"}
+//!  {"pipeline":"4f…","sink":"audit"}               {"object":7,"at":1763719200000000,"run":"51…","topic":"audit"}
 //!  {"pipeline":"4f…","sink":"audit","start":true}  {"nonce":"9c…"}
 //! ```
 //!
@@ -12,8 +12,9 @@
 //! it ever committed stands before it, whatever other sinks leave open meanwhile.
 //!
 //! Invariants: only partition 0 is used, so more partitions change nothing; the progress of a dropped
-//! sink of the same name is none. Limits: the topic is read from its beginning at a start; compaction
-//! keeps it small ([`super::topics`]).
+//! sink of the same name is none. Limits: the topic is read from its beginning at every start of a
+//! session, because another server may have written under the name meanwhile; compaction keeps it at a
+//! few segments of 8 MiB ([`super::topics`]).
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, Instant};
@@ -26,13 +27,15 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use serde_json::{Value as Json, json};
 
-use super::writer::{Outgoing, Writer};
+use super::writer::{Outgoing, Output};
 use super::{SinkOptions, Trouble};
 
 /// The partition of all progress.
 const PARTITION: i32 = 0;
 /// Longest wait for the mark: other sinks' open transactions end by the brokers' time-out at the latest.
 const PATIENCE: Duration = Duration::from_secs(330);
+/// After so long people are told.
+const SLOW: Duration = Duration::from_secs(3);
 /// One wait for messages.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -42,6 +45,7 @@ pub(super) struct Progress {
     key: String,
     start: String,
     object: u32,
+    run: u64,
     target: String,
 }
 
@@ -50,6 +54,8 @@ pub(super) struct Progress {
 pub(super) struct Written {
     /// Of which declaration.
     pub(super) object: u32,
+    /// By which start of a server.
+    pub(super) run: u64,
     /// Through which time.
     pub(super) at: Time,
 }
@@ -63,6 +69,7 @@ impl Progress {
             key: format!("{{\"pipeline\":{pipeline},\"sink\":{sink}}}"),
             start: format!("{{\"pipeline\":{pipeline},\"sink\":{sink},\"start\":true}}"),
             object: context.id.0,
+            run: context.runs.current(),
             target: options.topic.clone(),
         }
     }
@@ -70,14 +77,14 @@ impl Progress {
     /// Adds the progress to the open transaction.
     pub(super) fn write(
         &self,
-        writer: &Writer,
+        writer: &dyn Output,
         at: Time,
         is_stopping: &dyn Fn() -> bool,
     ) -> Result<(), Trouble> {
         let target = Json::from(&*self.target);
         let value = format!(
-            "{{\"object\":{},\"at\":{at},\"topic\":{target}}}",
-            self.object
+            "{{\"object\":{},\"at\":{at},\"run\":\"{:016x}\",\"topic\":{target}}}",
+            self.object, self.run
         );
         self.send(writer, &self.key, Some(&value), is_stopping)
     }
@@ -85,7 +92,7 @@ impl Progress {
     /// Takes the progress away, by a transaction.
     pub(super) fn forget(
         &self,
-        writer: &mut Writer,
+        writer: &mut dyn Output,
         is_stopping: &dyn Fn() -> bool,
     ) -> Result<(), Trouble> {
         writer.open()?;
@@ -99,7 +106,8 @@ impl Progress {
     pub(super) fn read(
         &self,
         options: &SinkOptions,
-        writer: &mut Writer,
+        writer: &mut dyn Output,
+        tell: &dyn Fn(&str),
         is_stopping: &dyn Fn() -> bool,
     ) -> Result<Option<Written>, Trouble> {
         let nonce = format!("{:016x}", RandomState::new().build_hasher().finish());
@@ -114,7 +122,7 @@ impl Progress {
             .and_then(|()| consumer.assign(&list));
         assigned.map_err(|error| self.failed(&error))?;
         let begun = Instant::now();
-        let mut found = None;
+        let (mut found, mut is_told) = (None, false);
         loop {
             if is_stopping() {
                 return Err(Trouble::Stop);
@@ -124,6 +132,12 @@ impl Progress {
                     "topic \"{}\" could not be read to its end: a transaction is open in it",
                     self.topic
                 )));
+            }
+            if begun.elapsed() > SLOW && !std::mem::replace(&mut is_told, true) {
+                tell(&format!(
+                    "topic \"{}\" is being read to its end",
+                    self.topic
+                ));
             }
             let message = match consumer.poll(POLL) {
                 None => continue,
@@ -144,8 +158,10 @@ impl Progress {
     fn parse(&self, value: &[u8]) -> Result<Written, Trouble> {
         let json: Json = serde_json::from_slice(value).unwrap_or_default();
         let object = json["object"].as_u64().and_then(|n| u32::try_from(n).ok());
-        match (object, json["at"].as_u64()) {
-            (Some(object), Some(at)) => Ok(Written { object, at }),
+        let run = json["run"].as_str();
+        let run = run.and_then(|run| u64::from_str_radix(run, 16).ok());
+        match (object, json["at"].as_u64(), run) {
+            (Some(object), Some(at), Some(run)) => Ok(Written { object, run, at }),
             _ => Err(Trouble::World(format!(
                 "topic \"{}\" has under {} what is no progress: {}",
                 self.topic,
@@ -157,7 +173,7 @@ impl Progress {
 
     fn send(
         &self,
-        writer: &Writer,
+        writer: &dyn Output,
         key: &str,
         value: Option<&str>,
         is_stopping: &dyn Fn() -> bool,

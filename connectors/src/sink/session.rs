@@ -9,19 +9,20 @@
 //! Invariants: the hold is at W, which is what the brokers have committed; a transaction covers whole
 //! times, and each time after W once; the records of a key are sent in the order of their times, and
 //! the producer keeps it. After any error the session ends and the next one asks the brokers where it
-//! stands: what was committed is committed, and nothing is written twice.
+//! stands: what was committed is committed, and nothing is written twice. Cost: a stretch of time that
+//! is too much for memory or for the brokers is halved, and doubled again as soon as it is through.
 
 use std::time::{Duration, Instant};
 
 use engine::contract::{ChangePage, FeedError, RowChange, SinkContext, SinkPhase};
 use engine::error::WorldError;
-use engine::limits::SINK_TRANSACTION_BYTES_MAX;
+use engine::limits::{SINK_PAGE_BYTES_MAX, SINK_TRANSACTION_BYTES_MAX};
 use engine::model::Time;
 use engine::telemetry;
 
 use super::encode::{Encoder, millis};
-use super::progress::Progress;
-use super::writer::{Outgoing, Writer};
+use super::progress::{Progress, Written};
+use super::writer::{Outgoing, Output, Writer};
 use super::{KafkaSink, Trouble, topics};
 
 /// One wait for something new.
@@ -36,23 +37,38 @@ const IDLE: Time = 30_000_000;
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What outlives a session.
-#[derive(Default)]
 pub(super) struct Memory {
     /// The greatest time that this process tried to commit.
-    attempted: Option<Time>,
+    attempted: Time,
+    /// The longest stretch of time that one transaction takes.
+    stretch: Time,
     /// Whether the last session committed anything: then pauses begin anew.
     pub(super) had_success: bool,
+    /// Whether the progress of the dropped sink was spoken of, for good or for bad.
+    pub(super) said_farewell: bool,
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory {
+            attempted: 0,
+            stretch: Time::MAX,
+            had_success: false,
+            said_farewell: false,
+        }
+    }
 }
 
 struct Session<'a> {
-    sink: &'a KafkaSink,
+    topic: &'a str,
+    progress_topic: &'a str,
     context: &'a SinkContext,
     encoder: &'a Encoder,
-    progress: Progress,
-    writer: Writer,
+    progress: &'a Progress,
+    writer: &'a mut dyn Output,
     memory: &'a mut Memory,
-    /// The longest stretch of time that one transaction takes.
-    stretch: Time,
+    /// Bytes of changes that are held in memory.
+    most: usize,
 }
 
 /// Writes until told to stop.
@@ -62,25 +78,41 @@ pub(super) fn run(
     encoder: &Encoder,
     memory: &mut Memory,
 ) -> Result<(), Trouble> {
-    let is_stopping = || context.is_stopping();
-    let batch_bytes = topics::ensure(&sink.options)?;
-    let mut writer = Writer::begin(&sink.options, context, batch_bytes, &is_stopping)?;
-    let progress = Progress::new(&sink.options, context);
-    let written = progress.read(&sink.options, &mut writer, &is_stopping)?;
+    let (options, is_stopping) = (&sink.options, || context.is_stopping());
+    let (topic, progress_topic) = (&*options.topic, &*options.progress_topic);
+    let progress = Progress::new(options, context);
+    let (mut writer, written) = loop {
+        let batch_bytes = topics::ready(options)?;
+        let most = batch_bytes.unwrap_or(topics::BATCH_BYTES);
+        let mut writer = Writer::begin(options, context, most, &is_stopping)?;
+        // The brokers answer: what was told of them is over.
+        context.status.set(|state| {
+            state.phase = SinkPhase::Starting;
+            state.error = None;
+        });
+        let slow = writer.teller();
+        let written = progress.read(options, &mut writer, &slow, &is_stopping)?;
+        let written = written.filter(|written| written.object == context.id.0);
+        match (batch_bytes, written) {
+            (None, Some(written)) => return Err(topic_is_gone(topic, written.at)),
+            (None, None) if context.noted.is_none() => topics::make(options)?,
+            _ => break (writer, written),
+        }
+        if context.is_stopping() {
+            return Err(Trouble::Stop);
+        }
+    };
     let mut session = Session {
-        sink,
+        topic,
+        progress_topic,
         context,
         encoder,
-        progress,
-        writer,
+        progress: &progress,
+        writer: &mut writer,
         memory,
-        stretch: Time::MAX,
+        most: SINK_TRANSACTION_BYTES_MAX,
     };
-    let ended = session.begin(
-        written
-            .filter(|written| written.object == context.id.0)
-            .map(|w| w.at),
-    );
+    let ended = session.begin(written);
     if !matches!(ended, Ok(())) {
         session.writer.abandon();
     }
@@ -93,20 +125,34 @@ pub(super) fn run(
     }
 }
 
+fn topic_is_gone(topic: &str, at: Time) -> Trouble {
+    person(format!(
+        "topic \"{topic}\" is gone, and this sink had written through {at}; drop the sink and create it again"
+    ))
+}
+
+fn person(detail: String) -> Trouble {
+    Trouble::Person(WorldError::Service {
+        service: "Kafka".to_owned(),
+        detail,
+        is_transient: false,
+    })
+}
+
 impl Session<'_> {
     /// Goes on behind what is written; with the whole collection when nothing is.
-    fn begin(&mut self, written: Option<Time>) -> Result<(), Trouble> {
+    fn begin(&mut self, written: Option<Written>) -> Result<(), Trouble> {
         let written = match written {
-            Some(at) => {
-                self.check(at)?;
-                self.hold(at)?;
-                at
+            Some(written) => {
+                self.check(written)?;
+                self.hold(written.at)?;
+                written.at
             }
             None if self.context.noted.is_some() => {
-                return Err(self.person(format!(
+                return Err(person(format!(
                     "topic \"{}\" no longer has the progress of this sink, which has written before; \
                      drop the sink and create it again with a new TOPIC",
-                    self.sink.options.progress_topic
+                    self.progress_topic
                 )));
             }
             None => self.snapshot()?,
@@ -116,17 +162,17 @@ impl Session<'_> {
     }
 
     /// Refuses a progress that this data folder cannot have come to.
-    fn check(&self, at: Time) -> Result<(), Trouble> {
-        let most = self.context.floor.max(self.memory.attempted.unwrap_or(0));
-        if at <= most {
-            return Ok(());
-        }
-        Err(self.person(format!(
-            "topic \"{}\" has the progress {at} of this sink, and this data folder ends at {most}: it \
-             is an older copy, or another server runs on a copy of it; drop the sink and create it \
-             again with a new TOPIC",
-            self.sink.options.progress_topic
-        )))
+    fn check(&self, written: Written) -> Result<(), Trouble> {
+        let Written { run, at, .. } = written;
+        let checked = self.context.runs.check(run, at, self.memory.attempted);
+        checked.map_err(|foreign| {
+            person(format!(
+                "the progress {at} of this sink in topic \"{}\" {foreign}: the data folder is an older \
+                 copy, or another server runs on a copy of it; drop the sink and create it again with a \
+                 new TOPIC",
+                self.progress_topic
+            ))
+        })
     }
 
     /// Writes the whole collection as it is at one time, in one transaction.
@@ -135,11 +181,18 @@ impl Session<'_> {
             if self.context.is_stopping() {
                 return Err(Trouble::Stop);
             }
-            if let Some(at) = self.context.feed.sealed(0, WAIT) {
-                break at;
+            let Some(at) = self.context.feed.sealed(0, WAIT) else {
+                continue;
+            };
+            // A time that passed out of the history meanwhile is no loss: nothing is written yet.
+            match self.context.feed.hold(at) {
+                Err(FeedError::HistoryGone { .. }) => {}
+                held => {
+                    held.map_err(|error| self.fed(error))?;
+                    break at;
+                }
             }
         };
-        self.hold(at)?;
         let page = self.page(None, at, None)?;
         self.transact(None, at, Vec::new(), page)?;
         Ok(at)
@@ -151,17 +204,23 @@ impl Session<'_> {
             let Some(sealed) = self.context.feed.sealed(read, WAIT) else {
                 continue;
             };
-            let through = sealed.min(read.saturating_add(self.stretch));
+            let through = sealed.min(read.saturating_add(self.memory.stretch));
             let Some((through, changes, page)) = self.gather(read, through)? else {
                 continue;
             };
             if changes.is_empty() && page.next.is_none() && through - written < IDLE {
                 read = through;
+                self.memory.stretch = self.memory.stretch.saturating_mul(2);
                 self.status(SinkPhase::Running, read);
                 continue;
             }
-            self.transact(Some(read), through, changes, page)?;
-            self.stretch = self.stretch.saturating_mul(2);
+            if let Err(trouble) = self.transact(Some(read), through, changes, page) {
+                // Perhaps a part of it goes through: what stands before a record that is refused, or what
+                // the brokers take in time.
+                self.memory.stretch = ((through - read) / 2).max(1);
+                return Err(trouble);
+            }
+            self.memory.stretch = self.memory.stretch.saturating_mul(2);
             (read, written) = (through, through);
             self.hold(written)?;
             self.status(SinkPhase::Running, written);
@@ -188,11 +247,11 @@ impl Session<'_> {
             let Some(next) = page.next.clone() else {
                 return Ok(Some((through, changes, page)));
             };
-            if bytes <= SINK_TRANSACTION_BYTES_MAX {
+            if bytes <= self.most {
                 page = self.page(Some(after), through, Some(next))?;
             } else if through - after > 1 {
                 through = after + (through - after) / 2;
-                self.stretch = through - after;
+                self.memory.stretch = through - after;
                 (changes, bytes) = (Vec::new(), 0);
                 page = self.page(Some(after), through, None)?;
             } else {
@@ -207,7 +266,10 @@ impl Session<'_> {
         through: Time,
         next: Option<engine::contract::NextPage>,
     ) -> Result<ChangePage, Trouble> {
-        let page = self.context.feed.changes(after, through, next);
+        let page = self
+            .context
+            .feed
+            .changes(after, through, next, SINK_PAGE_BYTES_MAX);
         page.map_err(|error| self.fed(error))
     }
 
@@ -221,7 +283,7 @@ impl Session<'_> {
     ) -> Result<(), Trouble> {
         let begun = Instant::now();
         let is_stopping = || self.context.is_stopping();
-        self.memory.attempted = self.memory.attempted.max(Some(through));
+        self.memory.attempted = self.memory.attempted.max(through);
         self.writer.open()?;
         let is_snapshot = after.is_none();
         let mut sent = self.send(&changes, is_snapshot)?;
@@ -233,7 +295,7 @@ impl Session<'_> {
                 Some(next) => page = self.page(after, through, Some(next))?,
             }
         }
-        self.progress.write(&self.writer, through, &is_stopping)?;
+        self.progress.write(self.writer, through, &is_stopping)?;
         self.writer.commit(&is_stopping)?;
         self.memory.had_success = true;
         self.context.feed.note(through);
@@ -257,7 +319,7 @@ impl Session<'_> {
         for change in changes {
             for message in self.encoder.encode(change, is_snapshot) {
                 let outgoing = Outgoing {
-                    topic: &self.sink.options.topic,
+                    topic: self.topic,
                     partition: None,
                     key: &message.key,
                     value: message.value.as_deref(),
@@ -280,7 +342,7 @@ impl Session<'_> {
         match error {
             FeedError::Closed => Trouble::Stop,
             FeedError::Late(detail) => Trouble::World(detail),
-            FeedError::HistoryGone { .. } => self.person(format!(
+            FeedError::HistoryGone { .. } => person(format!(
                 "{error}: what happened in between is not known any more; drop the sink and create it \
                  again with a new TOPIC"
             )),
@@ -295,21 +357,17 @@ impl Session<'_> {
         });
     }
 
-    fn person(&self, detail: String) -> Trouble {
-        Trouble::Person(WorldError::Service {
-            service: format!("sink \"{}\"", self.context.name),
-            detail,
-            is_transient: false,
-        })
-    }
-
     /// A dropped sink leaves no progress behind.
     fn farewell(&mut self) {
         let until = Instant::now() + FAREWELL;
         let is_late = || Instant::now() > until;
-        if let Err(trouble) = self.progress.forget(&mut self.writer, &is_late) {
-            let (sink, topic) = (&*self.context.name, &*self.sink.options.progress_topic);
+        self.memory.said_farewell = true;
+        if let Err(trouble) = self.progress.forget(self.writer, &is_late) {
+            let (sink, topic) = (&*self.context.name, self.progress_topic);
             tracing::warn!(sink, topic, %trouble, "the progress of the dropped sink stays");
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

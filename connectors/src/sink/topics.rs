@@ -4,16 +4,19 @@
 //! |---|---|
 //! | the sink's, envelope upsert | `cleanup.policy=compact`: the newest row of every key stays |
 //! | the sink's, envelope debezium | the brokers' defaults: how long events stay is the operator's choice |
-//! | progress | one partition, `cleanup.policy=compact`, segments of [`SEGMENT_BYTES`] so that it is compacted soon |
+//! | progress | one partition, `cleanup.policy=compact`, and [`PROGRESS`], so that it stays short |
 //!
-//! Invariant: a topic that is there stays as it is.
+//! Every transaction leaves a record and a mark in the topic of progress.
+//!
+//! Invariants: a topic that is there stays as it is; the sink's own is made only for a sink that has
+//! written nothing: one that is gone is a person's business.
 
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::Consumer;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::runtime::Runtime;
 
@@ -21,52 +24,57 @@ use super::{Envelope, SinkOptions, Trouble, progress};
 
 /// Longest wait for the brokers.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// A segment of the progress topic: compaction takes closed ones only.
-const SEGMENT_BYTES: &str = "8388608";
+/// Compaction takes closed segments only, and the marks of transactions after `delete.retention.ms`.
+const PROGRESS: [(&str, &str); 4] = [
+    ("segment.bytes", "8388608"),
+    ("segment.ms", "3600000"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+    ("delete.retention.ms", "60000"),
+];
 /// Bytes of one batch where the topic takes more.
-const BATCH_BYTES: usize = 512 << 10;
+pub(super) const BATCH_BYTES: usize = 512 << 10;
 
-/// Makes the sink's topics, where they are missing; how many bytes a batch of records may have.
-pub(super) fn ensure(options: &SinkOptions) -> Result<usize, Trouble> {
-    let failed = |error: &KafkaError| Trouble::World(error.to_string());
+/// Makes the topic of progress, where it is missing. How many bytes a batch of records may have; `None`
+/// when the sink's own topic is missing.
+pub(super) fn ready(options: &SinkOptions) -> Result<Option<usize>, Trouble> {
     // A producer that asks for a topic's metadata may make the topic by that.
-    let consumer = progress::consumer(options).map_err(|error| failed(&error))?;
-    let mut missing = Vec::new();
-    for topic in [&options.topic, &options.progress_topic] {
-        let metadata = consumer.fetch_metadata(Some(topic), PATIENCE);
-        let metadata = metadata.map_err(|error| failed(&error))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic);
-        let is_there = found.is_some_and(|found| match found.error() {
-            None => !found.partitions().is_empty(),
-            Some(error) => {
-                RDKafkaErrorCode::from(error) != RDKafkaErrorCode::UnknownTopicOrPartition
-            }
-        });
-        if !is_there {
-            missing.push(topic);
-        }
+    let consumer = progress::consumer(options);
+    let consumer = consumer.map_err(|error| Trouble::World(error.to_string()))?;
+    let topic = &options.progress_topic;
+    if !is_there(&consumer, topic)? {
+        let replication = TopicReplication::Fixed(options.replication.unwrap_or(-1));
+        let topic = NewTopic::new(topic, 1, replication).set("cleanup.policy", "compact");
+        let topic = PROGRESS
+            .iter()
+            .fold(topic, |topic, (name, value)| topic.set(name, value));
+        create(options, topic)?;
     }
-    if missing.is_empty() {
-        return batch_bytes(options);
+    match is_there(&consumer, &options.topic)? {
+        true => batch_bytes(options).map(Some),
+        false => Ok(None),
     }
-    let replication = options.replication.unwrap_or(-1);
-    let wanted = missing.iter().map(|topic| {
-        let is_progress = **topic == options.progress_topic;
-        let partitions = match is_progress {
-            true => 1,
-            false => options.partitions.unwrap_or(-1),
-        };
-        let topic = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
-        match (is_progress, options.envelope) {
-            (true, _) => topic
-                .set("cleanup.policy", "compact")
-                .set("segment.bytes", SEGMENT_BYTES),
-            (false, Envelope::Upsert) => topic.set("cleanup.policy", "compact"),
-            (false, Envelope::Debezium) => topic,
-        }
-    });
-    create(options, &wanted.collect::<Vec<_>>())?;
-    batch_bytes(options)
+}
+
+/// Makes the sink's own topic.
+pub(super) fn make(options: &SinkOptions) -> Result<(), Trouble> {
+    let replication = TopicReplication::Fixed(options.replication.unwrap_or(-1));
+    let partitions = options.partitions.unwrap_or(-1);
+    let topic = NewTopic::new(&options.topic, partitions, replication);
+    let topic = match options.envelope {
+        Envelope::Upsert => topic.set("cleanup.policy", "compact"),
+        Envelope::Debezium => topic,
+    };
+    create(options, topic)
+}
+
+fn is_there(consumer: &BaseConsumer, topic: &str) -> Result<bool, Trouble> {
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE);
+    let metadata = metadata.map_err(|error| Trouble::World(error.to_string()))?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    Ok(found.is_some_and(|found| match found.error() {
+        None => !found.partitions().is_empty(),
+        Some(error) => RDKafkaErrorCode::from(error) != RDKafkaErrorCode::UnknownTopicOrPartition,
+    }))
 }
 
 /// A batch is refused as a whole, so it must be no larger than the topic takes. Who may not ask gets what
@@ -108,9 +116,9 @@ fn admin(options: &SinkOptions) -> Result<Admin, Trouble> {
     Ok((admin, asked, runtime))
 }
 
-fn create(options: &SinkOptions, wanted: &[NewTopic<'_>]) -> Result<(), Trouble> {
+fn create(options: &SinkOptions, wanted: NewTopic<'_>) -> Result<(), Trouble> {
     let (admin, asked, runtime) = admin(options)?;
-    let made = runtime.block_on(admin.create_topics(wanted, &asked));
+    let made = runtime.block_on(admin.create_topics([&wanted], &asked));
     for one in made.map_err(|error| Trouble::World(error.to_string()))? {
         match one {
             Ok(topic) => tracing::info!(topic, "a sink's topic was made"),

@@ -25,8 +25,6 @@ use crate::kafka::hint;
 
 /// Bytes that wait in the client.
 const QUEUE_BYTES: usize = 2 * SINK_RECORD_BYTES_MAX;
-/// How long a record may wait for its broker, milliseconds; then its transaction is begun again.
-const MESSAGE_MS: &str = "30000";
 /// After so long without an answer people are told.
 const SLOW: Duration = Duration::from_secs(3);
 /// One wait of a call that may be repeated: a stop must be seen soon.
@@ -88,6 +86,41 @@ impl ProducerContext for Deliveries {
     }
 }
 
+/// What ended a transaction of some age from outside. The brokers end one that is open for too long in the
+/// same way as another producer under its name does.
+fn ended(code: RDKafkaErrorCode, age: Duration) -> Option<String> {
+    let is_fenced = matches!(
+        code,
+        RDKafkaErrorCode::Fenced
+            | RDKafkaErrorCode::ProducerFenced
+            | RDKafkaErrorCode::InvalidProducerEpoch
+            | RDKafkaErrorCode::TransactionCoordinatorFenced
+    );
+    let limit = Duration::from_millis(SINK_TRANSACTION_MS);
+    // Their clock began a little later and looks every ten seconds; ours is not theirs.
+    if age + Duration::from_secs(5) >= limit {
+        let limit = limit.as_secs();
+        return Some(format!(
+            "one transaction took longer than {limit} s ({code}): the brokers are too slow for what is \
+             to be written at once"
+        ));
+    }
+    is_fenced.then(|| {
+        format!(
+            "another producer began under the sink's transactional id ({code}): does another server run \
+             on a copy of this data folder?"
+        )
+    })
+}
+
+fn tell_slow(sink: &str, status: &SinkStatus, error: &str) {
+    tracing::warn!(sink, error, "the brokers are slow; waiting");
+    status.set(|state| {
+        state.phase = SinkPhase::Retrying;
+        state.error = Some(format!("the brokers are slow: {error}"));
+    });
+}
+
 /// A key for people.
 fn shown(key: &[u8]) -> String {
     match std::str::from_utf8(key) {
@@ -103,7 +136,22 @@ pub(super) struct Writer {
     topic: String,
     sink: String,
     status: Arc<SinkStatus>,
-    is_open: bool,
+    /// Since when a transaction is open.
+    opened: Option<Instant>,
+}
+
+/// Where a session writes: to the brokers, in tests to memory.
+pub(super) trait Output {
+    /// Opens a transaction.
+    fn open(&mut self) -> Result<(), Trouble>;
+    /// Sends a record in the open transaction. Waits while there is no room for it.
+    fn send(&self, outgoing: &Outgoing<'_>, is_stopping: &dyn Fn() -> bool) -> Result<(), Trouble>;
+    /// Commits the open transaction, once everything of it is delivered. After an error it is not known
+    /// whether it is committed.
+    fn commit(&mut self, is_stopping: &dyn Fn() -> bool) -> Result<(), Trouble>;
+    /// Ends an open transaction as if it had never been, so that readers need not wait for it. The next
+    /// writer would do it, too.
+    fn abandon(&mut self);
 }
 
 /// One record on its way.
@@ -144,7 +192,6 @@ impl Writer {
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "5")
             .set("message.max.bytes", SINK_RECORD_BYTES_MAX.to_string())
-            .set("message.timeout.ms", MESSAGE_MS)
             .set("batch.size", batch_bytes.to_string())
             .set(
                 "queue.buffering.max.kbytes",
@@ -162,81 +209,12 @@ impl Writer {
             topic: options.topic.clone(),
             sink: sink.to_owned(),
             status: Arc::clone(&context.status),
-            is_open: false,
+            opened: None,
         };
         writer.repeat(PATIENCE, is_stopping, |step| {
             writer.producer.init_transactions(step)
         })?;
         Ok(writer)
-    }
-
-    /// Opens a transaction.
-    pub(super) fn open(&mut self) -> Result<(), Trouble> {
-        let opened = self.producer.begin_transaction();
-        opened.map_err(|error| self.trouble(&error))?;
-        self.is_open = true;
-        Ok(())
-    }
-
-    /// Sends a record in the open transaction. Waits while the client's queue is full.
-    pub(super) fn send(
-        &self,
-        outgoing: &Outgoing<'_>,
-        is_stopping: &dyn Fn() -> bool,
-    ) -> Result<(), Trouble> {
-        let mut record = BaseRecord::<[u8], [u8]>::to(outgoing.topic)
-            .key(outgoing.key)
-            .timestamp(outgoing.timestamp);
-        record.partition = outgoing.partition;
-        record.payload = outgoing.value;
-        if let Some(time) = outgoing.time {
-            let time = time.to_string();
-            record = record.headers(OwnedHeaders::new().insert(Header {
-                key: "headwater.time",
-                value: Some(&time),
-            }));
-        }
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same)) => {
-                    record = same;
-                    if is_stopping() {
-                        return Err(Trouble::Stop);
-                    }
-                    if let Some(refused) = self.refused() {
-                        return Err(self.told(&refused));
-                    }
-                    std::thread::sleep(FULL);
-                }
-                Err((KafkaError::MessageProduction(code), _)) => {
-                    return Err(self.told(&Refused {
-                        key: shown(outgoing.key),
-                        bytes: outgoing.key.len() + outgoing.value.map_or(0, <[u8]>::len),
-                        code,
-                    }));
-                }
-                Err((error, _)) => return Err(self.trouble(&error)),
-            }
-        }
-    }
-
-    /// Commits the open transaction, once everything of it is delivered.
-    pub(super) fn commit(&mut self, is_stopping: &dyn Fn() -> bool) -> Result<(), Trouble> {
-        let limit = Duration::from_millis(SINK_TRANSACTION_MS);
-        self.repeat(limit, is_stopping, |step| {
-            self.producer.commit_transaction(step)
-        })?;
-        self.is_open = false;
-        Ok(())
-    }
-
-    /// Ends an open transaction as if it had never been, so that readers need not wait for it. The next
-    /// writer would do it, too.
-    pub(super) fn abandon(&mut self) {
-        if std::mem::take(&mut self.is_open) {
-            let _ = self.producer.abort_transaction(STEP);
-        }
     }
 
     /// Calls until it is through, or failed, or the time is over.
@@ -268,13 +246,15 @@ impl Writer {
         }
     }
 
+    /// Says what is waited for, in the log and in the sink's state.
     fn tell_slow(&self, error: &str) {
-        let sink = &*self.sink;
-        tracing::warn!(sink, error, "the brokers do not answer; waiting");
-        self.status.set(|state| {
-            state.phase = SinkPhase::Retrying;
-            state.error = Some(format!("the brokers do not answer: {error}"));
-        });
+        tell_slow(&self.sink, &self.status, error);
+    }
+
+    /// The same for those who have the writer to write.
+    pub(super) fn teller(&self) -> impl Fn(&str) + use<> {
+        let (sink, status) = (self.sink.clone(), Arc::clone(&self.status));
+        move |what: &str| tell_slow(&sink, &status, what)
     }
 
     fn refused(&self) -> Option<Refused> {
@@ -282,16 +262,26 @@ impl Writer {
         failed.clone()
     }
 
-    /// An error, or the refusal of a record that led to it.
+    /// An error, or what led to it.
     fn trouble(&self, error: &KafkaError) -> Trouble {
-        match self.refused() {
-            Some(refused) => self.told(&refused),
-            None => {
-                let hint = hint(error).map(|hint| format!("; {hint}"));
-                let hint = hint.unwrap_or_default();
-                Trouble::World(format!("{error}{hint}"))
-            }
+        if let Some(refused) = self.refused() {
+            return self.told(&refused);
         }
+        // What ended a producer for good is told in its place: the call that met it says less.
+        let fatal = self.producer.client().fatal_error();
+        let code = fatal.as_ref().map(|(code, _)| *code).or(match error {
+            KafkaError::Transaction(error) => Some(error.code()),
+            error => error.rdkafka_error_code(),
+        });
+        let age = self.opened.map(|at| at.elapsed()).unwrap_or_default();
+        if let Some(detail) = code.and_then(|code| ended(code, age)) {
+            return Trouble::World(detail);
+        }
+        let hint = hint(error).map(|hint| format!("; {hint}"));
+        let hint = hint.unwrap_or_default();
+        let fatal = fatal.map(|(_, text)| format!(": {text}"));
+        let fatal = fatal.unwrap_or_default();
+        Trouble::World(format!("{error}{fatal}{hint}"))
     }
 
     fn told(&self, refused: &Refused) -> Trouble {
@@ -301,11 +291,94 @@ impl Writer {
             RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize => {
                 Trouble::World(format!(
                     "the record of key {key} has {bytes} bytes, more than topic \"{topic}\" takes; \
-                     raise its max.message.bytes (and the client's limit is \
-                     {SINK_RECORD_BYTES_MAX}), or leave columns out by a view"
+                     raise its max.message.bytes, and the sink goes on (the client's limit is \
+                     {SINK_RECORD_BYTES_MAX}); or drop the sink and write a view without large columns"
                 ))
             }
-            code => Trouble::World(format!("the record of key {key} was not taken: {code}")),
+            RDKafkaErrorCode::MessageTimedOut => {
+                let seconds = self.opened.map_or(0, |at| at.elapsed().as_secs());
+                Trouble::World(format!(
+                    "the brokers took no records of topic \"{topic}\" for {seconds} s"
+                ))
+            }
+            code => {
+                let age = self.opened.map(|at| at.elapsed()).unwrap_or_default();
+                let of_key = || format!("the record of key {key} was not taken: {code}");
+                Trouble::World(ended(*code, age).unwrap_or_else(of_key))
+            }
+        }
+    }
+}
+
+impl Output for Writer {
+    fn open(&mut self) -> Result<(), Trouble> {
+        let opened = self.producer.begin_transaction();
+        opened.map_err(|error| self.trouble(&error))?;
+        self.opened = Some(Instant::now());
+        Ok(())
+    }
+
+    fn send(&self, outgoing: &Outgoing<'_>, is_stopping: &dyn Fn() -> bool) -> Result<(), Trouble> {
+        let mut record = BaseRecord::<[u8], [u8]>::to(outgoing.topic)
+            .key(outgoing.key)
+            .timestamp(outgoing.timestamp);
+        record.partition = outgoing.partition;
+        record.payload = outgoing.value;
+        if let Some(time) = outgoing.time {
+            let time = time.to_string();
+            record = record.headers(OwnedHeaders::new().insert(Header {
+                key: "headwater.time",
+                value: Some(&time),
+            }));
+        }
+        let (begun, mut is_told) = (Instant::now(), false);
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same)) => {
+                    record = same;
+                    if is_stopping() {
+                        return Err(Trouble::Stop);
+                    }
+                    if let Some(refused) = self.refused() {
+                        return Err(self.told(&refused));
+                    }
+                    if begun.elapsed() > SLOW && !std::mem::replace(&mut is_told, true) {
+                        self.tell_slow("they take records slower than there are new ones");
+                    }
+                    std::thread::sleep(FULL);
+                }
+                // The transaction is over already, by what happened to it.
+                Err((
+                    error @ KafkaError::MessageProduction(
+                        RDKafkaErrorCode::State | RDKafkaErrorCode::Fatal,
+                    ),
+                    _,
+                )) => return Err(self.trouble(&error)),
+                Err((KafkaError::MessageProduction(code), _)) => {
+                    return Err(self.told(&Refused {
+                        key: shown(outgoing.key),
+                        bytes: outgoing.key.len() + outgoing.value.map_or(0, <[u8]>::len),
+                        code,
+                    }));
+                }
+                Err((error, _)) => return Err(self.trouble(&error)),
+            }
+        }
+    }
+
+    fn commit(&mut self, is_stopping: &dyn Fn() -> bool) -> Result<(), Trouble> {
+        let limit = Duration::from_millis(SINK_TRANSACTION_MS);
+        self.repeat(limit, is_stopping, |step| {
+            self.producer.commit_transaction(step)
+        })?;
+        self.opened = None;
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        if self.opened.take().is_some() {
+            let _ = self.producer.abort_transaction(STEP);
         }
     }
 }

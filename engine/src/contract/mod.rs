@@ -18,8 +18,8 @@ mod store;
 
 pub use embedder::{EmbedError, Embedder, TokenSpans, VectorMemo};
 pub use sink::{
-    ChangeFeed, ChangePage, FeedError, NextPage, RowChange, Sink, SinkContext, SinkPhase,
-    SinkState, SinkStatus,
+    ChangeFeed, ChangePage, FeedError, ForeignProgress, NextPage, RowChange, Sink, SinkContext,
+    SinkPhase, SinkRun, SinkRuns, SinkState, SinkStatus,
 };
 pub use source::{LaneSink, Part, Resume, SinkClosed, Source, SourceBatch, SourceContext};
 pub use store::{AppendFile, Store};

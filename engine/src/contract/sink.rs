@@ -80,7 +80,8 @@ pub enum FeedError {
 
 /// One collection, as its sink reads it. Every call blocks; none of them holds up the dataflow.
 pub trait ChangeFeed: Send + Sync {
-    /// Waits until a time above `after` is sealed, at most so long; the newest sealed time.
+    /// Waits until a time above `after` is sealed, at most so long; the newest sealed time. It can be
+    /// read: no time before the collection's first readable one.
     fn sealed(&self, after: Time, wait: Duration) -> Option<Time>;
     /// Keeps all that happens after `at`, in place of the time that was held before.
     ///
@@ -88,15 +89,68 @@ pub trait ChangeFeed: Send + Sync {
     fn hold(&self, at: Time) -> Result<(), FeedError>;
     /// A page of the changes in (`after`, `through`]; the whole collection at `through` when `after`
     /// is `None`. `after` must be held, or `through` without it; `page` is what the last page said.
+    ///
+    /// `most`: about so many bytes from each worker, and at least one key's changes; more than
+    /// SINK_PAGE_BYTES_MAX is taken as that.
     fn changes(
         &self,
         after: Option<Time>,
         through: Time,
         page: Option<NextPage>,
+        most: usize,
     ) -> Result<ChangePage, FeedError>;
     /// Remembers in the data folder that everything through a time is written outside. Never ahead of
     /// the truth, perhaps behind it.
     fn note(&self, progress: Time);
+}
+
+/// One start of the engine over a data folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkRun {
+    /// Random: no other start has it, of this folder or of a copy.
+    pub id: u64,
+    /// No time above it was published in this run; set once, by the next start. `None`: the run that lasts.
+    pub end: Option<Time>,
+}
+
+/// The starts of a data folder, oldest first: by them a sink tells its own progress from that of another
+/// server on a copy of the folder.
+///
+/// Every progress outside names the run that wrote it. A copy knows the runs up to the copying, and how
+/// far the last of them came *there*; what the original writes later is beyond that end, or in a run
+/// that the copy has never heard of, and the other way round.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkRuns(pub Vec<SinkRun>);
+
+/// A progress that this data folder cannot have come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ForeignProgress {
+    /// The run is none of this folder's.
+    #[error("was written by a start that this data folder does not know")]
+    Unknown,
+    /// The run is known, and it ended before.
+    #[error("is beyond {0}, where that start ended in this data folder")]
+    Beyond(Time),
+}
+
+impl SinkRuns {
+    /// The run that lasts.
+    pub fn current(&self) -> u64 {
+        self.0.last().map_or(0, |run| run.id)
+    }
+
+    /// Whether a progress is this folder's own. `attempted`: how far the run that lasts may have come.
+    ///
+    /// Errors: it is another's.
+    pub fn check(&self, run: u64, at: Time, attempted: Time) -> Result<(), ForeignProgress> {
+        let known = self.0.iter().find(|known| known.id == run);
+        let end = known.ok_or(ForeignProgress::Unknown)?;
+        let end = end.end.unwrap_or(attempted);
+        match at <= end {
+            true => Ok(()),
+            false => Err(ForeignProgress::Beyond(end)),
+        }
+    }
 }
 
 /// How a sink is doing, for people.
@@ -174,8 +228,8 @@ pub struct SinkContext {
     pub feed: Arc<dyn ChangeFeed>,
     /// The last noted progress of an earlier run; `None`: it has written nothing.
     pub noted: Option<Time>,
-    /// No time above this was published before this run.
-    pub floor: Time,
+    /// The starts of this data folder that may have written the sink's progress.
+    pub runs: SinkRuns,
     /// For people.
     pub status: Arc<SinkStatus>,
     /// Set when the sink must return soon.

@@ -20,7 +20,6 @@ use std::time::Instant;
 use differential_dataflow::trace::cursor::cursor_list;
 use differential_dataflow::trace::{BatchReader, Cursor, TraceReader};
 use engine::contract::RowChange;
-use engine::limits::SINK_PAGE_BYTES_MAX;
 use engine::model::{DocVersion, Key, Row, Time};
 use timely::progress::Antichain;
 
@@ -40,6 +39,7 @@ pub(super) struct ChangeReader {
     from: Option<Key>,
     changes: Vec<RowChange>,
     bytes: usize,
+    most: usize,
 }
 
 impl ChangeReader {
@@ -68,6 +68,7 @@ impl ChangeReader {
             from: own.map(|(_, key)| key.clone()),
             changes: Vec::new(),
             bytes: 0,
+            most: question.most,
         }
     }
 
@@ -109,7 +110,7 @@ impl ChangeReader {
                 self.from = Some(key.clone());
                 return None;
             }
-            if self.bytes >= SINK_PAGE_BYTES_MAX {
+            if self.bytes >= self.most.max(1) {
                 let next = Some((self.worker, key.clone()));
                 return Some((std::mem::take(&mut self.changes), next));
             }

@@ -64,6 +64,8 @@ pub struct ChangesQuestion {
     pub after: Option<Time>,
     /// What the page before said; all workers begin at their first key without.
     pub page: Option<NextPage>,
+    /// Bytes of changes from one worker (soft for one key).
+    pub most: usize,
 }
 
 /// A search over the shards of one index.

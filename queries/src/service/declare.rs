@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::Inner;
 use super::asking::{PATIENCE, ask_problem};
+use super::sinks::{DROP_WAIT, RunningSink};
 use crate::api::Reply;
 use crate::definition::{Definition, Object, SourceDef};
 use crate::problem::Problem;
@@ -40,15 +41,17 @@ impl RunningSource {
 
 impl CatalogView for Inner {
     fn object(&self, name: &str) -> Option<Object> {
-        self.pipeline
-            .by_name(name)
-            .map(|declared| declared.object().clone())
+        let declared = self.pipeline.by_name(name)?;
+        let object = declared.object();
+        (!self.gone.contains(&object.id)).then(|| object.clone())
     }
 
     fn names(&self) -> Vec<String> {
         let all = self.pipeline.all();
-        all.iter()
-            .map(|declared| declared.object().name.clone())
+        let objects = all.iter().map(Declared::object);
+        objects
+            .filter(|object| !self.gone.contains(&object.id))
+            .map(|object| object.name.clone())
             .collect()
     }
 
@@ -123,20 +126,39 @@ impl Inner {
         Ok(at)
     }
 
-    /// Drops objects, dependents first.
+    /// Drops objects, dependents first; on return their sinks have cleared away what they keep outside, or
+    /// could not.
     pub(super) async fn drop_objects(self: &Arc<Self>, names: &[String]) -> Reply<()> {
+        let mut leaving = Vec::new();
+        let dropped = self.drop_each(names, &mut leaving).await;
+        if !leaving.is_empty() {
+            // They have been told, all of them, and each takes its time.
+            let wait = move || RunningSink::wait_all(leaving, DROP_WAIT);
+            let waited = tokio::task::spawn_blocking(wait).await;
+            waited.map_err(|error| Problem::internal(error.to_string()))?;
+        }
+        dropped
+    }
+
+    async fn drop_each(
+        self: &Arc<Self>,
+        names: &[String],
+        leaving: &mut Vec<RunningSink>,
+    ) -> Reply<()> {
         for name in names {
             let Some(declared) = self.pipeline.by_name(name) else {
                 continue;
             };
             let id = declared.object().id;
             self.stop_source(id);
-            self.stop_sink(id);
             self.caches.forget(id);
             self.declare(CatalogChange::Uninstall { id }).await?;
+            // Only a sink that is gone for good may take its progress away outside: a declared one without
+            // would not know where it stands.
+            leaving.extend(self.dismiss_sink(id));
             self.pipeline.unregister(id);
             if let Declared::Sink { .. } = declared {
-                self.forget_sinks();
+                self.forget_sink(id);
             }
             if !matches!(declared, Declared::Source { .. }) {
                 // Its rows are gone, and nothing else would take their letters back. Those of a source

@@ -142,6 +142,9 @@ pub(super) struct Inner {
     sink_notes: SinkNotes,
     replies: Replies,
     next_object: Mutex<u32>,
+    /// What the recovered catalog dropped again. Workers that are still applying the log may have it in the
+    /// pipeline for a moment.
+    gone: HashSet<ObjectId>,
     /// Declarations are made one after another.
     declaring: tokio::sync::Mutex<()>,
     connect: Arc<Connect>,
@@ -257,6 +260,9 @@ impl Service {
                 Ok(None)
             },
         )?;
+        let gone = dropped(&recovered.catalog);
+        let next_object = next_object.max(sink_notes.next_object());
+        sink_notes.begin_run(recovered.last, &sinks_of(&pipeline, &gone), next_object)?;
         engine.resume(&mut recovered);
         let inner = Arc::new(Inner {
             engine,
@@ -270,6 +276,7 @@ impl Service {
             sink_notes,
             replies: Replies::recovered(std::mem::take(&mut recovered.replies)),
             next_object: Mutex::new(next_object),
+            gone,
             declaring: tokio::sync::Mutex::new(()),
             connect: wiring.connect,
             connect_sink: wiring.connect_sink,
@@ -284,15 +291,15 @@ impl Service {
         spawn_replies(Arc::downgrade(&inner), reply_receiver);
         spawn_upkeep(Arc::downgrade(&inner));
         let service = Service { inner };
-        service.recover(&dropped(&recovered.catalog), recovered.last);
+        service.recover(recovered.last);
         Ok(service)
     }
 
     /// Starts the sources and sinks of a recovered catalog, and asks for vectors that are still missing. What
     /// was dropped may still be there: the workers take it out when they come to it.
-    fn recover(&self, dropped: &HashSet<ObjectId>, last: Time) {
+    fn recover(&self, last: Time) {
         let mut objects = self.inner.pipeline.all();
-        objects.retain(|declared| !dropped.contains(&declared.object().id));
+        objects.retain(|declared| !self.inner.gone.contains(&declared.object().id));
         let is_there = |name: &str| objects.iter().any(|one| one.object().name == name);
         self.inner.engine.dead_letters().retain_sources(is_there);
         let sources = objects.iter().filter_map(|declared| {
@@ -339,8 +346,9 @@ impl Inner {
     fn stop(&self) {
         self.is_stopping
             .store(true, std::sync::atomic::Ordering::Release);
+        let sinks = self.stop_sinks();
         self.stop_sources();
-        self.stop_sinks();
+        RunningSink::wait_all(sinks, Duration::from_secs(2));
         self.engine.stop();
         self.embed.stop();
     }
@@ -359,6 +367,16 @@ fn dropped(catalog: &[CatalogChange<Object>]) -> HashSet<ObjectId> {
         CatalogChange::Install { .. } => None,
     });
     ids.collect()
+}
+
+/// The sinks that are declared.
+fn sinks_of(pipeline: &Pipeline, dropped: &HashSet<ObjectId>) -> Vec<ObjectId> {
+    let all = pipeline.all();
+    let sinks = all
+        .iter()
+        .filter(|declared| matches!(declared, Declared::Sink { .. }));
+    let ids = sinks.map(|declared| declared.object().id);
+    ids.filter(|id| !dropped.contains(id)).collect()
 }
 
 /// Carries the workers' replies, other than answers, to where they belong.

@@ -63,14 +63,24 @@ impl super::Service {
             .all()
             .iter()
             .map(|declared| declared.object().clone())
+            .filter(|object| !self.inner.gone.contains(&object.id))
             .collect();
         let mut done = Reconciled::default();
-        for action in reconcile(&existing, &creates, replace, prune)? {
+        let mut actions = reconcile(&existing, &creates, replace, prune)?
+            .into_iter()
+            .peekable();
+        while let Some(action) = actions.next() {
             match action {
                 Action::Keep { .. } => {}
                 Action::KeepAbsent { warning, .. } => done.warnings.push(warning),
                 Action::Drop { name } => {
-                    let names = [name];
+                    // Together: what each must clear away outside may take its time.
+                    let mut names = vec![name];
+                    while let Some(Action::Drop { name }) =
+                        actions.next_if(|next| matches!(next, Action::Drop { .. }))
+                    {
+                        names.push(name);
+                    }
                     self.inner
                         .drop_objects(&names)
                         .await

@@ -145,6 +145,26 @@ impl Kafka {
         self.wait_topic(name, usize::try_from(count).unwrap_or_default());
     }
 
+    /// Sets an option of a topic.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub fn set_config(&self, name: &str, option: &str, value: &str) {
+        let (topic, set) = (2, 0);
+        let mut body = Out::default();
+        body.i32(1).i8(topic).text(name).i32(1);
+        body.text(option).i8(set).text(value).i8(0);
+        let done = self
+            .call(api::INCREMENTAL_ALTER_CONFIGS, 0, &body)
+            .and_then(|mut answer| {
+                answer.i32()?;
+                answer.list(|one| Ok((one.i16()?, one.text()?, one.i8()?, one.text()?)))
+            });
+        for (error, message, ..) in ok(&format!("topic {name}"), done) {
+            assert!(error == 0, "{name}: {error} {message}");
+        }
+    }
+
     /// Deletes the records of a partition before an offset, as retention would.
     ///
     /// # Panics

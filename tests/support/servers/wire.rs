@@ -19,6 +19,7 @@ pub mod api {
     pub const DELETE_TOPICS: i16 = 20;
     pub const DELETE_RECORDS: i16 = 21;
     pub const CREATE_PARTITIONS: i16 = 37;
+    pub const INCREMENTAL_ALTER_CONFIGS: i16 = 44;
 }
 
 /// One open connection.

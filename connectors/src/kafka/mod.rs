@@ -64,12 +64,10 @@ const DISCOVER: Duration = Duration::from_secs(5);
 const DISCOVER_SOON: Duration = Duration::from_millis(500);
 /// Longest wait for the first message of a batch: so soon a stop is seen.
 const IDLE: Duration = Duration::from_millis(100);
-/// A batch is given to the sink at the latest so long after its first message.
+/// A batch that could be larger waits so long for more messages.
 const BATCH_WAIT: Duration = Duration::from_millis(3);
 /// Messages of one round over all partitions.
-const BATCH_MESSAGES: usize = 4_096;
-/// Messages between two looks at the clock.
-const MESSAGES_A_LOOK: usize = 64;
+const BATCH_MESSAGES: usize = 8_192;
 /// Bytes of one round (soft for one message).
 const BATCH_BYTES: usize = 1 << 20;
 /// Time between two commits of positions for monitoring.
@@ -378,9 +376,10 @@ impl Reader<'_> {
                     }
                 }
                 Some(Ok(message)) => {
-                    let until = *until.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
+                    until.get_or_insert_with(|| Instant::now() + BATCH_WAIT);
                     messages += 1;
-                    // What is fetched already is taken without a look at the clock each time.
+                    // What is fetched already is taken without a look at the clock: of a backlog large
+                    // batches are made, which cost less a message all the way.
                     wait = Duration::ZERO;
                     bytes += message.payload_len() + message.key_len();
                     let (topic, partition) = (message.topic(), message.partition());
@@ -391,9 +390,6 @@ impl Reader<'_> {
                         self.fetch_no_longer(std::slice::from_ref(&partition));
                         self.waiting.add(&self.context.name, partition, &wait);
                         // It may have taken a moment: a stop is looked for now.
-                        break;
-                    }
-                    if messages % MESSAGES_A_LOOK == 0 && Instant::now() >= until {
                         break;
                     }
                 }

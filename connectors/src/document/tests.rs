@@ -531,9 +531,12 @@ fn composite(unicode: Option<&str>) -> Vec<u8> {
 fn numbers_of_glyphs_are_no_letters() {
     let found = read(Kind::Pdf, &composite(None));
     assert_eq!(found, Err("file 'f' has pages, but no text".to_owned()));
-    let unicode = "/CIDInit /ProcSet findresource begin 12 dict begin begincmap\n\
-        1 begincodespacerange\n<0000> <FFFF>\nendcodespacerange\n2 beginbfchar\n<002B> <0048>\n<0048> <0065>\nendbfchar\n\
-        endcmap CMapName currentdict /CMap defineresource pop end end\n";
+    let unicode = "/CIDInit /ProcSet findresource begin\n12 dict begin\nbegincmap\n\
+        /CIDSystemInfo << /Registry (Adobe)/Ordering (UCS)/Supplement 0>> def\n\
+        /CMapName /Adobe-Identity-UCS def /CMapType 2 def\n\
+        1 begincodespacerange\n<0003><0081>\nendcodespacerange\n\
+        2 beginbfrange\n<002B><002B><0048>\n<0048><0048><0065>\nendbfrange\n\
+        endcmap CMapName currentdict /CMap defineresource pop end end";
     assert_eq!(
         read(Kind::Pdf, &composite(Some(unicode))),
         Ok("He\n".to_owned())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectors::envelope::{self, BinaryMode, DecimalMode, Metadata, TimePrecision};
-use connectors::files::FilesSource;
+use connectors::files::{Extractor, FilesSource};
 use connectors::format::Format;
 use connectors::format::avro::{Address, Registry, Schema as AvroSchema, Schemas};
 use connectors::format::csv::Csv;
@@ -48,11 +48,13 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         communication: None,
         clock: Arc::new(SystemClock),
         load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
-        connect: connector(Some(options.data.join("git"))),
+        connect: connector_with(Some(options.data.join("git")), extractor()),
         connect_sink: Arc::new(connect_sink),
         describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
-        redecode: Arc::new(redecode),
+        redecode: Arc::new(move |source, access, letter| {
+            redecode_with(source, access, letter, extractor())
+        }),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
         embed: operators::embed::EmbedConfig::default(),
@@ -88,19 +90,36 @@ pub fn load_model(
     })
 }
 
+/// This program once more, for what must not harm this process.
+fn extractor() -> Extractor {
+    // On Linux the file may have been replaced meanwhile; this name stays the running one's.
+    let own = Path::new("/proc/self/exe");
+    match own.exists() {
+        true => Extractor::program(own.to_owned()),
+        false => {
+            std::env::current_exe().map_or_else(|_| Extractor::in_process(), Extractor::program)
+        }
+    }
+}
+
+/// As [`connector_with`], for tests: documents are read in this process.
+pub fn connector(mirrors: Option<PathBuf>) -> Arc<Connect> {
+    connector_with(mirrors, Extractor::in_process())
+}
+
 /// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot, those for
 /// one Kafka transaction topic wait for each other's events; git repositories behind URLs are mirrored below `mirrors`, a folder that may be deleted at any time.
-pub fn connector(mirrors: Option<PathBuf>) -> Arc<Connect> {
+pub fn connector_with(mirrors: Option<PathBuf>, extractor: Extractor) -> Arc<Connect> {
     let (databases, groups) = (Connections::default(), Groups::default());
     Arc::new(move |source, name, access| {
-        let shared = (&databases, &groups);
+        let shared = (&databases, &groups, &extractor);
         connect(shared, mirrors.as_deref(), source, name, access)
     })
 }
 
 /// Makes the reader of a source; pushes have none.
 fn connect(
-    (databases, groups): (&Connections, &Groups),
+    (databases, groups, extractor): (&Connections, &Groups, &Extractor),
     mirrors: Option<&Path>,
     source: &SourceDef,
     name: &str,
@@ -108,7 +127,9 @@ fn connect(
 ) -> Result<Option<Box<dyn Source>>, WorldError> {
     Ok(match &source.connector {
         Connector::Push => None,
-        Connector::Files(files) => Some(Box::new(self::files(files)?)),
+        Connector::Files(files) => Some(Box::new(
+            self::files(files)?.extracted_by(extractor.clone()),
+        )),
         Connector::Generate {
             rows,
             rate,
@@ -416,11 +437,20 @@ pub fn decode_push(schema: &Schema, lines: &[PushLine]) -> DecodedPush {
 
 /// Decodes the payload of a dead letter again, as its source decodes now.
 pub fn redecode(source: &SourceDef, access: &Access, letter: &DeadLetter) -> Redecoded {
+    redecode_with(source, access, letter, Extractor::in_process())
+}
+
+fn redecode_with(
+    source: &SourceDef,
+    access: &Access,
+    letter: &DeadLetter,
+    extractor: Extractor,
+) -> Redecoded {
     let failed = |error: WorldError| Redecoded::Refused(error.to_string());
     match &source.connector {
         Connector::Push => connectors::push::redecode(&source.schema, letter),
         Connector::Files(files) => match self::files(files) {
-            Ok(files) => connectors::files::reread(&files, letter),
+            Ok(files) => connectors::files::reread(&files.extracted_by(extractor), letter),
             Err(error) => failed(error),
         },
         Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka, access) {

@@ -6,17 +6,23 @@
 //! Limits: a text is UTF-8 and at most [`TEXT_BYTES_MAX`]; a pattern is a glob over a relative path
 //! with `/`: `*` does not cross folders, `**` does.
 
+use std::borrow::Cow;
+
 use engine::error::{DataError, WorldError};
 use engine::limits::{DOCUMENT_BYTES_MAX, EXTRACT_MS_MAX, TEXT_BYTES_MAX};
 use globset::{GlobBuilder, GlobMatcher};
+use serde::{Deserialize, Serialize};
 
 use crate::document::Kind;
 
 /// Bytes of a file that is not UTF-8, kept with its dead letter.
 const PAYLOAD_BYTES: usize = 1024;
 
+/// What to do about a file that is too large.
+const SPLIT: &str = "split it, or leave it out by PATTERN";
+
 /// What is wrong with a file's bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum BadFile {
     /// A text of so many bytes.
     TooLarge(u64),
@@ -35,23 +41,20 @@ pub(crate) enum BadFile {
     /// It is not what its name says.
     Broken {
         /// `PDF`
-        format: &'static str,
+        format: Cow<'static, str>,
         /// In the words of its reader.
         reason: String,
     },
     /// Pages without a text: pictures of one.
     NoText,
     /// Its text was not found in time.
-    TooSlow {
-        /// `PDF`
-        format: &'static str,
-    },
+    TooSlow,
     /// An archive in an archive.
     NestedArchive,
-    /// An archive that unpacks to more than may be.
+    /// An archive that unpacks to more than may be, or for longer.
     TooMuch {
-        /// The limit by name, and what it is.
-        limit: String,
+        /// `unpacks to more than 7 bytes (NAME)`
+        what: String,
         /// The last member that was read.
         after: Option<String>,
     },
@@ -66,112 +69,86 @@ impl BadFile {
         }
     }
 
-    /// The code of its dead letter.
-    pub(crate) fn code(&self) -> &'static str {
-        match self {
-            BadFile::TooLarge(_) | BadFile::TextTooLarge(_) => "text-too-large",
-            BadFile::DocumentTooLarge(_) => "document-too-large",
-            BadFile::InvalidUtf8(_) => "invalid-utf8",
-            BadFile::UnknownEncoding(_) | BadFile::WrongEncoding(_) => "unknown-encoding",
-            BadFile::Encrypted => "encrypted-document",
-            BadFile::Broken { .. } => "broken-document",
-            BadFile::NoText => "no-text",
-            BadFile::TooSlow { .. } => "extraction-timeout",
-            BadFile::NestedArchive => "nested-archive",
-            BadFile::TooMuch { .. } => "archive-too-large",
-        }
-    }
-
     /// The error for the file of this name.
     pub(crate) fn on(&self, name: &str) -> DataError {
-        let (detail, expected, hint) = self.words(name);
-        let error = DataError::new(self.code(), detail).hint(hint);
-        match expected {
-            "" => error,
-            expected => error.expected(expected),
-        }
-    }
-
-    /// Detail, what was expected (or nothing), hint.
-    fn words(&self, name: &str) -> (String, &'static str, &'static str) {
-        const LEAVE: &str = "leave it out by PATTERN";
-        const SPLIT: &str = "split it, or leave it out by PATTERN";
         match self {
-            BadFile::TooLarge(bytes) => (
+            BadFile::TooLarge(bytes) => DataError::new(
+                "text-too-large",
                 format!(
                     "file '{name}' has {bytes} bytes; the limit TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"
                 ),
-                "",
-                SPLIT,
-            ),
-            BadFile::DocumentTooLarge(bytes) => (
-                format!(
-                    "file '{name}' has {bytes} bytes; the limit DOCUMENT_BYTES_MAX is \
-                     {DOCUMENT_BYTES_MAX}"
-                ),
-                "",
-                SPLIT,
-            ),
-            BadFile::TextTooLarge(bytes) => (
+            )
+            .hint(SPLIT),
+            BadFile::TextTooLarge(bytes) => DataError::new(
+                "text-too-large",
                 format!(
                     "the text of file '{name}' has {bytes} bytes or more; the limit \
                      TEXT_BYTES_MAX is {TEXT_BYTES_MAX}"
                 ),
-                "",
-                SPLIT,
-            ),
-            BadFile::InvalidUtf8(at) => (
+            )
+            .hint(SPLIT),
+            BadFile::DocumentTooLarge(bytes) => DataError::new(
+                "document-too-large",
+                format!(
+                    "file '{name}' has {bytes} bytes; the limit DOCUMENT_BYTES_MAX is \
+                     {DOCUMENT_BYTES_MAX}"
+                ),
+            )
+            .hint(SPLIT),
+            BadFile::InvalidUtf8(at) => DataError::new(
+                "invalid-utf8",
                 format!("file '{name}' is not UTF-8 at byte {at}"),
-                "UTF-8 text",
-                "convert it, or leave it out by PATTERN",
-            ),
-            BadFile::UnknownEncoding(label) => (
+            )
+            .expected("UTF-8 text")
+            .hint("convert it, or leave it out by PATTERN"),
+            BadFile::UnknownEncoding(label) => DataError::new(
+                "unknown-encoding",
                 format!("file '{name}' declares the encoding '{label}', which is not known"),
-                "a name of the Encoding Standard, utf-8 for example",
-                "correct its declaration, or convert it to UTF-8",
-            ),
-            BadFile::WrongEncoding(label) => (
+            )
+            .expected("a name of the Encoding Standard, utf-8 for example")
+            .hint("correct its declaration, or convert it to UTF-8"),
+            BadFile::WrongEncoding(label) => DataError::new(
+                "unknown-encoding",
                 format!("file '{name}' declares the encoding {label}, but its bytes are not in it"),
-                "",
-                "correct its declaration, or convert it to UTF-8",
-            ),
-            BadFile::Encrypted => (
-                format!("file '{name}' is encrypted"),
-                "a document that opens without a password",
-                "save it without one, or leave it out by PATTERN",
-            ),
-            BadFile::Broken { format, reason } => (
+            )
+            .hint("correct its declaration, or convert it to UTF-8"),
+            BadFile::Encrypted => {
+                DataError::new("encrypted-document", format!("file '{name}' is encrypted"))
+                    .expected("a document that opens without a password")
+                    .hint("save it without one, or leave it out by PATTERN")
+            }
+            BadFile::Broken { format, reason } => DataError::new(
+                "broken-document",
                 format!("file '{name}' is not a readable {format}: {reason}"),
-                "",
-                "open it in its program and save it again, or leave it out by PATTERN",
-            ),
-            BadFile::NoText => (
-                format!("file '{name}' has pages, but no text"),
-                "",
-                "recognise its text (OCR) and save it with it, or leave it out by PATTERN",
-            ),
-            BadFile::TooSlow { .. } => (
+            )
+            .hint("open it in its program and save it again, or leave it out by PATTERN"),
+            BadFile::NoText => {
+                DataError::new("no-text", format!("file '{name}' has pages, but no text")).hint(
+                    "recognise its text (OCR) and save it with it, or leave it out by PATTERN",
+                )
+            }
+            BadFile::TooSlow => DataError::new(
+                "extraction-timeout",
                 format!(
                     "the text of file '{name}' was not found within {EXTRACT_MS_MAX} ms \
                      (EXTRACT_MS_MAX)"
                 ),
-                "",
-                LEAVE,
-            ),
-            BadFile::NestedArchive => (
+            )
+            .hint("it is tried again some times; leave it out by PATTERN"),
+            BadFile::NestedArchive => DataError::new(
+                "nested-archive",
                 format!("file '{name}' is an archive in an archive"),
-                "",
-                "unpack the outer one, or leave it out by PATTERN",
-            ),
-            BadFile::TooMuch { limit, after } => {
+            )
+            .hint("unpack the outer one, or leave it out by PATTERN"),
+            BadFile::TooMuch { what, after } => {
                 let rest = after.as_ref().map_or_else(String::new, |after| {
                     format!("; what follows member '{after}' is left out")
                 });
-                (
-                    format!("archive '{name}' unpacks to more than {limit}{rest}"),
-                    "",
-                    "split it, or unpack it beside",
+                DataError::new(
+                    "archive-too-large",
+                    format!("archive '{name}' {what}{rest}"),
                 )
+                .hint("split it, or unpack it beside")
             }
         }
     }

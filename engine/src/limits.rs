@@ -26,6 +26,10 @@ pub const TEXT_BYTES_MAX: usize = 8 << 20;
 pub const DOCUMENT_BYTES_MAX: usize = 64 << 20;
 /// Time to take out the text of one file, milliseconds: its source stands meanwhile.
 pub const EXTRACT_MS_MAX: u64 = 30_000;
+/// Memory of the process that takes out the text of one PDF.
+pub const EXTRACT_BYTES_MAX: u64 = 1 << 30;
+/// Time that one archive may hold its source, milliseconds; what follows is left out.
+pub const ARCHIVE_MS_MAX: u64 = 300_000;
 /// Members of one archive; what follows is left out.
 pub const ARCHIVE_MEMBERS_MAX: usize = 65_536;
 /// What one archive may unpack to; what follows is left out.
@@ -57,6 +61,8 @@ pub const REGISTRY_SCHEMAS_MAX: usize = 1_024;
 pub const REGISTRY_RETRY_MS: (u64, u64) = (100, 10_000);
 /// One request body.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
+/// What all bodies that are being unpacked take together, MiB: some kilobytes of each may have come.
+pub const UNPACK_MIB_MAX: usize = 1_024;
 /// A question.
 pub const QUESTION_CHARS_MAX: usize = 32_768;
 /// Results of one search.

@@ -10,6 +10,7 @@ mod demo;
 mod dlq;
 mod doctor;
 mod embed;
+mod extract;
 mod model;
 mod output;
 mod run;
@@ -94,6 +95,9 @@ enum Command {
     Chunk(chunk::Args),
     /// Dead letters of a running server
     Dlq(dlq::Args),
+    /// The text of a PDF on stdin, for the server itself
+    #[command(name = connectors::files::EXTRACT_PDF, hide = true)]
+    ExtractPdf,
     /// What this machine has, and what the engine will use and why
     Doctor(doctor::Args),
 }
@@ -152,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::Embed(args) => embed::embed(args, &output),
         Command::Chunk(args) => chunk::chunk(args, &output),
         Command::Dlq(args) => dlq::dlq(args, &output),
+        Command::ExtractPdf => extract::extract_pdf(),
         Command::Doctor(args) => doctor::doctor(args, &output),
     };
     match done {

@@ -5,31 +5,47 @@
 //! languages' Word have them.
 //!
 //! ```text
-//! zip ─┬─ word/styles.xml ──▶ style ─▶ heading level
-//!      └─ word/document.xml ─ events ─▶ Body: open paragraphs, tables ─▶ Markdown
+//! zip ─ _rels/.rels ─▶ the main part ─┬─ its styles ──▶ style ─▶ heading level
+//!                                     └─ events ─▶ Body: open paragraphs, tables ─▶ Markdown
 //! ```
 //!
-//! Source: ECMA-376 part 1, §17. Invariants: deleted text, field codes and the second rendering of a
-//! drawing (`mc:Fallback`) are no text; a text box stands before the paragraph that anchors it.
+//! Source: ECMA-376 part 1, §17; part 2, §9 (relationships). Invariants: deleted text, what a format was
+//! before a change, field codes and the second rendering of a drawing (`mc:Fallback`) are no text; a text
+//! box stands before the paragraph that anchors it. What is held is bounded: the main part's XML by
+//! [`PART_BYTES_MAX`], all open text by [`TEXT_BYTES_MAX`], nesting by [`DEPTH_MAX`]; every
+//! [`CLOCK_EVENTS`] events the clock is looked at.
 //!
 //! Limits: headers, footers, footnotes and comments are left out; numbers of lists are not counted out
 //! (`- `); styles follow `basedOn` for eight steps.
 
 use std::collections::HashMap;
-use std::io::{BufReader, Cursor, Read};
+use std::io::{Cursor, Read};
 
-use engine::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, TEXT_BYTES_MAX};
+use engine::limits::{ARCHIVE_MEMBERS_MAX, TEXT_BYTES_MAX};
 use quick_xml::XmlVersion;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::reader::Reader;
 use zip::ZipArchive;
 
+use super::guard::Clock;
 use crate::text::BadFile;
 
 /// How an entry of a zip's directory begins.
 const DIRECTORY_ENTRY: &[u8] = b"PK\x01\x02";
+/// How the end of a directory of more than 65,535 entries begins.
+const LARGE_DIRECTORY: &[u8] = b"PK\x06\x06";
 /// How Microsoft's older files begin; a DOCX with a password is one.
 const OLE: &[u8] = b"\xD0\xCF\x11\xE0\xA1\xB1\x1A\xE1";
+/// XML of the main part: marks beside the words.
+const PART_BYTES_MAX: usize = 8 * TEXT_BYTES_MAX;
+/// XML of the parts beside it: relations, styles.
+const SIDE_BYTES_MAX: usize = TEXT_BYTES_MAX;
+/// Open paragraphs and rows: text boxes and tables nest.
+const DEPTH_MAX: usize = 64;
+/// Styles that are known.
+const STYLES_MAX: usize = 16_384;
+/// Events between two looks at the clock.
+const CLOCK_EVENTS: u32 = 1_024;
 /// Steps of `basedOn`.
 const STYLE_STEPS: usize = 8;
 /// The kind of file, for errors.
@@ -40,57 +56,133 @@ pub(crate) type Zip<'a> = ZipArchive<Cursor<&'a [u8]>>;
 
 /// Opens a zip. Errors: no zip, or one with more than [`ARCHIVE_MEMBERS_MAX`] members.
 pub(crate) fn open_zip<'a>(content: &'a [u8], format: &'static str) -> Result<Zip<'a>, BadFile> {
-    // The reader takes some hundred bytes for each entry of the directory.
-    let entries = content
-        .windows(DIRECTORY_ENTRY.len())
-        .filter(|at| *at == DIRECTORY_ENTRY);
-    if entries.take(ARCHIVE_MEMBERS_MAX + 1).count() > ARCHIVE_MEMBERS_MAX {
+    // The reader takes some hundred bytes for each entry of the directory. Only one that says where its
+    // large directory ends can have more entries than 16 bits count.
+    let has = |mark: &'static [u8]| {
+        content
+            .windows(mark.len())
+            .filter(move |found| *found == mark)
+    };
+    let is_large = has(LARGE_DIRECTORY).next().is_some();
+    let entries = has(DIRECTORY_ENTRY).take(ARCHIVE_MEMBERS_MAX + 1);
+    if is_large && entries.count() > ARCHIVE_MEMBERS_MAX {
         return Err(BadFile::TooMuch {
-            limit: format!("{ARCHIVE_MEMBERS_MAX} members (ARCHIVE_MEMBERS_MAX)"),
+            what: format!(
+                "unpacks to more than {ARCHIVE_MEMBERS_MAX} members (ARCHIVE_MEMBERS_MAX)"
+            ),
             after: None,
         });
     }
     ZipArchive::new(Cursor::new(content)).map_err(|error| BadFile::Broken {
-        format,
+        format: format.into(),
         reason: error.to_string(),
     })
 }
 
 /// The text of a document. Errors: [`BadFile`].
-pub(super) fn text(content: &[u8]) -> Result<String, BadFile> {
+pub(super) fn text(content: &[u8], clock: &Clock) -> Result<String, BadFile> {
     if content.starts_with(OLE) {
         return Err(BadFile::Encrypted);
     }
     let mut zip = open_zip(content, FORMAT)?;
-    let styles = match part(&mut zip, "word/styles.xml") {
-        Ok(part) => styles(part)?,
+    let main = related(&mut zip, "_rels/.rels", "/officeDocument", clock)?;
+    let main = main.unwrap_or_else(|| "word/document.xml".to_owned());
+    let (folder, name) = main.rsplit_once('/').unwrap_or(("", &main));
+    let relations = format!("{folder}/_rels/{name}.rels");
+    let found = related(
+        &mut zip,
+        relations.trim_start_matches('/'),
+        "/styles",
+        clock,
+    )?;
+    let of_styles = found.map_or_else(
+        || "word/styles.xml".to_owned(),
+        |target| match target.strip_prefix('/') {
+            Some(absolute) => absolute.to_owned(),
+            None => format!("{folder}/{target}")
+                .trim_start_matches('/')
+                .to_owned(),
+        },
+    );
+    let styles = match part(&mut zip, &of_styles, SIDE_BYTES_MAX) {
+        Ok(part) => styles(Events::of(&part, clock))?,
         Err(_) => HashMap::new(),
     };
-    body(part(&mut zip, "word/document.xml")?, &styles)
+    let part = part(&mut zip, main.trim_start_matches('/'), PART_BYTES_MAX)?;
+    body(Events::of(&part, clock), &styles)
 }
 
-type Xml<'a> = Reader<BufReader<Box<dyn Read + 'a>>>;
+/// A part of the document, whole.
+fn part(zip: &mut Zip<'_>, name: &str, max: usize) -> Result<Vec<u8>, BadFile> {
+    let broken = |reason: &dyn std::fmt::Display| broken(format!("{name}: {reason}"));
+    let file = zip.by_name(name).map_err(|error| broken(&error))?;
+    let mut part = Vec::new();
+    let read = file.take(max as u64 + 1).read_to_end(&mut part);
+    read.map_err(|error| broken(&error))?;
+    match part.len() > max {
+        true => Err(broken(&format_args!("it has more than {max} bytes"))),
+        false => Ok(part),
+    }
+}
 
-fn part<'a>(zip: &'a mut Zip<'_>, name: &str) -> Result<Xml<'a>, BadFile> {
-    let file = zip
-        .by_name(name)
-        .map_err(|error| broken(format!("{name}: {error}")))?;
-    let file: Box<dyn Read> = Box::new(file.take(ARCHIVE_BYTES_MAX));
-    Ok(Reader::from_reader(BufReader::new(file)))
+/// The target of the first relation whose type ends so, in a part of relations that may be missing.
+fn related(
+    zip: &mut Zip<'_>,
+    relations: &str,
+    kind: &str,
+    clock: &Clock,
+) -> Result<Option<String>, BadFile> {
+    let Ok(part) = part(zip, relations, SIDE_BYTES_MAX) else {
+        return Ok(None);
+    };
+    let mut events = Events::of(&part, clock);
+    loop {
+        match events.next()? {
+            Event::Start(element) | Event::Empty(element) => {
+                let is_kind =
+                    attribute(&element, "Type").is_some_and(|found| found.ends_with(kind));
+                if is_kind {
+                    return Ok(attribute(&element, "Target"));
+                }
+            }
+            Event::Eof => return Ok(None),
+            _ => {}
+        }
+    }
 }
 
 fn broken(reason: String) -> BadFile {
     BadFile::Broken {
-        format: FORMAT,
+        format: FORMAT.into(),
         reason,
     }
 }
 
-/// The next event; what is not XML is an error.
-fn next<'b>(xml: &mut Xml<'_>, buffer: &'b mut Vec<u8>) -> Result<Event<'b>, BadFile> {
-    buffer.clear();
-    xml.read_event_into(buffer)
-        .map_err(|error| broken(error.to_string()))
+/// The events of a part.
+struct Events<'a> {
+    xml: Reader<&'a [u8]>,
+    clock: &'a Clock,
+    count: u32,
+}
+
+impl<'a> Events<'a> {
+    fn of(part: &'a [u8], clock: &'a Clock) -> Events<'a> {
+        Events {
+            xml: Reader::from_reader(part),
+            clock,
+            count: 0,
+        }
+    }
+
+    /// The next event. Errors: what is not XML; the time is over.
+    fn next(&mut self) -> Result<Event<'a>, BadFile> {
+        self.count = self.count.wrapping_add(1);
+        if self.count.is_multiple_of(CLOCK_EVENTS) {
+            self.clock.look()?;
+        }
+        let event = self.xml.read_event();
+        event.map_err(|error| broken(error.to_string()))
+    }
 }
 
 /// An attribute, whatever its prefix.
@@ -136,15 +228,14 @@ struct Look {
 }
 
 /// What each style makes of its paragraphs.
-fn styles(mut xml: Xml<'_>) -> Result<HashMap<String, Look>, BadFile> {
+fn styles(mut events: Events<'_>) -> Result<HashMap<String, Look>, BadFile> {
     let (mut all, mut open) = (HashMap::<String, Style>::new(), None::<String>);
-    let mut buffer = Vec::new();
     loop {
-        match next(&mut xml, &mut buffer)? {
+        match events.next()? {
             Event::Start(element) | Event::Empty(element) => {
                 let name = element.local_name();
                 if name.as_ref() == "style" {
-                    open = attribute(&element, "styleId");
+                    open = attribute(&element, "styleId").filter(|_| all.len() < STYLES_MAX);
                     continue;
                 }
                 let Some(style) = open.as_ref().map(|id| all.entry(id.clone()).or_default()) else {
@@ -202,6 +293,8 @@ struct Body {
     /// Cells of the open rows: tables nest.
     rows: Vec<Vec<String>>,
     was_item: bool,
+    /// Bytes of text and cells that were ever begun: what is held is never more.
+    bytes: usize,
 }
 
 impl Body {
@@ -209,6 +302,21 @@ impl Body {
     fn push(&mut self, text: &str) {
         if let Some(paragraph) = self.open.last_mut() {
             paragraph.text.push_str(text);
+            self.bytes += text.len();
+        }
+    }
+
+    /// Errors: more text than may be, or nested deeper than is copied from level to level.
+    fn check(&self) -> Result<(), BadFile> {
+        let bytes = self.bytes.max(self.out.len());
+        if bytes > TEXT_BYTES_MAX {
+            return Err(BadFile::TextTooLarge(bytes as u64));
+        }
+        match self.open.len() + self.rows.len() > DEPTH_MAX {
+            true => Err(broken(format!(
+                "tables and text boxes are nested more than {DEPTH_MAX} deep"
+            ))),
+            false => Ok(()),
         }
     }
 
@@ -266,15 +374,29 @@ impl Body {
 fn is_left_out(name: &str) -> bool {
     matches!(
         name,
-        "Fallback" | "del" | "moveFrom" | "instrText" | "delText"
+        "Fallback"
+            | "del"
+            | "moveFrom"
+            | "instrText"
+            | "delText"
+            // What a format was before a change of it that is tracked.
+            | "pPrChange"
+            | "rPrChange"
+            | "tblPrChange"
+            | "tblPrExChange"
+            | "tblGridChange"
+            | "trPrChange"
+            | "tcPrChange"
+            | "sectPrChange"
+            | "numberingChange"
     )
 }
 
-fn body(mut xml: Xml<'_>, styles: &HashMap<String, Look>) -> Result<String, BadFile> {
+fn body(mut events: Events<'_>, styles: &HashMap<String, Look>) -> Result<String, BadFile> {
     let mut body = Body::default();
-    let (mut buffer, mut is_text, mut left_out) = (Vec::new(), false, 0_usize);
+    let (mut is_text, mut left_out) = (false, 0_usize);
     loop {
-        let event = next(&mut xml, &mut buffer)?;
+        let event = events.next()?;
         let is_empty = matches!(event, Event::Empty(_));
         match event {
             Event::Start(element) | Event::Empty(element) => {
@@ -306,10 +428,7 @@ fn body(mut xml: Xml<'_>, styles: &HashMap<String, Look>) -> Result<String, BadF
             Event::Eof => break,
             _ => {}
         }
-        let bytes = body.out.len() + body.open.last().map_or(0, |open| open.text.len());
-        if bytes > TEXT_BYTES_MAX {
-            return Err(BadFile::TextTooLarge(bytes as u64));
-        }
+        body.check()?;
     }
     while !body.open.is_empty() {
         body.end_paragraph();
@@ -336,6 +455,8 @@ fn begin(
         "tc" => {
             if let Some(row) = body.rows.last_mut() {
                 row.push(String::new());
+                // The bar that parts it from the next.
+                body.bytes += 3;
             }
         }
         "tab" if !body.open.is_empty() => body.push(" "),

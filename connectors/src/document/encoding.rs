@@ -10,6 +10,7 @@ use crate::text::BadFile;
 
 /// Where a page must have declared its encoding.
 const HEAD_BYTES: usize = 1024;
+
 /// The page's characters, by its byte order mark, by what it declares, or as UTF-8.
 pub(super) fn decode(content: &[u8]) -> Result<String, BadFile> {
     let (encoding, skipped) = match Encoding::for_bom(content) {
@@ -34,9 +35,11 @@ fn declared(content: &[u8]) -> Result<Option<&'static Encoding>, BadFile> {
     let head = String::from_utf8_lossy(&content[..content.len().min(HEAD_BYTES)]);
     let lower = head.to_ascii_lowercase();
     let is_tag = |name: &str| lower.find(name).map(|at| at + name.len());
+    // The first that is followed by a value: the word alone may be in a description.
     let behind_meta = is_tag("<meta").and_then(|from| {
-        let at = lower[from..].find("charset")?;
-        Some(from + at + "charset".len())
+        let places = lower[from..].match_indices("charset");
+        let mut ends = places.map(|(at, word)| from + at + word.len());
+        ends.find(|end| lower[*end..].trim_start().starts_with('='))
     });
     let behind_xml = is_tag("<?xml").and_then(|from| {
         let end = from + lower[from..].find("?>")?;

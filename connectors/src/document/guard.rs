@@ -4,15 +4,15 @@
 //! time is over the thread is left to itself, as nothing can end it from outside, and counted: while
 //! [`ABANDONED_MAX`] of them run, no further one begins.
 //!
-//! Limits: a thread that exhausts its stack ends the process, so parsers that recurse without a bound
-//! have no place here; memory is bounded by the parser's own limits.
+//! Work that looks at its [`Clock`] ends by itself: nothing is left behind.
+//!
+//! Limits: a thread that exhausts its stack ends the process, and memory is bounded by the parser's own
+//! limits: parsers that have none run in a process of their own ([`super::process`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
-
-use engine::limits::EXTRACT_MS_MAX;
 
 use crate::text::BadFile;
 
@@ -24,6 +24,33 @@ const STACK_BYTES: usize = 16 << 20;
 const STEP: Duration = Duration::from_millis(20);
 
 static ABANDONED: AtomicUsize = AtomicUsize::new(0);
+
+/// When work must end.
+#[derive(Debug, Clone)]
+pub(super) struct Clock {
+    until: Instant,
+    stop: Arc<AtomicBool>,
+}
+
+impl Clock {
+    /// One that ends after `limit`, or with `stop`.
+    pub(super) fn new(limit: Duration, stop: &Arc<AtomicBool>) -> Clock {
+        Clock {
+            until: Instant::now() + limit,
+            stop: Arc::clone(stop),
+        }
+    }
+
+    /// Errors: the time is over, or the source stops.
+    pub(super) fn look(&self) -> Result<(), BadFile> {
+        let is_over = self.stop.load(Ordering::Relaxed) || Instant::now() > self.until;
+        if is_over {
+            Err(BadFile::TooSlow)
+        } else {
+            Ok(())
+        }
+    }
+}
 
 /// What came of guarded work.
 #[derive(Debug)]
@@ -54,22 +81,31 @@ impl<T> Guarded<T> {
     }
 }
 
-/// Runs `work` on a `format`, at most [`EXTRACT_MS_MAX`] and until `stop`.
-pub(super) fn run<T: Send + 'static>(
+/// Runs `work` on a `format`, at most `limit` and until `stop`.
+pub(super) fn run(
     format: &'static str,
+    limit: Duration,
     stop: &Arc<AtomicBool>,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Guarded<Result<T, BadFile>> {
-    run_for(Duration::from_millis(EXTRACT_MS_MAX), format, stop, work)
+    work: impl FnOnce(&Clock) -> Result<String, BadFile> + Send + 'static,
+) -> Guarded<Result<String, BadFile>> {
+    let clock = Clock::new(limit, stop);
+    let done = run_counted(&ABANDONED, limit, format, stop, move || work(&clock));
+    match done.map(|done| done.and_then(|found| found)) {
+        // The work saw the stop first.
+        Guarded::Done(Err(BadFile::TooSlow)) if stop.load(Ordering::Relaxed) => Guarded::Stopped,
+        done => done,
+    }
 }
 
-fn run_for<T: Send + 'static>(
+/// The same for any work; threads that are left behind are counted by `running`.
+fn run_counted<T: Send + 'static>(
+    running: &'static AtomicUsize,
     limit: Duration,
     format: &'static str,
     stop: &Arc<AtomicBool>,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Guarded<Result<T, BadFile>> {
-    if ABANDONED.load(Ordering::Relaxed) >= ABANDONED_MAX {
+    if running.load(Ordering::Relaxed) >= ABANDONED_MAX {
         return Guarded::Busy;
     }
     let (send, receive) = sync_channel(1);
@@ -83,7 +119,7 @@ fn run_for<T: Send + 'static>(
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         let _ = send.send(result);
         if abandoned.swap(true, Ordering::AcqRel) {
-            ABANDONED.fetch_sub(1, Ordering::Relaxed);
+            running.fetch_sub(1, Ordering::Relaxed);
         }
     });
     if started.is_err() {
@@ -96,7 +132,10 @@ fn run_for<T: Send + 'static>(
             // A panic: in the parser, whose words are for its authors.
             Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
                 let reason = "its reader failed on it".to_owned();
-                return Guarded::Done(Err(BadFile::Broken { format, reason }));
+                return Guarded::Done(Err(BadFile::Broken {
+                    format: format.into(),
+                    reason,
+                }));
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
@@ -104,14 +143,14 @@ fn run_for<T: Send + 'static>(
         if !is_stopping && Instant::now() < until {
             continue;
         }
-        ABANDONED.fetch_add(1, Ordering::Relaxed);
+        running.fetch_add(1, Ordering::Relaxed);
         if is_abandoned.swap(true, Ordering::AcqRel) {
             // It ended in this moment.
-            ABANDONED.fetch_sub(1, Ordering::Relaxed);
+            running.fetch_sub(1, Ordering::Relaxed);
         }
         return match is_stopping {
             true => Guarded::Stopped,
-            false => Guarded::Done(Err(BadFile::TooSlow { format })),
+            false => Guarded::Done(Err(BadFile::TooSlow)),
         };
     }
 }
@@ -120,16 +159,18 @@ fn run_for<T: Send + 'static>(
 mod tests {
     use super::*;
 
+    static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
     fn guarded<T: Send + 'static>(
         limit_ms: u64,
         is_stopping: bool,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Guarded<Result<T, BadFile>> {
         let stop = Arc::new(AtomicBool::new(is_stopping));
-        run_for(Duration::from_millis(limit_ms), "PDF", &stop, work)
+        let limit = Duration::from_millis(limit_ms);
+        run_counted(&RUNNING, limit, "PDF", &stop, work)
     }
 
-    /// One test, because the count of threads that are left behind is the process's.
     #[test]
     fn panics_and_endless_work_are_reasons() {
         assert!(matches!(guarded(1_000, false, || 7), Guarded::Done(Ok(7))));
@@ -159,7 +200,7 @@ mod tests {
             "two still run"
         );
         drop((end, other_end));
-        while ABANDONED.load(Ordering::Relaxed) > 0 {
+        while RUNNING.load(Ordering::Relaxed) > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(matches!(guarded(1_000, false, || 8), Guarded::Done(Ok(8))));

@@ -1,7 +1,8 @@
 //! HTML to Markdown: what a reader of the page reads, with its headings, lists and code.
 //!
 //! Idea: only the tokens of the page are read, as browsers cut them; no tree is built. A page nested a
-//! million deep costs no stack, and missing end tags do no harm, since every block starts a line.
+//! million deep costs no stack, and missing end tags do no harm, since every block starts a line. The page
+//! is read in pieces; between two of them the clock and the bytes of the text are looked at.
 //!
 //! ```text
 //! bytes ─ encoding (BOM, <meta charset>, UTF-8) ─▶ tokens ─▶ Page: open blocks, lists, <pre> ─▶ Markdown
@@ -16,13 +17,17 @@
 //! | `tr`, `td` | one line, cells apart by a bar |
 //! | `script`, `style`, `template`, `noscript`, `nav`, `button`, `select`, `svg`, `iframe`, `hidden` | nothing |
 //!
-//! Invariants: linear in the bytes; white space is folded outside `pre`; a text that would read as a
-//! heading is escaped. A `nav` or `hidden` element that is never closed hides nothing.
+//! Invariants: linear in the bytes but for the attributes of one tag, each of which is compared with all
+//! others (the clock ends that); white space is folded outside `pre`, characters without width (soft
+//! hyphens) are dropped; a text that would read as a heading is escaped. A `nav` or `hidden` element that
+//! is never closed hides nothing.
 //!
-//! Limits: styles are not looked at, so what CSS hides is text; forms keep their labels only.
+//! Limits: styles are not looked at, so what CSS hides is text; forms keep their labels only; lists
+//! deeper than [`LISTS_MAX`] count as that deep.
 
 use std::cell::RefCell;
 
+use engine::limits::TEXT_BYTES_MAX;
 use html5ever::tendril::StrTendril;
 use html5ever::tokenizer::states::RawKind;
 use html5ever::tokenizer::{
@@ -30,37 +35,55 @@ use html5ever::tokenizer::{
 };
 
 use super::encoding::decode;
+use super::guard::Clock;
 use crate::text::BadFile;
 
+/// Characters that are not seen: where a word may be cut, and marks of a text's begin.
+const NO_WIDTH: [char; 3] = ['\u{ad}', '\u{200b}', '\u{feff}'];
 /// Levels of lists that are indented.
 const LIST_LEVELS: usize = 16;
+/// Levels of lists that are told apart.
+const LISTS_MAX: usize = 1_024;
+/// Bytes of the page between two looks at the clock.
+const PIECE_BYTES: usize = 16 << 10;
 
-/// The text of a page. Errors: an encoding that is not known, or that its bytes do not keep.
-pub(super) fn text(content: &[u8]) -> Result<String, BadFile> {
+/// The text of a page. Errors: an encoding that is not known, or that its bytes do not keep; too much
+/// text; the time is over.
+pub(super) fn text(content: &[u8], clock: &Clock) -> Result<String, BadFile> {
     let page = decode(content)?;
-    Ok(match read(&page, true) {
+    let read_page = match read(&page, true, clock)? {
         // An element without an end would take the rest of the page with it.
         Page {
             hidden: Some(hidden),
             ..
-        } if hidden.is_open_to_doubt() => read(&page, false),
+        } if hidden.is_open_to_doubt() => read(&page, false, clock)?,
         page => page,
-    }
-    .finish())
+    };
+    Ok(read_page.finish())
 }
 
-fn read(page: &str, hides_more: bool) -> Page {
+fn read(page: &str, hides_more: bool, clock: &Clock) -> Result<Page, BadFile> {
     let reader = Reader(RefCell::new(Page {
         hides_more,
         ..Page::default()
     }));
     let tokenizer = Tokenizer::new(reader, TokenizerOpts::default());
     let input = BufferQueue::default();
-    input.push_back(StrTendril::from_slice(page));
-    // Nothing here answers with a script or an encoding, so one call takes all.
-    let _ = tokenizer.feed(&input);
+    let mut rest = page;
+    while !rest.is_empty() {
+        let (piece, more) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+        rest = more;
+        input.push_back(StrTendril::from_slice(piece));
+        // Nothing here answers with a script or an encoding, so one call takes all.
+        let _ = tokenizer.feed(&input);
+        clock.look()?;
+        let bytes = tokenizer.sink.0.borrow().bytes();
+        if bytes > TEXT_BYTES_MAX {
+            return Err(BadFile::TextTooLarge(bytes as u64));
+        }
+    }
     tokenizer.end();
-    tokenizer.sink.0.into_inner()
+    Ok(tokenizer.sink.0.into_inner())
 }
 
 struct Reader(RefCell<Page>);
@@ -116,8 +139,9 @@ struct Page {
     has_blank: bool,
     /// What begins the next line that has a word.
     prefix: Option<String>,
-    /// Open lists: the next number of an ordered one.
+    /// Open lists: the next number of an ordered one; and how many more are open than are told apart.
     lists: Vec<Option<u64>>,
+    deeper: usize,
     /// The text of an open `pre`, and its language.
     pre: Option<(String, String)>,
     /// The text of an open `title`.
@@ -131,6 +155,15 @@ struct Page {
 }
 
 impl Page {
+    /// Bytes that are held.
+    fn bytes(&self) -> usize {
+        let pre = self
+            .pre
+            .as_ref()
+            .map_or(0, |(code, language)| code.len() + language.len());
+        self.out.len() + pre + self.title.as_ref().map_or(0, String::len)
+    }
+
     fn open(&mut self, tag: &Tag) {
         let name = &*tag.name;
         if let Some(hidden) = &mut self.hidden {
@@ -165,10 +198,16 @@ impl Page {
                 self.pre = Some((String::new(), language_of(tag)));
             }
             "code" | "kbd" | "samp" => self.code(),
+            // A row stays one line.
+            "br" if self.has_cell => self.has_blank = true,
             "br" => self.line(),
             "img" => {
                 let alt = attribute(tag, "alt").unwrap_or_default().to_owned();
                 self.characters(&alt);
+            }
+            "ul" | "ol" | "menu" if self.lists.len() >= LISTS_MAX => {
+                self.line();
+                self.deeper += 1;
             }
             "ul" | "ol" | "menu" => {
                 match self.lists.is_empty() {
@@ -216,6 +255,10 @@ impl Page {
             "title" => self.is_in_title = false,
             "pre" => self.fence(),
             "code" | "kbd" | "samp" => self.code_end(),
+            "ul" | "ol" | "menu" if self.deeper > 0 => {
+                self.line();
+                self.deeper -= 1;
+            }
             "ul" | "ol" | "menu" => {
                 self.lists.pop();
                 match self.lists.is_empty() {
@@ -249,6 +292,14 @@ impl Page {
             code.push_str(text);
             return;
         }
+        let shown: String;
+        let text = match text.contains(NO_WIDTH) {
+            true => {
+                shown = text.replace(NO_WIDTH, "");
+                &*shown
+            }
+            false => text,
+        };
         let is_blank = |c: char| c.is_ascii_whitespace() || c == '\u{a0}';
         self.has_blank |= text.starts_with(is_blank);
         for (at, word) in text

@@ -4,7 +4,11 @@
 //! their height is a blank, a step across it a new line, a step larger than the last one a new
 //! paragraph, whichever way the page is turned.
 //!
-//! Limits: columns and tables follow the order of drawing; words that are cut at a line's end stay cut.
+//! Limits: columns and tables follow the order of drawing; words that are cut at a line's end stay cut,
+//! unless a soft hyphen cuts them.
+
+/// Where a word may be cut.
+const SOFT_HYPHEN: char = '\u{ad}';
 
 /// `[a b c d e f]`: x' = a·x + c·y + e, y' = b·x + d·y + f.
 #[derive(Clone, Copy)]
@@ -60,12 +64,18 @@ impl Lines {
             let across = ((dx * b - dy * a) / length).abs();
             if across > 0.5 * height {
                 let is_far = across > 1.3 * self.distance.max(1.5 * height);
-                self.end_line();
+                // A soft hyphen at a line's end: the word goes on.
+                if !is_far && self.out.ends_with(SOFT_HYPHEN) {
+                    self.out.pop();
+                } else {
+                    self.end_line();
+                }
                 if is_far {
                     self.end_paragraph();
                 }
                 self.distance = across.min(3.0 * height);
             } else if along > 0.15 * height && !self.out.ends_with(char::is_whitespace) {
+                self.settle();
                 self.out.push(' ');
             } else if along < -2.0 * height {
                 self.end_line();
@@ -79,18 +89,31 @@ impl Lines {
                 '\u{fb03}' => self.out.push_str("ffi"),
                 '\u{fb04}' => self.out.push_str("ffl"),
                 c if c.is_whitespace() => {
+                    self.settle();
                     if !self.out.ends_with(char::is_whitespace) {
                         self.out.push(' ');
                     }
                 }
-                c if c.is_control() || c == '\u{fffd}' => {}
-                c => self.out.push(c),
+                c if c.is_control() || matches!(c, '\u{fffd}' | '\u{200b}' | '\u{feff}') => {}
+                c => {
+                    self.settle();
+                    self.out.push(c);
+                }
             }
         }
         self.last = Some((to.0[4], to.0[5]));
     }
 
+    /// A soft hyphen that is drawn within a line is a hyphen.
+    fn settle(&mut self) {
+        if self.out.ends_with(SOFT_HYPHEN) {
+            self.out.pop();
+            self.out.push('-');
+        }
+    }
+
     fn end_line(&mut self) {
+        self.settle();
         let end = self.out.trim_end_matches(' ').len();
         self.out.truncate(end);
         if !self.out.is_empty() && !self.out.ends_with('\n') {
@@ -112,6 +135,7 @@ impl Lines {
     }
 
     pub(super) fn finish(mut self) -> String {
+        self.settle();
         let end = self.out.trim_end().len();
         self.out.truncate(end);
         if !self.out.is_empty() {

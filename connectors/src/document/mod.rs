@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! name, first bytes ─ kind_of ─▶ Kind ─▶ text: html │ docx │ pdf ─▶ Markdown or plain text
+//!                                  │        │                  └── process: one of its own
 //!                                  │        └── guard: a thread with a time limit that may panic
 //!                                  └─ Archive: `files::archive` walks its members
 //! ```
 //!
-//! Idea: files come from anywhere, so that every parser here meets broken and hostile ones. Ours keep no
-//! stack of what is nested and write at most [`TEXT_BYTES_MAX`]; what a parser of others does (panic, run
-//! on) is met by the guard. All failures are [`BadFile`]: a dead letter with a name and a reason.
+//! Idea: files come from anywhere, so that every parser here meets broken and hostile ones. Ours look at
+//! the clock, bound what they hold and write at most [`TEXT_BYTES_MAX`]; a panic in what others wrote is
+//! met by the guard. The reader of PDF bounds nothing, so it has a process that is bounded from outside.
+//! All failures are [`BadFile`]: a dead letter with a name and a reason.
 //!
 //! Invariants: the same bytes give the same text; nothing here touches the file system.
 
@@ -18,6 +20,7 @@ mod guard;
 mod html;
 mod lines;
 mod pdf;
+mod process;
 mod widths;
 
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use engine::limits::{DOCUMENT_BYTES_MAX, TEXT_BYTES_MAX};
 use crate::text::{self, BadFile};
 
 pub(crate) use guard::Guarded;
+pub use process::{EXTRACT_PDF, Extractor, extract_pdf};
 
 /// First bytes of a file that [`kind_of`] looks at.
 pub(crate) const HEAD_BYTES: usize = 512;
@@ -120,37 +124,47 @@ pub(crate) fn packing_of(name: &str) -> Option<Packing> {
     found.map(|(_, packing)| *packing)
 }
 
-/// The text of a file that is no archive. Cost: linear in its bytes but for PDF, which has a time limit.
+/// The text of a file that is no archive. Cost: linear in its bytes for what browsers and Word write;
+/// bounded by the extractor's time.
 ///
 /// Errors: what is wrong with it, and the payload of its dead letter.
 pub(crate) fn text(
     kind: Kind,
     content: Vec<u8>,
+    extractor: &Extractor,
     stop: &Arc<AtomicBool>,
 ) -> Guarded<Result<String, (BadFile, Vec<u8>)>> {
-    if content.len() > kind.bytes_max() {
-        let bad = BadFile::too_large(kind, content.len() as u64);
-        return Guarded::Done(Err((bad, Vec::new())));
-    }
     let bare = |bad| (bad, Vec::new());
-    match kind {
-        Kind::Plain => Guarded::Done(text::text(utf8(content))),
-        Kind::Html => Guarded::Done(html::text(&content).and_then(fits).map_err(bare)),
-        Kind::Docx => Guarded::Done(docx::text(&content).and_then(fits).map_err(bare)),
-        Kind::Pdf => guard::run("PDF", stop, move || pdf::text(&content).and_then(fits))
-            .map(|read| read.and_then(|read| read).map_err(bare)),
-        Kind::Archive(_) => Guarded::Done(Err(bare(BadFile::NestedArchive))),
+    if content.len() > kind.bytes_max() {
+        return Guarded::Done(Err(bare(BadFile::too_large(kind, content.len() as u64))));
     }
+    let limit = extractor.limit();
+    let found = match kind {
+        Kind::Plain => return Guarded::Done(text::text(utf8(content))),
+        Kind::Archive(_) => return Guarded::Done(Err(bare(BadFile::NestedArchive))),
+        Kind::Html => guard::run("HTML page", limit, stop, move |clock| {
+            html::text(&content, clock).and_then(fits)
+        }),
+        Kind::Docx => guard::run("DOCX", limit, stop, move |clock| {
+            docx::text(&content, clock).and_then(fits)
+        }),
+        Kind::Pdf => extractor.pdf(content, stop),
+    };
+    found.map(|found| found.map_err(bare))
 }
 
-/// A text with a byte order mark of UTF-16 as UTF-8; anything else as it is.
-fn utf8(content: Vec<u8>) -> Vec<u8> {
+/// A text with a byte order mark as UTF-8 without one; anything else as it is.
+fn utf8(mut content: Vec<u8>) -> Vec<u8> {
     match encoding_rs::Encoding::for_bom(&content) {
-        Some((encoding, _)) if encoding != encoding_rs::UTF_8 => match encoding.decode(&content) {
+        Some((encoding, mark)) if encoding == encoding_rs::UTF_8 => {
+            content.drain(..mark);
+            content
+        }
+        Some((encoding, _)) => match encoding.decode(&content) {
             (text, _, false) => text.into_owned().into_bytes(),
             _ => content,
         },
-        _ => content,
+        None => content,
     }
 }
 

@@ -9,20 +9,22 @@
 //! ```
 //!
 //! Source: ISO 32000-1, 8.3 (coordinates), 9.4 (text). Invariants: the nesting of forms, the bytes of a
-//! stream and the time are bounded; ligatures are letters; what is marked as an artifact (running
+//! stream that we draw and the time are bounded; ligatures are letters; what is marked as an artifact (running
 //! heads, page numbers) is no text.
 //!
 //! Limits: no headings and no tables; columns follow the order of drawing; a font without a known
-//! encoding gives nothing, and if that is all, or if pages are pictures, the file has no text.
+//! encoding gives nothing, and if that is all, or if pages are pictures, the file has no text. `lopdf` does
+//! not bound its memory: object streams, tables of Unicode and strings may ask for any amount, which is
+//! why this runs in a process of its own ([`super::process`]).
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
-use engine::limits::{EXTRACT_MS_MAX, TEXT_BYTES_MAX};
+use engine::limits::TEXT_BYTES_MAX;
 use lopdf::content::{Content, Operation};
 use lopdf::{Dictionary, Document, Encoding, Error, LoadOptions, Object, ObjectId};
 
+use super::guard::Clock;
 use super::lines::{Lines, Matrix};
 use super::widths::{Widths, number, resolved};
 use crate::text::BadFile;
@@ -39,15 +41,7 @@ const CLOCK_OPERATIONS: u64 = 1_024;
 const FORMAT: &str = "PDF";
 
 /// The text of a document. Errors: [`BadFile`].
-pub(super) fn text(content: &[u8]) -> Result<String, BadFile> {
-    text_until(
-        content,
-        Instant::now() + Duration::from_millis(EXTRACT_MS_MAX),
-    )
-}
-
-/// The same, given up at a time.
-pub(super) fn text_until(content: &[u8], until: Instant) -> Result<String, BadFile> {
+pub(super) fn text(content: &[u8], clock: &Clock) -> Result<String, BadFile> {
     let options = LoadOptions {
         max_decompressed_size: Some(STREAM_BYTES_MAX),
         ..LoadOptions::default()
@@ -62,7 +56,7 @@ pub(super) fn text_until(content: &[u8], until: Instant) -> Result<String, BadFi
         fonts: HashMap::new(),
         lines: Lines::default(),
         operations: 0,
-        until,
+        clock,
     };
     let mut pages = 0;
     for page in document.page_iter() {
@@ -72,7 +66,7 @@ pub(super) fn text_until(content: &[u8], until: Instant) -> Result<String, BadFi
     let text = reader.lines.finish();
     match (text.is_empty(), pages) {
         (true, 0) => Err(BadFile::Broken {
-            format: FORMAT,
+            format: FORMAT.into(),
             reason: "it has no pages".to_owned(),
         }),
         (true, _) => Err(BadFile::NoText),
@@ -91,21 +85,19 @@ fn broken(error: Error) -> BadFile {
         source = cause.source();
     }
     BadFile::Broken {
-        format: FORMAT,
+        format: FORMAT.into(),
         reason,
     }
 }
 
-/// Encodings of a font's own glyph names say less than its table of Unicode, where it has one.
+/// Encodings of a font's own glyph names, or of numbers of its glyphs, say less than its table of Unicode,
+/// where it has one.
 fn prefer_unicode(document: &mut Document) {
     let is_own = |font: &Dictionary| {
-        let encoding = font
-            .get(b"Encoding")
-            .ok()
-            .and_then(|found| resolved(document, found));
-        font.has_type(b"Font")
-            && font.has(b"ToUnicode")
-            && encoding.is_some_and(|found| found.as_dict().is_ok())
+        let behind = |key: &[u8]| font.get(key).ok().and_then(|it| resolved(document, it));
+        let is_stream = behind(b"ToUnicode").is_some_and(|it| it.as_stream().is_ok());
+        let is_table = behind(b"Encoding").is_some_and(|it| it.as_dict().is_ok());
+        font.has_type(b"Font") && is_stream && (is_table || font.has(b"DescendantFonts"))
     };
     let fonts = document
         .objects
@@ -117,6 +109,16 @@ fn prefer_unicode(document: &mut Document) {
             font.remove(b"Encoding");
         }
     }
+}
+
+/// How a font's codes become characters. The codes of a composite font are numbers of its glyphs: with an
+/// encoding of single bytes they would be other letters.
+fn encoding<'a>(document: &'a Document, font: &'a Dictionary) -> Option<Encoding<'a>> {
+    let encoding = font.get_font_encoding_with_limit(document, STREAM_BYTES_MAX);
+    encoding.ok().filter(|encoding| match encoding {
+        Encoding::OneByteEncoding(_) | Encoding::Differences(_) => !font.has(b"DescendantFonts"),
+        _ => true,
+    })
 }
 
 struct Font<'a> {
@@ -142,7 +144,7 @@ struct Reader<'a> {
     fonts: HashMap<ObjectId, Rc<Font<'a>>>,
     lines: Lines,
     operations: u64,
-    until: Instant,
+    clock: &'a Clock,
 }
 
 /// One content stream as far as it is drawn.
@@ -201,8 +203,8 @@ impl<'a> Reader<'a> {
                 break;
             };
             self.operations += 1;
-            if self.operations.is_multiple_of(CLOCK_OPERATIONS) && Instant::now() > self.until {
-                return Err(BadFile::TooSlow { format: FORMAT });
+            if self.operations.is_multiple_of(CLOCK_OPERATIONS) {
+                self.clock.look()?;
             }
             if self.lines.out.len() > TEXT_BYTES_MAX {
                 return Err(BadFile::TextTooLarge(self.lines.out.len() as u64));
@@ -256,9 +258,7 @@ impl<'a> Reader<'a> {
         }
         let font = font.as_dict().ok()?;
         let font = Rc::new(Font {
-            encoding: font
-                .get_font_encoding_with_limit(self.document, STREAM_BYTES_MAX)
-                .ok(),
+            encoding: encoding(self.document, font),
             widths: Widths::of(self.document, font),
         });
         if let Some(id) = id {

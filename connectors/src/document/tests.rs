@@ -1,6 +1,7 @@
 //! Pages, documents and broken ones, with what becomes of them.
 
 use std::io::{Cursor, Write};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use lopdf::content::{Content, Operation};
@@ -11,11 +12,22 @@ use zip::write::SimpleFileOptions;
 use super::*;
 
 fn read(kind: Kind, content: &[u8]) -> Result<String, String> {
-    match text(kind, content.to_vec(), &Arc::default()) {
-        Guarded::Done(found) => found.map_err(|(bad, _)| bad.on("f").detail),
-        other => panic!("{other:?}"),
+    read_within(Duration::from_secs(30), kind, content)
+}
+
+fn read_within(limit: Duration, kind: Kind, content: &[u8]) -> Result<String, String> {
+    let extractor = Extractor::in_process().within(limit);
+    loop {
+        match text(kind, content.to_vec(), &extractor, &Arc::default()) {
+            Guarded::Done(found) => return found.map_err(|(bad, _)| bad.on("f").detail),
+            // Another test's work is still ending.
+            Guarded::Busy => std::thread::sleep(Duration::from_millis(10)),
+            Guarded::Stopped => panic!("nothing stops it"),
+        }
     }
 }
+
+const TOO_SLOW: &str = "the text of file 'f' was not found within 30000 ms (EXTRACT_MS_MAX)";
 
 fn page(html: &str) -> String {
     read(Kind::Html, html.as_bytes()).expect("a page")
@@ -278,11 +290,8 @@ fn a_pdf_that_draws_itself_ends() {
     // Ten in each: far too many to draw.
     let form = format!("BT /F1 12 Tf (again) Tj ET {}", "/Fm0 Do ".repeat(10));
     let endless = saved(pdf(&["/Fm0 Do"], Some(&form)));
-    let until = Instant::now() + Duration::from_millis(100);
-    assert_eq!(
-        pdf::text_until(&endless, until),
-        Err(BadFile::TooSlow { format: "PDF" })
-    );
+    let found = read_within(Duration::from_millis(100), Kind::Pdf, &endless);
+    assert_eq!(found, Err(TOO_SLOW.to_owned()));
 }
 
 #[test]
@@ -384,4 +393,162 @@ fn operations_are_known_by_their_names() {
     let content = String::from_utf8(content).expect("ASCII");
     let found = read(Kind::Pdf, &saved(pdf(&[&content], None)));
     assert_eq!(found, Ok("one\ntwo words\n".to_owned()));
+}
+
+/// Each attribute of a tag is compared with all others: 2 MB of them would take minutes.
+#[test]
+fn a_tag_of_attributes_ends_with_its_time() {
+    let attributes: String = (0..400_000).map(|number| format!("a{number} ")).collect();
+    let page = format!("<p {attributes}>text");
+    let begun = Instant::now();
+    let found = read_within(Duration::from_millis(200), Kind::Html, page.as_bytes());
+    assert_eq!(found, Err(TOO_SLOW.to_owned()));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_stop_ends_what_is_being_read() {
+    let attributes: String = (0..400_000).map(|number| format!("a{number} ")).collect();
+    let page = format!("<p {attributes}>text").into_bytes();
+    let stop: Arc<AtomicBool> = Arc::default();
+    let stopper = Arc::clone(&stop);
+    let stopped = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        stopper.store(true, Ordering::Relaxed);
+    });
+    let found = text(Kind::Html, page, &Extractor::in_process(), &stop);
+    assert!(matches!(found, Guarded::Stopped), "{found:?}");
+    stopped.join().expect("no panic");
+}
+
+#[test]
+fn a_page_of_too_much_text_is_cut_off() {
+    let page = format!("<p>{}", "word ".repeat(TEXT_BYTES_MAX / 2));
+    let found = read(Kind::Html, page.as_bytes()).expect_err("too much");
+    assert!(found.starts_with("the text of file 'f' has 8"), "{found}");
+}
+
+#[test]
+fn characters_without_width_do_not_cut_words() {
+    assert_eq!(
+        page("<p>Sil\u{ad}ben<b>\u{200b}tren</b>nung \u{feff}x<br>y</p>"),
+        "Silbentrennung x\ny\n"
+    );
+    assert_eq!(
+        page("<table><tr><td>a<br>b</td><td>c</td></tr></table>"),
+        "a b | c\n"
+    );
+    assert_eq!(
+        read(Kind::Plain, b"\xef\xbb\xbf# a"),
+        Ok("# a".to_owned()),
+        "a byte order mark is no text"
+    );
+    let page = b"<meta name=description content='charset of it'><meta charset=latin1><p>\xe9";
+    assert_eq!(read(Kind::Html, page), Ok("\u{e9}\n".to_owned()));
+}
+
+#[test]
+fn a_docx_is_bounded() {
+    let broken = |body: &str| read(Kind::Docx, &docx(body)).expect_err("bounded");
+    let deep = 40;
+    let nested = [
+        "<w:tr><w:tc>".repeat(deep),
+        "<w:p><w:t>x</w:t></w:p>".to_owned(),
+        "</w:tc></w:tr>".repeat(deep),
+    ];
+    assert_eq!(
+        read(Kind::Docx, &docx(&nested.concat())),
+        Ok("x\n".to_owned())
+    );
+    let expected = "file 'f' is not a readable DOCX: tables and text boxes are nested more than 64 \
+        deep";
+    assert_eq!(broken(&"<w:tr><w:tc>".repeat(100_000)), expected);
+    assert_eq!(broken(&"<w:p>".repeat(100_000)), expected);
+    // Text in a cell and in paragraphs that never end is counted, too.
+    let text = format!(
+        "<w:r><w:t>{}</w:t></w:r>",
+        "x".repeat(TEXT_BYTES_MAX / 2 + 1)
+    );
+    let cell = format!("<w:tr><w:tc><w:p>{text}</w:p><w:p>{text}</w:p>");
+    let expected = "the text of file 'f' has 8388613 bytes or more; the limit TEXT_BYTES_MAX is \
+        8388608";
+    assert_eq!(broken(&cell), expected);
+    let cells = format!("<w:tr>{}", "<w:tc/>".repeat(TEXT_BYTES_MAX / 2));
+    assert!(broken(&cells).starts_with("the text of file 'f' has 8388609 bytes"));
+    let filled = format!("<w:p/><!--{}-->", " ".repeat(8 * TEXT_BYTES_MAX));
+    let expected = "file 'f' is not a readable DOCX: word/document.xml: it has more than 67108864 \
+        bytes";
+    assert_eq!(broken(&filled), expected);
+}
+
+#[test]
+fn a_docx_says_where_its_main_part_is() {
+    let relation = |kind: &str, target: &str| {
+        format!(
+            "<Relationships><Relationship Id='r1' Type='http://x/y/{kind}' Target='{target}'/>\
+             </Relationships>"
+        )
+    };
+    let document = "<w:document><w:p><w:pPr><w:pStyle w:val='Own'/><w:pPrChange><w:pPr>\
+        <w:pStyle w:val='Bullet'/><w:numPr><w:numId w:val='7'/></w:numPr></w:pPr></w:pPrChange></w:pPr>\
+        <w:r><w:t>Text</w:t></w:r></w:p></w:document>";
+    let content = zipped(&[
+        (
+            "_rels/.rels",
+            &relation("officeDocument", "/word/document2.xml"),
+        ),
+        (
+            "word/_rels/document2.xml.rels",
+            &relation("styles", "styles2.xml"),
+        ),
+        ("word/styles2.xml", STYLES),
+        ("word/document2.xml", document),
+    ]);
+    assert_eq!(read(Kind::Docx, &content), Ok("### Text\n".to_owned()));
+}
+
+/// A document whose font is composite; with a table of Unicode when there is one.
+fn composite(unicode: Option<&str>) -> Vec<u8> {
+    let mut document = pdf(&["BT /F1 12 Tf <002B0048> Tj ET"], None);
+    let fonts = document.objects.iter_mut();
+    let mut fonts = fonts.filter_map(|(id, object)| {
+        let font = object.as_dict_mut().ok()?;
+        font.has_type(b"Font").then_some((*id, font))
+    });
+    let (id, font) = fonts.next().expect("the font");
+    font.set("Subtype", "Type0");
+    font.set("Encoding", "Identity-H");
+    font.set("DescendantFonts", Vec::<Object>::new());
+    if let Some(unicode) = unicode {
+        let table = document.add_object(Stream::new(dictionary! {}, unicode.as_bytes().to_vec()));
+        let font = document.get_dictionary_mut(id).expect("the font");
+        font.set("ToUnicode", table);
+    }
+    saved(document)
+}
+
+#[test]
+fn numbers_of_glyphs_are_no_letters() {
+    let found = read(Kind::Pdf, &composite(None));
+    assert_eq!(found, Err("file 'f' has pages, but no text".to_owned()));
+    let unicode = "/CIDInit /ProcSet findresource begin\n12 dict begin\nbegincmap\n\
+        /CIDSystemInfo << /Registry (Adobe)/Ordering (UCS)/Supplement 0>> def\n\
+        /CMapName /Adobe-Identity-UCS def /CMapType 2 def\n\
+        1 begincodespacerange\n<0003><0081>\nendcodespacerange\n\
+        2 beginbfrange\n<002B><002B><0048>\n<0048><0048><0065>\nendbfrange\n\
+        endcmap CMapName currentdict /CMap defineresource pop end end";
+    assert_eq!(
+        read(Kind::Pdf, &composite(Some(unicode))),
+        Ok("He\n".to_owned())
+    );
+}
+
+#[test]
+fn a_soft_hyphen_at_a_line_s_end_joins_a_word() {
+    let mut lines = lines::Lines::default();
+    let at = |x: f64, y: f64| lines::Matrix::shift(x, y);
+    lines.write("Silben\u{ad}", at(0.0, 100.0), at(40.0, 100.0), 10.0);
+    lines.write("trennung co\u{ad}op", at(0.0, 88.0), at(60.0, 88.0), 10.0);
+    lines.write("next", at(0.0, 76.0), at(20.0, 76.0), 10.0);
+    assert_eq!(lines.finish(), "Silbentrennung co-op\nnext\n");
 }

@@ -9,24 +9,29 @@
 //!
 //! Idea: the archive is in memory, nothing is ever written to disk, and a member is unpacked only while
 //! it is looked at. A stream is walked once without taking anything: a broken one is found out before
-//! its first member is taken.
+//! its first member is taken, and which of several members of one name is the last.
 //!
 //! Invariants: unpacked bytes are at most [`ARCHIVE_BYTES_MAX`], and [`ARCHIVE_RATIO_MAX`] times the
-//! archive's own beyond 16 MiB, whatever sizes it declares; members at most [`ARCHIVE_MEMBERS_MAX`]. Names are
-//! relative, with `/`, without `.` and `..`.
+//! archive's own beyond 16 MiB, whatever sizes it declares; members at most [`ARCHIVE_MEMBERS_MAX`], the
+//! time [`ARCHIVE_MS_MAX`]. Names are relative, with `/`, without `.` and `..`; of a member that is there
+//! twice only the last is taken. A reader that panics makes a broken archive.
 //!
 //! Limits: folders, links and devices are left out, and what macOS adds in `__MACOSX`; a zip's members
-//! are stored or deflated; of a member that is there twice the last counts.
+//! are stored or deflated.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::io::{Read, Take};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use engine::contract::SinkClosed;
-use engine::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, ARCHIVE_RATIO_MAX};
+use engine::limits::{ARCHIVE_BYTES_MAX, ARCHIVE_MEMBERS_MAX, ARCHIVE_MS_MAX, ARCHIVE_RATIO_MAX};
+use engine::model::ContentHash;
 use flate2::read::MultiGzDecoder;
 
-use crate::document::docx::open_zip;
+use crate::document::docx::{Zip, open_zip};
 use crate::document::{Kind, Packing, kind_of};
 use crate::text::BadFile;
 
@@ -70,21 +75,36 @@ pub(super) fn members(
     wants: Wants<'_>,
     take: Taker<'_>,
 ) -> Result<Result<(), BadFile>, SinkClosed> {
-    let walked = match packing {
-        Packing::Zip => zip(content, wants, take),
-        Packing::Tar => tar(|left| left.over(content), content, wants, take),
+    // What panics here is a reader of others; what is done with a member is ours.
+    let is_ours = Cell::new(false);
+    let mut take = |name: &str, found: Result<Vec<u8>, BadFile>| {
+        is_ours.set(true);
+        let taken = take(name, found);
+        is_ours.set(false);
+        taken
+    };
+    let until = Instant::now() + Duration::from_millis(ARCHIVE_MS_MAX);
+    let walk = AssertUnwindSafe(|| match packing {
+        Packing::Zip => zip(content, until, wants, &mut take),
+        Packing::Tar => tar(|left| left.over(content), content, until, wants, &mut take),
         Packing::TarGz => tar(
             |left| left.over(MultiGzDecoder::new(content)),
             content,
+            until,
             wants,
-            take,
+            &mut take,
         ),
-        Packing::Gz => gz(archive, content, wants, take),
-    };
-    match walked {
-        Ok(()) => Ok(Ok(())),
-        Err(Stop::Bad(bad)) => Ok(Err(bad)),
-        Err(Stop::Closed(closed)) => Err(closed),
+        Packing::Gz => gz(archive, content, wants, &mut take),
+    });
+    match catch_unwind(walk) {
+        Ok(Ok(())) => Ok(Ok(())),
+        Ok(Err(Stop::Bad(bad))) => Ok(Err(bad)),
+        Ok(Err(Stop::Closed(closed))) => Err(closed),
+        Err(panic) if is_ours.get() => resume_unwind(panic),
+        Err(_) => Ok(Err(BadFile::Broken {
+            format: "archive".into(),
+            reason: "its reader failed on it".to_owned(),
+        })),
     }
 }
 
@@ -121,7 +141,7 @@ impl Left {
             _ => "ARCHIVE_RATIO_MAX",
         };
         BadFile::TooMuch {
-            limit: format!("{} bytes ({name})", self.total),
+            what: format!("unpacks to more than {} bytes ({name})", self.total),
             after,
         }
     }
@@ -154,38 +174,68 @@ impl<R: Read> Read for Bounded<R> {
 }
 
 /// Counts members, and remembers the last for errors.
-#[derive(Default)]
 struct Count {
     members: usize,
     last: Option<String>,
+    until: Instant,
 }
 
 impl Count {
-    fn next(&mut self) -> Result<(), BadFile> {
-        self.members += 1;
-        if self.members <= ARCHIVE_MEMBERS_MAX {
-            return Ok(());
+    fn until(until: Instant) -> Count {
+        Count {
+            members: 0,
+            last: None,
+            until,
         }
-        Err(BadFile::TooMuch {
-            limit: format!("{ARCHIVE_MEMBERS_MAX} members (ARCHIVE_MEMBERS_MAX)"),
-            after: self.last.take(),
-        })
+    }
+
+    /// The number of the next member.
+    fn next(&mut self) -> Result<usize, BadFile> {
+        self.members += 1;
+        let what = if self.members > ARCHIVE_MEMBERS_MAX {
+            format!("unpacks to more than {ARCHIVE_MEMBERS_MAX} members (ARCHIVE_MEMBERS_MAX)")
+        } else if Instant::now() > self.until {
+            format!("takes more than {ARCHIVE_MS_MAX} ms (ARCHIVE_MS_MAX)")
+        } else {
+            return Ok(self.members);
+        };
+        let after = self.last.take();
+        Err(BadFile::TooMuch { what, after })
     }
 }
 
-fn zip(content: &[u8], wants: Wants<'_>, take: Taker<'_>) -> Result<(), Stop> {
+/// The number of the last member of each name, by its hash.
+#[derive(Default)]
+struct Last(HashMap<ContentHash, usize>);
+
+impl Last {
+    fn note(&mut self, name: &str, number: usize) {
+        self.0.insert(ContentHash::of(name.as_bytes()), number);
+    }
+
+    fn is(&self, name: &str, number: usize) -> bool {
+        self.0.get(&ContentHash::of(name.as_bytes())) == Some(&number)
+    }
+}
+
+fn zip(content: &[u8], until: Instant, wants: Wants<'_>, take: Taker<'_>) -> Result<(), Stop> {
     let mut archive = open_zip(content, "ZIP archive")?;
-    let (left, mut count) = (Left::of(content), Count::default());
+    let (left, mut count, mut last) = (Left::of(content), Count::until(until), Last::default());
+    let name_of = |archive: &Zip<'_>, index: usize| {
+        let name = normal(&archive.name_for_index(index)?.ok()?);
+        (!name.is_empty() && !name.starts_with(MACOS)).then_some(name)
+    };
     for index in 0..archive.len() {
-        let name = archive
-            .name_for_index(index)
-            .and_then(Result::ok)
-            .map(|name| normal(&name));
-        let Some(name) = name.filter(|name| !name.is_empty() && !name.starts_with(MACOS)) else {
+        if let Some(name) = name_of(&archive, index) {
+            last.note(&name, index);
+        }
+    }
+    for index in 0..archive.len() {
+        let Some(name) = name_of(&archive, index) else {
             continue;
         };
         count.next()?;
-        if !wants(&name) {
+        if !last.is(&name, index) || !wants(&name) {
             continue;
         }
         let found = match archive.by_index(index) {
@@ -237,7 +287,7 @@ fn member(
 
 fn broken(format: &'static str, error: &dyn std::error::Error) -> BadFile {
     BadFile::Broken {
-        format,
+        format: format.into(),
         reason: error.to_string(),
     }
 }
@@ -246,27 +296,34 @@ fn broken(format: &'static str, error: &dyn std::error::Error) -> BadFile {
 fn tar<R: Read>(
     open: impl Fn(&Left) -> Bounded<R>,
     content: &[u8],
+    until: Instant,
     wants: Wants<'_>,
     take: Taker<'_>,
 ) -> Result<(), Stop> {
-    let left = Left::of(content);
-    let checked = walk_tar(open(&left), &left, &mut |_| false, &mut |_, _| Ok(()));
+    let (left, mut last) = (Left::of(content), Last::default());
+    let mut note = |name: &str, number: usize| {
+        last.note(name, number);
+        false
+    };
+    let checked = walk_tar(open(&left), &left, until, &mut note, &mut |_, _| Ok(()));
     match checked {
         Ok(()) | Err(Stop::Bad(BadFile::TooMuch { .. })) => {}
         Err(stop) => return Err(stop),
     }
     let left = Left::of(content);
-    walk_tar(open(&left), &left, wants, take)
+    let mut wants = |name: &str, number: usize| last.is(name, number) && wants(name);
+    walk_tar(open(&left), &left, until, &mut wants, take)
 }
 
 fn walk_tar<R: Read>(
     reader: Bounded<R>,
     left: &Left,
-    wants: Wants<'_>,
+    until: Instant,
+    wants: &mut dyn FnMut(&str, usize) -> bool,
     take: Taker<'_>,
 ) -> Result<(), Stop> {
     let mut archive = tar::Archive::new(reader);
-    let mut count = Count::default();
+    let mut count = Count::until(until);
     // The name that a header before the member gives it, when it is a long one.
     let mut long = None;
     let failed = |error: std::io::Error, count: &mut Count| match left.is_over.get() {
@@ -296,8 +353,8 @@ fn walk_tar<R: Read>(
         if !(kind.is_file() || kind.is_contiguous()) || name.is_empty() || name.starts_with(MACOS) {
             continue;
         }
-        count.next()?;
-        if !wants(&name) {
+        let number = count.next()?;
+        if !wants(&name, number) {
             continue;
         }
         let size = entry.size();
@@ -321,11 +378,10 @@ fn long_name(header: &[u8], is_gnu: bool) -> Option<String> {
     let name = match is_gnu {
         true => header.split(|byte| *byte == 0).next()?.to_vec(),
         false => {
-            let mut records = tar::PaxExtensions::new(header).flatten();
-            records
-                .find(|record| record.key_bytes() == b"path")?
-                .value_bytes()
-                .to_vec()
+            // The last of several counts.
+            let records = tar::PaxExtensions::new(header).flatten();
+            let paths = records.filter(|record| record.key_bytes() == b"path");
+            paths.last()?.value_bytes().to_vec()
         }
     };
     Some(String::from_utf8_lossy(&name).into_owned())
@@ -341,7 +397,7 @@ fn gz(archive: &str, content: &[u8], wants: Wants<'_>, take: Taker<'_>) -> Resul
     let found = match member(name, 0, left.over(MultiGzDecoder::new(content)), &left) {
         Err(BadFile::Broken { reason, .. }) => {
             return Err(BadFile::Broken {
-                format: "gzip file",
+                format: "gzip file".into(),
                 reason,
             }
             .into());
@@ -394,5 +450,44 @@ mod tests {
             assert_eq!(normal(name), expected, "{name}");
         }
         assert_eq!(gz_name("deep/a.md.gz"), "a.md");
+    }
+
+    #[test]
+    fn an_archive_ends_with_its_time() {
+        let mut count = Count::until(Instant::now() + Duration::from_secs(60));
+        assert_eq!(count.next(), Ok(1));
+        count.last = Some("a.md".to_owned());
+        count.until = Instant::now() - Duration::from_millis(1);
+        let bad = count.next().expect_err("too long");
+        assert_eq!(
+            bad.on("x.zip").detail,
+            "archive 'x.zip' takes more than 300000 ms (ARCHIVE_MS_MAX); what follows member \
+             'a.md' is left out"
+        );
+    }
+
+    #[test]
+    fn a_reader_that_panics_makes_a_broken_archive() {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(1);
+        header.set_cksum();
+        archive
+            .append_data(&mut header, "a.md", &b"a"[..])
+            .expect("appended");
+        let content = archive.into_inner().expect("finished");
+        // What decides whether a member is wanted stands for a reader.
+        let walked = members(
+            Packing::Tar,
+            "x.tar",
+            &content,
+            &mut |_| panic!("of a reader"),
+            &mut |_, _| Ok(()),
+        );
+        let bad = walked.expect("open").expect_err("broken");
+        assert_eq!(
+            bad.on("x.tar").detail,
+            "file 'x.tar' is not a readable archive: its reader failed on it"
+        );
     }
 }

@@ -1,22 +1,24 @@
 //! `FROM FILES (PATH, PATTERN, EXTRACT)`: a folder as a collection, one row a file.
 //!
-//! Idea: the folder is scanned again and again; a file whose size or time of change differs is read
+//! Idea: the folder is scanned again and again; a file whose size, times of change or number differ is read
 //! and, if its row differs from the live one, emitted. The operating system's notifications only make
 //! this quicker: nothing but the scan is trusted, so that editors that replace files, network folders,
 //! copies and lost notifications all work.
 //!
 //! ```text
 //! notice ─ look at that path ─┐
-//! scan ─▶ (size, mtime) changed? ─▶ read ─▶ text: as it is, or taken out (HTML, DOCX, PDF)
+//! scan ─▶ (size, times, number) changed? ─▶ read ─▶ text: as it is, or taken out (HTML, DOCX, PDF)
 //!   ▲                                ├─ archive ─▶ its members, each as a file of its own
 //!   │                                ├─ good ─▶ row (path, text, bytes, modified_at)
 //!   │                                ├─ no text, too large, broken ─▶ dead letter, row retracted
+//!   │                                ├─ too slow ─▶ dead letter, last good row stays, tried again three times
 //!   └── 50 ms … 2 s, by its cost     └─ unreadable ─▶ dead letter, last good row stays
 //! ```
 //!
 //! | file | holds |
 //! |---|---|
 //! | [`watch`] | what is known of each file, what a scan and a look do |
+//! | [`take`] | what is made of what was read: files, archives and their members |
 //! | [`rows`] | rows, deletes and dead letters, gathered to batches |
 //! | [`archive`] | the members of an archive, bounded |
 //! | [`notice`] | the operating system's notifications |
@@ -25,7 +27,7 @@
 //! Invariants: a file that vanished is deleted after it was missed twice, 50 ms apart (an editor that
 //! replaces a file never shows a gap); a PATH that vanished deletes nothing; a text is taken only
 //! when the file was the same before and after reading it; one dead letter a change of a file, not
-//! one a scan; after a restart a file whose row is live is not emitted again. A member of an archive
+//! one a scan, also over a restart; after a restart a file whose row is live is not emitted again. A member of an archive
 //! that has the text that its row has is not emitted, whatever else changed in the archive.
 //!
 //! Limits: a text up to [`TEXT_BYTES_MAX`](engine::limits::TEXT_BYTES_MAX), a document or archive up to
@@ -40,6 +42,7 @@ mod archive;
 mod notice;
 mod read;
 mod rows;
+mod take;
 mod watch;
 
 use std::path::PathBuf;
@@ -54,6 +57,7 @@ use engine::model::{Column, Key, RowCodec, Schema, SqlType};
 use globset::GlobMatcher;
 
 use crate::document::{self, Guarded, Kind};
+pub use crate::document::{EXTRACT_PDF, Extractor, extract_pdf};
 use crate::text;
 use notice::Notices;
 use read::{Stamp, Unread};
@@ -61,7 +65,8 @@ use watch::Watcher;
 
 /// Shortest and longest pause between two scans.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// A scan is repeated after so many times its duration: idle watching costs 2 % of a core.
+/// A scan is repeated after so many times its duration, [`PAUSE`] at most: idle watching costs 2 % of a core
+/// while a scan takes less than 40 ms.
 const PAUSE_FACTOR: u32 = 50;
 /// The same for a scan that a notification asked for.
 const EARLY_FACTOR: u32 = 10;
@@ -90,6 +95,7 @@ pub struct FilesSource {
     root: PathBuf,
     pattern: GlobMatcher,
     extracts: bool,
+    extractor: Extractor,
     is_notified: bool,
 }
 
@@ -101,6 +107,7 @@ impl FilesSource {
             root: PathBuf::from(path),
             pattern: text::glob(&format!("files '{path}'"), "PATTERN", pattern)?,
             extracts: true,
+            extractor: Extractor::in_process(),
             is_notified: true,
         })
     }
@@ -108,6 +115,11 @@ impl FilesSource {
     /// Whether texts are taken out of documents and archives, or every file is a text as it is.
     pub fn extracting(self, extracts: bool) -> Self {
         FilesSource { extracts, ..self }
+    }
+
+    /// With another way to take texts out of documents than in this process.
+    pub fn extracted_by(self, extractor: Extractor) -> Self {
+        FilesSource { extractor, ..self }
     }
 
     /// Without the operating system's notifications: scans find everything, later.
@@ -187,7 +199,8 @@ fn wants_member(pattern: &GlobMatcher, archive: &str, inner: &str) -> bool {
 pub fn reread(source: &FilesSource, letter: &DeadLetter) -> Redecoded {
     let name = &*letter.position;
     let refused = |reason: &str| Redecoded::Refused(reason.to_owned());
-    if letter.key.is_none() {
+    let is_file = !matches!(&*letter.error.code, "path-missing" | "key-too-large");
+    if letter.key.is_none() || !is_file {
         return refused("it is about PATH, or about a name, not about a file");
     }
     let member = archive_of(name).filter(|_| source.extracts);
@@ -213,19 +226,37 @@ pub fn reread(source: &FilesSource, letter: &DeadLetter) -> Redecoded {
         Err(Unread::Vanished) => refused("the file does not exist"),
         Err(Unread::Archive) => refused("an archive is read again when it changes"),
         Err(Unread::Stopped) => refused("the server is stopping"),
+        Err(Unread::Busy) => refused("no document can be read now; try again"),
         Err(Unread::World(error)) => Redecoded::StillBad(read::unreadable(name, &error)),
         Err(Unread::Data(bad, _)) => Redecoded::StillBad(bad.on(name)),
     }
 }
 
+/// Whether the file, or a folder above it, is a link: scans do not follow any below PATH.
+fn is_linked(source: &FilesSource, name: &str) -> bool {
+    let mut path = source.root.clone();
+    let is_below = !source.root.is_file();
+    is_below
+        && name.split('/').any(|part| {
+            path.push(part);
+            std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink())
+        })
+}
+
 fn file_again(source: &FilesSource, name: &str) -> Result<(String, Stamp), Unread> {
     let path = source.path_of(name);
+    if is_linked(source, name) {
+        return Err(Unread::Vanished);
+    }
     let stamp = Stamp::at(&path).ok_or(Unread::Vanished)?;
     let found = read::file(&path, |head| source.kind_of(name, head))?;
     if matches!(found.kind, Kind::Archive(_)) {
         return Err(Unread::Archive);
     }
-    Ok((text_of(found.kind, found.content, &Arc::default())?, stamp))
+    Ok((
+        text_of(source, found.kind, found.content, &Arc::default())?,
+        stamp,
+    ))
 }
 
 fn member_again(
@@ -234,6 +265,9 @@ fn member_again(
     inner: &str,
 ) -> Result<(String, Stamp), Unread> {
     let path = source.path_of(archive);
+    if is_linked(source, archive) {
+        return Err(Unread::Vanished);
+    }
     let stamp = Stamp::at(&path).ok_or(Unread::Vanished)?;
     let found = read::file(&path, |head| source.kind_of(archive, head))?;
     let Kind::Archive(packing) = found.kind else {
@@ -256,17 +290,19 @@ fn member_again(
     }
     let content = member?;
     let kind = source.kind_of(inner, &content);
-    Ok((text_of(kind, content, &Arc::default())?, stamp))
+    Ok((text_of(source, kind, content, &Arc::default())?, stamp))
 }
 
 /// The text of a file's bytes.
-fn text_of(kind: Kind, content: Vec<u8>, stop: &Arc<AtomicBool>) -> Result<String, Unread> {
-    match document::text(kind, content, stop) {
+fn text_of(
+    source: &FilesSource,
+    kind: Kind,
+    content: Vec<u8>,
+    stop: &Arc<AtomicBool>,
+) -> Result<String, Unread> {
+    match document::text(kind, content, &source.extractor, stop) {
         Guarded::Done(found) => found.map_err(|(bad, payload)| Unread::Data(bad, payload)),
         Guarded::Stopped => Err(Unread::Stopped),
-        Guarded::Busy => {
-            let reason = "earlier documents are still being read";
-            Err(Unread::World(std::io::Error::other(reason)))
-        }
+        Guarded::Busy => Err(Unread::Busy),
     }
 }

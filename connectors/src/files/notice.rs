@@ -10,17 +10,19 @@
 //! ```
 //!
 //! Invariants: the system's thread never waits; PATH that comes back, or another folder under its name,
-//! is watched anew; trouble is said once, as a warning, and shown by the metric.
+//! is watched anew, also when the system gives it the old one's number; trouble is said once, as a
+//! warning, and shown by the metric.
 //!
-//! Limits: one watch a folder on Linux (`fs.inotify.max_user_watches`); after a failure scans go on alone
-//! until the source is started again.
+//! Limits: one watch a folder on Linux (`fs.inotify.max_user_watches`): when they are used up scans go on
+//! alone until the source is started again; after any other failure (a folder that cannot be listed) for
+//! [`AGAIN`].
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use engine::telemetry;
 use metrics::Gauge;
@@ -31,6 +33,8 @@ use super::read::relative;
 
 /// Notifications that wait; beyond, the folder is scanned.
 const QUEUE: usize = 8_192;
+/// From a failure to the next try.
+const AGAIN: Duration = Duration::from_secs(60);
 /// How often a stop is looked for.
 const STEP: Duration = Duration::from_millis(20);
 
@@ -53,6 +57,10 @@ pub(super) struct Notices {
     source: String,
     root: PathBuf,
     is_wanted: bool,
+    /// When it is tried again after a failure.
+    again_at: Option<Instant>,
+    /// The failure that was said last.
+    said: String,
     pending: Option<Pending>,
     attached: Option<Attached>,
     gauge: Gauge,
@@ -61,8 +69,45 @@ pub(super) struct Notices {
 /// A watch on its way: a thread of its own goes through all folders for it.
 struct Pending {
     made: Receiver<notify::Result<Watch>>,
+    place: Place,
+}
+
+/// What is watched.
+#[derive(Clone)]
+struct Place {
+    /// PATH without links, as notifications name it.
+    root: PathBuf,
+    /// That, or the folder that it is in when it is a file: editors put another one in its place.
     folder: PathBuf,
     identity: Identity,
+}
+
+impl Place {
+    /// Where PATH is now.
+    fn of(path: &Path) -> std::io::Result<Place> {
+        let is_file = std::fs::metadata(path)?.is_file();
+        let (folder, root) = match (path.parent(), path.file_name()) {
+            (Some(folder), Some(name)) if is_file => {
+                let folder = folder.canonicalize()?;
+                let root = folder.join(name);
+                (folder, root)
+            }
+            _ => {
+                let root = path.canonicalize()?;
+                (root.clone(), root)
+            }
+        };
+        let identity = identity(&std::fs::metadata(&folder)?);
+        Ok(Place {
+            root,
+            folder,
+            identity,
+        })
+    }
+
+    fn is_file(&self) -> bool {
+        self.folder != self.root
+    }
 }
 
 struct Attached {
@@ -70,8 +115,9 @@ struct Attached {
     _watcher: RecommendedWatcher,
     receive: Receiver<Signal>,
     is_over: Arc<AtomicBool>,
-    folder: PathBuf,
-    identity: Identity,
+    place: Place,
+    /// PATH went or was moved: what comes there next is not watched.
+    is_dead: bool,
 }
 
 impl Notices {
@@ -82,6 +128,8 @@ impl Notices {
             source: source.to_owned(),
             root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()),
             is_wanted,
+            again_at: None,
+            said: String::new(),
             pending: None,
             attached: None,
             gauge,
@@ -90,36 +138,33 @@ impl Notices {
 
     /// Begins to watch PATH if it is there and is not watched, or is another folder now.
     pub(super) fn attach(&mut self) {
-        let metadata = std::fs::metadata(&self.root);
-        let Some(metadata) = metadata.ok().filter(|_| self.is_wanted) else {
+        let place = Place::of(&self.root).ok().filter(|_| self.is_wanted);
+        let Some(place) = place else {
             self.detach();
             return;
         };
-        let identity = identity(&metadata);
-        let attached = self.attached.as_ref().map(|attached| attached.identity);
-        let pending = self.pending.as_ref().map(|pending| pending.identity);
-        if attached.or(pending) == Some(identity) {
+        if self.again_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let attached = self.attached.as_ref().filter(|attached| !attached.is_dead);
+        let attached = attached.map(|attached| attached.place.identity);
+        let pending = self.pending.as_ref().map(|pending| pending.place.identity);
+        if attached.or(pending) == Some(place.identity) {
             return;
         }
         self.detach();
-        // A file is watched by its folder, because editors put another one in its place.
-        let (folder, mode) = match (metadata.is_file(), self.root.parent()) {
-            (true, Some(folder)) => (folder.to_owned(), RecursiveMode::NonRecursive),
-            _ => (self.root.clone(), RecursiveMode::Recursive),
+        self.again_at = None;
+        let mode = match place.is_file() {
+            true => RecursiveMode::NonRecursive,
+            false => RecursiveMode::Recursive,
         };
         let (send, made) = sync_channel(1);
-        let watched = folder.clone();
+        let watched = place.folder.clone();
         // The receiver may be gone when it is made; then it ends here.
         let work = move || drop(send.send(watch(&watched, mode)));
         let thread = std::thread::Builder::new().name("watch".to_owned());
         match thread.spawn(work) {
-            Ok(_) => {
-                self.pending = Some(Pending {
-                    made,
-                    folder,
-                    identity,
-                });
-            }
+            Ok(_) => self.pending = Some(Pending { made, place }),
             Err(error) => self.give_up(&notify::Error::io(error)),
         }
     }
@@ -146,9 +191,10 @@ impl Notices {
                     _watcher: watcher,
                     receive,
                     is_over,
-                    folder: pending.folder,
-                    identity: pending.identity,
+                    place: pending.place,
+                    is_dead: false,
                 });
+                self.said.clear();
                 return true;
             }
             // It went away in between: the next scan says so.
@@ -160,9 +206,15 @@ impl Notices {
         false
     }
 
+    /// Goes on without notifications: for good when the system has no more, or else for a while.
     fn give_up(&mut self, error: &notify::Error) {
         self.detach();
-        self.is_wanted = false;
+        self.is_wanted = !matches!(error.kind, notify::ErrorKind::MaxFilesWatch);
+        self.again_at = Some(Instant::now() + AGAIN);
+        let said = error.to_string();
+        if std::mem::replace(&mut self.said, said.clone()) == said {
+            return;
+        }
         let hint = match error.kind {
             notify::ErrorKind::MaxFilesWatch => "raise fs.inotify.max_user_watches",
             _ => "changes are found by scans only, somewhat later",
@@ -183,7 +235,7 @@ impl Notices {
             // What changed before nothing told of.
             return vec![Notice::Scan];
         }
-        let Some(attached) = &self.attached else {
+        let Some(attached) = &mut self.attached else {
             std::thread::sleep(step);
             return Vec::new();
         };
@@ -193,7 +245,7 @@ impl Notices {
         loop {
             match next {
                 Ok(Signal::Changed(path, is_structure)) => {
-                    notices.extend(attached.notice(&self.root, &path, is_structure));
+                    notices.extend(attached.notice(&path, is_structure));
                 }
                 Ok(Signal::Failed(error)) => failed = Some(error),
                 Err(RecvTimeoutError::Timeout) => break,
@@ -230,8 +282,11 @@ impl Drop for Notices {
 }
 
 impl Attached {
-    fn notice(&self, root: &Path, path: &Path, is_structure: bool) -> Option<Notice> {
-        let is_file = self.folder != root;
+    fn notice(&mut self, path: &Path, is_structure: bool) -> Option<Notice> {
+        let Place { root, folder, .. } = &self.place;
+        let is_file = self.place.is_file();
+        // The watched folder itself came, went or was moved: the system no longer tells of that name.
+        self.is_dead |= is_structure && path == folder;
         match (path == root, path.starts_with(root)) {
             (true, _) if is_file => Some(Notice::Path(relative(root, path), is_structure)),
             // PATH itself: the scan looks at it.
@@ -282,22 +337,19 @@ fn pass_on(event: notify::Result<Event>, send: &SyncSender<Signal>, is_over: &At
     }
 }
 
-/// What tells a folder from another one of its name.
-type Identity = (u64, u64);
+/// What tells a folder from another one of its name: device, number, and time of birth where the system
+/// has one, because numbers are used again.
+type Identity = (u64, u64, Option<SystemTime>);
 
 #[cfg(unix)]
 fn identity(metadata: &Metadata) -> Identity {
     use std::os::unix::fs::MetadataExt;
-    match metadata.is_file() {
-        // Another file under the same name is still watched, by its folder.
-        true => (0, 0),
-        false => (metadata.dev(), metadata.ino()),
-    }
+    (metadata.dev(), metadata.ino(), metadata.created().ok())
 }
 
 #[cfg(not(unix))]
-fn identity(_metadata: &Metadata) -> Identity {
-    (0, 0)
+fn identity(metadata: &Metadata) -> Identity {
+    (0, 0, metadata.created().ok())
 }
 
 #[cfg(test)]
@@ -352,5 +404,55 @@ mod tests {
             "not tried again"
         );
         assert_eq!(notices.wait(Instant::now()), []);
+    }
+
+    #[test]
+    fn another_folder_under_the_name_is_watched_anew() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let folder = parent.path().join("docs");
+        std::fs::create_dir(&folder).expect("a folder");
+        let mut notices = watched(&folder);
+        for round in 0..5 {
+            std::fs::remove_dir_all(&folder).expect("removed");
+            std::fs::create_dir(&folder).expect("a folder");
+            let name = format!("{round}");
+            let until = Instant::now() + Duration::from_secs(10);
+            let mut found = Vec::new();
+            while !found.contains(&Notice::Path(name.clone(), false)) && Instant::now() < until {
+                notices.attach();
+                std::fs::write(folder.join(&name), "").expect("written");
+                found.extend(notices.wait(Instant::now() + STEP));
+            }
+            assert!(Instant::now() < until, "round {round}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn other_failures_are_tried_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut notices = watched(folder.path());
+        notices.give_up(&notify::Error::generic("a folder cannot be listed"));
+        notices.attach();
+        assert!(notices.pending.is_none(), "not at once");
+        notices.again_at = Some(Instant::now());
+        notices.attach();
+        assert!(notices.pending.is_some());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_folder_is_watched() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let (folder, link) = (parent.path().join("docs"), parent.path().join("link"));
+        std::fs::create_dir(&folder).expect("a folder");
+        std::os::unix::fs::symlink(&folder, &link).expect("linked");
+        let mut notices = watched(&link);
+        std::fs::write(folder.join("a"), "").expect("written");
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut found = Vec::new();
+        while !found.contains(&Notice::Path("a".to_owned(), false)) && Instant::now() < until {
+            found.extend(notices.wait(Instant::now() + STEP));
+        }
+        assert!(Instant::now() < until, "{found:?}");
     }
 }

@@ -18,12 +18,32 @@ pub(super) const FRESH: Duration = Duration::from_millis(30);
 /// The same for documents and archives: half of one is broken.
 pub(super) const FRESH_DOCUMENT: Duration = Duration::from_millis(200);
 
-/// What tells versions of a file apart without reading it.
+/// What tells versions of a file apart without reading it. Programs set the time of change of what they
+/// copy (`rsync -t`, archives); what the system notes itself they cannot set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     bytes: u64,
     /// Time of change, nanoseconds since the epoch.
     modified_nanos: u128,
+    /// When the system saw the last change of bytes, name or rights, and which file it is.
+    system: System,
+}
+
+/// Time of the system's last change in nanoseconds since the epoch, and the file's number; zeros where the
+/// system has neither.
+type System = (u128, u64);
+
+#[cfg(unix)]
+fn system(metadata: &Metadata) -> System {
+    use std::os::unix::fs::MetadataExt;
+    let seconds = u128::try_from(metadata.ctime()).unwrap_or(0);
+    let nanos = u128::try_from(metadata.ctime_nsec()).unwrap_or(0);
+    (seconds * 1_000_000_000 + nanos, metadata.ino())
+}
+
+#[cfg(not(unix))]
+fn system(_metadata: &Metadata) -> System {
+    (0, 0)
 }
 
 impl Stamp {
@@ -33,6 +53,7 @@ impl Stamp {
         Stamp {
             bytes: metadata.len(),
             modified_nanos: since_epoch.as_nanos(),
+            system: system(metadata),
         }
     }
 
@@ -41,15 +62,14 @@ impl Stamp {
         Some(Stamp::of(&std::fs::metadata(path).ok()?))
     }
 
-    /// Changed so lately that a second change could carry the same stamp.
+    /// Changed so lately that a second change could carry the same stamp, or may follow.
     pub(super) fn is_fresh(&self, fresh: Duration) -> bool {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let age = now
-            .unwrap_or_default()
-            .as_nanos()
-            .checked_sub(self.modified_nanos);
+        let now = now.unwrap_or_default().as_nanos();
         // A change in the future is a wrong clock, not a fresh file.
-        age.is_some_and(|age| age < fresh.as_nanos())
+        let age = |at: u128| now.checked_sub(at);
+        let is_within = |at: u128, time: Duration| age(at).is_some_and(|age| age < time.as_nanos());
+        is_within(self.modified_nanos, fresh) || is_within(self.system.0, FRESH)
     }
 
     /// Time of change, microseconds since the epoch.
@@ -73,6 +93,8 @@ pub(super) enum Unread {
     Archive,
     /// The source is stopping.
     Stopped,
+    /// No document can be read now.
+    Busy,
     /// It cannot be read now.
     World(Error),
     /// What it holds is no text; with the payload of its dead letter.

@@ -7,24 +7,25 @@
 //! ```
 //!
 //! Invariants: those of [`super`]; what a look does, the next scan would have done. An archive has no row
-//! of its own; its members go with it.
+//! of its own; its members go with it. What is made of what was read is in [`super::take`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use engine::contract::{SinkClosed, SourceContext};
 use engine::error::DataError;
-use engine::model::ContentHash;
+use engine::model::{ContentHash, Key};
 use walkdir::WalkDir;
 
 use super::notice::Notice;
 use super::read::{FRESH, FRESH_DOCUMENT, Found, Stamp, Unread, is_gone, reason, relative};
-use super::rows::{Rows, too_long};
-use super::{FilesSource, MEMBER, PAUSE, archive, archive_of, read, text_of, wants_member};
-use crate::document::{Kind, Packing};
-use crate::text::BadFile;
+use super::rows::Rows;
+use super::{FilesSource, PAUSE, archive_of, read, text_of};
+use crate::document::Kind;
 
+/// The code of the letter about PATH.
+const PATH_MISSING: &str = "path-missing";
 /// A file that was never at rest for so long is read anyway.
 const RESTLESS: Duration = Duration::from_secs(1);
 /// Paths that wait for a look; beyond, the scan finds them.
@@ -34,19 +35,35 @@ const LOOK: Duration = FRESH.saturating_add(Duration::from_millis(1));
 
 /// What is known of a file, or of a member of an archive.
 #[derive(Default)]
-struct Known {
+pub(super) struct Known {
     /// When it was last read at rest; `None` to read it again.
-    stamp: Option<Stamp>,
+    pub(super) stamp: Option<Stamp>,
     /// Since when a change of it waits to be read.
     waiting_since: Option<Instant>,
     /// Hash of its live row.
-    live: Option<ContentHash>,
+    pub(super) live: Option<ContentHash>,
     /// Hash of its live row's text, of a member.
-    text: Option<ContentHash>,
+    pub(super) text: Option<ContentHash>,
     /// Since when it is not there.
-    missing_since: Option<Instant>,
-    /// The code of the dead letter that it has had since it was last good.
-    told: Option<&'static str>,
+    pub(super) missing_since: Option<Instant>,
+    /// The dead letter that it has had since it was last good.
+    pub(super) told: Option<Told>,
+    /// When a version that could not be read in time is tried again.
+    pub(super) retry: Option<Retry>,
+}
+
+/// A dead letter that was told.
+pub(super) struct Told {
+    pub(super) code: String,
+    /// What it said, if it was told before this start.
+    pub(super) before: Option<String>,
+}
+
+/// A version that is tried again.
+pub(super) struct Retry {
+    pub(super) stamp: Stamp,
+    pub(super) at: Instant,
+    pub(super) tries: u32,
 }
 
 /// What is left to do after a look.
@@ -60,10 +77,12 @@ enum Then {
 }
 
 pub(super) struct Watcher {
-    source: FilesSource,
-    rows: Rows,
-    files: HashMap<String, Known>,
+    pub(super) source: FilesSource,
+    pub(super) rows: Rows,
+    pub(super) files: BTreeMap<String, Known>,
     is_missing: bool,
+    /// Whether the dead letter about PATH is kept.
+    is_path_told: bool,
     due: BTreeMap<String, Instant>,
 }
 
@@ -77,11 +96,28 @@ impl Watcher {
             };
             Some((path, known))
         });
+        let mut files: BTreeMap<String, Known> = live.collect();
+        // What was told before is not told again, and ends when it is good or gone.
+        let mut is_path_told = false;
+        for letter in context.resume.letters() {
+            let Some(key) = letter.key.as_ref().map(Key::to_json) else {
+                continue;
+            };
+            if letter.error.code == PATH_MISSING {
+                is_path_told = true;
+            } else if let Some(name) = key.as_str() {
+                files.entry(name.to_owned()).or_default().told = Some(Told {
+                    code: letter.error.code.clone(),
+                    before: Some(letter.error.detail.clone()),
+                });
+            }
+        }
         Watcher {
             source,
-            files: live.collect(),
+            files,
             rows: Rows::new(context),
             is_missing: false,
+            is_path_told,
             due: BTreeMap::new(),
         }
     }
@@ -98,6 +134,9 @@ impl Watcher {
         if self.is_missing {
             self.is_missing = false;
             tracing::info!(path = %self.source.root.display(), "the folder is back");
+        }
+        if std::mem::take(&mut self.is_path_told) {
+            self.rows.emit(&self.path_key(), None)?;
         }
         let mut seen = HashSet::new();
         let mut is_whole = true;
@@ -150,12 +189,21 @@ impl Watcher {
         self.is_missing = true;
         let path = self.source.root.display().to_string();
         tracing::warn!(path, %error, "PATH cannot be read; its rows stay, waiting for it");
+        if std::mem::replace(&mut self.is_path_told, true) {
+            return Ok(());
+        }
         let detail = format!("PATH '{path}' cannot be read: {}", reason(error));
         let error = DataError::new("path-missing", detail)
             .expected("a folder or a file")
             .hint("its rows stay; they are compared again when it is back");
-        self.rows.letter(path, error, &[], None)?;
+        let key = Key::text(&self.path_key());
+        self.rows.letter(path, error, &[], Some(key))?;
         self.rows.flush()
+    }
+
+    /// The key of the letter about PATH: it ends as no row's key does.
+    fn path_key(&self) -> String {
+        format!("{}/", self.source.root.display())
     }
 
     /// Takes note of a notification; true when the folder is to be scanned soon.
@@ -246,6 +294,10 @@ impl Watcher {
             known.waiting_since = None;
             return Ok(Then::Done);
         }
+        let retry = known.retry.as_ref().filter(|retry| retry.stamp == stamp);
+        if retry.is_some_and(|retry| Instant::now() < retry.at) {
+            return Ok(Then::Done);
+        }
         let waiting_since = *known.waiting_since.get_or_insert_with(Instant::now);
         let fresh = if kind == Kind::Plain {
             FRESH
@@ -273,7 +325,7 @@ impl Watcher {
                 self.take_archive(name, packing, &content, stamp)?;
             }
             Ok(Found { kind, content }) => {
-                let found = text_of(kind, content, &self.rows.context.stop);
+                let found = text_of(&self.source, kind, content, &self.rows.context.stop);
                 self.take(name, found, stamp, is_at_rest)?;
             }
             Err(unread) => {
@@ -285,140 +337,6 @@ impl Watcher {
             }
         }
         Ok(if is_at_rest { Then::Done } else { Then::Again })
-    }
-
-    /// Takes what reading a file gave.
-    fn take(
-        &mut self,
-        name: &str,
-        found: Result<String, Unread>,
-        stamp: Stamp,
-        is_at_rest: bool,
-    ) -> Result<(), SinkClosed> {
-        let known = self.files.entry(name.to_owned()).or_default();
-        // What was read in motion is read again.
-        let read_at = is_at_rest.then_some(stamp);
-        match found {
-            Ok(text) => {
-                known.stamp = read_at;
-                // The same row again ends the letter of a file that could not be read.
-                let was_told = known.told.take().is_some();
-                let row = self.rows.row(name, text, stamp);
-                let hash = ContentHash::of(row.as_bytes());
-                if known.live.replace(hash) != Some(hash) || was_told {
-                    self.rows.emit(name, Some(row))?;
-                }
-            }
-            Err(Unread::Vanished | Unread::Archive) => {}
-            Err(Unread::Stopped) => return Err(SinkClosed),
-            Err(Unread::World(error)) => {
-                if known.told.replace("unreadable-file") != Some("unreadable-file") {
-                    self.rows
-                        .file_letter(name, read::unreadable(name, &error), &[])?;
-                }
-            }
-            Err(Unread::Data(bad, payload)) => {
-                known.stamp = read_at;
-                self.bad(name, &bad, &payload, is_at_rest)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Retracts the row of a file that has no text, and says why.
-    fn bad(
-        &mut self,
-        name: &str,
-        bad: &BadFile,
-        payload: &[u8],
-        is_at_rest: bool,
-    ) -> Result<(), SinkClosed> {
-        let known = self.files.entry(name.to_owned()).or_default();
-        let told = known.told.replace(bad.code());
-        known.text = None;
-        let was_live = known.live.take().is_some() || self.rows.is_live(name);
-        // Each version at rest that is not UTF-8 names its own byte; a file that grows and
-        // grows is too large only once, and half a document broken only once.
-        let is_news = is_at_rest && matches!(bad, BadFile::InvalidUtf8(_));
-        // The row goes first: the letter is about what came after it.
-        if was_live {
-            self.rows.emit(name, None)?;
-        }
-        match is_news || told != Some(bad.code()) {
-            true => self.rows.file_letter(name, bad.on(name), payload),
-            false => Ok(()),
-        }
-    }
-
-    /// Takes the members of an archive that is at rest; those that are gone are deleted.
-    fn take_archive(
-        &mut self,
-        name: &str,
-        packing: Packing,
-        content: &[u8],
-        stamp: Stamp,
-    ) -> Result<(), SinkClosed> {
-        let mut seen = HashSet::new();
-        let mut is_whole = true;
-        let pattern = self.source.pattern.clone();
-        let mut wants = |inner: &str| wants_member(&pattern, name, inner);
-        let ending = archive::members(packing, name, content, &mut wants, &mut |inner, found| {
-            if self.is_stopping() {
-                return Err(SinkClosed);
-            }
-            let member = format!("{name}{MEMBER}{inner}");
-            if let Some(error) = too_long(&member) {
-                return self
-                    .rows
-                    .letter(name.to_owned(), error, member.as_bytes(), None);
-            }
-            is_whole &= self.take_member(&member, found, stamp)?;
-            seen.insert(member);
-            Ok(())
-        })?;
-        self.forget_members(name, &seen)?;
-        let known = self.files.entry(name.to_owned()).or_default();
-        known.stamp = is_whole.then_some(stamp);
-        match ending {
-            Err(bad) => self.bad(name, &bad, &[], true),
-            // A key without a row: its delete ends the letter, and a row of the time before.
-            Ok(()) if known.told.take().is_some() || known.live.take().is_some() => {
-                self.rows.emit(name, None)
-            }
-            Ok(()) => Ok(()),
-        }
-    }
-
-    /// Takes a member; false when it is to be read again.
-    fn take_member(
-        &mut self,
-        name: &str,
-        found: Result<Vec<u8>, BadFile>,
-        stamp: Stamp,
-    ) -> Result<bool, SinkClosed> {
-        let found = match found {
-            Ok(content) => {
-                let kind = self.source.kind_of(name, &content);
-                text_of(kind, content, &self.rows.context.stop)
-            }
-            Err(bad) => Err(Unread::Data(bad, Vec::new())),
-        };
-        let known = self.files.entry(name.to_owned()).or_default();
-        known.missing_since = None;
-        let is_read = !matches!(found, Err(Unread::World(_)));
-        let Ok(text) = found else {
-            return self.take(name, found, stamp, true).map(|()| is_read);
-        };
-        let hash = ContentHash::of(text.as_bytes());
-        if known.live.is_some() && known.text.is_none() {
-            known.text = self.rows.live_text(name);
-        }
-        let is_same = known.live.is_some() && known.text == Some(hash) && known.told.is_none();
-        known.text = Some(hash);
-        match is_same {
-            true => Ok(true),
-            false => self.take(name, Ok(text), stamp, true).map(|()| true),
-        }
     }
 
     /// Notes what a scan did not see, and deletes what it missed for the second time. Members are missing
@@ -439,35 +357,6 @@ impl Watcher {
             } else if self.due.len() < DUE_MAX {
                 let at = Instant::now() + PAUSE.0;
                 self.due.entry(name).or_insert(at);
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes a file, and the members of an archive.
-    fn forget(&mut self, name: &str) -> Result<(), SinkClosed> {
-        let known = self.files.remove(name).unwrap_or_default();
-        // A file that was bad takes its letter with it.
-        if known.live.is_some() || known.told.is_some() || self.rows.is_live(name) {
-            self.rows.emit(name, None)?;
-        }
-        match self.source.kind_of(name, &[]) {
-            Kind::Archive(_) => self.forget_members(name, &HashSet::new()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Deletes the members of an archive that are not among these.
-    fn forget_members(&mut self, archive: &str, seen: &HashSet<String>) -> Result<(), SinkClosed> {
-        let is_gone = |name: &&String| {
-            archive_of(name).is_some_and(|(of, _)| of == archive) && !seen.contains(*name)
-        };
-        let mut gone: Vec<String> = self.files.keys().filter(is_gone).cloned().collect();
-        gone.sort();
-        for name in gone {
-            let known = self.files.remove(&name).unwrap_or_default();
-            if known.live.is_some() || known.told.is_some() || self.rows.is_live(&name) {
-                self.rows.emit(&name, None)?;
             }
         }
         Ok(())

@@ -19,9 +19,9 @@ use zip::write::SimpleFileOptions;
 
 use crate::files::{Watched, texts};
 
-type Members<'a> = &'a [(&'a str, &'a [u8])];
+pub type Members<'a> = &'a [(&'a str, &'a [u8])];
 
-fn zipped(members: Members<'_>) -> Vec<u8> {
+pub fn zipped(members: Members<'_>) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     zip.add_directory("deep", SimpleFileOptions::default())
         .expect("a folder");
@@ -33,7 +33,7 @@ fn zipped(members: Members<'_>) -> Vec<u8> {
     zip.finish().expect("finished").into_inner()
 }
 
-fn tarred(members: Members<'_>) -> Vec<u8> {
+pub fn tarred(members: Members<'_>) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content) in members {
         let mut header = tar::Header::new_gnu();
@@ -53,7 +53,7 @@ fn packed(content: &[u8]) -> Vec<u8> {
 }
 
 /// Puts a file there at once, as careful programs do.
-fn put(watched: &Watched, name: &str, content: impl AsRef<[u8]>) {
+pub fn put(watched: &Watched, name: &str, content: impl AsRef<[u8]>) {
     let new = watched.folder.path().join("new");
     fs::write(&new, content).expect("written");
     let path = watched.path(name);
@@ -177,6 +177,7 @@ fn what_cannot_be_read_is_a_dead_letter_by_name() {
     assert_eq!(letters, expected);
     let kept = watched.sink.recorded().dead_letters;
     assert_eq!(&*kept[0].position, "x.zip!/b.md");
+    assert_eq!(kept[1].error.code, "nested-archive");
     // Replayed, a letter reads the member again.
     let path = watched.path("");
     let source = FilesSource::new(path.to_str().expect("UTF-8"), "**").expect("a glob");
@@ -258,6 +259,8 @@ fn a_member_with_a_password_is_a_dead_letter() {
         watched.expect_letters(1),
         ["file 'x.zip!/a.md' is encrypted"]
     );
+    let letters = watched.sink.recorded().dead_letters;
+    assert_eq!(letters[0].error.code, "encrypted-document");
     watched.stop();
 }
 
@@ -286,6 +289,8 @@ fn an_archive_that_unpacks_to_too_much_is_cut_off() {
             )]
         );
         assert!((2..6).contains(&taken), "{taken}");
+        let letters = watched.sink.recorded().dead_letters;
+        assert_eq!(letters[0].error.code, "archive-too-large");
         watched.stop();
     }
 }
@@ -304,11 +309,15 @@ fn archives_keep_the_laws_of_sources() {
         packed(&tarred(&members[300..])),
     )
     .expect("written");
+    // A member that is there twice (`tar -r`) is what it is at last.
+    let twice: Members = &[("a.md", b"old"), ("./a.md", b"new")];
+    fs::write(folder.path().join("z.tar"), tarred(twice)).expect("written");
+    fs::write(folder.path().join("z.zip"), zipped(twice)).expect("written");
     fs::write(folder.path().join("p.html"), "<h1>Page").expect("written");
     let path = folder.path().to_str().expect("UTF-8");
     let make = || connectors::files(path, "**").expect("a glob");
     let rows = source_laws(&make, Duration::from_millis(1_000));
-    assert_eq!(rows.len(), 601);
+    assert_eq!(rows.len(), 603);
 }
 
 /// What a test knows of a file.

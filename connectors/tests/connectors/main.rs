@@ -5,6 +5,7 @@ mod avro;
 mod csv;
 #[path = "../../../tests/support/dice.rs"]
 pub mod dice;
+mod documents;
 mod envelope;
 mod files;
 mod fuzz;

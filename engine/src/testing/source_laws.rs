@@ -38,6 +38,8 @@ pub struct Recorded {
     pub positions: BTreeMap<String, Json>,
     /// All dead letters, in order.
     pub dead_letters: Vec<DeadLetter>,
+    /// Those about a key that no later change of it ended.
+    open: BTreeMap<Key, Vec<Arc<DeadLetter>>>,
     versions: BTreeMap<Key, u64>,
 }
 
@@ -68,6 +70,18 @@ impl Recorded {
         if let Some(position) = &batch.position {
             self.positions.insert(batch.lane.clone(), position.clone());
         }
+        for (key, _, _) in &batch.changes {
+            self.open.remove(key);
+        }
+        for letter in &batch.dead_letters {
+            let later = batch.changes.get(letter.after..).unwrap_or_default();
+            if let Some(key) = &letter.key
+                && later.iter().all(|(changed, _, _)| changed != key)
+            {
+                let letters = self.open.entry(key.clone()).or_default();
+                letters.push(Arc::new(letter.clone()));
+            }
+        }
         self.dead_letters.extend(batch.dead_letters.iter().cloned());
     }
 }
@@ -89,6 +103,10 @@ impl Resume for Recorded {
 
     fn lanes(&self) -> Vec<String> {
         self.positions.keys().cloned().collect()
+    }
+
+    fn letters(&self) -> Vec<Arc<DeadLetter>> {
+        self.open.values().flatten().cloned().collect()
     }
 }
 

@@ -2,7 +2,8 @@
 //! of a mistake.
 //!
 //! Invariants: a body of any encoding takes at most [`BODY_BYTES_MAX`] of memory: a gzip that unpacks to
-//! more is refused at the byte that passes the bound, however small it was sent.
+//! more is refused at the byte that passes the bound, however small it was sent. All bodies that are being
+//! unpacked take at most [`UNPACK_MIB_MAX`] together: beyond, 429.
 
 use std::io::{Error, Write};
 use std::time::Duration;
@@ -10,11 +11,12 @@ use std::time::Duration;
 use axum::body::{BodyDataStream, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
-use engine::limits::{BODY_BYTES_MAX, BODY_WAIT_MS};
+use engine::limits::{BODY_BYTES_MAX, BODY_WAIT_MS, UNPACK_MIB_MAX};
 use flate2::write::MultiGzDecoder;
 use futures_util::StreamExt;
 use queries::problem::Problem;
 use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Types that we read as JSON. The last is what `curl -d` sends by itself; a web page cannot use it
 /// to reach us, because `guard` looks at the origin.
@@ -27,6 +29,9 @@ const JSON_TYPES: [&str; 4] = [
 
 /// Packed bytes that are unpacked at once: at most a thousand times as many, some milliseconds.
 const PIECE_BYTES: usize = 8 << 10;
+
+/// What the bodies of all requests may unpack to together, MiB.
+static UNPACKING: Semaphore = Semaphore::const_new(UNPACK_MIB_MAX);
 
 /// Reads the whole body, unpacked: 413 over [`BODY_BYTES_MAX`], 408 after [`BODY_WAIT_MS`], 415 in an
 /// encoding other than gzip.
@@ -42,7 +47,7 @@ pub(crate) async fn read(request: Request) -> Result<Vec<u8>, Problem> {
     let wait = Duration::from_millis(BODY_WAIT_MS);
     if is_packed {
         let mut stream = body.into_data_stream();
-        return match tokio::time::timeout(wait, unpack(&mut stream)).await {
+        return match tokio::time::timeout(wait, unpack(&mut stream, &UNPACKING)).await {
             Ok(Err(problem)) => {
                 discard(stream).await;
                 Err(problem)
@@ -80,9 +85,10 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Problem> {
     }
 }
 
-/// Unpacks while the body arrives.
-async fn unpack(stream: &mut BodyDataStream) -> Result<Vec<u8>, Problem> {
+/// Unpacks while the body arrives, as much as is free of what all bodies share.
+async fn unpack(stream: &mut BodyDataStream, shared: &Semaphore) -> Result<Vec<u8>, Problem> {
     let mut unpacked = MultiGzDecoder::new(Bounded::default());
+    let mut share = shared.try_acquire_many(0).ok();
     let mut packed = 0;
     while let Some(piece) = stream.next().await {
         let piece = piece.map_err(|error| incomplete(&error))?;
@@ -94,12 +100,35 @@ async fn unpack(stream: &mut BodyDataStream) -> Result<Vec<u8>, Problem> {
         for piece in piece.chunks(PIECE_BYTES) {
             let written = unpacked.write_all(piece);
             written.map_err(|error| not_unpacked(&error, unpacked.get_ref()))?;
+            take_share(shared, &mut share, unpacked.get_ref().bytes.len())?;
             tokio::task::yield_now().await;
         }
     }
+    // What is wrong only now is the end; which of the two it is depends on the unpacker.
     let finished = unpacked.try_finish();
-    finished.map_err(|error| not_unpacked(&error, unpacked.get_ref()))?;
+    let ends_badly = || Error::other("it ends early, or its checksum does not fit");
+    finished.map_err(|_| not_unpacked(&ends_badly(), unpacked.get_ref()))?;
     Ok(std::mem::take(&mut unpacked.get_mut().bytes))
+}
+
+/// Takes as many MiB of what all bodies share as this one has bytes for. Errors: 429.
+fn take_share<'s>(
+    shared: &'s Semaphore,
+    share: &mut Option<SemaphorePermit<'s>>,
+    bytes: usize,
+) -> Result<(), Problem> {
+    let held = share.as_ref().map_or(0, SemaphorePermit::num_permits);
+    let wanted = bytes.div_ceil(1 << 20).saturating_sub(held);
+    let Ok(more) = shared.try_acquire_many(wanted as u32) else {
+        let detail =
+            format!("bodies are being unpacked to {UNPACK_MIB_MAX} MiB (UNPACK_MIB_MAX) already");
+        return Err(Problem::new(429, "too-many-requests", detail).with("retry_after_s", 1));
+    };
+    match share {
+        Some(share) => share.merge(more),
+        None => *share = Some(more),
+    }
+    Ok(())
 }
 
 /// Takes what is unpacked, up to [`BODY_BYTES_MAX`].
@@ -129,14 +158,10 @@ fn not_unpacked(error: &Error, unpacked: &Bounded) -> Problem {
         let detail = format!("the body unpacks to more than {BODY_BYTES_MAX} bytes");
         return over_limit(detail);
     }
-    let reason = match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => "it ends early".to_owned(),
-        _ => error.to_string(),
-    };
     Problem::new(
         400,
         "invalid-gzip",
-        format!("the body is not gzip: {reason}"),
+        format!("the body is not gzip: {error}"),
     )
     .expected("what Content-Encoding says")
 }
@@ -300,6 +325,22 @@ mod tests {
             as_of.detail,
             "as_of must be a time in microseconds or a text in RFC 3339"
         );
+    }
+
+    #[tokio::test]
+    async fn bodies_share_what_they_unpack_to() {
+        use std::io::Write as _;
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        packed.write_all(&vec![b' '; 5 << 20]).unwrap();
+        let packed = packed.finish().unwrap();
+        let stream = || axum::body::Body::from(packed.clone()).into_data_stream();
+        let shared = Semaphore::new(7);
+        assert_eq!(unpack(&mut stream(), &shared).await.unwrap().len(), 5 << 20);
+        assert_eq!(shared.available_permits(), 7, "given back");
+        let _other = shared.acquire_many(3).await.unwrap();
+        let problem = unpack(&mut stream(), &shared).await.unwrap_err();
+        assert_eq!((problem.status, &*problem.code), (429, "too-many-requests"));
+        assert_eq!(shared.available_permits(), 4, "given back");
     }
 
     #[test]

@@ -371,7 +371,7 @@ impl Lane {
 }
 
 /// Format of a stored table.
-const TABLE_FORMAT: u8 = 2;
+const TABLE_FORMAT: u8 = 3;
 
 /// A table as text: it has maps whose keys JSON cannot have, and is written with every batch.
 fn encode_table(table: &Table) -> String {

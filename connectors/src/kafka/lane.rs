@@ -237,6 +237,11 @@ impl Lane {
         self.transactions = self.transactions.max(Some(offset));
     }
 
+    /// It does not stand where others do, and has no place until it does.
+    pub(super) fn leave_transactions(&mut self) {
+        self.transactions = None;
+    }
+
     /// The transaction topic is another one now, and nothing of it was read.
     pub(super) fn forget_transactions(&mut self) {
         self.transactions = Some(0);

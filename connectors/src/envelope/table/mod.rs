@@ -366,7 +366,7 @@ impl Table {
         match order {
             // A row that is read after the truncate was inserted after it: by an event of the same
             // partition, before the read.
-            Order::Incremental => lane.mark().is_none_or(|mark| is_before(mark)),
+            Order::Incremental => lane.mark().is_none_or(&is_before),
             order => order.place().is_some_and(is_before),
         }
     }

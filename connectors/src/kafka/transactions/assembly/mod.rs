@@ -425,7 +425,7 @@ impl<M> Assembly<M> {
                 Some(_) => is_behind && !queue.has(&current.id),
                 None => false,
             };
-            !is_past && !(queue.is_dry_since(until) && !queue.has(&current.id))
+            !is_past && (!queue.is_dry_since(until) || queue.has(&current.id))
         })
         .map(|(place, _)| *place)
     }

@@ -18,6 +18,7 @@ use crate::workload::{COMPARED, TABLES, Workload, truth};
 
 const PAUSES: usize = 10;
 
+/// They wait long enough for whatever a fault delays.
 fn sources(brokers: &str) -> String {
     let columns = [
         (
@@ -34,7 +35,8 @@ fn sources(brokers: &str) -> String {
     let source = |(table, columns): (&str, &str)| {
         format!(
             "CREATE SOURCE {table} ({columns}) FROM KAFKA (BROKERS '{brokers}',
-                 TOPIC 'db.public.{table}', TRANSACTION TOPIC 'db.transaction')
+                 TOPIC 'db.public.{table}', TRANSACTION TOPIC 'db.transaction',
+                 TRANSACTION WAIT '2 minutes')
                  FORMAT JSON ENVELOPE DEBEZIUM;\n"
         )
     };

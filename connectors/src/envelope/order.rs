@@ -11,10 +11,20 @@
 //! | PostgreSQL | `sequence[0]` | `lsn` | `total_order` | what is written at once |
 //! | SQL Server | `commit_lsn` | `change_lsn` | `event_serial_no` | one event |
 //! | MySQL, MariaDB | the GTID's number, else the file's | file and `pos` | `row` | one row |
-//! | MongoDB | | `ts_ms` in seconds, `ord` | | a transaction of several documents |
+//! | MongoDB to 3.3 | | `ts_ms` in seconds, `ord` | | a transaction of several documents |
 //!
 //! A MySQL server that takes another's place has files of its own, so there an event is old only if its
-//! GTID *and* its place in the files say so; what one of them doubts is new.
+//! GTID *and* its place in the files say so; what one of them doubts is new. Group replication gives each
+//! member a block of one UUID's numbers, so numbers are compared within one member.
+//!
+//! Within a transaction SQL Server's connector orders by the change or by the command
+//! (`data.query.mode`), so its commits alone are ordered. From Debezium 3.4 on MongoDB's `ts_ms` is the wall
+//! clock, with which `ord` means nothing: such an event has no place.
+//!
+//! What is delivered again was written at the same time as ever. An event that was written later than
+//! all that were seen is new, whatever its place says: the log began again.
+
+use std::cmp::Ordering;
 
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +40,8 @@ pub enum LogKind {
     Shared,
     /// A binlog of MySQL, and which: places of another one say nothing.
     Binlog(u64),
+    /// Transactions are ordered, and not what is in them.
+    Commit,
 }
 
 /// A place in a database's log, as Debezium tells it.
@@ -46,6 +58,9 @@ pub struct LogPosition {
     pub index: u64,
     /// What it tells.
     pub kind: LogKind,
+    /// `source.ts_ms`: when it was written, by the database's clock, milliseconds since the epoch; 0 where
+    /// that is not told.
+    pub at_ms: u64,
 }
 
 impl LogPosition {
@@ -53,6 +68,7 @@ impl LogPosition {
     pub fn is_before(&self, mark: &LogPosition) -> bool {
         let place = |position: &LogPosition| (position.lsn, position.index);
         match (self.kind, mark.kind) {
+            (LogKind::Commit, LogKind::Commit) => self.commit < mark.commit,
             (LogKind::Binlog(log), LogKind::Binlog(other)) => {
                 let is_same_file = self.lsn >> BINLOG_BITS == mark.lsn >> BINLOG_BITS;
                 let is_not_later =
@@ -60,6 +76,35 @@ impl LogPosition {
                 log == other && is_not_later && place(self) < place(mark)
             }
             _ => (self.commit, place(self)) < (mark.commit, place(mark)),
+        }
+    }
+
+    /// Whether two events have one place.
+    pub fn is_at(&self, mark: &LogPosition) -> bool {
+        match (self.kind, mark.kind) {
+            (LogKind::Commit, LogKind::Commit) => {
+                (self.commit, self.at_ms) == (mark.commit, mark.at_ms)
+            }
+            _ => self == mark,
+        }
+    }
+
+    /// How what is written here stands to a truncate, or a truncate to another one; `None`: that is not
+    /// known. PostgreSQL: TRUNCATE locks the table until its commit, so every other transaction wrote
+    /// there before it and has committed, or writes after its commit: the LSN alone tells.
+    pub fn to_truncate(&self, truncate: &LogPosition) -> Option<Ordering> {
+        match (self.kind, truncate.kind) {
+            (LogKind::Binlog(_) | LogKind::Commit, _) | (_, LogKind::Binlog(_)) => {
+                if self.is_at(truncate) {
+                    Some(Ordering::Equal)
+                } else if self.is_before(truncate) {
+                    Some(Ordering::Less)
+                } else {
+                    let is_after = truncate.is_before(self);
+                    is_after.then_some(Ordering::Greater)
+                }
+            }
+            _ => Some(self.lsn.cmp(&truncate.lsn)),
         }
     }
 }
@@ -90,6 +135,18 @@ impl Order {
         match self {
             Order::Log(position) => Some(*position),
             Order::Snapshot { .. } | Order::Incremental | Order::Offset => None,
+        }
+    }
+
+    /// The place against which a truncate is compared, of a streamed change or a snapshot's read.
+    pub fn place(&self) -> Option<LogPosition> {
+        match self {
+            Order::Log(position) => Some(*position),
+            Order::Snapshot { lsn } => Some(LogPosition {
+                lsn: *lsn,
+                ..LogPosition::default()
+            }),
+            Order::Incremental | Order::Offset => None,
         }
     }
 

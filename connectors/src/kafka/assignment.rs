@@ -177,6 +177,11 @@ impl Assignment {
         self.known.values().any(|is_read| *is_read)
     }
 
+    /// Whether there is a partition, read or given up.
+    pub(super) fn knows_any(&self) -> bool {
+        !self.known.is_empty()
+    }
+
     /// The next look checks the partitions that are read, too.
     pub(super) fn doubt(&mut self) {
         self.is_doubted = true;

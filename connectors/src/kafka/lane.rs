@@ -253,6 +253,11 @@ impl Lane {
         self.transactions = self.transactions.max(Some(offset));
     }
 
+    /// It does not stand where others do, and has no place until it does.
+    pub(super) fn leave_transactions(&mut self) {
+        self.transactions = None;
+    }
+
     /// The transaction topic is another one now, and nothing of it was read.
     pub(super) fn forget_transactions(&mut self) {
         self.transactions = Some(0);
@@ -395,7 +400,7 @@ impl Lane {
 }
 
 /// Format of a stored table.
-const TABLE_FORMAT: u8 = 2;
+const TABLE_FORMAT: u8 = 3;
 
 /// A table as text: it has maps whose keys JSON cannot have, and is written with every batch.
 fn encode_table(table: &Table) -> String {

@@ -306,11 +306,10 @@ impl Reader<'_> {
         let again: Vec<Partition> = found.again.iter().map(|(one, _)| one.clone()).collect();
         self.fetch_no_longer(&again);
         self.fetch(found.again.iter().chain(&found.begun))?;
-        let has_all = found.is_complete && self.assignment.reads_any();
-        if has_all {
+        if found.is_complete && self.assignment.knows_any() {
             self.outlet.found_all()?;
         }
-        Ok(has_all)
+        Ok(found.is_complete && self.assignment.reads_any())
     }
 
     fn fetch<'p>(
@@ -339,8 +338,12 @@ impl Reader<'_> {
         due.retain(|partition| !self.outlet.is_paused(partition));
         let is_free = |one: &Partition| !self.waiting.has(&one.0, one.1) && !due.contains(one);
         let resumed: Vec<Partition> = resumed.into_iter().filter(is_free).collect();
+        // One that waits is fetched anew when its time has come.
+        let mut anew = self.outlet.to_fetch_anew();
+        anew.retain(|one| is_free(one) && !self.outlet.is_paused(one) && !resumed.contains(one));
+        self.fetch_no_longer(&anew);
         let mut again = Vec::new();
-        for partition in due.into_iter().chain(resumed) {
+        for partition in due.into_iter().chain(resumed).chain(anew) {
             if let Some(offset) = self.outlet.next(&partition) {
                 again.push((partition, offset));
             }
@@ -392,6 +395,9 @@ impl Reader<'_> {
                         // It may have taken a moment: a stop is looked for now.
                         break;
                     }
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    self.outlet.reached_end(partition)?;
                 }
                 Some(Err(error)) => {
                     self.trouble(&error)?;

@@ -37,7 +37,15 @@ pub(super) trait Outlet {
     fn give_up(&mut self, partition: &Partition) -> Result<(), Ended>;
     /// The next message to fetch of a partition that is read.
     fn next(&self, partition: &Partition) -> Option<i64>;
-    /// The partitions that are looked for were found.
+    /// A partition was read to its end; told where transactions are waited for.
+    fn reached_end(&mut self, _partition: i32) -> Result<(), Ended> {
+        Ok(())
+    }
+    /// Partitions to fetch anew, so that their ends are told again.
+    fn to_fetch_anew(&mut self) -> Vec<Partition> {
+        Vec::new()
+    }
+    /// The partitions that are looked for were found, also if none of them can be read.
     fn found_all(&mut self) -> Result<(), Ended> {
         Ok(())
     }

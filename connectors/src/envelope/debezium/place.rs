@@ -1,14 +1,16 @@
 //! Places in the logs of MySQL, SQL Server and MongoDB, from the `source` block.
 //!
-//! Sources: Debezium 3.3, `documentation/modules/ROOT/pages/connectors/` mysql, sqlserver, mongodb. A
-//! place that does not fit is none, and then the offset is the only order.
+//! Sources: Debezium 3.3, `documentation/modules/ROOT/pages/connectors/` mysql, sqlserver, mongodb; for
+//! MongoDB's time 3.4, `SourceInfo.timestamp`. A place that does not fit is none, and then the offset is the
+//! only order.
 
 use engine::model::ContentHash;
 
 use crate::envelope::order::{BINLOG_BITS, LogKind, LogPosition};
 use crate::format::Node;
 
-/// `file` (`binlog.000003`), `pos`, `row`; `gtid` (`uuid:23`, MariaDB `0-1-270`), else `server_id`.
+/// `file` (`binlog.000003`), `pos`, `row`; `gtid` (`uuid:23`, MariaDB `0-1-270`) and the `server_id` of the
+/// server that wrote it first.
 pub(super) fn binlog(source: &Node<'_>) -> Option<LogPosition> {
     let (base, number) = source.get("file")?.as_str()?.rsplit_once('.')?;
     let number: u64 = number.parse().ok()?;
@@ -17,22 +19,30 @@ pub(super) fn binlog(source: &Node<'_>) -> Option<LogPosition> {
         return None;
     }
     let gtid = source.some("gtid").and_then(Node::as_str);
+    let server = source.get("server_id").and_then(Node::as_u64).unwrap_or(0);
     let (log, commit) = match gtid {
         Some(gtid) => {
-            let (server, count) = gtid.rsplit_once([':', '-'])?;
-            (name(base, server), count.parse().ok()?)
+            let (domain, count) = gtid.rsplit_once([':', '-'])?;
+            // Members of a group take numbers of one UUID in blocks.
+            (
+                name(base, &format!("{domain} {server}")),
+                count.parse().ok()?,
+            )
         }
-        None => {
-            let server = source.get("server_id").and_then(Node::as_u64);
-            (name(base, &server.unwrap_or(0).to_string()), number)
-        }
+        None => (name(base, &server.to_string()), number),
     };
     Some(LogPosition {
         commit,
         lsn: number << BINLOG_BITS | pos,
         index: source.get("row").and_then(Node::as_u64).unwrap_or(0),
         kind: LogKind::Binlog(log),
+        at_ms: at_ms(source),
     })
+}
+
+/// `ts_ms`
+pub(super) fn at_ms(source: &Node<'_>) -> u64 {
+    source.get("ts_ms").and_then(Node::as_u64).unwrap_or(0)
 }
 
 /// A number for a log's name, the same in every run.
@@ -50,7 +60,8 @@ pub(super) fn sql_server(source: &Node<'_>) -> Option<LogPosition> {
         commit: lsn("commit_lsn")?,
         lsn: lsn("change_lsn")?,
         index: source.get("event_serial_no")?.as_u64()?,
-        kind: LogKind::Total,
+        kind: LogKind::Commit,
+        at_ms: at_ms(source),
     })
 }
 
@@ -66,14 +77,21 @@ fn log_sequence_number(text: &str) -> Option<u64> {
     (fits && parts.next().is_none()).then_some(file << 42 | block << 16 | slot)
 }
 
-/// `ts_ms` in seconds and `ord`: the time of the cluster's log.
+/// `ts_ms` in seconds and `ord`: the time of the cluster's log. From Debezium 3.4 on `ts_ms` is `wallTime`,
+/// and the cluster's seconds are not sent.
 pub(super) fn mongodb(source: &Node<'_>) -> Option<LogPosition> {
-    let seconds = source.get("ts_ms")?.as_u64()? / 1_000;
+    let millis = source.get("ts_ms")?.as_u64()?;
+    let wall = source.some("wallTime").and_then(Node::as_u64);
+    if millis % 1_000 != 0 || wall == Some(millis) {
+        return None;
+    }
+    let seconds = millis / 1_000;
     let order = source.get("ord")?.as_u64()?;
     let fits = seconds < 1 << 32 && order < 1 << 32;
     fits.then_some(LogPosition {
         lsn: seconds << 32 | order,
         kind: LogKind::Shared,
+        at_ms: millis,
         ..LogPosition::default()
     })
 }

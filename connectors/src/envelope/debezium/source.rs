@@ -31,6 +31,7 @@ pub(super) struct Source {
     pub(super) lsn: Option<u64>,
     /// `sequence[0]`; `None` where there is no sequence at all.
     commit: Option<u64>,
+    at_ms: u64,
     transaction: Option<String>,
 }
 
@@ -66,6 +67,7 @@ impl Source {
             phase,
             lsn: node.get("lsn").and_then(Node::as_u64),
             commit: text("sequence").and_then(first_of_sequence),
+            at_ms: place::at_ms(node),
             transaction,
         }
     }
@@ -77,6 +79,7 @@ impl Source {
             (SnapshotPhase::Streaming, true, Some(lsn), Some(commit)) => Order::Log(LogPosition {
                 commit,
                 lsn,
+                at_ms: self.at_ms,
                 ..LogPosition::default()
             }),
             (SnapshotPhase::Streaming, ..) => self.place.map_or(Order::Offset, Order::Log),

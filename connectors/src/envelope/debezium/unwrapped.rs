@@ -84,6 +84,10 @@ fn order(row: &Node<'_>, op: Option<&str>) -> Order {
         (Some(lsn), Some(commit), Some(_)) => Order::Log(LogPosition {
             commit,
             lsn,
+            at_ms: row
+                .get("__source_ts_ms")
+                .and_then(Node::as_u64)
+                .unwrap_or(0),
             ..LogPosition::default()
         }),
         // Without the op a snapshot's read cannot be told from a streamed row.

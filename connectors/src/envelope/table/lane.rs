@@ -5,7 +5,10 @@
 //! (event, key) pairs that are remembered: several events share one position (both halves of a key
 //! change, all rows of a COPY).
 //!
-//! Invariants: memory is the events at one position, plus keys of lone tombstones until the mark
+//! Of a log that orders its transactions alone the position is the transaction; more of one than
+//! [`COMMIT_EVENTS_MAX`] are not remembered, and are taken again: they end as they did.
+//!
+//! Invariants: what was written later than all that was seen is new. Memory is the events at one position, plus keys of lone tombstones until the mark
 //! moves. Snapshots' reads neither set nor obey the mark (a transaction may begin before a snapshot
 //! and be streamed after it), but a snapshot *below* what the partition has seen tells of a new
 //! history: the database was restored or replaced, and its log began again.
@@ -17,6 +20,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::envelope::ChangeKind;
 use crate::envelope::order::{LogKind, LogPosition, Order};
+
+/// Events of one transaction that are remembered, of a log that orders no more than those: they are
+/// written with every batch.
+const COMMIT_EVENTS_MAX: usize = 1_024;
+
+/// An event at a position: its place in the transaction, where the position is the transaction, and its
+/// op and key.
+type AtMark = (u64, u64, ChangeKind, Key);
 
 /// What a lane says of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +45,9 @@ pub(super) enum Admission {
 pub(super) struct Lane {
     offset: Option<i64>,
     mark: Option<LogPosition>,
-    at_mark: HashSet<(ChangeKind, Key)>,
+    /// The latest time at which something was written that was seen.
+    newest_ms: u64,
+    at_mark: HashSet<AtMark>,
     snapshot: Option<u64>,
     /// The key of the message before, if that was a delete: its tombstone follows.
     deleted: Option<Key>,
@@ -50,7 +63,12 @@ impl Lane {
         is_new
     }
 
-    /// The LSN of the highest position seen.
+    /// The highest position seen.
+    pub(super) fn mark(&self) -> Option<LogPosition> {
+        self.mark
+    }
+
+    /// Its LSN.
     pub(super) fn mark_lsn(&self) -> Option<u64> {
         self.mark.map(|mark| mark.lsn)
     }
@@ -90,34 +108,48 @@ impl Lane {
         let (Order::Log(position), Some(mark)) = (order, self.mark) else {
             return false;
         };
-        let is_old = position.is_before(&mark)
-            || position == mark && self.at_mark.contains(&(kind, key.clone()));
+        let is_old = self.is_old(&position)
+            || position.is_at(&mark) && self.at_mark.contains(&at_mark(key, kind, position));
         is_old && !self.reopened.contains(key)
     }
 
+    /// Whether a position lies below the mark, in the same history.
+    fn is_old(&self, position: &LogPosition) -> bool {
+        let is_before = self.mark.is_some_and(|mark| position.is_before(&mark));
+        is_before && position.at_ms <= self.newest_ms
+    }
+
     fn admit_log(&mut self, key: &Key, kind: ChangeKind, position: LogPosition) -> Admission {
-        let mark = self.mark.filter(|mark| position.is_before(mark));
-        if mark.is_some() {
+        if self.is_old(&position) {
             return match self.reopened.contains(key) {
                 true => Admission::New,
                 false => Admission::SeenBefore,
             };
         }
         let mut admission = Admission::New;
-        if self.mark != Some(position) {
-            // The log of another server, which begins further back.
-            let is_other = self.mark.is_some_and(|mark| position.lsn < mark.lsn);
-            if is_other && matches!(position.kind, LogKind::Binlog(_)) {
+        if !self.mark.is_some_and(|mark| position.is_at(&mark)) {
+            // Another log, which begins further back: another server's, or that of a restored database.
+            let is_back = self.mark.is_some_and(|mark| match position.kind {
+                LogKind::Binlog(_) => position.lsn < mark.lsn,
+                _ => position.is_before(&mark),
+            });
+            if is_back {
                 admission = Admission::NewHistory;
             }
             self.mark = Some(position);
+            self.newest_ms = self.newest_ms.max(position.at_ms);
             self.at_mark.clear();
             self.reopened.clear();
         }
         if position.kind == LogKind::Shared {
             return admission;
         }
-        let is_new = self.at_mark.insert((kind, key.clone()));
+        let is_full = position.kind == LogKind::Commit && self.at_mark.len() >= COMMIT_EVENTS_MAX;
+        let name = at_mark(key, kind, position);
+        let is_new = match is_full {
+            true => !self.at_mark.contains(&name),
+            false => self.at_mark.insert(name),
+        };
         match is_new || self.reopened.contains(key) {
             true => admission,
             false => Admission::SeenBefore,
@@ -137,4 +169,12 @@ impl Lane {
         }
         Admission::New
     }
+}
+
+fn at_mark(key: &Key, kind: ChangeKind, position: LogPosition) -> AtMark {
+    let (lsn, index) = match position.kind {
+        LogKind::Commit => (position.lsn, position.index),
+        _ => (0, 0),
+    };
+    (lsn, index, kind, key.clone())
 }

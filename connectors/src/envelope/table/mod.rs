@@ -20,6 +20,7 @@ mod lane;
 mod recent;
 mod unsent;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use engine::error::DataError;
@@ -27,7 +28,7 @@ use engine::limits::ENVELOPE_SNAPSHOT_KEYS_MAX;
 use engine::model::{Key, Value};
 use serde::{Deserialize, Serialize};
 
-use super::order::Order;
+use super::order::{LogPosition, Order};
 use super::{ChangeKind, Decoded, Marker, Move, RowChange};
 use lane::{Admission, Lane};
 use recent::Recent;
@@ -116,8 +117,8 @@ pub struct Applied {
 pub struct Table {
     lanes: BTreeMap<i32, Lane>,
     partitions: usize,
-    /// The LSN of the last truncate.
-    truncated_at: Option<u64>,
+    /// The place of the last truncate.
+    truncated_at: Option<LogPosition>,
     recent: Recent,
     unsent: Unsent,
     snapshot: Option<Option<u64>>,
@@ -171,7 +172,7 @@ impl Table {
         };
         let is_again = |marker: &Marker| match marker {
             // It has no key, and comes again through any partition.
-            Marker::Truncate { order } => order.lsn().is_some() && order.lsn() <= self.truncated_at,
+            Marker::Truncate { order } => self.was_truncated(order.place()),
             _ => false,
         };
         if decoded.markers.iter().any(is_again) {
@@ -231,25 +232,47 @@ impl Table {
         let is_restart = self.snapshot.is_some();
         self.snapshot = Some(lsn);
         if is_restart {
-            // Partitions that are ahead have brought rows written after the snapshot.
-            let (later, is_complete) = self.recent.after(lsn);
-            if !is_complete {
-                out.letters.push(unordered_snapshot().into());
-            }
-            self.touched = Some(later.into_iter().collect());
+            self.touched = match lsn {
+                // Other partitions may have brought reads of it before this one brought its first.
+                None if self.partitions > 1 => {
+                    let error = unordered_snapshot(
+                        "rows that it does not read again stay: the source sends no order across \
+                         partitions",
+                    );
+                    out.letters.push(error.into());
+                    None
+                }
+                // Partitions that are ahead have brought rows written after the snapshot.
+                _ => {
+                    let later = self
+                        .recent
+                        .after(lsn.and_then(|lsn| Order::Snapshot { lsn }.place()));
+                    if later.is_forgetful {
+                        let error = unordered_snapshot(
+                            "rows that were written after it may be taken for ghosts: partitions ran \
+                             further ahead of it than ENVELOPE_RECENT_ROWS_MAX rows",
+                        );
+                        out.letters.push(error.into());
+                    }
+                    Some(later.keys.into_iter().collect())
+                }
+            };
         }
         out.outputs.push(Output::SnapshotStarted { is_restart });
     }
 
     fn truncate(&mut self, partition: i32, order: Order, out: &mut Applied) {
         let lane = self.lanes.entry(partition).or_default();
-        let admission = lane.admit(&Key::default(), ChangeKind::Delete, order);
-        if admission == Admission::SeenBefore {
-            out.dropped += 1;
-            return;
+        match lane.admit(&Key::default(), ChangeKind::Delete, order) {
+            Admission::SeenBefore => {
+                out.dropped += 1;
+                return;
+            }
+            Admission::NewHistory => self.begin_history(order),
+            Admission::New => {}
         }
-        let at = order.lsn();
-        if at.is_some() && at <= self.truncated_at {
+        let at = order.place();
+        if self.was_truncated(at) {
             out.dropped += 1;
             return;
         }
@@ -257,13 +280,20 @@ impl Table {
             let error = unordered_truncate("the source sends no order across partitions");
             out.letters.push(error.into());
         }
-        let (survivors, is_complete) = self.recent.after(at);
-        if !is_complete {
+        let after = self.recent.after(at);
+        if after.is_forgetful {
             let error = unordered_truncate(
                 "partitions ran further ahead of it than ENVELOPE_RECENT_ROWS_MAX rows",
             );
             out.letters.push(error.into());
+        } else if after.is_doubtful {
+            let error = unordered_truncate(
+                "another server wrote rows of other partitions, and only the servers' clocks order \
+                 them",
+            );
+            out.letters.push(error.into());
         }
+        let survivors = after.keys;
         self.truncated_at = at.or(self.truncated_at);
         self.unsent.truncate(at);
         if let Some(touched) = &mut self.touched {
@@ -288,13 +318,7 @@ impl Table {
                 out.dropped += 1;
                 return;
             }
-            Admission::NewHistory => {
-                self.truncated_at = None;
-                self.recent = Recent::default();
-                if self.snapshot != Some(change.order.lsn()) {
-                    self.snapshot = Some(None);
-                }
-            }
+            Admission::NewHistory => self.begin_history(change.order),
             Admission::New => {}
         }
         if self.is_truncated(change.order, &self.lanes[&partition]) {
@@ -317,16 +341,33 @@ impl Table {
         }
     }
 
+    /// The log began again: what is known of places says nothing any more.
+    fn begin_history(&mut self, order: Order) {
+        self.truncated_at = None;
+        self.recent = Recent::default();
+        if self.snapshot != Some(order.lsn()) {
+            self.snapshot = Some(None);
+        }
+    }
+
+    /// Whether a truncate is the last one, or stands before it.
+    fn was_truncated(&self, place: Option<LogPosition>) -> bool {
+        let places = place.zip(self.truncated_at);
+        let order = places.and_then(|(place, last)| place.to_truncate(&last));
+        order.is_some_and(Ordering::is_le)
+    }
+
     /// Whether a truncate that came through another partition stands after the change.
     fn is_truncated(&self, order: Order, lane: &Lane) -> bool {
         let Some(at) = self.truncated_at else {
             return false;
         };
+        let is_before = |place: LogPosition| place.to_truncate(&at) == Some(Ordering::Less);
         match order {
             // A row that is read after the truncate was inserted after it: by an event of the same
             // partition, before the read.
-            Order::Incremental => lane.mark_lsn().is_none_or(|mark| mark < at),
-            order => order.lsn().is_some_and(|lsn| lsn < at),
+            Order::Incremental => lane.mark().is_none_or(&is_before),
+            order => order.place().is_some_and(is_before),
         }
     }
 
@@ -378,13 +419,14 @@ impl Table {
     }
 }
 
-fn unordered_snapshot() -> DataError {
+fn unordered_snapshot(what: &str) -> DataError {
     DataError::new(
         "snapshot-order-unknown",
-        "a snapshot began again; rows that were written after it may be taken for ghosts: \
-         partitions ran further ahead of it than ENVELOPE_RECENT_ROWS_MAX rows",
+        format!("a snapshot began again; {what}"),
     )
-    .hint("read the table again (a new snapshot) while nothing else is written")
+    .hint(
+        "read the table again (a new snapshot) while nothing else is written, or use one partition",
+    )
 }
 
 fn large_snapshot() -> DataError {

@@ -4,30 +4,43 @@
 //! rows above the position of the partition that is furthest behind can be in question; they are
 //! remembered with their LSNs, at most `ENVELOPE_RECENT_ROWS_MAX`.
 //!
-//! Against a truncate the LSN alone orders a row: TRUNCATE locks the table until its commit, so
-//! every other transaction wrote there before it and has committed, or writes after its commit.
+//! Where the places of two servers say nothing of each other ([`LogPosition::to_truncate`]), their clocks
+//! decide, and somebody is told.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use engine::limits::ENVELOPE_RECENT_ROWS_MAX;
 use engine::model::Key;
 use serde::{Deserialize, Serialize};
 
-use crate::envelope::order::Order;
+use crate::envelope::order::{LogPosition, Order};
 
-/// LSNs of rows that run ahead.
+/// Places of rows that run ahead.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Recent {
-    positions: HashMap<Key, u64>,
+    positions: HashMap<Key, LogPosition>,
+    /// By LSN.
     by_position: BTreeMap<u64, BTreeSet<Key>>,
     /// The highest LSN that had to be forgotten.
     forgotten: Option<u64>,
 }
 
+/// The rows that a truncate leaves.
+#[derive(Debug, Default)]
+pub(super) struct After {
+    pub(super) keys: BTreeSet<Key>,
+    /// Others may have had to be forgotten.
+    pub(super) is_forgetful: bool,
+    /// Places of other servers are among them, which the clocks had to order.
+    pub(super) is_doubtful: bool,
+}
+
 impl Recent {
     /// Notes a change. `behind`: the lowest LSN of all partitions' marks, if all have one.
     pub(super) fn saw(&mut self, key: &Key, order: Order, is_live: bool, behind: Option<u64>) {
-        if is_live && order.lsn().is_none() {
+        let place = order.place();
+        if is_live && place.is_none() {
             // A read without a place: the event that wrote the row stands for it.
             return;
         }
@@ -45,37 +58,43 @@ impl Recent {
                 self.positions.remove(&key);
             }
         }
-        let Some(position) = order.lsn() else {
+        let Some(place) = place else {
             return;
         };
-        if is_live && behind.is_none_or(|behind| position > behind) {
-            self.positions.insert(key.clone(), position);
-            let keys = self.by_position.entry(position).or_default();
+        if is_live && behind.is_none_or(|behind| place.lsn > behind) {
+            self.positions.insert(key.clone(), place);
+            let keys = self.by_position.entry(place.lsn).or_default();
             keys.insert(key.clone());
         }
     }
 
     fn forget(&mut self, key: &Key) {
-        if let Some(position) = self.positions.remove(key)
-            && let Some(keys) = self.by_position.get_mut(&position)
+        if let Some(place) = self.positions.remove(key)
+            && let Some(keys) = self.by_position.get_mut(&place.lsn)
         {
             keys.remove(key);
             if keys.is_empty() {
-                self.by_position.remove(&position);
+                self.by_position.remove(&place.lsn);
             }
         }
     }
 
-    /// The keys written after a truncate, and whether none of them can have been forgotten. Without a
-    /// position nothing is known to be after it.
-    pub(super) fn after(&self, at: Option<u64>) -> (BTreeSet<Key>, bool) {
+    /// The keys written after a truncate or a snapshot. Without a place nothing is known to be after it.
+    pub(super) fn after(&self, at: Option<LogPosition>) -> After {
         let Some(at) = at else {
-            return (BTreeSet::new(), true);
+            return After::default();
         };
-        let later = self.by_position.range(at + 1..).flat_map(|(_, keys)| keys);
-        (
-            later.cloned().collect(),
-            self.forgotten.is_none_or(|forgotten| forgotten <= at),
-        )
+        let mut after = After {
+            is_forgetful: self.forgotten.is_some_and(|forgotten| forgotten > at.lsn),
+            ..After::default()
+        };
+        for (key, place) in &self.positions {
+            let order = place.to_truncate(&at);
+            after.is_doubtful |= order.is_none();
+            if order.unwrap_or_else(|| place.at_ms.cmp(&at.at_ms)) == Ordering::Greater {
+                after.keys.insert(key.clone());
+            }
+        }
+        after
     }
 }

@@ -17,6 +17,7 @@
 //! `waits`. A value that can be NULL or unsent (see [`Cell::NullOrUnavailable`]) is NULL if it was
 //! NULL, and else an error: the change is refused and the row stays as it was.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 
 use engine::error::DataError;
@@ -25,7 +26,7 @@ use engine::model::{Key, Value};
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, Letter, Output};
-use crate::envelope::order::Order;
+use crate::envelope::order::{LogPosition, Order};
 use crate::envelope::types::{Cell, complete};
 
 /// A key change: old key, new key, and its place in the log (both halves share the LSN).
@@ -33,7 +34,7 @@ use crate::envelope::types::{Cell, complete};
 pub(super) struct MoveName {
     from: Key,
     to: Key,
-    at: Option<(u64, u64)>,
+    at: Option<LogPosition>,
 }
 
 impl MoveName {
@@ -41,7 +42,10 @@ impl MoveName {
         MoveName {
             from: from.clone(),
             to: to.clone(),
-            at: order.log().map(|position| (position.commit, position.lsn)),
+            at: order.log().map(|position| LogPosition {
+                index: 0,
+                ..position
+            }),
         }
     }
 }
@@ -63,7 +67,7 @@ enum Wait {
 struct Image {
     cells: Vec<Cell>,
     wait: Wait,
-    lsn: Option<u64>,
+    at: Option<LogPosition>,
 }
 
 /// Where a row that waits for a move lies.
@@ -143,7 +147,7 @@ impl Unsent {
         let mut image = Image {
             cells: arrival.cells,
             wait: Wait::Anything,
-            lsn: arrival.order.lsn(),
+            at: arrival.order.place(),
         };
         let before = self.parked.remove(&arrival.key);
         let is_move = moved.is_some();
@@ -278,16 +282,16 @@ impl Unsent {
         }
     }
 
-    /// All rows before this LSN are gone; without one all rows are.
-    pub(super) fn truncate(&mut self, at: Option<u64>) {
-        let is_after = |lsn: Option<u64>| at.is_some_and(|at| lsn.is_some_and(|lsn| lsn >= at));
-        self.parked.retain(|_, image| is_after(image.lsn));
-        self.left
-            .retain(|(name, _), _| is_after(name.at.map(|(_, lsn)| lsn)));
-        self.halves
-            .retain(|name, _| is_after(name.at.map(|(_, lsn)| lsn)));
-        self.waits
-            .retain(|(name, _), _| is_after(name.at.map(|(_, lsn)| lsn)));
+    /// All rows before this place are gone; without one all rows are.
+    pub(super) fn truncate(&mut self, at: Option<LogPosition>) {
+        let is_after = |place: Option<LogPosition>| {
+            let places = place.zip(at);
+            places.is_some_and(|(place, at)| place.to_truncate(&at) != Some(Ordering::Less))
+        };
+        self.parked.retain(|_, image| is_after(image.at));
+        self.left.retain(|(name, _), _| is_after(name.at));
+        self.halves.retain(|name, _| is_after(name.at));
+        self.waits.retain(|(name, _), _| is_after(name.at));
     }
 }
 
@@ -295,7 +299,7 @@ fn whole(values: Vec<Value>) -> Image {
     Image {
         cells: values.into_iter().map(Cell::Value).collect(),
         wait: Wait::Anything,
-        lsn: None,
+        at: None,
     }
 }
 

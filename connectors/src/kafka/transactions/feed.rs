@@ -48,13 +48,30 @@ pub(crate) struct Feed {
     batch: Vec<Held>,
     on_the_way: OnTheWay,
     paused: BTreeSet<i32>,
+    /// The transaction topic, and where it ended when the first partition began.
+    transactions: String,
+    ends: Option<i64>,
+    looks: BTreeMap<i32, Look>,
+    /// Partitions that were read to their ends once.
+    reached: BTreeSet<i32>,
+    has_left: bool,
+}
+
+/// A question of the group about a partition that is not answered yet.
+struct Look {
+    /// The group's time of it.
+    at: u64,
+    /// Where the partition ended then.
+    high: i64,
+    /// It is fetched anew, so that its end is told.
+    is_fetched: bool,
 }
 
 impl Feed {
     pub(super) fn new(
         number: u64,
         context: SourceContext,
-        topic: &str,
+        (topic, transactions): (&str, &str),
         decoder: Decoder,
         commands: Sender<Command>,
         board: Board,
@@ -72,6 +89,11 @@ impl Feed {
             batch: Vec::new(),
             on_the_way: OnTheWay::default(),
             paused: BTreeSet::new(),
+            transactions: transactions.to_owned(),
+            ends: None,
+            looks: BTreeMap::new(),
+            reached: BTreeSet::new(),
+            has_left: false,
         }
     }
 
@@ -79,14 +101,25 @@ impl Feed {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn failed(&self, detail: String) -> Ended {
+        Ended::Failed(WorldError::Service {
+            service: format!("source \"{}\"", self.context.name),
+            detail,
+            is_transient: false,
+        })
+    }
+
     fn send(&self, command: Command) -> Result<(), Ended> {
-        self.commands.send(command).map_err(|_| {
-            Ended::Failed(WorldError::Service {
-                service: format!("source \"{}\"", self.context.name),
-                detail: "the thread of its transactions ended by a defect; the log has the panic"
+        // A group that could not take the source may be gone.
+        if let Some(detail) = self.wishes().failure.clone() {
+            return Err(self.failed(detail));
+        }
+        let sent = self.commands.send(command);
+        sent.map_err(|_| {
+            self.failed(
+                "the thread of its transactions ended by a defect; the log has the panic"
                     .to_owned(),
-                is_transient: false,
-            })
+            )
         })
     }
 
@@ -119,15 +152,39 @@ impl Feed {
         }
     }
 
-    /// Tells the group how far partitions go that it waits for.
+    /// Notes of which partitions the group wants to know that all has arrived, and where they end.
     fn look(&mut self, consumer: &BaseConsumer<Client>) -> Result<(), Ended> {
-        let wishes = std::mem::take(&mut self.wishes().look_at);
-        for partition in wishes {
+        let (partitions, at) = {
+            let mut wishes = self.wishes();
+            (std::mem::take(&mut wishes.look_at), wishes.asked_at)
+        };
+        for partition in partitions {
+            if self.looks.contains_key(&partition) || self.paused.contains(&partition) {
+                continue;
+            }
             // A broker that does not answer says nothing of the partition's end.
             if let Ok((_, high)) = consumer.fetch_watermarks(&self.topic, partition, ANSWER) {
-                let place = self.place(partition);
-                self.send(Command::Looked { place, high })?;
+                let look = Look {
+                    at,
+                    high,
+                    is_fetched: false,
+                };
+                self.looks.insert(partition, look);
             }
+        }
+        self.answer()
+    }
+
+    /// Answers what can be: messages that were taken were given to the group before.
+    fn answer(&mut self) -> Result<(), Ended> {
+        let next = &self.next;
+        let is_dry = |partition: &i32, look: &mut Look| {
+            next.get(partition).is_some_and(|next| *next >= look.high)
+        };
+        let dry: Vec<(i32, Look)> = self.looks.extract_if(.., is_dry).collect();
+        for (partition, Look { at, .. }) in dry {
+            let place = self.place(partition);
+            self.send(Command::Dry { place, at })?;
         }
         Ok(())
     }
@@ -159,18 +216,49 @@ impl Outlet for Feed {
         offset: i64,
         consumer: &BaseConsumer<Client>,
     ) -> Result<(), Ended> {
-        let ends = consumer.fetch_watermarks(&self.topic, partition.1, ANSWER);
+        // In this order: what was told before is below the partition's end.
+        if self.ends.is_none() {
+            let ends = consumer.fetch_watermarks(&self.transactions, 0, ANSWER);
+            self.ends = ends.ok().map(|(_, high)| high);
+        }
+        let high = consumer.fetch_watermarks(&self.topic, partition.1, ANSWER);
         self.next.insert(partition.1, offset);
         self.send(Command::Begin {
             place: self.place(partition.1),
             offset,
-            high: ends.map_or(offset, |(_, high)| high),
+            high: high.ok().map(|(_, high)| high),
+            ends: self.ends,
         })
+    }
+
+    fn reached_end(&mut self, partition: i32) -> Result<(), Ended> {
+        self.flush()?;
+        let place = self.place(partition);
+        if self.next.contains_key(&partition) && self.reached.insert(partition) {
+            self.send(Command::Reached(place))?;
+        }
+        let is_fetched = |look: &&mut Look| look.is_fetched;
+        if let Some(Look { at, .. }) = self.looks.get_mut(&partition).filter(is_fetched) {
+            let at = *at;
+            self.looks.remove(&partition);
+            self.send(Command::Dry { place, at })?;
+        }
+        Ok(())
+    }
+
+    fn to_fetch_anew(&mut self) -> Vec<Partition> {
+        let looks = self.looks.iter_mut().filter(|(_, look)| !look.is_fetched);
+        let anew = looks.map(|(partition, look)| {
+            look.is_fetched = true;
+            (self.topic.clone(), *partition)
+        });
+        anew.collect()
     }
 
     fn give_up(&mut self, partition: &Partition) -> Result<(), Ended> {
         self.flush()?;
         self.next.remove(&partition.1);
+        self.looks.remove(&partition.1);
         self.send(Command::GiveUp(self.place(partition.1)))
     }
 
@@ -210,11 +298,7 @@ impl Outlet for Feed {
         self.flush()?;
         let failure = self.wishes().failure.clone();
         if let Some(detail) = failure {
-            return Err(Ended::Failed(WorldError::Service {
-                service: format!("source \"{}\"", self.context.name),
-                detail,
-                is_transient: false,
-            }));
+            return Err(self.failed(detail));
         }
         self.look(consumer)?;
         self.tell_ends(consumer)?;
@@ -247,10 +331,26 @@ impl Outlet for Feed {
     }
 
     fn finish(&mut self) {
+        self.leave();
+    }
+}
+
+impl Feed {
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.has_left, true) {
+            return;
+        }
         let (left, leaves) = channel();
         let number = self.number;
-        if self.send(Command::Leave { number, left }).is_ok() {
+        if self.commands.send(Command::Leave { number, left }).is_ok() {
             let _ = leaves.recv_timeout(LEAVE);
         }
+    }
+}
+
+impl Drop for Feed {
+    /// A source that could not begin must not be waited for.
+    fn drop(&mut self) {
+        self.leave();
     }
 }

@@ -25,8 +25,8 @@ use engine::error::WorldError;
 use engine::model::Schema;
 use engine::telemetry;
 
-use super::assembly::{Arrival, Assembly, Bounds, End, Place, Split};
-use crate::envelope::{Decoded, Envelope};
+use super::assembly::{Arrival, Assembly, Bounds, End, Parted, Place, Split};
+use crate::envelope::{ChangeKind, Decoded, Envelope};
 use crate::kafka::Record;
 use crate::kafka::lane::Lane;
 use crate::kafka::letter_topic::LetterTopic;
@@ -52,8 +52,10 @@ pub struct Held {
 pub struct Wishes {
     /// Partitions that are not to be fetched now.
     pub paused: BTreeSet<i32>,
-    /// Partitions whose ends are to be told.
+    /// Partitions of which it is to be told when all has arrived that was written until now.
     pub look_at: BTreeSet<i32>,
+    /// The group's time of that.
+    pub asked_at: u64,
     /// Whether the ends of all partitions are to be told, for a snapshot that began again.
     pub wants_ends: bool,
     /// What follows the messages that are staged.
@@ -73,6 +75,8 @@ struct Member {
     /// It takes no more rows.
     is_leaving: bool,
     was_told_strange: bool,
+    /// Whether a streamed change without a transaction was told.
+    was_told_bare: bool,
     /// The place in the transaction topic that was staged last.
     placed: Option<i64>,
 }
@@ -121,8 +125,9 @@ impl Group {
         schema: &Schema,
         board: Board,
     ) -> Result<(), WorldError> {
-        let lane = Lane::new(&context, topic.to_owned(), schema, Envelope::Debezium)?;
+        let mut lane = Lane::new(&context, topic.to_owned(), schema, Envelope::Debezium)?;
         if self.has_started {
+            lane.leave_transactions();
             self.assembly.join(number, topic, 0, true);
         }
         let mut wishes = board.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,6 +141,7 @@ impl Group {
             board,
             is_leaving: false,
             was_told_strange: false,
+            was_told_bare: false,
         };
         self.members.insert(number, member);
         Ok(())
@@ -175,9 +181,9 @@ impl Group {
 
     /// The transaction topic was made again: its offsets mean nothing any more.
     pub fn begin_anew(&mut self) {
-        for (number, member) in &mut self.members {
+        self.assembly.begin_anew();
+        for member in self.members.values_mut() {
             member.lane.forget_transactions();
-            self.assembly.begin_anew(*number);
         }
     }
 
@@ -207,19 +213,24 @@ impl Group {
         }
     }
 
-    /// Reads a partition of a source from an offset on; it ends at `high` now.
-    pub fn begin(&mut self, place: Place, offset: i64, high: i64) {
+    /// Reads a partition of a source from an offset on; it ends at `high` now, and the transaction topic
+    /// ended at `ends` before that, where they are known.
+    pub fn begin(&mut self, place: Place, offset: i64, high: Option<i64>, ends: Option<i64>) {
         if let Some(member) = self.members.get_mut(&place.member) {
             member.lane.begin(place.partition, offset);
+            if let Some(ends) = ends {
+                self.assembly.begin_from(place.member, ends);
+            }
             self.assembly.begin(place, offset, high);
         }
     }
 
-    /// Never reads a partition of a source again.
+    /// Never reads a partition of a source again, when what waits of it has gone on.
     pub fn give_up(&mut self, place: Place) {
-        if let Some(member) = self.members.get_mut(&place.member) {
+        if !self.assembly.close(place)
+            && let Some(member) = self.members.get_mut(&place.member)
+        {
             member.lane.give_up(place.partition);
-            self.assembly.end(place);
         }
     }
 
@@ -239,8 +250,22 @@ impl Group {
                 transaction: held.decoded.transaction.clone(),
                 offset: held.record.offset(),
                 bytes: held.record.bytes(),
+                is_keyed: !held.decoded.changes.is_empty(),
                 message: held,
             };
+            if let Some(member) = self.members.get_mut(&number)
+                && !member.was_told_bare
+                && is_bare(&arrival.message.decoded)
+            {
+                member.was_told_bare = true;
+                tracing::warn!(
+                    source = member.context.name,
+                    topic = member.lane.topic(),
+                    transactions = self.name,
+                    "a change names no transaction, and is visible by itself: is \
+                     provide.transaction.metadata=true set, and does no transform remove \"transaction\"?"
+                );
+            }
             self.assembly.arrive(place, arrival, now);
         }
     }
@@ -250,14 +275,19 @@ impl Group {
         self.assembly.told(end, now);
     }
 
-    /// All ENDs that were written a moment ago were told.
-    pub fn told_all(&mut self, now: u64) {
-        self.assembly.told_all(now);
+    /// All ENDs that were written until then were told.
+    pub fn told_all(&mut self, at: u64) {
+        self.assembly.told_all(at);
     }
 
-    /// A partition's log ended at `high` a moment ago.
-    pub fn looked(&mut self, place: Place, high: i64, now: u64) {
-        self.assembly.looked(place, high, now);
+    /// All that was written to a partition until then was taken.
+    pub fn dry(&mut self, place: Place, at: u64) {
+        self.assembly.dry(place, at);
+    }
+
+    /// A partition was read to its end.
+    pub fn reached(&mut self, place: Place) {
+        self.assembly.reached(place);
     }
 
     /// Where the partitions of a source that wanted to know ended a moment ago.
@@ -302,6 +332,7 @@ impl Group {
                     self.apply(place, held);
                 }
             }
+            self.give_up_drained();
             self.tell_splits(now);
             if now >= self.placed_at + LOG_PLACE {
                 self.placed_at = now;
@@ -322,6 +353,15 @@ impl Group {
         let Held { decoded, record } = held;
         let (lane, letters) = (&mut member.lane, member.letters.as_mut());
         record.with_raw(|raw| lane.take(decoded, raw, letters));
+    }
+
+    /// Partitions that are read no longer, and of which all has gone on.
+    fn give_up_drained(&mut self) {
+        for place in self.assembly.drained() {
+            if let Some(member) = self.members.get_mut(&place.member) {
+                member.lane.give_up(place.partition);
+            }
+        }
     }
 
     /// A source whose topic is still goes on in the transaction topic.
@@ -434,6 +474,7 @@ impl Group {
             let mut wishes = member.board.lock().unwrap_or_else(PoisonError::into_inner);
             wishes.paused = own(&mut paused.iter());
             wishes.look_at = own(&mut look_at.iter());
+            wishes.asked_at = now;
             wishes.wants_ends = member.lane.wants_ends();
             wishes.staged = member.lane.reading().collect();
         }
@@ -455,7 +496,17 @@ impl Group {
                 );
             }
         }
-        for (id, split) in self.assembly.splits() {
+        for number in self.assembly.caught_up() {
+            if let Some(member) = self.members.get(&number) {
+                tracing::info!(
+                    source = member.context.name,
+                    transactions = self.name,
+                    "the source has come to where the others of its transaction topic stand; its \
+                     transactions are whole from here on"
+                );
+            }
+        }
+        for parted in self.assembly.splits() {
             self.splits += 1;
             metrics::counter!(
                 telemetry::TRANSACTIONS_SPLIT.name, "connection" => self.name.clone()
@@ -466,18 +517,55 @@ impl Group {
                 continue;
             }
             self.split_told_at = Some(now);
-            let why = match split {
-                Split::NoEnd => "its END did not come in time",
-                Split::Missing => "not all of its events came",
-                Split::TooLarge => "it is larger than TRANSACTION_BYTES_MAX",
-            };
-            tracing::warn!(
-                transactions = self.name,
-                transaction = &*id,
-                why,
-                others = std::mem::take(&mut self.splits_untold),
-                "a transaction becomes visible in parts"
-            );
+            let others = std::mem::take(&mut self.splits_untold);
+            self.tell_split(&parted, others);
         }
     }
+
+    fn tell_split(&self, parted: &Parted, others: u64) {
+        let lack = |(number, found, needs): &(u64, u64, u64)| {
+            let member = self.members.get(number)?;
+            Some(format!(
+                "{}: {found} of {needs} events",
+                member.context.name
+            ))
+        };
+        let lacks: Vec<String> = parted.lacks.iter().filter_map(lack).collect();
+        let (why, hint) = match parted.split {
+            Split::NoEnd => (
+                "its END did not come in time",
+                "does the connector run, and write the transaction topic? else a longer TRANSACTION WAIT",
+            ),
+            Split::Missing => (
+                "not all of its events came",
+                "a transform that drops events, skipped.operations, a partition that was given up? else \
+                 a longer TRANSACTION WAIT",
+            ),
+            Split::TooLarge => (
+                "more waits than TRANSACTION_BYTES_MAX",
+                "smaller transactions, or the source without TRANSACTION TOPIC",
+            ),
+        };
+        tracing::warn!(
+            transactions = self.name,
+            transaction = &*parted.id,
+            why,
+            lacks = lacks.join(", "),
+            hint,
+            others,
+            "a transaction becomes visible in parts"
+        );
+    }
+}
+
+/// Whether a message is a change from the database's log that names no transaction.
+fn is_bare(decoded: &Decoded) -> bool {
+    let is_streamed = |kind| {
+        matches!(
+            kind,
+            ChangeKind::Create | ChangeKind::Update | ChangeKind::Delete
+        )
+    };
+    let mut changes = decoded.changes.iter();
+    decoded.transaction.is_none() && changes.any(|change| is_streamed(change.kind))
 }

@@ -33,6 +33,12 @@ const EXPECT: Duration = Duration::from_secs(10);
 /// A group with a source that is new waits so long for others after the last one.
 const GATHER: Duration = Duration::from_secs(1);
 
+/// Bounds of a group without sources.
+const BOUNDS: Bounds = Bounds {
+    wait: 0,
+    bytes: TRANSACTION_BYTES_MAX,
+};
+
 /// What sources and the transaction topic tell the group.
 pub(super) enum Command {
     Join(Box<Joining>),
@@ -43,7 +49,10 @@ pub(super) enum Command {
     Begin {
         place: Place,
         offset: i64,
-        high: i64,
+        /// Where the partition ended; what nobody could say is none.
+        high: Option<i64>,
+        /// Where the transaction topic ended before that.
+        ends: Option<i64>,
     },
     GiveUp(Place),
     Ready(u64),
@@ -53,16 +62,26 @@ pub(super) enum Command {
         bytes: usize,
         on_the_way: Arc<AtomicUsize>,
     },
-    Looked {
+    /// All that was written to a partition until then, by the group's time, was taken.
+    Dry {
         place: Place,
-        high: i64,
+        at: u64,
     },
+    /// A partition was read to its end.
+    Reached(Place),
     SweepAt {
         number: u64,
         ends: BTreeMap<i32, i64>,
     },
+    /// Of the reader of the transaction topic that has this number.
+    Told(u64, Told),
+}
+
+/// What the reader of the transaction topic tells.
+pub(super) enum Told {
     Ends(Vec<End>),
-    ToldAll,
+    /// All that was written until then, by the group's time, was told.
+    All(u64),
     /// ENDs are read from this offset on.
     Began(i64),
     /// The transaction topic is another one.
@@ -98,6 +117,16 @@ impl Groups {
         let mut hubs = self.hubs.lock().unwrap_or_else(PoisonError::into_inner);
         hubs.retain(|(_, hub)| hub.strong_count() > 0);
         let known = hubs.iter().find(|(other, _)| *other == name);
+        let other = hubs.iter().find(|(other, _)| other.1 == name.1);
+        if let (None, Some(((brokers, ..), _))) = (known, other) {
+            tracing::warn!(
+                transactions = name.1,
+                brokers = name.0,
+                other = brokers,
+                "another group has a transaction topic of this name: sources wait for each other only \
+                 if their BROKERS and their login are written alike"
+            );
+        }
         let hub = known.and_then(|(_, hub)| hub.upgrade());
         let hub = hub.unwrap_or_else(|| {
             let hub = Arc::new(Hub {
@@ -208,12 +237,12 @@ impl Ticket {
         board: Board,
         lag: Next,
     ) -> Feed {
-        let topic = &source.options.topic;
+        let topics = (&*source.options.topic, &*self.hub.topic);
         let decoder = source.decoder();
         Feed::new(
             number,
             context.clone(),
-            topic,
+            topics,
             decoder,
             commands,
             board,
@@ -233,7 +262,11 @@ struct Thread {
     /// Commands that came before the group began.
     early: Vec<Command>,
     line: Arc<Line>,
+    /// The number of its reader of the transaction topic.
+    reader: u64,
     began: Instant,
+    /// When the first source came.
+    opened: Instant,
     joined: Instant,
     /// Time in which the pipeline took rows, or took none.
     busy: Duration,
@@ -241,19 +274,17 @@ struct Thread {
 
 impl Thread {
     fn new(hub: Arc<Hub>, receiver: Receiver<Command>, commands: Sender<Command>) -> Thread {
-        let bounds = Bounds {
-            wait: 0,
-            bytes: TRANSACTION_BYTES_MAX,
-        };
         Thread {
-            group: Group::new(&hub.topic, bounds),
+            group: Group::new(&hub.topic, BOUNDS),
             hub,
             receiver,
             commands,
             first: None,
             early: Vec::new(),
             line: Arc::default(),
+            reader: 0,
             began: Instant::now(),
+            opened: Instant::now(),
             joined: Instant::now(),
             busy: Duration::ZERO,
         }
@@ -289,8 +320,9 @@ impl Thread {
                 self.line
                     .waiting
                     .store(self.group.ends(), Ordering::Relaxed);
-                let wants_all = self.group.wants_told_all(now);
-                self.line.wants_all.fetch_or(wants_all, Ordering::Relaxed);
+                if self.group.wants_told_all(now) {
+                    self.line.wants_all(now);
+                }
             }
             self.group.pump();
         }
@@ -316,7 +348,7 @@ impl Thread {
 
     /// Whether those that start together have joined.
     fn is_complete(&self) -> bool {
-        let is_expecting = self.hub.state().expected > 0 && self.began.elapsed() < EXPECT;
+        let is_expecting = self.hub.state().expected > 0 && self.opened.elapsed() < EXPECT;
         let is_gathering = self.group.has_new() && self.joined.elapsed() < GATHER;
         !is_expecting && !is_gathering && !self.group.is_empty()
     }
@@ -331,7 +363,7 @@ impl Thread {
             &self.hub.topic,
             decoding,
             start,
-            self.commands.clone(),
+            (self.reader, self.commands.clone()),
             Arc::clone(&self.line),
         );
         let spawned = metadata.and_then(|metadata| {
@@ -355,8 +387,13 @@ impl Thread {
             Command::Leave { number, left } => {
                 self.group.leave(number);
                 let _ = left.send(());
+                if self.group.is_empty() {
+                    self.reset();
+                }
                 return;
             }
+            // Of a reader that is being stopped.
+            Command::Told(reader, _) if reader != self.reader => return,
             command if !self.group.has_started() => return self.early.push(command),
             command => command,
         };
@@ -366,7 +403,8 @@ impl Thread {
                 place,
                 offset,
                 high,
-            } => self.group.begin(place, offset, high),
+                ends,
+            } => self.group.begin(place, offset, high, ends),
             Command::GiveUp(place) => self.group.give_up(place),
             Command::Ready(number) => self.group.ready(number),
             Command::Taken {
@@ -378,14 +416,28 @@ impl Thread {
                 on_the_way.fetch_sub(bytes, Ordering::Relaxed);
                 self.group.take(number, messages, now);
             }
-            Command::Looked { place, high } => self.group.looked(place, high, now),
+            Command::Dry { place, at } => self.group.dry(place, at),
+            Command::Reached(place) => self.group.reached(place),
             Command::SweepAt { number, ends } => self.group.sweep_at(number, ends),
-            Command::Ends(ends) => ends.into_iter().for_each(|end| self.group.told(end, now)),
-            Command::ToldAll => self.group.told_all(now),
-            Command::Began(offset) => self.group.began(offset),
-            Command::Anew => self.group.begin_anew(),
-            Command::Failed(reason) => self.group.fail(&reason),
+            Command::Told(_, told) => match told {
+                Told::Ends(ends) => ends.into_iter().for_each(|end| self.group.told(end, now)),
+                Told::All(at) => self.group.told_all(at),
+                Told::Began(offset) => self.group.began(offset),
+                Told::Anew => self.group.begin_anew(),
+                Told::Failed(reason) => self.group.fail(&reason),
+            },
         }
+    }
+
+    /// Nobody is there any more: whoever comes now begins a group of their own.
+    fn reset(&mut self) {
+        self.line.stop.store(true, Ordering::Relaxed);
+        self.line = Arc::default();
+        self.reader += 1;
+        self.group = Group::new(&self.hub.topic, BOUNDS);
+        self.first = None;
+        self.early.clear();
+        self.opened = Instant::now();
     }
 
     fn join(&mut self, joining: Joining) {

@@ -1,14 +1,15 @@
 //! The reader of a transaction topic.
 //!
 //! A thread with a consumer of its own gives ENDs to the group in their order, and says when the group
-//! asks whether it has given all that are written.
+//! asks that it has given all that were written until then: when it has read up to the end of that
+//! moment. An end that is no message (a marker of the producer's own transactions) is told by librdkafka.
 //!
 //! Limits: the topic has one partition; several keep no order among them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use engine::error::WorldError;
 use engine::model::{Column, Schema, SqlType};
@@ -17,7 +18,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
 use super::assembly::End;
-use super::hub::Command;
+use super::hub::{Command, Told};
 use crate::envelope::{Decoder, Envelope, Marker, Options};
 use crate::format::Wait;
 use crate::kafka::client::{self, Client, Next};
@@ -33,18 +34,35 @@ const PAUSE: Duration = Duration::from_millis(300);
 const BATCH: usize = 1_000;
 /// ENDs that wait in the group: more are read when some have passed.
 pub(super) const ENDS_MAX: usize = 65_536;
-/// Two looks so far apart that found nothing new have found the end.
-const STILL: Duration = Duration::from_secs(1);
 
 /// What the group and its reader of the transaction topic tell each other.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     /// The reader is to end.
     pub(super) stop: AtomicBool,
-    /// The group asks whether it has all ENDs.
-    pub(super) wants_all: AtomicBool,
+    /// The group asks whether it has all ENDs: one more than its time of that, else 0.
+    asked: AtomicU64,
     /// ENDs that wait in the group.
     pub(super) waiting: AtomicUsize,
+}
+
+impl Line {
+    /// The group asks for all ENDs that are written until now, its own time.
+    pub(super) fn wants_all(&self, now: u64) {
+        self.asked.store(now + 1, Ordering::Relaxed);
+    }
+
+    fn take_asked(&self) -> Option<u64> {
+        self.asked.swap(0, Ordering::Relaxed).checked_sub(1)
+    }
+}
+
+/// A question of the group that is not answered yet.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    at: u64,
+    /// Where the topic ended then.
+    high: i64,
 }
 
 /// See the module.
@@ -53,13 +71,15 @@ pub(super) struct Metadata {
     topic: String,
     consumer: BaseConsumer<Client>,
     decoder: Decoder,
-    commands: Sender<Command>,
+    /// Its number, and the group.
+    commands: (u64, Sender<Command>),
     line: Arc<Line>,
     /// Where the group stands; what comes next, once it is known.
     start: Option<i64>,
     next: Option<i64>,
-    /// The last look at the end: what came next, the end, when.
-    looked: Option<(i64, i64, Instant)>,
+    asked: Option<Asked>,
+    /// Whether it was said that there is no such topic.
+    was_missing: bool,
 }
 
 /// Why reading ended.
@@ -79,7 +99,7 @@ impl Metadata {
         topic: &str,
         decoding: &Options,
         start: Option<i64>,
-        commands: Sender<Command>,
+        commands: (u64, Sender<Command>),
         line: Arc<Line>,
     ) -> Result<Metadata, WorldError> {
         // Only control events are read of it: the columns do not matter.
@@ -96,7 +116,8 @@ impl Metadata {
             line,
             start,
             next: None,
-            looked: None,
+            asked: None,
+            was_missing: false,
         })
     }
 
@@ -111,22 +132,30 @@ impl Metadata {
             }
         };
         if let Ended::Failed(reason) = ended {
-            let _ = self.commands.send(Command::Failed(reason));
+            let _ = self.tell(Told::Failed(reason));
         }
+    }
+
+    fn tell(&self, told: Told) -> Result<(), Ended> {
+        let (number, group) = &self.commands;
+        let sent = group.send(Command::Told(*number, told));
+        sent.map_err(|_| Ended::Gone)
     }
 
     fn round(&mut self) -> Result<(), Ended> {
         let Some(next) = self.next else {
             return self.begin();
         };
-        if self.line.wants_all.swap(false, Ordering::Relaxed) {
-            self.look(next)?;
+        if self.asked.is_none()
+            && let Some(at) = self.line.take_asked()
+        {
+            self.look(next, at);
         }
         if self.line.waiting.load(Ordering::Relaxed) > ENDS_MAX {
             std::thread::sleep(IDLE);
             return Ok(());
         }
-        let mut ends = Vec::new();
+        let (mut ends, mut is_at_end) = (Vec::new(), false);
         let mut wait = IDLE;
         while ends.len() < BATCH {
             match self.consumer.poll(wait) {
@@ -147,18 +176,27 @@ impl Metadata {
                         }
                     }
                 }
+                // Only one who asked began to read anew, and is told of this end.
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    is_at_end = true;
+                    break;
+                }
                 Some(Err(error)) => {
                     self.trouble(&error);
                     break;
                 }
             }
         }
-        if ends.is_empty() {
-            return Ok(());
+        if !ends.is_empty() {
+            self.line.waiting.fetch_add(ends.len(), Ordering::Relaxed);
+            self.tell(Told::Ends(ends))?;
         }
-        self.line.waiting.fetch_add(ends.len(), Ordering::Relaxed);
-        let sent = self.commands.send(Command::Ends(ends));
-        sent.map_err(|_| Ended::Gone)
+        let next = self.next;
+        let answered = |asked: &mut Asked| is_at_end || next.is_some_and(|next| next >= asked.high);
+        match self.asked.take_if(answered) {
+            Some(asked) => self.tell(Told::All(asked.at)),
+            None => Ok(()),
+        }
     }
 
     /// Finds the topic and the place to begin at.
@@ -172,8 +210,23 @@ impl Metadata {
                 self.topic
             ))),
             Ok(None) => {
+                if !std::mem::replace(&mut self.was_missing, true) {
+                    let wait = self.options.transactions.as_ref();
+                    let wait = wait.map_or(Duration::ZERO, |transactions| transactions.wait);
+                    tracing::warn!(
+                        topic = self.topic,
+                        ?wait,
+                        "the TRANSACTION TOPIC does not exist; changes wait so long and become visible \
+                         one by one. Is provide.transaction.metadata=true set?"
+                    );
+                }
                 std::thread::sleep(PAUSE);
-                Ok(())
+                // No END is written.
+                let asked = self.asked.take().map(|asked| asked.at);
+                match asked.or_else(|| self.line.take_asked()) {
+                    Some(at) => self.tell(Told::All(at)),
+                    None => Ok(()),
+                }
             }
             Err(error) => {
                 tracing::warn!(topic = self.topic, %error, "the transaction topic; trying again");
@@ -190,15 +243,32 @@ impl Metadata {
             .topics()
             .iter()
             .find(|one| one.name() == self.topic);
-        let count = found
-            .filter(|one| one.error().is_none())
-            .map_or(0, |one| one.partitions().len());
+        let error = found
+            .and_then(|one| one.error())
+            .map(RDKafkaErrorCode::from);
+        let count = match error {
+            None => found.map_or(0, |one| one.partitions().len()),
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => 0,
+            // No leader, a broker that starts: it is there, and cannot say what it has.
+            Some(error) => return Err(KafkaError::MetadataFetch(error)),
+        };
         if count != 1 {
             return Ok((count > 0).then_some(count));
         }
+        self.was_missing = false;
         let (low, high) = self.consumer.fetch_watermarks(&self.topic, 0, ANSWER)?;
         let offset = match self.start {
-            Some(offset) if offset <= high => offset.max(low),
+            Some(offset) if offset < low => {
+                tracing::warn!(
+                    topic = self.topic,
+                    offset,
+                    low,
+                    "the transaction topic's retention deleted what was not read: changes of \
+                     transactions that ended there wait TRANSACTION WAIT and become visible in parts"
+                );
+                low
+            }
+            Some(offset) if offset <= high => offset,
             Some(offset) => {
                 tracing::warn!(
                     topic = self.topic,
@@ -206,7 +276,7 @@ impl Metadata {
                     high,
                     "the transaction topic was made again: it is read from its beginning"
                 );
-                let _ = self.commands.send(Command::Anew);
+                let _ = self.tell(Told::Anew);
                 low
             }
             None => match &self.options.start {
@@ -217,7 +287,7 @@ impl Metadata {
         };
         self.assign(offset)?;
         self.next = Some(offset);
-        let _ = self.commands.send(Command::Began(offset));
+        let _ = self.tell(Told::Began(offset));
         Ok(Some(1))
     }
 
@@ -266,25 +336,21 @@ impl Metadata {
         std::thread::sleep(PAUSE);
     }
 
-    /// Looks whether everything that is written was read.
-    fn look(&mut self, next: i64) -> Result<(), Ended> {
+    /// Notes a question; it is answered when everything that is written now was read.
+    fn look(&mut self, next: i64, at: u64) {
         let Ok((_, high)) = self.consumer.fetch_watermarks(&self.topic, 0, ANSWER) else {
-            return Ok(());
+            return;
         };
-        let now = Instant::now();
-        let before = self.looked.filter(|(n, h, _)| (*n, *h) == (next, high));
-        // Markers of a producer's own transactions are never read: an end that nothing reaches.
-        let is_still = before.is_some_and(|(.., at)| now.duration_since(at) >= STILL);
-        if before.is_none() {
-            self.looked = Some((next, high, now));
+        // The end may be a marker, which is never read: librdkafka says when it has passed it, once, so
+        // it reads from here anew.
+        if next < high
+            && let Err(error) = self.assign(next)
+        {
+            tracing::warn!(topic = self.topic, %error, "the transaction topic");
+            self.start = self.next.take();
+            return;
         }
-        if next >= high || is_still {
-            return self
-                .commands
-                .send(Command::ToldAll)
-                .map_err(|_| Ended::Gone);
-        }
-        Ok(())
+        self.asked = Some(Asked { at, high });
     }
 }
 

@@ -407,6 +407,7 @@ fn unwrapped(message: &Message) -> Message {
         row["__op"] = event["op"].clone();
         row["__lsn"] = event["source"]["lsn"].clone();
         row["__source_sequence"] = event["source"]["sequence"].clone();
+        row["__source_ts_ms"] = event["source"]["ts_ms"].clone();
         row.to_string()
     };
     Message {
@@ -470,6 +471,9 @@ impl Source {
         if self.commit == 0 {
             source["sequence"] = json!(format!("[null,\"{}\"]", self.lsn));
         }
+        // One time for a transaction, by a clock that is set back now and then.
+        let set_back = self.commit / 10_000 % 3 * 5_000;
+        source["ts_ms"] = json!(1_763_719_200_000 + self.commit - set_back.min(self.commit));
         let value = json!({"before": before, "after": after, "source": source, "op": op,
             "ts_ms": 1, "transaction": transaction});
         Message::new(key.clone(), value)

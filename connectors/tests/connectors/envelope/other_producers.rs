@@ -1,6 +1,6 @@
 //! Schema-carrying PostgreSQL events, other connectors of Debezium, and Arroyo: the same decoder.
 
-use connectors::envelope::ChangeKind;
+use connectors::envelope::{ChangeKind, Envelope, Options};
 use engine::model::SqlType;
 use serde_json::{Value as Json, json};
 
@@ -83,6 +83,56 @@ fn mysql() {
         .header("__debezium.oldkey", json!({"id": 1})),
     );
     assert_eq!(topic.json(), json!([[2, "changed", "b"]]));
+}
+
+#[test]
+fn a_second_snapshot_of_mysql_over_several_partitions_deletes_nothing() {
+    let mut topic = Topic::new(tickets(), Envelope::Debezium, Options::default(), 2);
+    let read = |id: i64, snapshot: &str| {
+        let source = json!({"version": "3.3.1.Final", "connector": "mysql", "name": "app",
+            "snapshot": snapshot, "db": "app", "table": "tickets", "server_id": 1, "gtid": null,
+            "file": "binlog.000003", "pos": 100, "row": 0});
+        let row = json!({"id": id, "title": "read", "body": "b"});
+        event("r", Json::Null, row, source)
+    };
+    topic.send_to(0, &read(1, "first"));
+    topic.send_to(1, &read(2, "true"));
+    // The second run: what the other partition has of it arrives before its first.
+    topic.send_to(1, &read(2, "true"));
+    topic.send_to(1, &read(4, "last"));
+    let again = topic.send_to(0, &read(3, "first"));
+    assert_eq!(again.letters[0].code, "snapshot-order-unknown");
+    let live: Vec<_> = topic.rows.0.keys().cloned().collect();
+    assert_eq!(topic.table.sweep(&live), []);
+    assert_eq!(live.len(), 4);
+}
+
+#[test]
+fn a_truncate_of_another_mysql_server_leaves_what_was_written_after_it() {
+    let mut topic = Topic::new(tickets(), Envelope::Debezium, Options::default(), 2);
+    let source = |server: u64, count: u64, place: (u64, u64), ts_ms: u64| {
+        json!({"version": "3.3.1.Final", "connector": "mysql", "name": "app", "snapshot": "false",
+            "db": "app", "table": "tickets", "server_id": server, "gtid": format!("u-{server}:{count}"),
+            "file": format!("binlog.{:06}", place.0), "pos": place.1, "row": 0, "ts_ms": ts_ms})
+    };
+    let row = |id: i64, source: Json| {
+        let row = json!({"id": id, "title": "a", "body": "b"});
+        event("c", Json::Null, row, source)
+    };
+    topic.send_to(0, &row(1, source(1, 7, (40, 100), 1_000)));
+    topic.send_to(1, &row(2, source(1, 8, (40, 200), 2_000)));
+    // A failover to a server whose files are further on; row 3 runs ahead of the truncate.
+    topic.send_to(1, &row(3, source(2, 2, (90, 300), 4_000)));
+    let mut truncate = event("t", Json::Null, Json::Null, source(2, 1, (90, 200), 3_000));
+    truncate.key = None;
+    let applied = topic.send_to(0, &truncate);
+    // Row 2 is of another log: the clocks say that it is older, and a letter that it is only they.
+    assert_eq!(topic.json(), json!([[3, "a", "b"]]));
+    assert_eq!(applied.letters[0].code, "truncate-order-unknown");
+    assert_eq!(topic.send_to(1, &truncate).dropped, 1);
+    // Of the first server, late in its partition: lower places say nothing.
+    topic.send_to(1, &row(4, source(1, 9, (41, 10), 5_000)));
+    assert_eq!(topic.json(), json!([[3, "a", "b"], [4, "a", "b"]]));
 }
 
 #[test]

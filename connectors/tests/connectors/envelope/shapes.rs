@@ -118,8 +118,10 @@ shapes! {
     mysql_spatial_values "mysql-geometry.jsonl"
     sql_server_without_schemas "sqlserver.jsonl"
     sql_server_with_schemas "sqlserver-schema.jsonl"
+    sql_server_by_commands "sqlserver-direct.jsonl"
     mongodb_without_schemas "mongodb.jsonl"
     mongodb_with_schemas "mongodb-schema.jsonl"
+    mongodb_with_the_wall_clock "mongodb-wall-time.jsonl"
     mongodb_ids_of_all_kinds "mongodb-ids.jsonl"
     events_without_a_row "control.jsonl"
 }

@@ -58,6 +58,38 @@ impl Checker {
     }
 }
 
+/// A source goes and comes again while transactions are on their way: those of the others stay whole, and
+/// when all has come its own do, too.
+fn come_and_go(rig: &mut Rig, history: &mut History, checker: &mut Checker, context: &str) {
+    let table = history.rng.random_range(0..TABLES);
+    rig.leave(table);
+    let but = (0..24).map(|key| (table, key)).collect();
+    for turn in 0..3 {
+        if turn == 1 {
+            rig.join(table);
+            rig.begin(table, history);
+        }
+        for _ in 0..history.rng.random_range(0..6) {
+            history.commit();
+        }
+        history.send(false);
+        for _ in 0..history.rng.random_range(0..40) {
+            step(rig, history);
+        }
+        checker.check(&rig.log.lock().unwrap(), history, &but, context);
+    }
+    let last = history.states.last().unwrap().clone();
+    for _ in 0..10_000 {
+        // Until then the source shows what it finds.
+        if rig.has_all(history) && rig.log.lock().unwrap().state() == last {
+            break;
+        }
+        step(rig, history);
+    }
+    rig.work(history);
+    checker.check(&rig.log.lock().unwrap(), history, &but, context);
+}
+
 /// One history; how many records, splits and pauses there were.
 fn one(seed: u64, loses: u32) -> (usize, usize) {
     let mut history = History::new(seed);
@@ -74,7 +106,7 @@ fn one(seed: u64, loses: u32) -> (usize, usize) {
     rig.start(0..TABLES, &history);
     let mut checker = Checker::new();
     let mut pauses = 0;
-    let mut but = BTreeSet::new();
+    let (mut but, mut settled) = (BTreeSet::new(), 0);
     for _ in 0..60 {
         for _ in 0..history.rng.random_range(0..8) {
             history.commit();
@@ -92,11 +124,20 @@ fn one(seed: u64, loses: u32) -> (usize, usize) {
             checker.check(&rig.log.lock().unwrap(), &history, &but, &context);
         }
         assert!(loses > 0 || rig.group.splits() == 0, "{context}");
+        if loses == 0 && history.rng.random_bool(0.05) {
+            come_and_go(&mut rig, &mut history, &mut checker, &context);
+            settled = rig.log.lock().unwrap().records.len();
+        }
         if (loses == 0 || restarts) && history.rng.random_bool(0.05) {
             let records = rig.log.lock().unwrap().records.len();
-            let kept = records - history.rng.random_range(0..=records.min(5));
+            // A source that was late shows whole transactions from here on.
+            let lost = (records - settled).min(5);
+            let kept = records - history.rng.random_range(0..=lost);
             rig.crash(kept, &history);
             checker = Checker::new();
+            for record in &rig.log.lock().unwrap().records[..settled] {
+                checker.replica.add(record.clone());
+            }
             if is_strict {
                 checker.check(&rig.log.lock().unwrap(), &history, &but, &context);
             }

@@ -4,6 +4,8 @@ mod history;
 mod law;
 mod rig;
 
+use std::sync::Arc;
+
 use connectors::envelope::InTransaction;
 use connectors::kafka::transactions::assembly::{Arrival, Assembly, Bounds, End, Place, Split};
 
@@ -14,7 +16,7 @@ fn pair(bytes: usize) -> Assembly<&'static str> {
     let mut assembly = Assembly::new(Bounds { wait: WAIT, bytes });
     for (member, topic) in [(0, "app.public.a"), (1, "app.public.b")] {
         assembly.join(member, topic, 0, false);
-        assembly.begin(place(member), 0, 0);
+        assembly.begin(place(member), 0, Some(0));
         assembly.ready(member);
     }
     assembly
@@ -37,6 +39,7 @@ fn arrival(id: &str, order: u64, offset: i64, name: &'static str) -> Arrival<&'s
         transaction,
         offset,
         bytes: 100,
+        is_keyed: true,
         message: name,
     }
 }
@@ -50,6 +53,11 @@ fn end(id: &str, offset: i64, tables: &[(&str, u64)]) -> End {
             .map(|(table, count)| ((*table).to_owned(), *count))
             .collect(),
     }
+}
+
+fn splits(assembly: &mut Assembly<&'static str>) -> Vec<(Arc<str>, Split)> {
+    let parted = assembly.splits().into_iter();
+    parted.map(|one| (one.id, one.split)).collect()
 }
 
 /// What goes on now.
@@ -79,7 +87,7 @@ fn events_wait_for_their_transaction_and_others_behind_them() {
     assembly.arrive(place(1), arrival("7", 2, 1, "b1"), 3);
     assert_eq!(steps(&mut assembly, 3), ["a1", "a, in none", "b1"]);
     assert_eq!((assembly.through(), assembly.held_bytes()), (Some(4), 0));
-    assert_eq!(assembly.splits(), []);
+    assert_eq!(splits(&mut assembly), []);
 }
 
 #[test]
@@ -111,12 +119,15 @@ fn an_end_that_does_not_come_is_waited_for_so_long_and_no_longer() {
     );
     assembly.told_all(1_000 + WAIT);
     assert_eq!(steps(&mut assembly, 1_000 + WAIT), ["a1"]);
-    assert_eq!(assembly.splits(), [("7".into(), Split::NoEnd)]);
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::NoEnd)]);
     // What follows of it does not wait, and neither does anybody for its END.
     assembly.arrive(place(1), arrival("7", 2, 0, "b1"), 9_000);
     assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 9_000);
     assert_eq!(steps(&mut assembly, 9_000), ["b1"]);
-    assert_eq!((assembly.splits(), assembly.through()), (vec![], Some(2)));
+    assert_eq!(
+        (splits(&mut assembly), assembly.through()),
+        (vec![], Some(2))
+    );
 }
 
 #[test]
@@ -137,7 +148,7 @@ fn an_event_that_cannot_come_any_more_is_not_waited_for() {
     assembly.told(end("8", 3, &[("public.b", 1)]), 2);
     assembly.arrive(place(1), arrival("8", 1, 0, "b of 8"), 2);
     assert_eq!(steps(&mut assembly, 2), ["a of 7", "b of 8"]);
-    assert_eq!(assembly.splits(), [("7".into(), Split::Missing)]);
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::Missing)]);
 }
 
 #[test]
@@ -147,20 +158,20 @@ fn an_event_may_come_until_its_partition_was_read_to_its_end_after_the_wait() {
     assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 0);
     assert_eq!(steps(&mut assembly, 0), [""; 0]);
     assert_eq!(assembly.overdue(WAIT), (vec![place(1)], false));
-    // It is written, and not fetched yet.
-    assembly.looked(place(1), 1, WAIT);
+    // It is written, and not fetched yet: what was asked for earlier says nothing.
+    assembly.dry(place(1), WAIT - 1);
     assert_eq!(steps(&mut assembly, 2 * WAIT), [""; 0]);
     assembly.arrive(place(1), arrival("7", 2, 0, "b1"), 2 * WAIT);
     assert_eq!(steps(&mut assembly, 2 * WAIT), ["a1", "b1"]);
-    assert_eq!(assembly.splits(), []);
+    assert_eq!(splits(&mut assembly), []);
 
     let mut assembly = pair(1 << 20);
     assembly.arrive(place(0), arrival("7", 1, 0, "a1"), 0);
     assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 0);
     assert_eq!(steps(&mut assembly, 1), [""; 0]);
-    assembly.looked(place(1), 0, WAIT + 1);
+    assembly.dry(place(1), WAIT);
     assert_eq!(steps(&mut assembly, WAIT + 1), ["a1"]);
-    assert_eq!(assembly.splits(), [("7".into(), Split::Missing)]);
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::Missing)]);
 }
 
 #[test]
@@ -178,7 +189,10 @@ fn what_is_sent_again_neither_waits_nor_counts_twice() {
     assembly.arrive(place(1), arrival("6", 3, 0, "again b of 6"), 3);
     assembly.told(end("6", 3, &[("public.b", 3)]), 3);
     assert_eq!(steps(&mut assembly, 3), ["again b of 6"]);
-    assert_eq!((assembly.splits(), assembly.through()), (vec![], Some(4)));
+    assert_eq!(
+        (splits(&mut assembly), assembly.through()),
+        (vec![], Some(4))
+    );
 }
 
 #[test]
@@ -189,10 +203,10 @@ fn a_transaction_that_is_too_large_goes_on_in_parts() {
     }
     assembly.told(end("7", 1, &[("public.a", 20)]), 0);
     assert_eq!(steps(&mut assembly, 1), ["a"; 12]);
-    assert_eq!(assembly.splits(), [("7".into(), Split::TooLarge)]);
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::TooLarge)]);
     assembly.arrive(place(0), arrival("7", 13, 13, "rest"), 2);
     assert_eq!(steps(&mut assembly, 2), ["rest"]);
-    assert_eq!(assembly.splits(), []);
+    assert_eq!(splits(&mut assembly), []);
 }
 
 #[test]
@@ -217,7 +231,7 @@ fn partitions_that_run_ahead_are_paused_and_the_one_that_is_lacking_never() {
 fn a_source_that_joins_late_shows_what_is_there_and_is_not_waited_for_until_then() {
     let mut assembly = pair(1 << 20);
     assembly.join(2, "app.public.c", 0, true);
-    assembly.begin(place(2), 0, 2);
+    assembly.begin(place(2), 0, Some(2));
     assembly.ready(2);
     assembly.told(end("7", 1, &[("public.a", 1), ("public.c", 1)]), 0);
     assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 0);
@@ -232,7 +246,7 @@ fn a_source_that_joins_late_shows_what_is_there_and_is_not_waited_for_until_then
     assert_eq!(steps(&mut assembly, 2), [""; 0]);
     assembly.arrive(place(2), arrival("8", 2, 2, "c of 8"), 3);
     assert_eq!(steps(&mut assembly, 3), ["a of 8", "c of 8"]);
-    assert_eq!(assembly.splits(), []);
+    assert_eq!(splits(&mut assembly), []);
 }
 
 #[test]
@@ -245,16 +259,19 @@ fn one_that_waits_behind_another_is_not_given_up_for_it() {
         assembly.arrive(place(0), arrival("7", order, order as i64, "a of 7"), 0);
     }
     assert_eq!(steps(&mut assembly, 1).len(), 11);
-    assert_eq!(assembly.splits(), [("6".into(), Split::TooLarge)]);
+    assert_eq!(splits(&mut assembly), [("6".into(), Split::NoEnd)]);
     // One of which nothing is there is split when something comes.
     assembly.told(end("8", 3, &[("public.b", 1)]), 2);
     assert_eq!(steps(&mut assembly, 2), [""; 0]);
-    assembly.looked(place(1), 0, 2 + WAIT);
+    assembly.dry(place(1), 2 + WAIT);
     assert_eq!(steps(&mut assembly, 2 + WAIT), [""; 0]);
-    assert_eq!((assembly.through(), assembly.splits()), (Some(4), vec![]));
+    assert_eq!(
+        (assembly.through(), splits(&mut assembly)),
+        (Some(4), vec![])
+    );
     assembly.arrive(place(1), arrival("8", 1, 0, "b of 8"), 9_000);
     assert_eq!(steps(&mut assembly, 9_000), ["b of 8"]);
-    assert_eq!(assembly.splits(), [("8".into(), Split::Missing)]);
+    assert_eq!(splits(&mut assembly), [("8".into(), Split::Missing)]);
 }
 
 #[test]
@@ -265,4 +282,128 @@ fn a_topic_that_was_renamed_is_told_and_not_waited_for() {
     assembly.arrive(place(1), arrival("7", 2, 0, "b"), 0);
     assert_eq!(steps(&mut assembly, 1), ["a", "b"]);
     assert_eq!(assembly.strangers().into_iter().collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn an_end_that_was_passed_over_is_not_waited_for() {
+    let mut assembly = pair(1 << 20);
+    // The END of 6 was lost; that of 7 is told, and 7 stands behind 6.
+    assembly.arrive(place(0), arrival("6", 1, 0, "a of 6"), 0);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 0);
+    assert_eq!(
+        steps(&mut assembly, 1),
+        [""; 0],
+        "it may still be a later one"
+    );
+    assembly.arrive(place(0), arrival("7", 1, 1, "a of 7"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["a of 6"]);
+    assert_eq!(splits(&mut assembly), [("6".into(), Split::NoEnd)]);
+    assembly.arrive(place(1), arrival("7", 2, 0, "b of 7"), 3);
+    assert_eq!(steps(&mut assembly, 3), ["a of 7", "b of 7"]);
+    // 8 is in flight when the connector goes back to 7 and sends it again: 8 is told later.
+    assembly.arrive(place(0), arrival("8", 1, 2, "a of 8"), 4);
+    assembly.arrive(place(0), arrival("7", 1, 3, "a of 7, twice"), 4);
+    assembly.told(end("7", 5, &[("public.a", 1), ("public.b", 1)]), 4);
+    assert_eq!(steps(&mut assembly, 4), [""; 0]);
+    assembly.arrive(place(0), arrival("8", 1, 4, "a of 8, twice"), 5);
+    assembly.told(end("8", 7, &[("public.a", 1)]), 5);
+    assert_eq!(
+        steps(&mut assembly, 5),
+        ["a of 8", "a of 7, twice", "a of 8, twice"]
+    );
+    assert_eq!(splits(&mut assembly), []);
+}
+
+#[test]
+fn one_wait_is_enough_for_a_backlog_of_which_events_are_missing() {
+    let mut assembly = pair(1 << 20);
+    for id in 0..200 {
+        let name = id.to_string();
+        assembly.arrive(place(0), arrival(&name, 1, id, "a"), id as u64);
+        assembly.told(
+            end(&name, id, &[("public.a", 1), ("public.b", 1)]),
+            id as u64,
+        );
+    }
+    let (mut now, mut passed) = (200, 0);
+    while passed < 200 {
+        now += 100;
+        assert!(now < 2 * WAIT, "{passed} after {now} ms");
+        passed += steps(&mut assembly, now).len();
+        for place in assembly.overdue(now).0 {
+            assembly.dry(place, now);
+        }
+    }
+    assert_eq!(splits(&mut assembly).len(), 200);
+}
+
+#[test]
+fn what_waits_of_a_partition_that_is_given_up_goes_on_with_its_transaction() {
+    let mut assembly = pair(1 << 20);
+    assembly.arrive(place(1), arrival("7", 2, 0, "b of 7"), 0);
+    assert!(assembly.close(place(1)));
+    assert_eq!(assembly.drained(), []);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.b", 1)]), 1);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["a of 7", "b of 7"]);
+    assert_eq!(
+        (assembly.drained(), splits(&mut assembly)),
+        (vec![place(1)], vec![])
+    );
+    assert!(!assembly.close(place(1)), "it is gone");
+    // Nothing more comes of it, and nobody waits.
+    assembly.told(end("8", 3, &[("public.a", 1), ("public.b", 1)]), 3);
+    assembly.arrive(place(0), arrival("8", 1, 1, "a of 8"), 3);
+    assert_eq!(steps(&mut assembly, 3), ["a of 8"]);
+    let parted = assembly.splits();
+    assert_eq!(
+        (parted[0].split, &*parted[0].lacks),
+        (Split::Missing, &[(1, 0, 1)][..])
+    );
+}
+
+#[test]
+fn a_late_source_needs_nothing_that_was_told_before_it_came() {
+    let mut assembly = pair(1 << 20);
+    assembly.told(end("7", 1, &[("public.a", 1), ("public.c", 1)]), 0);
+    assembly.join(2, "app.public.c", 0, true);
+    assembly.begin_from(2, 2);
+    // Nobody could say where it ends: it is read to its end.
+    assembly.begin(place(2), 0, None);
+    assembly.ready(2);
+    assembly.arrive(place(2), arrival("7", 2, 0, "c of 7"), 1);
+    assert_eq!(steps(&mut assembly, 1), ["c of 7"]);
+    assert!(assembly.is_late(2), "there may be more");
+    assembly.reached(place(2));
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assert_eq!(
+        (assembly.is_late(2), assembly.caught_up()),
+        (false, vec![2])
+    );
+    assembly.arrive(place(2), arrival("8", 1, 1, "c of 8"), 2);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["a of 7"]);
+    assembly.told(end("8", 3, &[("public.c", 1)]), 3);
+    assert_eq!(steps(&mut assembly, 3), ["c of 8"]);
+    assert_eq!(splits(&mut assembly), []);
+}
+
+#[test]
+fn a_transaction_topic_that_was_made_again_is_read_from_its_beginning() {
+    let mut assembly = pair(1 << 20);
+    assembly.began(90);
+    assembly.told(end("7", 99, &[("public.a", 1)]), 0);
+    assembly.begin_anew();
+    assembly.began(0);
+    assert_eq!(assembly.through(), Some(0));
+    assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 1);
+    assert_eq!(steps(&mut assembly, 1), ["a of 7"]);
+    assembly.told(end("8", 1, &[("public.b", 1)]), 2);
+    assembly.arrive(place(1), arrival("8", 1, 0, "b of 8"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["b of 8"]);
+    assert_eq!(
+        (assembly.through(), splits(&mut assembly)),
+        (Some(2), vec![])
+    );
 }

@@ -234,9 +234,17 @@ impl Rig {
                 member: table as u64,
                 partition: partition as i32,
             };
-            self.group.begin(place, next, log.len() as i64);
+            let ends = history.ends.len() as i64;
+            self.group
+                .begin(place, next, Some(log.len() as i64), Some(ends));
         }
         self.group.ready(table as u64);
+    }
+
+    /// A source goes.
+    pub fn leave(&mut self, table: usize) {
+        self.group.leave(table as u64);
+        self.readers.remove(&(table as u64));
     }
 
     /// All sources join, and the group begins.
@@ -322,13 +330,14 @@ impl Rig {
         for (number, reader) in &self.readers {
             let wishes = reader.board.lock().unwrap().look_at.clone();
             for partition in wishes {
-                let table = *number as usize;
-                let high = history.partitions[table][partition as usize].len() as i64;
+                let log = &history.partitions[*number as usize][partition as usize];
                 let place = Place {
                     member: *number,
                     partition,
                 };
-                self.group.looked(place, high, self.now);
+                if reader.next[&partition] == log.len() as i64 {
+                    self.group.dry(place, self.now);
+                }
             }
         }
         if self.group.wants_told_all(self.now) && self.next_end == history.ends.len() {

@@ -37,8 +37,10 @@ impl Ids {
         self.known.contains(id)
     }
 
-    /// Forgets one before its time.
+    /// Forgets one before its time. Cost: linear.
     pub(super) fn remove(&mut self, id: &str) {
-        self.known.remove(id);
+        if self.known.remove(id) {
+            self.order.retain(|known| **known != *id);
+        }
     }
 }

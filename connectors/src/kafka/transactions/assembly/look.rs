@@ -1,11 +1,10 @@
 //! What is around an assembly: sources and partitions that come and go, and what it wants to know.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::ids::Ids;
 use super::queue::Queue;
-use super::{Assembly, EARLY_MAX, Member, Place, Split};
+use super::{Assembly, EARLY_MAX, Member, Parted, Place};
 
 impl<M> Assembly<M> {
     /// Waits longer from now on, if this is longer.
@@ -26,11 +25,17 @@ impl<M> Assembly<M> {
         self.members.insert(number, member);
     }
 
-    /// All ENDs are a source's own from now on.
-    pub fn begin_anew(&mut self, member: u64) {
-        if let Some(member) = self.members.get_mut(&member) {
-            member.from = 0;
+    /// The transaction topic is another one: nothing of it has passed, and all of its ENDs are every
+    /// source's own.
+    pub fn begin_anew(&mut self) {
+        self.through = None;
+        for member in self.members.values_mut() {
+            member.from = -1;
         }
+        // Those of the old one still count, but lie nowhere.
+        let ends = self.ends.iter_mut().map(|(end, _)| &mut end.offset);
+        let current = self.current.iter_mut().map(|current| &mut current.end);
+        ends.chain(current).for_each(|offset| *offset = -1);
     }
 
     /// ENDs are read from this offset on.
@@ -63,16 +68,49 @@ impl<M> Assembly<M> {
     }
 
     /// A partition is read from an offset on, and ends at `high` now: what a late source finds below
-    /// goes on by itself.
-    pub fn begin(&mut self, place: Place, next: i64, high: i64) {
+    /// goes on by itself. `None`: nobody could say, and it ends where it is read to its end first.
+    pub fn begin(&mut self, place: Place, next: i64, high: Option<i64>) {
         let member = self.members.get(&place.member);
         let is_late = member.is_some_and(|member| member.is_late);
-        let free_until = if is_late { high } else { 0 };
+        let free_until = if is_late { high.unwrap_or(i64::MAX) } else { 0 };
         self.queues.insert(place, Queue::new(next, free_until));
     }
 
-    /// A partition is read no longer: what waits of it is forgotten.
-    pub fn end(&mut self, place: Place) {
+    /// The transaction topic ended at `from` before the ends of a late source's partitions were asked
+    /// for: what was told below, the source has in what it finds.
+    pub fn begin_from(&mut self, member: u64, from: i64) {
+        if let Some(member) = self.members.get_mut(&member)
+            && member.is_late
+            && !member.is_ready
+        {
+            member.from = member.from.max(from);
+        }
+    }
+
+    /// A partition is read no longer: what waits of it goes on as ever, and nothing more is waited for.
+    /// False of one that never began.
+    pub fn close(&mut self, place: Place) -> bool {
+        let queue = self.queues.get_mut(&place);
+        queue.map(Queue::close).is_some()
+    }
+
+    /// Takes out the partitions that are read no longer and of which nothing waits any more.
+    pub fn drained(&mut self) -> Vec<Place> {
+        let items = self.current.as_ref().map(|current| &current.items);
+        let is_gathered = |place: &Place| items.is_some_and(|items| items.contains_key(place));
+        let drained = self.queues.iter().filter(|(_, queue)| queue.is_drained());
+        let drained: Vec<Place> = drained
+            .map(|(place, _)| *place)
+            .filter(|place| !is_gathered(place))
+            .collect();
+        for place in &drained {
+            self.queues.remove(place);
+        }
+        drained
+    }
+
+    /// What waits of a partition is forgotten.
+    fn end(&mut self, place: Place) {
         if let Some(queue) = self.queues.remove(&place) {
             self.held -= queue.bytes();
         }
@@ -92,10 +130,10 @@ impl<M> Assembly<M> {
     pub fn overdue(&self, now: u64) -> (Vec<Place>, bool) {
         let mut places = Vec::new();
         if let Some(current) = &self.current
-            && now >= current.touched_at + self.bounds.wait
+            && now >= current.told_at + self.bounds.wait
         {
             for member in current.lacking() {
-                places.extend(self.lacking_places(current, member, now));
+                places.extend(self.lacking_places(current, member));
             }
         }
         let wait = self.bounds.wait;
@@ -103,16 +141,23 @@ impl<M> Assembly<M> {
         (places, is_untold)
     }
 
-    /// A partition's log ended at `high` a moment ago.
-    pub fn looked(&mut self, place: Place, high: i64, now: u64) {
+    /// All that was written to a partition until then has arrived.
+    pub fn dry(&mut self, place: Place, at: u64) {
         if let Some(queue) = self.queues.get_mut(&place) {
-            queue.looked(high, now);
+            queue.dry(at);
         }
     }
 
-    /// All ENDs that were written a moment ago have arrived.
-    pub fn told_all(&mut self, now: u64) {
-        self.told_all_at = Some(now);
+    /// A partition was read to its end.
+    pub fn reached(&mut self, place: Place) {
+        if let Some(queue) = self.queues.get_mut(&place) {
+            queue.reached();
+        }
+    }
+
+    /// All ENDs that were written until then have arrived.
+    pub fn told_all(&mut self, at: u64) {
+        self.told_all_at = self.told_all_at.max(Some(at));
     }
 
     /// Partitions that ran ahead and are not to be fetched for now. Never one that the current
@@ -148,8 +193,13 @@ impl<M> Assembly<M> {
         std::mem::take(&mut self.strangers)
     }
 
+    /// Takes out the sources that were late and have come to where the others stand.
+    pub fn caught_up(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.caught_up)
+    }
+
     /// Takes out the transactions that became visible in parts since the last call.
-    pub fn splits(&mut self) -> Vec<(Arc<str>, Split)> {
+    pub fn splits(&mut self) -> Vec<Parted> {
         std::mem::take(&mut self.splits)
     }
 }

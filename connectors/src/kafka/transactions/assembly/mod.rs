@@ -13,8 +13,11 @@
 //!
 //! An event that is missing is waited for while it can still come. It cannot when of each partition of
 //! its table one of these is known: a later transaction's event has arrived; everything that was
-//! written until the wait was over has arrived; it is no longer read. Then, and when a bound is
+//! written until the wait after the END was over has arrived; it is no longer read. Then, and when a bound is
 //! reached, what is there goes on as it is, and what follows of the transaction goes on by itself.
+//!
+//! An END that is missing is waited for until all that were written so long after the transaction's last
+//! event are here, or until one is here of a transaction that stands behind it in a partition.
 //!
 //! Invariants: no event passes an earlier one of its partition; whole transactions go on in the order
 //! of their ENDs. A pure structure: no clock, no thread. Times are milliseconds.
@@ -82,8 +85,31 @@ pub struct Arrival<M> {
     pub offset: i64,
     /// What it holds in memory.
     pub bytes: usize,
+    /// Whether it lies in its partition by its key: sent again, it lies there again.
+    pub is_keyed: bool,
     /// The event.
     pub message: M,
+}
+
+/// A transaction that became visible in parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parted {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Why.
+    pub split: Split,
+    /// The sources of which events were missing when its END was there: how many had come, of how many.
+    pub lacks: Vec<(u64, u64, u64)>,
+}
+
+impl Parted {
+    fn new(id: &Id, split: Split) -> Parted {
+        Parted {
+            id: Arc::clone(id),
+            split,
+            lacks: Vec::new(),
+        }
+    }
 }
 
 /// Bounds of waiting.
@@ -122,6 +148,8 @@ struct Current<M> {
     items: BTreeMap<Place, VecDeque<Item<M>>>,
     bytes: usize,
     began_at: u64,
+    /// When its END came.
+    told_at: u64,
     /// When its END, or the last of its events, came.
     touched_at: u64,
     /// It was taken before: this is a re-delivery.
@@ -146,10 +174,12 @@ pub struct Assembly<M> {
     /// When the last END came, and when all that were written had come.
     ended_at: u64,
     told_all_at: Option<u64>,
-    splits: Vec<(Id, Split)>,
+    splits: Vec<Parted>,
     /// Given up when nothing of them was there: split if something comes.
     silent: Ids,
     strangers: BTreeSet<u64>,
+    /// Sources that were late and are not any more.
+    caught_up: Vec<u64>,
 }
 
 impl<M> Assembly<M> {
@@ -171,6 +201,7 @@ impl<M> Assembly<M> {
             splits: Vec::new(),
             silent: Ids::new(PASSED_MAX),
             strangers: BTreeSet::new(),
+            caught_up: Vec::new(),
         }
     }
 
@@ -192,6 +223,7 @@ impl<M> Assembly<M> {
             total,
             offset: arrival.offset,
             bytes: arrival.bytes,
+            is_keyed: arrival.is_keyed,
             message: arrival.message,
         };
         queue.push(item, now);
@@ -219,12 +251,12 @@ impl<M> Assembly<M> {
                     true => None,
                     false => match self.hopeless(now) {
                         Some(split) => Some(split),
-                        None if self.abandon(now) => continue,
+                        None if self.abandon(now, has_seen) => continue,
                         None => return out,
                     },
                 };
                 out = self.finish(split);
-            } else if !self.abandon(now) {
+            } else if !self.abandon(now, has_seen) {
                 return out;
             }
             if !out.is_empty() {
@@ -251,7 +283,7 @@ impl<M> Assembly<M> {
                     && self.silent.has(id)
                     && !has_seen(*place, &head.message)
                 {
-                    self.splits.push((Arc::clone(id), Split::Missing));
+                    self.splits.push(Parted::new(id, Split::Missing));
                     self.silent.remove(id);
                 }
                 let item = queue.pop().expect("looked at above");
@@ -297,6 +329,7 @@ impl<M> Assembly<M> {
                 items: BTreeMap::new(),
                 bytes: 0,
                 began_at: now,
+                told_at,
                 touched_at: told_at,
                 is_again: false,
             });
@@ -311,7 +344,10 @@ impl<M> Assembly<M> {
             let mut queues = self.queues.iter();
             let is_behind =
                 queues.any(|(place, queue)| place.member == *number && queue.is_catching_up());
-            member.is_late &= is_behind || !member.is_ready;
+            let is_late = member.is_late && (is_behind || !member.is_ready);
+            if std::mem::replace(&mut member.is_late, is_late) && !is_late {
+                self.caught_up.push(*number);
+            }
         }
     }
 
@@ -365,7 +401,7 @@ impl<M> Assembly<M> {
         }
         let cannot = |member: u64| {
             let is_ready = self.members.get(&member).is_some_and(|one| one.is_ready);
-            is_ready && self.lacking_places(current, member, now).next().is_none()
+            is_ready && self.lacking_places(current, member).next().is_none()
         };
         let mut lacking = current.lacking();
         lacking.all(cannot).then_some(Split::Missing)
@@ -376,17 +412,16 @@ impl<M> Assembly<M> {
         &'a self,
         current: &'a Current<M>,
         member: u64,
-        now: u64,
     ) -> impl Iterator<Item = Place> + 'a {
         let own = self.queues.iter();
         let own = own.filter(move |(place, _)| place.member == member);
-        let until = current.touched_at + self.bounds.wait;
-        let is_behind = self.ends.len() > BACKLOG || now >= until + self.bounds.wait;
+        let until = current.told_at + self.bounds.wait;
+        let is_behind = self.ends.len() > BACKLOG;
         own.filter(move |(_, queue)| {
             let is_past = match queue.first() {
                 // What lies deeper of it is a re-delivery.
                 Some((first, _)) if self.told.contains_key(first) => true,
-                // The END of the first was lost and it is given up before long, or is not read yet.
+                // The END of the first is not read yet: it is later.
                 Some(_) => is_behind && !queue.has(&current.id),
                 None => false,
             };
@@ -401,9 +436,41 @@ impl<M> Assembly<M> {
         heads.filter(|(id, _)| !self.told.contains_key(*id))
     }
 
+    /// Whether the END of the transaction at the head of a queue cannot come any more: one was told that
+    /// follows it. (One that a connector sends again stood before it, too, and was taken from there.)
+    fn is_skipped(
+        &self,
+        place: Place,
+        queue: &Queue<M>,
+        head: &Id,
+        has_seen: &dyn Fn(Place, &M) -> bool,
+    ) -> bool {
+        let current = self.current.as_ref();
+        let current = current.filter(|current| !current.items.contains_key(&place));
+        let current = current.map(|current| &current.id);
+        // A late source may have taken it before it stood with the others.
+        let member = self.members.get(&place.member);
+        let was_early = |id: &Id| member.is_none_or(|member| member.early.has(id));
+        let is_later = |id: &Id| {
+            let is_told = match self.is_current(id) {
+                true => current.is_some(),
+                false => self.told.contains_key(id),
+            };
+            id != head && is_told && !self.passed.has(id) && !was_early(id)
+        };
+        let is_any = current.is_some_and(|id| queue.has(id) && is_later(id))
+            || queue.has_any(self.told.keys(), is_later);
+        is_any && queue.has_unseen(is_later, |message| has_seen(place, message))
+    }
+
+    fn is_current(&self, id: &Id) -> bool {
+        let current = self.current.as_ref();
+        current.is_some_and(|current| current.id == *id)
+    }
+
     /// Gives up the oldest transaction at the head of a queue whose END does not come, if there is one
     /// now.
-    fn abandon(&mut self, now: u64) -> bool {
+    fn abandon(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> bool {
         let is_over = self.held > self.bounds.bytes;
         let wait = self.bounds.wait;
         let is_due = |first_at: u64, last_at: u64| {
@@ -412,6 +479,16 @@ impl<M> Assembly<M> {
             let outage = first_at.max(self.ended_at) + wait * OUTAGE_FACTOR;
             is_over || told_all || is_silent && now >= outage
         };
+        let skipped = self.queues.iter().find_map(|(place, queue)| {
+            let (id, _) = queue.first()?;
+            let is_untold = !self.told.contains_key(id);
+            (is_untold && self.is_skipped(*place, queue, id, has_seen)).then(|| Arc::clone(id))
+        });
+        if let Some(id) = skipped {
+            self.passed.insert(&id);
+            self.splits.push(Parted::new(&id, Split::NoEnd));
+            return true;
+        }
         let due = self.untold().filter(|(id, stay)| {
             // The last event of it, in whatever partition.
             let queues = self.queues.values();
@@ -427,7 +504,7 @@ impl<M> Assembly<M> {
             false => Split::NoEnd,
         };
         self.passed.insert(&id);
-        self.splits.push((id, split));
+        self.splits.push(Parted::new(&id, split));
         true
     }
 
@@ -441,7 +518,16 @@ impl<M> Assembly<M> {
         self.passed.insert(&current.id);
         match split {
             Some(_) if current.items.is_empty() => self.silent.insert(&current.id),
-            Some(split) => self.splits.push((Arc::clone(&current.id), split)),
+            Some(split) => {
+                let lacks = current.lacking().map(|member| {
+                    let found = current.found.get(&member).map_or(0, HashSet::len);
+                    (member, found as u64, current.needs[&member])
+                });
+                self.splits.push(Parted {
+                    lacks: lacks.collect(),
+                    ..Parted::new(&current.id, split)
+                });
+            }
             None => {}
         }
         let members = current.items.keys().map(|place| place.member);

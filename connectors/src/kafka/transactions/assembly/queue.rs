@@ -1,14 +1,10 @@
 //! One partition of a group: its events that wait, in their order.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// A transaction's id.
 pub(super) type Id = Arc<str>;
-
-/// Two looks that found nothing new in so many milliseconds have found the end, also when the offsets
-/// up to it are not messages (markers of the producer's own transactions).
-const STILL_MS: u64 = 1_000;
 
 /// An event that waits.
 #[derive(Debug)]
@@ -21,6 +17,8 @@ pub(super) struct Item<M> {
     pub(super) total: Option<u64>,
     pub(super) offset: i64,
     pub(super) bytes: usize,
+    /// See [`Arrival`](super::Arrival).
+    pub(super) is_keyed: bool,
     pub(super) message: M,
 }
 
@@ -41,10 +39,12 @@ pub(super) struct Queue<M> {
     pub(super) free_until: i64,
     /// What follows the last event that arrived.
     next: i64,
-    /// When everything that the partition held had arrived, as it was found last.
+    /// Everything that was written until then has arrived.
     dry_at: Option<u64>,
-    /// The last look: what came next, the partition's end, when.
-    looked: Option<(i64, i64, u64)>,
+    /// It was read to its end once.
+    has_reached: bool,
+    /// It is read no longer: what is here is all that comes.
+    is_closed: bool,
 }
 
 impl<M> Queue<M> {
@@ -55,13 +55,13 @@ impl<M> Queue<M> {
             free_until,
             next,
             dry_at: None,
-            looked: None,
+            has_reached: false,
+            is_closed: false,
         }
     }
 
     pub(super) fn push(&mut self, item: Item<M>, now: u64) {
         self.next = item.offset + 1;
-        self.dry_at = None;
         if let Some(id) = &item.id {
             let stay = self.ids.entry(Arc::clone(id)).or_insert(Stay {
                 count: 0,
@@ -112,26 +112,67 @@ impl<M> Queue<M> {
         self.items.iter().map(|item| item.bytes).sum()
     }
 
-    /// The partition's log ended at `high` a moment ago.
-    pub(super) fn looked(&mut self, high: i64, now: u64) {
-        let is_still = self.looked.is_some_and(|(next, end, at)| {
-            (next, end) == (self.next, high) && now >= at + STILL_MS
-        });
-        if self.next >= high || is_still {
-            self.dry_at = Some(now);
-        }
-        if !is_still && self.looked.map(|(next, end, _)| (next, end)) != Some((self.next, high)) {
-            self.looked = Some((self.next, high, now));
-        }
+    /// Everything that was written until then has arrived.
+    pub(super) fn dry(&mut self, at: u64) {
+        self.dry_at = self.dry_at.max(Some(at));
+        self.reached();
+    }
+
+    /// It was read to its end. Where that was not known when it began, what is here was there then.
+    pub(super) fn reached(&mut self) {
+        self.has_reached = true;
+        self.free_until = self.free_until.min(self.next);
+    }
+
+    /// Nothing more comes.
+    pub(super) fn close(&mut self) {
+        self.is_closed = true;
+        self.reached();
+    }
+
+    /// Whether nothing waits, and nothing comes.
+    pub(super) fn is_drained(&self) -> bool {
+        self.is_closed && self.items.is_empty()
     }
 
     /// Whether it has not come to where it was to begin.
     pub(super) fn is_catching_up(&self) -> bool {
-        self.next < self.free_until && self.dry_at.is_none()
+        self.next < self.free_until && !self.has_reached
     }
 
     /// Whether everything that was written until then has arrived.
     pub(super) fn is_dry_since(&self, time: u64) -> bool {
-        self.dry_at.is_some_and(|at| at >= time)
+        self.is_closed || self.dry_at.is_some_and(|at| at >= time)
+    }
+
+    /// Whether one of so many transactions waits here behind the first event. Cost: the fewer of the two.
+    pub(super) fn has_any<'a>(
+        &self,
+        ids: impl ExactSizeIterator<Item = &'a Id>,
+        is: impl Fn(&Id) -> bool,
+    ) -> bool {
+        match ids.len() < self.ids.len() {
+            true => {
+                let mut ids = ids;
+                ids.any(|id| is(id) && self.has(id))
+            }
+            false => self.ids.keys().any(is),
+        }
+    }
+
+    /// Whether one of some transactions begins here with an event that was not seen, and lies here by its
+    /// key. Cost: linear.
+    pub(super) fn has_unseen(
+        &self,
+        is: impl Fn(&Id) -> bool,
+        has_seen: impl Fn(&M) -> bool,
+    ) -> bool {
+        let mut known = HashSet::new();
+        let mut firsts = self.items.iter().filter_map(|item| {
+            let id = item.id.as_ref().filter(|_| item.is_keyed)?;
+            let id = known.insert(id).then_some(id)?;
+            is(id).then_some(&item.message)
+        });
+        firsts.any(|message| !has_seen(message))
     }
 }

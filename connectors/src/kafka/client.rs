@@ -8,7 +8,7 @@ use engine::telemetry;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 
 use super::{KafkaOptions, Partition, security};
@@ -38,6 +38,10 @@ impl ClientContext for Client {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // Where a partition ends is news for its reader, and no trouble.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         let source = &*self.source;
         match security::hint(&error) {
             Some(hint) => tracing::warn!(source, %error, reason, hint, "Kafka"),

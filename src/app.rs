@@ -87,7 +87,8 @@ pub fn start(options: RunOptions) -> anyhow::Result<RunningServer> {
         .thread_name("http")
         .enable_all()
         .build()?;
-    let listener = runtime.block_on(tokio::net::TcpListener::bind(options.listen))?;
+    let listener = runtime.block_on(tokio::net::TcpListener::bind(options.listen));
+    let listener = listener.map_err(|error| cannot_listen(options.listen, &error))?;
     let addr = listener.local_addr()?;
     let service = Service::start(wiring::wiring(&options)?, runtime.handle().clone())?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -288,6 +289,16 @@ pub fn chunk(
 fn read_pipeline(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path)
         .map_err(|error| InputError::new(format!("cannot read {}: {error}", path.display())).into())
+}
+
+/// Why there is no server at an address, and what to do.
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{address} is in use: stop the other server, or choose another address with --listen"
+        ),
+        _ => anyhow::anyhow!("cannot listen at {address}: {error}"),
+    }
 }
 
 /// Without credentials only this machine may ask (API §2).

@@ -98,7 +98,11 @@ fn shown(rank: usize, hit: &Hit, output: &Output) -> String {
 
 fn summary(reply: &SearchReply) -> String {
     let total = reply.timing_ms.get("total").and_then(Json::as_f64);
-    let mut text = format!("{} hits as of {}", reply.hits.len(), reply.as_of);
+    let count = match reply.hits.len() {
+        1 => "1 hit".to_owned(),
+        count => format!("{count} hits"),
+    };
+    let mut text = format!("{count} as of {}", reply.as_of);
     if let Some(total) = total {
         text += &format!(" in {total:.1} ms");
     }

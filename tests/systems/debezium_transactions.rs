@@ -147,7 +147,8 @@ fn no_half_transaction_is_seen_through_debezium() {
             assert_eq!(
                 found,
                 truth(&stack.postgres, select),
-                "pause {pause}: {table}"
+                "pause {pause}: {table}\n{}",
+                program.log()
             );
         }
         reads += watcher.end();

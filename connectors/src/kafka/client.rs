@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use engine::error::WorldError;
 use engine::telemetry;
@@ -11,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 
-use super::{KafkaOptions, Partition, security};
+use super::{KafkaOptions, Partition, TELL, security};
 
 /// The next offset of each partition that is read.
 pub(super) type Next = Arc<Mutex<HashMap<Partition, i64>>>;
@@ -20,6 +21,20 @@ pub(super) type Next = Arc<Mutex<HashMap<Partition, i64>>>;
 pub(super) struct Client {
     source: String,
     next: Next,
+    /// What was told last, and when: brokers that are away are, every second, in many words.
+    told: Mutex<HashMap<String, Instant>>,
+}
+
+impl Client {
+    /// Whether people are to be told of this kind of trouble now, or were a moment ago.
+    fn is_news(&self, kind: &str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = told.get(kind).is_none_or(|at| at.elapsed() >= TELL);
+        if is_news {
+            told.insert(kind.to_owned(), Instant::now());
+        }
+        is_news
+    }
 }
 
 impl ClientContext for Client {
@@ -30,7 +45,7 @@ impl ClientContext for Client {
                 tracing::error!(source, fac, message, "librdkafka");
             }
             // Lost connections are errors to librdkafka and weather to us.
-            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning if self.is_news(fac) => {
                 tracing::warn!(source, fac, message, "librdkafka");
             }
             _ => tracing::debug!(source, fac, message, "librdkafka"),
@@ -43,6 +58,11 @@ impl ClientContext for Client {
             return;
         }
         let source = &*self.source;
+        let code = error.rdkafka_error_code();
+        if code.is_some_and(|code| !self.is_news(&format!("{code:?}"))) {
+            tracing::debug!(source, %error, reason, "Kafka");
+            return;
+        }
         match security::hint(&error) {
             Some(hint) => tracing::warn!(source, %error, reason, hint, "Kafka"),
             None => tracing::warn!(source, %error, reason, "Kafka"),
@@ -109,6 +129,7 @@ pub(super) fn consumer(
     let client = Client {
         source: source.to_owned(),
         next,
+        told: Mutex::default(),
     };
     config
         .create_with_context(client)

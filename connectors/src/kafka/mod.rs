@@ -70,6 +70,8 @@ const BATCH_WAIT: Duration = Duration::from_millis(3);
 const BATCH_MESSAGES: usize = 8_192;
 /// Bytes of one round (soft for one message).
 const BATCH_BYTES: usize = 1 << 20;
+/// Time between two lines about the same trouble.
+const TELL: Duration = Duration::from_secs(5);
 /// Time between two commits of positions for monitoring.
 const COMMIT: Duration = Duration::from_secs(5);
 
@@ -190,6 +192,7 @@ impl KafkaSource {
             outlet,
             waiting: Waiting::default(),
             committed: Instant::now(),
+            told: None,
         };
         let ended = reader.run();
         reader.outlet.finish();
@@ -239,6 +242,8 @@ struct Reader<'a> {
     outlet: &'a mut dyn Outlet,
     waiting: Waiting,
     committed: Instant,
+    /// When trouble was told last.
+    told: Option<Instant>,
 }
 
 impl Reader<'_> {
@@ -426,8 +431,11 @@ impl Reader<'_> {
                 Err(Ended::Failed(client::failed(&self.source.options, error)))
             }
             _ => {
-                tracing::warn!(source = self.context.name, %error, "reading from Kafka; going on");
-                self.context.sleep(Duration::from_millis(100));
+                // After an outage hundreds of them wait before the first message.
+                if self.told.is_none_or(|told| told.elapsed() >= TELL) {
+                    self.told = Some(Instant::now());
+                    tracing::warn!(source = self.context.name, %error, "reading from Kafka; going on");
+                }
                 Ok(())
             }
         }

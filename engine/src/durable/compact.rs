@@ -261,7 +261,7 @@ impl Survey {
     fn event(&mut self, event: Replayed) {
         match event {
             Replayed::Since(at) => self.at = self.at.max(at),
-            Replayed::Reserve(until) => self.reserved = self.reserved.max(until),
+            Replayed::Reserve(until) => self.reserved = until,
             Replayed::Ddl(ddl) => {
                 self.at = self.at.max(ddl.at);
                 self.ddl.push(ddl);

@@ -52,6 +52,7 @@ pub(super) fn replay<P: Program>(
         last: 0,
     };
     let mut base: Option<Base> = None;
+    let mut reserved = 0;
     let mut told = Instant::now();
     while let Some(record) = replay.next() {
         if told.elapsed() > Duration::from_secs(1) {
@@ -96,7 +97,8 @@ pub(super) fn replay<P: Program>(
                     sequencer.broadcast(ddl.at, Vec::new(), &[], Vec::new(), 0);
                 }
             }
-            Replayed::Reserve(until) => sequencer.mint.raise(until),
+            // The last one counts: a clean end takes back what was not used.
+            Replayed::Reserve(until) => reserved = until,
             Replayed::Rows(rows) => {
                 let base = base.get_or_insert_default();
                 let changes = rows.rows.into_iter().map(|row| row.change);
@@ -146,6 +148,7 @@ pub(super) fn replay<P: Program>(
         }
     }
     flush(sequencer, &mut base, &mut recovered, inbox);
+    sequencer.mint.raise(reserved);
     recovered.last = sequencer.mint.last();
     sequencer.board.set_floor(recovered.last);
     Ok(recovered)

@@ -274,7 +274,7 @@ impl State {
         match event {
             Replayed::Since(_) => {}
             Replayed::Ddl(ddl) => self.ddl.push(ddl.clone()),
-            Replayed::Reserve(until) => self.reserved = self.reserved.max(*until),
+            Replayed::Reserve(until) => self.reserved = *until,
             Replayed::Rows(base) => {
                 base.rows
                     .iter()

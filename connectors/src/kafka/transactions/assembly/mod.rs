@@ -384,7 +384,9 @@ impl<M> Assembly<M> {
         let Some(current) = &self.current else {
             return false;
         };
-        current.is_again || current.lacking().next().is_none()
+        // Of one that has passed, events went on by themselves before its END was told again.
+        let has_passed = current.is_again || self.passed.has(&current.id);
+        has_passed || current.lacking().next().is_none()
     }
 
     /// Why the current transaction is not waited for any longer.

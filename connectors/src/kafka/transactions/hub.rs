@@ -28,8 +28,9 @@ use crate::kafka::{KafkaOptions, KafkaSource, Security};
 const LOOK: Duration = Duration::from_millis(20);
 /// Commands taken before work is done.
 const COMMANDS: usize = 64;
-/// Longest wait for sources that were made and have not joined.
-const EXPECT: Duration = Duration::from_secs(10);
+/// Longest wait for sources that were made and have not joined: their threads do so first of all, and a
+/// group that begins without one shows its rows apart until it has caught up.
+const EXPECT: Duration = Duration::from_secs(60);
 /// A group with a source that is new waits so long for others after the last one.
 const GATHER: Duration = Duration::from_secs(1);
 

@@ -116,7 +116,8 @@ impl Lane {
     /// Whether a position lies below the mark, in the same history.
     fn is_old(&self, position: &LogPosition) -> bool {
         let is_before = self.mark.is_some_and(|mark| position.is_before(&mark));
-        is_before && position.at_ms <= self.newest_ms
+        // PostgreSQL's positions order everything; its clock may be set back.
+        is_before && (position.kind == LogKind::Total || position.at_ms <= self.newest_ms)
     }
 
     fn admit_log(&mut self, key: &Key, kind: ChangeKind, position: LogPosition) -> Admission {

@@ -523,25 +523,6 @@ fn b08_a_log_that_began_again_is_not_taken_for_a_delivery() {
 }
 
 #[test]
-fn b08_a_log_that_began_again_without_a_snapshot_is_known_by_its_time() {
-    let mut topic = Topic::debezium(tickets());
-    let change = |title: &str, commit: u64, ts_ms: u64| {
-        let mut source = streamed(commit, commit + 5);
-        source["ts_ms"] = json!(ts_ms);
-        event("u", Json::Null, row(1, title, ""), source)
-    };
-    topic.send(&change("a", 900, 5_000));
-    topic.send(&change("b", 910, 4_990));
-    // The clock goes back now and then; what is delivered again is as old as ever.
-    assert_eq!(topic.send(&change("a", 900, 5_000)).dropped, 1);
-    topic.send(&change("restored", 50, 6_000));
-    assert_eq!(topic.json(), json!([[1, "restored", ""]]));
-    topic.send(&change("changed", 60, 6_001));
-    assert_eq!(topic.send(&change("restored", 50, 6_000)).dropped, 1);
-    assert_eq!(topic.json(), json!([[1, "changed", ""]]));
-}
-
-#[test]
 fn b08_a_lone_tombstone_deletes() {
     // The delete was compacted away; then the connector sends from an older position.
     let mut topic = Topic::debezium(tickets());

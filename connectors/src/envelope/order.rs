@@ -22,7 +22,8 @@
 //! clock, with which `ord` means nothing: such an event has no place.
 //!
 //! What is delivered again was written at the same time as ever. An event that was written later than
-//! all that were seen is new, whatever its place says: the log began again.
+//! all that were seen is new, whatever its place says: the log began again. (Not of PostgreSQL: a truncate
+//! comes again through any partition, and its clock may be set back.)
 
 use std::cmp::Ordering;
 

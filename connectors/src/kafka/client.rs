@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::error::WorldError;
 use engine::telemetry;
@@ -12,7 +12,10 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 
-use super::{KafkaOptions, Partition, TELL, security};
+use super::{KafkaOptions, Partition, security};
+
+/// Time between two lines about the same trouble.
+const TELL: Duration = Duration::from_secs(5);
 
 /// The next offset of each partition that is read.
 pub(super) type Next = Arc<Mutex<HashMap<Partition, i64>>>;
@@ -27,7 +30,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Whether people are to be told of this kind of trouble now, or were a moment ago.
-    fn is_news(&self, kind: &str) -> bool {
+    pub(super) fn is_news(&self, kind: &str) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = told.get(kind).is_none_or(|at| at.elapsed() >= TELL);
         if is_news {
@@ -53,12 +56,11 @@ impl ClientContext for Client {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        let (source, code) = (&*self.source, error.rdkafka_error_code());
         // Where a partition ends is news for its reader, and no trouble.
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+        if code == Some(RDKafkaErrorCode::PartitionEOF) {
             return;
         }
-        let source = &*self.source;
-        let code = error.rdkafka_error_code();
         if code.is_some_and(|code| !self.is_news(&format!("{code:?}"))) {
             tracing::debug!(source, %error, reason, "Kafka");
             return;
@@ -143,4 +145,16 @@ pub(super) fn failed(options: &KafkaOptions, error: &KafkaError) -> WorldError {
         detail: error.to_string(),
         is_transient: false,
     }
+}
+
+/// Whether an error means that a partition is not where it was, or no more: it is looked for again.
+pub(super) fn is_lost(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::OffsetOutOfRange
+            | RDKafkaErrorCode::AutoOffsetReset
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::UnknownPartition
+            | RDKafkaErrorCode::UnknownTopic
+    )
 }

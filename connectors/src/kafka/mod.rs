@@ -70,8 +70,6 @@ const BATCH_WAIT: Duration = Duration::from_millis(3);
 const BATCH_MESSAGES: usize = 8_192;
 /// Bytes of one round (soft for one message).
 const BATCH_BYTES: usize = 1 << 20;
-/// Time between two lines about the same trouble.
-const TELL: Duration = Duration::from_secs(5);
 /// Time between two commits of positions for monitoring.
 const COMMIT: Duration = Duration::from_secs(5);
 
@@ -192,7 +190,6 @@ impl KafkaSource {
             outlet,
             waiting: Waiting::default(),
             committed: Instant::now(),
-            told: None,
         };
         let ended = reader.run();
         reader.outlet.finish();
@@ -242,8 +239,6 @@ struct Reader<'a> {
     outlet: &'a mut dyn Outlet,
     waiting: Waiting,
     committed: Instant,
-    /// When trouble was told last.
-    told: Option<Instant>,
 }
 
 impl Reader<'_> {
@@ -416,13 +411,7 @@ impl Reader<'_> {
     /// What librdkafka reports while reading.
     fn trouble(&mut self, error: &KafkaError) -> Result<(), Ended> {
         match error.rdkafka_error_code() {
-            Some(
-                RDKafkaErrorCode::OffsetOutOfRange
-                | RDKafkaErrorCode::AutoOffsetReset
-                | RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::UnknownPartition
-                | RDKafkaErrorCode::UnknownTopic,
-            ) => {
+            Some(code) if client::is_lost(code) => {
                 // The error does not say which partition: look at all of them.
                 self.assignment.doubt();
                 self.discover().map(|_| ())
@@ -432,8 +421,7 @@ impl Reader<'_> {
             }
             _ => {
                 // After an outage hundreds of them wait before the first message.
-                if self.told.is_none_or(|told| told.elapsed() >= TELL) {
-                    self.told = Some(Instant::now());
+                if self.consumer.context().is_news("reading") {
                     tracing::warn!(source = self.context.name, %error, "reading from Kafka; going on");
                 }
                 Ok(())

@@ -127,11 +127,8 @@ fn options(
     for name in ["BROKERS", "TOPIC"] {
         required(&options, name, KNOWN.what, at)?;
     }
+    options.refuse_empty("BROKERS")?;
     let brokers = options.text("BROKERS")?.unwrap_or_default();
-    if brokers.trim().is_empty() {
-        let at = options.position("BROKERS").unwrap_or(at);
-        return Err(Problem::invalid("option BROKERS is empty").at(at.line, at.column));
-    }
     let topic = topic(&options, "TOPIC")?.unwrap_or_default();
     let progress = topic_or(&options, "PROGRESS TOPIC", PROGRESS_TOPIC_DEFAULT)?;
     if topic == progress {

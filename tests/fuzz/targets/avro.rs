@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use connectors::envelope::{Decoder, Envelope, Options, RawRecord};
+use connectors::envelope::{Decoder, Envelope, Options};
 use connectors::format::avro::{self, Schema, Schemas};
 use connectors::format::{Format, Node};
 use engine::model::SqlType;
@@ -119,22 +119,9 @@ fn rows(schema: Schema, bytes: &[u8]) {
     let mut columns_but_key = columns.clone();
     columns_but_key.key = Vec::new();
     for schema in [columns, columns_but_key] {
-        let mut decoder = Decoder::new(schema.clone(), Envelope::Append, options.clone());
-        let decoded = decoder.decode(&RawRecord {
-            key: None,
-            value: Some(bytes),
-            headers: &[],
-            topic: "t",
-            partition: 0,
-            offset: 0,
-            timestamp: None,
-        });
-        let decoded = decoded.expect("nothing to wait for");
-        decoded.letters.iter().for_each(checks::letter);
-        for change in &decoded.changes {
-            // Names of a schema are no bytes of its message.
-            checks::change(&schema, change, bytes.len() + (1 << 20));
-        }
+        let decoder = Decoder::new(schema.clone(), Envelope::Append, options.clone());
+        // Names of a schema are no bytes of its message.
+        checks::message(&schema, decoder, None, bytes, bytes.len() + (1 << 20));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Laws that several targets hold.
 
-use connectors::envelope::RowChange;
+use connectors::envelope::{Decoder, RawRecord, RowChange};
 use connectors::format::Node;
 use engine::error::DataError;
 use engine::model::{Column, RowCodec, Schema, SqlType, Value};
@@ -124,6 +124,30 @@ pub fn row(codec: &RowCodec, values: &[Value], input: usize) {
         value(one, column, input);
     }
     same(&codec.unpack(&codec.pack(values)), &values.to_vec());
+}
+
+/// A message alone: its letters, and its rows beside `bytes` that they may have come from.
+pub fn message(
+    schema: &Schema,
+    mut decoder: Decoder,
+    key: Option<&[u8]>,
+    value: &[u8],
+    bytes: usize,
+) {
+    let decoded = decoder.decode(&RawRecord {
+        key,
+        value: Some(value),
+        headers: &[],
+        topic: "t",
+        partition: 0,
+        offset: 0,
+        timestamp: None,
+    });
+    let decoded = decoded.expect("nothing to wait for");
+    decoded.letters.iter().for_each(letter);
+    for one in &decoded.changes {
+        change(schema, one, bytes);
+    }
 }
 
 /// The known values of a change.

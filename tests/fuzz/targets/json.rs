@@ -3,7 +3,7 @@
 //! An input is JSON text. Differences that are meant: numbers keep all digits (`serde_json` refuses
 //! 1e999), and a schema beside a payload is not parsed by who passes over it.
 
-use connectors::envelope::{Decoder, Envelope, Options, RawRecord};
+use connectors::envelope::{Decoder, Envelope, Options};
 use connectors::format::{Format, Node, Reader, json};
 use connectors::push;
 use engine::model::SqlType;
@@ -66,21 +66,9 @@ fn wrapped(input: &[u8], plain: Option<&Node<'_>>) {
 fn rows(input: &[u8]) {
     for envelope in [Envelope::Append, Envelope::Upsert] {
         let schema = checks::columns(SqlType::Text);
-        let mut decoder = Decoder::new(schema.clone(), envelope, Options::default());
-        let decoded = decoder.decode(&RawRecord {
-            key: (envelope == Envelope::Upsert).then_some(input),
-            value: Some(input),
-            headers: &[],
-            topic: "t",
-            partition: 0,
-            offset: 0,
-            timestamp: None,
-        });
-        let decoded = decoded.expect("nothing to wait for");
-        decoded.letters.iter().for_each(checks::letter);
-        for change in &decoded.changes {
-            checks::change(&schema, change, input.len());
-        }
+        let key = (envelope == Envelope::Upsert).then_some(input);
+        let decoder = Decoder::new(schema.clone(), envelope, Options::default());
+        checks::message(&schema, decoder, key, input, input.len());
     }
 }
 

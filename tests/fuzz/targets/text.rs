@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use connectors::envelope::{Decoder, Envelope, Options, RawRecord};
+use connectors::envelope::{Decoder, Envelope, Options};
 use connectors::format::csv::Csv;
 use connectors::format::{ConnectKind, ConnectSchema, Format, Node};
 use engine::model::{Column, SqlType};
@@ -106,21 +106,8 @@ fn rows(delimiter: u8, record: &[u8]) {
         value_format: Format::Csv(Arc::new(csv)),
         ..Options::default()
     };
-    let mut decoder = Decoder::new(schema.clone(), Envelope::Append, options);
-    let decoded = decoder.decode(&RawRecord {
-        key: None,
-        value: Some(record),
-        headers: &[],
-        topic: "t",
-        partition: 0,
-        offset: 0,
-        timestamp: None,
-    });
-    let decoded = decoded.expect("nothing to wait for");
-    decoded.letters.iter().for_each(checks::letter);
-    for change in &decoded.changes {
-        checks::change(&schema, change, record.len());
-    }
+    let decoder = Decoder::new(schema.clone(), Envelope::Append, options);
+    checks::message(&schema, decoder, None, record, record.len());
 }
 
 /// A text that a column reads by its own type.

@@ -8,8 +8,8 @@
 //! Of a log that orders its transactions alone the position is the transaction; more of one than
 //! [`COMMIT_EVENTS_MAX`] are not remembered, and are taken again: they end as they did.
 //!
-//! Invariants: what was written later than all that was seen is new (but of PostgreSQL, whose places alone
-//! decide). Memory is the events at one position, plus keys of lone tombstones until the mark
+//! Invariants: what was written later than all that was seen is new (not of PostgreSQL, whose places
+//! alone decide). Memory is the events at one position, plus keys of lone tombstones until the mark
 //! moves. Snapshots' reads neither set nor obey the mark (a transaction may begin before a snapshot
 //! and be streamed after it), but a snapshot *below* what the partition has seen tells of a new
 //! history: the database was restored or replaced, and its log began again.

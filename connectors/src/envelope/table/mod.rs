@@ -28,7 +28,7 @@ use engine::limits::ENVELOPE_SNAPSHOT_KEYS_MAX;
 use engine::model::{Key, Value};
 use serde::{Deserialize, Serialize};
 
-use super::order::{LogKind, LogPosition, Order};
+use super::order::{LogPosition, Order};
 use super::{ChangeKind, Decoded, Marker, Move, RowChange};
 use lane::{Admission, Lane};
 use recent::Recent;
@@ -262,14 +262,6 @@ impl Table {
     }
 
     fn truncate(&mut self, partition: i32, order: Order, out: &mut Applied) {
-        // It has no key, and is sent again through any partition, whose marks and times say nothing of
-        // it: where LSNs alone order truncates they decide first.
-        let place = order.place();
-        let is_total = place.is_some_and(|place| place.kind == LogKind::Total);
-        if is_total && self.was_truncated(place) {
-            out.dropped += 1;
-            return;
-        }
         let lane = self.lanes.entry(partition).or_default();
         match lane.admit(&Key::default(), ChangeKind::Delete, order) {
             Admission::SeenBefore => {

@@ -318,13 +318,7 @@ impl Metadata {
 
     fn trouble(&mut self, error: &KafkaError) {
         match error.rdkafka_error_code() {
-            Some(
-                RDKafkaErrorCode::OffsetOutOfRange
-                | RDKafkaErrorCode::AutoOffsetReset
-                | RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::UnknownPartition
-                | RDKafkaErrorCode::UnknownTopic,
-            ) => {
+            Some(code) if client::is_lost(code) => {
                 tracing::warn!(topic = self.topic, %error, "the transaction topic; looking for it");
                 self.start = self.next.take();
                 let _ = self.consumer.unassign();

@@ -152,8 +152,6 @@ struct Current<M> {
     told_at: u64,
     /// When its END, or the last of its events, came.
     touched_at: u64,
-    /// It was taken before: this is a re-delivery.
-    is_again: bool,
 }
 
 /// See the module.
@@ -331,7 +329,6 @@ impl<M> Assembly<M> {
                 began_at: now,
                 told_at,
                 touched_at: told_at,
-                is_again: false,
             });
             return true;
         }
@@ -364,7 +361,10 @@ impl<M> Assembly<M> {
             while let Some(head) = queue.head() {
                 let is_own = head.id.as_ref() == Some(&current.id);
                 if is_own {
-                    current.is_again |= has_seen(*place, &head.message);
+                    if has_seen(*place, &head.message) {
+                        // Taken in an earlier run, as below.
+                        self.passed.insert(&current.id);
+                    }
                     let found = current.found.entry(place.member).or_default();
                     found.insert(head.order);
                     current.touched_at = now;
@@ -384,9 +384,8 @@ impl<M> Assembly<M> {
         let Some(current) = &self.current else {
             return false;
         };
-        // Of one that has passed, events went on by themselves before its END was told again.
-        let has_passed = current.is_again || self.passed.has(&current.id);
-        has_passed || current.lacking().next().is_none()
+        // Of one that has passed, events may have gone on by themselves before its END was told again.
+        self.passed.has(&current.id) || current.lacking().next().is_none()
     }
 
     /// Why the current transaction is not waited for any longer.

@@ -47,6 +47,7 @@ pub fn read(brokers: &str, topic: &Topic) {
         name: "rows".to_owned(),
         stop: Arc::clone(&sink.stop),
         dropped: Arc::default(),
+        waits: Arc::default(),
         resume: Arc::new(Nothing),
         sink,
     };

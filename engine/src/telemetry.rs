@@ -87,6 +87,7 @@ declare! {
     ROWS_IN Counter Count "rows_in_total" ["source"] "Rows accepted.";
     ROWS_REJECTED Counter Count "rows_rejected_total" ["source"] "Rows refused with an error to the sender.";
     ROWS_IGNORED Counter Count "rows_ignored_total" ["source"] "Rows without effect: older than what is there.";
+    SOURCE_RETRYING Gauge Count "source_retrying" ["source"] "1 while a source cannot read all of its world and tries again; SHOW SOURCES says why.";
     ROWS_PARKED Gauge Count "rows_parked" ["source"] "Rows that wait for values which their source did not send (TOAST).";
     DEAD_LETTERS Counter Count "dead_letters_total" ["source", "code"] "Bad records that became dead letters.";
     DEAD_LETTERS_DROPPED Counter Count "dead_letters_dropped_total" ["source", "code"] "Dead letters whose payload was forgotten because there are too many; they stay counted.";

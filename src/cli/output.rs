@@ -1,7 +1,8 @@
 //! How results look: tables and colour for people, JSON lines for programs.
 //!
-//! Colour only on a terminal and without `NO_COLOR`. Tables measure cells in characters and cut long
-//! ones, so that a row stays a row.
+//! Colour only on a terminal and without `NO_COLOR`. Tables measure cells in characters; on a terminal
+//! those of several rows are cut when they are long, so that a row stays a row. Files and pipes, and who
+//! asks for one row, get all of it.
 
 use std::io::{IsTerminal, Write};
 
@@ -14,6 +15,7 @@ const CELL_CHARS_MAX: usize = 80;
 /// Where results go and how.
 pub(crate) struct Output {
     pub(crate) is_json: bool,
+    is_terminal: bool,
     is_coloured: bool,
     is_coloured_error: bool,
 }
@@ -23,6 +25,7 @@ impl Output {
         let wants = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Output {
             is_json,
+            is_terminal: std::io::stdout().is_terminal(),
             is_coloured: wants && !is_json && std::io::stdout().is_terminal(),
             is_coloured_error: wants && !is_json && std::io::stderr().is_terminal(),
         }
@@ -86,9 +89,14 @@ impl Output {
 
     /// A table with a head; columns of numbers are aligned right.
     pub(crate) fn table(&self, heads: &[String], rows: &[Vec<Json>]) -> String {
+        let most = if self.is_terminal && rows.len() > 1 {
+            CELL_CHARS_MAX
+        } else {
+            usize::MAX
+        };
         let cells: Vec<Vec<String>> = rows
             .iter()
-            .map(|row| row.iter().map(cell).collect())
+            .map(|row| row.iter().map(|value| cell(value, most)).collect())
             .collect();
         let width = |column: usize| {
             let of_rows = cells
@@ -143,14 +151,14 @@ fn paint(is_coloured: bool, code: &str, text: &str) -> String {
     }
 }
 
-/// A value in one line: text bare, NULL empty, control characters escaped, long ones cut.
-fn cell(value: &Json) -> String {
+/// A value in one line: text bare, NULL empty, control characters escaped, cut to so many characters.
+fn cell(value: &Json, most: usize) -> String {
     let text = match value {
         Json::Null => String::new(),
         Json::String(text) => text.clone(),
         other => other.to_string(),
     };
-    shorten(&one_line(&text), CELL_CHARS_MAX)
+    shorten(&one_line(&text), most)
 }
 
 /// Escapes what would break the line or reach the terminal as a command.
@@ -208,6 +216,7 @@ mod tests {
 
     const PLAIN: Output = Output {
         is_json: false,
+        is_terminal: false,
         is_coloured: false,
         is_coloured_error: false,
     };
@@ -230,11 +239,20 @@ mod tests {
     }
 
     #[test]
-    fn long_cells_are_cut_by_characters() {
-        assert_eq!(
-            cell(&json!("ü".repeat(100))).chars().count(),
-            CELL_CHARS_MAX
-        );
+    fn long_cells_are_cut_by_characters_where_people_read_rows() {
+        let (heads, long) = (["n".to_owned()], vec![json!("ü".repeat(100))]);
+        let terminal = Output {
+            is_terminal: true,
+            ..PLAIN
+        };
+        let widest = |output: &Output, rows: &[Vec<Json>]| {
+            let table = output.table(&heads, rows);
+            table.lines().map(|line| line.chars().count()).max()
+        };
+        let two = [long.clone(), long.clone()];
+        assert_eq!(widest(&terminal, &two), Some(CELL_CHARS_MAX));
+        assert_eq!(widest(&terminal, &[long]), Some(100));
+        assert_eq!(widest(&PLAIN, &two), Some(100));
         assert_eq!(shorten("abc", 3), "abc");
         assert_eq!(shorten("abcd", 3), "ab…");
     }

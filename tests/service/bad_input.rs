@@ -329,6 +329,11 @@ fn bad_files_are_dead_letters_and_the_others_stay() {
             root.display()
         ),
     );
+    let state = "SELECT status, error FROM headwater.sources WHERE name = 'notes'";
+    assert_eq!(
+        rig.rows(state),
+        [["retrying", "PATH cannot be read: it does not exist"]]
+    );
     assert_eq!(rig.find("read", "fine"), ["fine.md"]);
     write(&away.join("new.md"), b"new when the folder returns");
     std::fs::remove_file(away.join("turns.md")).expect("removed");
@@ -336,6 +341,7 @@ fn bad_files_are_dead_letters_and_the_others_stay() {
     eventually("the new file", || rig.find("read", "returns") == ["new.md"]);
     eventually("the removed one", || rig.find("read", "good").is_empty());
     assert_eq!(rig.find("read", "fine"), ["fine.md"]);
+    assert_eq!(rig.rows(state), [[json!("running"), json!(null)]]);
 }
 
 /// The kernel refuses to read a process's memory at address 0 to everybody, root included.

@@ -277,6 +277,13 @@ fn what_cannot_be_made_right_is_refused_with_its_reason() {
     );
     rig.sql("DROP SOURCE docs").expect("dropped");
     assert!(rig.rows("SELECT id FROM headwater.dead_letters").is_empty());
+    // Another source of that name has nothing of them, also after a restart.
+    rig.sql(NUMBERS).expect("declared");
+    let rig = Rig::over(rig.store.after_crash(1));
+    assert_eq!(
+        rig.rows("SELECT dead_letters FROM headwater.sources"),
+        [[json!(0)]]
+    );
 }
 
 #[test]

@@ -179,6 +179,12 @@ fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
         both.iter().all(|source| metrics.contains(&waits(source)))
     });
     for source in both {
+        let sql = format!("SELECT status, error FROM headwater.sources WHERE name = '{source}'");
+        program.wait("it says what it waits for", |program| {
+            let row = &program.rows(&sql)[0];
+            let error = row[1].as_str().unwrap_or_default();
+            row[0] == "retrying" && error.contains(".public.docs/0 waits for a schema: ")
+        });
         assert_eq!(program.letters(source), [[""; 3]; 0]);
         // What was there is still there, and answers.
         let old = format!("SELECT id FROM {source} WHERE id = 200");
@@ -203,6 +209,10 @@ fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
 
     registry.restart();
     reach(&program, &both, 201);
+    program.wait_rows(
+        "SELECT status, error FROM headwater.sources WHERE name = 'wire'",
+        &[vec![json!("running"), json!(null)]],
+    );
     println!("the registry was away for {:.1?}", began.elapsed());
     for source in both {
         assert_eq!(

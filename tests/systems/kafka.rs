@@ -116,10 +116,17 @@ fn rows_upserts_and_texts_over_partitions_restarts_and_bad_messages() {
     expected.push(vec![json!("view"), json!(4), json!(1), json!(1)]);
     program.wait_rows(events, &expected);
     kafka.kill();
+    let state = "SELECT status, error FROM headwater.sources WHERE name = 'events'";
+    program.wait("the source says what is wrong", |program| {
+        let row = &program.rows(state)[0];
+        row[0] == "retrying" && row[1].as_str().is_some_and(|error| !error.is_empty())
+    });
+    println!("{}", program.rows(state)[0][1]);
     kafka.restart();
     put(&kafka, "events", 1, "e", &json!({"kind": "view", "n": 5}));
     expected.push(vec![json!("view"), json!(5), json!(1), json!(2)]);
     program.wait_rows(events, &expected);
+    program.wait_rows(state, &[vec![json!("running"), json!(null)]]);
 
     // A new partition is found.
     kafka.set_partitions("events", 3);

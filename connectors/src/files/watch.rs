@@ -133,6 +133,7 @@ impl Watcher {
         }
         if self.is_missing {
             self.is_missing = false;
+            self.rows.context.goes_on("path");
             tracing::info!(path = %self.source.root.display(), "the folder is back");
         }
         if std::mem::take(&mut self.is_path_told) {
@@ -187,6 +188,9 @@ impl Watcher {
             return Ok(());
         }
         self.is_missing = true;
+        self.rows
+            .context
+            .waits_for("path", format!("PATH cannot be read: {}", reason(error)));
         let path = self.source.root.display().to_string();
         tracing::warn!(path, %error, "PATH cannot be read; its rows stay, waiting for it");
         if std::mem::replace(&mut self.is_path_told, true) {

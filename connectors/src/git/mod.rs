@@ -172,6 +172,7 @@ impl Source for GitSource {
             let pause = match reader.round() {
                 Ok(()) => {
                     if told.take().is_some() {
+                        reader.context.goes_on("repository");
                         tracing::info!(source = reader.context.name, "the repository is back");
                     }
                     retry = RETRY.0;
@@ -184,6 +185,7 @@ impl Source for GitSource {
                     if told.as_ref() != Some(&detail) {
                         let source = &reader.context.name;
                         tracing::warn!(source, error = detail, "reading git; trying again");
+                        reader.context.waits_for("repository", &detail);
                         told = Some(detail);
                     }
                     reader.forget();

@@ -204,6 +204,9 @@ impl Assignment {
             self.was_missing = listing.partitions.is_empty();
             if self.was_missing {
                 tracing::warn!(source = context.name, "no such topic yet; waiting for it");
+                context.waits_for("topic", "no such topic yet");
+            } else {
+                context.goes_on("topic");
             }
         }
         if self.is_doubted {
@@ -223,6 +226,7 @@ impl Assignment {
             match self.begin(consumer, context, &partition) {
                 Ok(Begin::At(offset)) => {
                     self.known.insert(partition.clone(), true);
+                    context.goes_on(lane::name(&partition));
                     found.begun.push((partition, offset));
                 }
                 Ok(Begin::Never) => {
@@ -242,6 +246,7 @@ impl Assignment {
                     found.is_complete = false;
                     let partition = lane::name(&partition);
                     tracing::warn!(source = context.name, partition, %error, "trying again");
+                    context.waits_for(partition.clone(), format!("{partition}: {error}"));
                 }
             }
         }

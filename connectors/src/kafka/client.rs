@@ -26,6 +26,8 @@ pub(super) struct Client {
     next: Next,
     /// What was told last, and when: brokers that are away are, every second, in many words.
     told: Mutex<HashMap<String, Instant>>,
+    /// What was wrong with a connection last, in words that help.
+    reason: Mutex<Option<String>>,
 }
 
 impl Client {
@@ -37,6 +39,15 @@ impl Client {
             told.insert(kind.to_owned(), Instant::now());
         }
         is_news
+    }
+
+    /// An error with what is known of its cause: librdkafka tells that apart, and earlier.
+    pub(super) fn words(&self, error: &KafkaError) -> String {
+        let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        match reason.take() {
+            Some(reason) => format!("{error} ({reason})"),
+            None => error.to_string(),
+        }
     }
 }
 
@@ -61,11 +72,14 @@ impl ClientContext for Client {
         if code == Some(RDKafkaErrorCode::PartitionEOF) {
             return;
         }
+        let hint = security::hint(&error);
+        let words = hint.map_or_else(|| reason.to_owned(), |hint| format!("{reason}; {hint}"));
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
         if code.is_some_and(|code| !self.is_news(&format!("{code:?}"))) {
             tracing::debug!(source, %error, reason, "Kafka");
             return;
         }
-        match security::hint(&error) {
+        match hint {
             Some(hint) => tracing::warn!(source, %error, reason, hint, "Kafka"),
             None => tracing::warn!(source, %error, reason, "Kafka"),
         }
@@ -132,6 +146,7 @@ pub(super) fn consumer(
         source: source.to_owned(),
         next,
         told: Mutex::default(),
+        reason: Mutex::default(),
     };
     config
         .create_with_context(client)

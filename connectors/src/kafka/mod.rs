@@ -274,8 +274,13 @@ impl Reader<'_> {
             .assignment
             .discover(&self.consumer, self.context, &next);
         let mut found = match found {
-            Ok(found) => found,
+            Ok(found) => {
+                self.context.goes_on("brokers");
+                found
+            }
             Err(error) => {
+                let words = self.consumer.context().words(&error);
+                self.context.waits_for("brokers", words);
                 tracing::warn!(
                     source = self.context.name,
                     brokers = self.source.options.brokers,
@@ -291,7 +296,7 @@ impl Reader<'_> {
         });
         for stopped in found.stopped {
             let partition = &stopped.partition;
-            self.waiting.forget(partition);
+            self.waiting.forget(self.context, partition);
             self.fetch_no_longer(std::slice::from_ref(partition));
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             next.remove(partition);
@@ -386,15 +391,19 @@ impl Reader<'_> {
                     wait = Duration::ZERO;
                     bytes += message.payload_len() + message.key_len();
                     let (topic, partition) = (message.topic(), message.partition());
-                    if !self.waiting.has(topic, partition)
-                        && let Err(wait) = self.outlet.take(&message)
-                    {
-                        let partition = (topic.to_owned(), partition);
+                    if self.waiting.has(topic, partition) {
+                        continue;
+                    }
+                    let taken = self.outlet.take(&message);
+                    let partition = (topic, partition);
+                    if let Err(wait) = taken {
+                        let partition = (partition.0.to_owned(), partition.1);
                         self.fetch_no_longer(std::slice::from_ref(&partition));
-                        self.waiting.add(&self.context.name, partition, &wait);
+                        self.waiting.add(self.context, partition, &wait);
                         // It may have taken a moment: a stop is looked for now.
                         break;
                     }
+                    self.waiting.taken(self.context, partition);
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     self.outlet.reached_end(partition)?;

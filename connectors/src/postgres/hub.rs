@@ -35,6 +35,10 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const LEAVE: Duration = Duration::from_millis(800);
 /// What could not be done for one source is tried again so much later.
 pub(super) const AGAIN: Duration = Duration::from_secs(3);
+/// What a source may wait for ([`SourceContext::waits_for`]).
+pub(super) const CONNECTION: &str = "connection";
+pub(super) const TABLE: &str = "table";
+const COPY: &str = "copy";
 /// Attempts to drop a slot that the server still counts as in use.
 const REMOVE_ATTEMPTS: usize = 20;
 
@@ -279,6 +283,9 @@ impl Reader {
                         ?pause,
                         "PostgreSQL cannot be read; trying again"
                     );
+                    for member in self.members.values() {
+                        member.context.waits_for(CONNECTION, &detail);
+                    }
                     let until = Instant::now() + pause;
                     pause = (pause * 2).min(PAUSE.1);
                     while Instant::now() < until && !self.members.is_empty() {
@@ -405,6 +412,7 @@ impl Reader {
                 member.table = Some(table);
                 match ended {
                     Ok(Ended::At(stand)) => {
+                        member.context.goes_on(COPY);
                         member.logged = stand.lsn;
                         member.stand = Some(stand);
                     }
@@ -415,6 +423,7 @@ impl Reader {
                             detail,
                             "the table could not be copied; trying again"
                         );
+                        member.context.waits_for(COPY, &detail);
                         self.copy_again = Instant::now() + AGAIN;
                         return false;
                     }

@@ -18,7 +18,7 @@ use engine::limits::TRANSACTION_BYTES_MAX;
 use engine::telemetry;
 use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
 
-use super::hub::{AGAIN, LOOK, Reader};
+use super::hub::{AGAIN, CONNECTION, LOOK, Reader, TABLE};
 use super::member::{Member, State, Upto};
 use super::message::{self, Message, Relation};
 use super::session::{Failure, SILENCE, Session, silent};
@@ -66,6 +66,9 @@ impl Reader {
         let options = self.hub.options();
         let mut session = Session::open(&options, &options.slot).await?;
         let (system, end) = session.system().await?;
+        for member in self.members.values() {
+            member.context.goes_on(CONNECTION);
+        }
         self.prepare(&mut session, &system).await?;
         if self.members.is_empty() {
             return Ok(());
@@ -123,7 +126,10 @@ impl Reader {
             member.again = None;
             member.is_published = false;
             match member.prepare(session, &options, system).await {
-                Ok(()) => member.is_published = true,
+                Ok(()) => {
+                    member.is_published = true;
+                    member.context.goes_on(TABLE);
+                }
                 Err(failure @ Failure::Lasting(_)) => failed.push((*id, failure)),
                 Err(passing) if !session.is_there().await => return Err(passing),
                 Err(passing) => {
@@ -132,6 +138,7 @@ impl Reader {
                         detail = %passing,
                         "the table cannot be published yet; trying again"
                     );
+                    member.context.waits_for(TABLE, &passing);
                     member.again = Some(Instant::now() + AGAIN);
                 }
             }

@@ -532,6 +532,7 @@ pub(crate) fn ends(options: GitOptions) -> String {
         resume: Arc::new(Recorded::default()),
         stop: Arc::default(),
         dropped: Arc::default(),
+        waits: Arc::default(),
     };
     let ended = source(options).run(context);
     ended.expect_err("it cannot heal").to_string()

@@ -21,5 +21,5 @@ pub use sink::{
     ChangeFeed, ChangePage, FeedError, ForeignProgress, NextPage, RowChange, Sink, SinkContext,
     SinkPhase, SinkRun, SinkRuns, SinkState, SinkStatus,
 };
-pub use source::{LaneSink, Part, Resume, SinkClosed, Source, SourceBatch, SourceContext};
+pub use source::{LaneSink, Part, Resume, SinkClosed, Source, SourceBatch, SourceContext, Waits};
 pub use store::{AppendFile, Store};

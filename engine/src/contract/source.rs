@@ -4,13 +4,17 @@
 //! sink logs the batch and gives back-pressure by blocking. Versions, if the outside world has
 //! none, are given by the sink.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value as Json;
 
 use crate::error::{DataError, DeadLetter, WorldError};
 use crate::model::{ContentHash, Key, ObjectId, Row};
+use crate::telemetry;
 
 /// One batch of one lane, in the lane's order.
 #[derive(Debug, Clone, Default)]
@@ -84,6 +88,29 @@ pub trait Resume: Send + Sync {
     }
 }
 
+/// What a source waits for in the outside world, by what waits: its connection, a partition, a table.
+#[derive(Debug, Default)]
+pub struct Waits(Mutex<BTreeMap<Cow<'static, str>, String>>);
+
+impl Waits {
+    /// Why the source does not read all that it could; `None` when it does.
+    pub fn reason(&self) -> Option<String> {
+        let waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reasons: Vec<&str> = waits.values().map(String::as_str).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    /// Notes a reason (`None`: no more); whether there is any now.
+    fn set(&self, what: impl Into<Cow<'static, str>>, reason: Option<String>) -> bool {
+        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match reason {
+            Some(reason) => waits.insert(what.into(), reason),
+            None => waits.remove(&what.into()),
+        };
+        !waits.is_empty()
+    }
+}
+
 /// What a source runs with.
 #[derive(Clone)]
 pub struct SourceContext {
@@ -98,9 +125,38 @@ pub struct SourceContext {
     /// Set before `stop` when the source is dropped for good: what it holds upstream (a replication
     /// slot keeps log there) is to be given up.
     pub dropped: Arc<AtomicBool>,
+    /// What it waits for, for people.
+    pub waits: Arc<Waits>,
 }
 
 impl SourceContext {
+    /// Tells people that `what` waits, and why: the source goes on trying.
+    pub fn waits_for(&self, what: impl Into<Cow<'static, str>>, reason: impl Display) {
+        let is_waiting = self.waits.set(what, Some(reason.to_string()));
+        self.show(is_waiting);
+    }
+
+    /// What waited goes on; nothing when it did not wait. Cost: a lock that nobody else holds long.
+    pub fn goes_on(&self, what: impl Into<Cow<'static, str>>) {
+        let is_waiting = self.waits.set(what, None);
+        self.show(is_waiting);
+    }
+
+    /// It has ended: nothing waits any more.
+    pub fn waits_no_longer(&self) {
+        self.waits
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        self.show(false);
+    }
+
+    fn show(&self, is_waiting: bool) {
+        let gauge = metrics::gauge!(telemetry::SOURCE_RETRYING.name, "source" => self.name.clone());
+        gauge.set(f64::from(u8::from(is_waiting)));
+    }
+
     /// Whether the source must return.
     pub fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Relaxed)

@@ -292,6 +292,7 @@ impl Survey {
             Replayed::Rows(_)
             | Replayed::Replies(_)
             | Replayed::Letters(_)
+            | Replayed::Forget(_)
             | Replayed::Unbound(_) => {}
         }
     }
@@ -325,6 +326,9 @@ fn note_letters(book: &mut LetterBook, event: &Replayed) {
             base.letters
                 .iter()
                 .for_each(|kept| book.restore(kept.clone()));
+        }
+        Replayed::Forget(names) => {
+            book.retain_sources(|source| !names.iter().any(|name| name == source));
         }
         Replayed::Tick(tick) => {
             for stage in &tick.stages {

@@ -156,8 +156,8 @@ pub struct BaseLetters {
 
 /// One record of the input log, as it is stored.
 ///
-/// Writers append the first four and [`Record::Together`]; the others are written by compaction
-/// only.
+/// Writers append the first four, [`Record::Together`] and [`Record::Forget`]; the others are written
+/// by compaction only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// Rows enter; their time is not known yet.
@@ -182,13 +182,15 @@ pub enum Record {
     BaseLetters(BaseLetters),
     /// Rows of several sources enter and are bound by the same tick: a transaction.
     Together(Vec<Stage>),
+    /// Names that are declared no more: their dead letters so far are gone with them.
+    Forget(Vec<String>),
 }
 
 /// What a replay tells, in the order in which it must be applied.
 ///
 /// ```text
 /// [Since, (Ddl | Reserve | Rows | Vectors | Lanes | Replies | Letters)*]   the base, if there is one
-/// (Ddl | Reserve | Tick)*                                                 what came after it
+/// (Ddl | Reserve | Tick | Forget)*                                        what came after it
 /// Unbound*                                                                staged, never bound
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -209,6 +211,8 @@ pub enum Replayed {
     Replies(Vec<BaseReply>),
     /// Dead letters of the base.
     Letters(BaseLetters),
+    /// The dead letters under these names are gone.
+    Forget(Vec<String>),
     /// A tick with the staged records that it binds, in its order.
     Tick(BoundTick),
     /// A staged record that no tick binds: stage it again under the same sequence, without logging
@@ -281,6 +285,7 @@ impl Record {
             Record::BaseReplies(_) => 9,
             Record::BaseLetters(_) => 10,
             Record::Together(_) => 11,
+            Record::Forget(_) => 12,
         }
     }
 
@@ -318,6 +323,7 @@ impl Record {
             Record::BaseReplies(record) => to_vec(record),
             Record::BaseLetters(record) => to_vec(record),
             Record::Together(record) => to_vec(record),
+            Record::Forget(names) => to_vec(names),
         }
     }
 
@@ -342,6 +348,7 @@ impl Record {
             9 => from_slice(payload).map(Record::BaseReplies),
             10 => from_slice(payload).map(Record::BaseLetters),
             11 => from_slice(payload).map(Record::Together),
+            12 => from_slice(payload).map(Record::Forget),
             other => Err(format!("unknown kind {other}")),
         };
         record.map_err(|detail| format!("cannot decode the record (kind {kind}): {detail}"))

@@ -229,6 +229,7 @@ impl Reader {
                 Record::BaseVectors(facts) => return Ok(Some(Replayed::Vectors(facts))),
                 Record::BaseLanes(lanes) => return Ok(Some(Replayed::Lanes(lanes))),
                 Record::BaseReplies(replies) => return Ok(Some(Replayed::Replies(replies))),
+                Record::Forget(names) => return Ok(Some(Replayed::Forget(names))),
                 Record::BaseLetters(letters) => return Ok(Some(Replayed::Letters(letters))),
             }
         }

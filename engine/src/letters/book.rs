@@ -167,16 +167,12 @@ impl LetterBook {
         Some(kept)
     }
 
-    /// Forgets sources that are not to be kept, counts included.
-    pub fn retain_sources(&mut self, keep: impl Fn(&str) -> bool) {
-        let gone: Vec<String> = self
-            .sources
-            .keys()
-            .filter(|name| !keep(name))
-            .cloned()
-            .collect();
-        for name in gone {
-            let Some(source) = self.sources.get(&name) else {
+    /// Forgets sources that are not to be kept, counts included; which these were.
+    pub fn retain_sources(&mut self, keep: impl Fn(&str) -> bool) -> Vec<String> {
+        let names = self.sources.keys();
+        let gone: Vec<String> = names.filter(|name| !keep(name)).cloned().collect();
+        for name in &gone {
+            let Some(source) = self.sources.get(name) else {
                 continue;
             };
             let causes = source.causes.values();
@@ -184,8 +180,9 @@ impl LetterBook {
                 .flat_map(|cause| cause.order.values().copied())
                 .collect();
             ids.into_iter().for_each(|id| drop(self.remove(id)));
-            self.sources.remove(&name);
+            self.sources.remove(name);
         }
+        gone
     }
 
     /// One letter.

@@ -137,12 +137,13 @@ impl DeadLetters {
         self.note_keys(&inner);
     }
 
-    /// Forgets the letters of sources that are not to be kept.
-    pub fn retain_sources(&self, keep: impl Fn(&str) -> bool) {
+    /// Forgets the letters of sources that are not to be kept; which these were. The log is not told.
+    pub(super) fn forget(&self, keep: impl Fn(&str) -> bool) -> Vec<String> {
         let mut inner = self.lock();
-        inner.book.retain_sources(&keep);
+        let gone = inner.book.retain_sources(&keep);
         inner.told.retain(|source, _| keep(source));
         self.note_keys(&inner);
+        gone
     }
 
     /// One letter.

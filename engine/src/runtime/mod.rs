@@ -50,7 +50,7 @@ pub use program::{Program, ProgramFactory, QuestionId, Wire};
 pub use replay::{Pin, Recovered};
 pub use sink::{EngineSink, NotReplayed, OnDurable, PUSH_LANE, Staged};
 
-use crate::durable::{CompactOptions, Compacted, InputLog};
+use crate::durable::{CompactOptions, Compacted, InputLog, Record};
 use crate::error::WorldError;
 use crate::model::{ObjectId, Time, VectorFact};
 use board::Board;
@@ -355,6 +355,15 @@ impl<P: Program> Engine<P> {
     /// The dead letters.
     pub fn dead_letters(&self) -> Arc<DeadLetters> {
         Arc::clone(&self.shared.dead_letters)
+    }
+
+    /// Forgets the dead letters of sources that are not to be kept, also over restarts, whoever takes
+    /// their names.
+    pub fn forget_letters(&self, keep: impl Fn(&str) -> bool) {
+        let names = self.shared.dead_letters.forget(keep);
+        if !names.is_empty() {
+            self.shared.log.append(Record::Forget(names), None);
+        }
     }
 
     /// The engine's clock.

@@ -128,6 +128,10 @@ pub(super) fn replay<P: Program>(
                 let letters = &sequencer.shared.dead_letters;
                 letters.restore(&base.causes, base.letters);
             }
+            Replayed::Forget(names) => {
+                let letters = &sequencer.shared.dead_letters;
+                letters.forget(|source| !names.iter().any(|name| name == source));
+            }
             Replayed::Tick(tick) => {
                 flush(sequencer, &mut base, &mut recovered, inbox);
                 let stages = tick.stages;

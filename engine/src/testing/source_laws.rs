@@ -273,6 +273,7 @@ impl SourceRun {
             resume: Arc::new(resume),
             stop: Arc::clone(&stop),
             dropped: Arc::default(),
+            waits: Arc::default(),
         };
         let thread = std::thread::spawn(move || source.run(context));
         SourceRun { stop, thread }

@@ -45,7 +45,7 @@ impl Script {
     }
 
     fn record(&mut self) -> Record {
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..13) {
             0 => {
                 // A tick may bind a part alone here: the log does not mind, its writers do.
                 let parts = [1, 2].map(|source| self.stage_of(ObjectId(source)));
@@ -65,6 +65,7 @@ impl Script {
                     payload,
                 })
             }
+            11 => Record::Forget(vec![ObjectId(self.rng.random_range(1..3)).to_string()]),
             _ => Record::Reserve(self.at + 5_000_000),
         }
     }
@@ -169,6 +170,7 @@ pub fn expected_events(records: &[Record]) -> Vec<Replayed> {
             Record::Together(parts) => staged.push(parts.clone()),
             Record::Ddl(ddl) => events.push(Replayed::Ddl(ddl.clone())),
             Record::Reserve(until) => events.push(Replayed::Reserve(*until)),
+            Record::Forget(names) => events.push(Replayed::Forget(names.clone())),
             Record::Tick(tick) => {
                 let mut stages = Vec::new();
                 for range in &tick.lanes {
@@ -306,6 +308,11 @@ impl State {
                     let kept = (source.clone(), position.clone(), kept.count);
                     self.letters.kept.push(kept);
                 }
+            }
+            Replayed::Forget(names) => {
+                let letters = &mut self.letters;
+                letters.kept.retain(|(source, ..)| !names.contains(source));
+                letters.counts.retain(|source, _| !names.contains(source));
             }
             Replayed::Tick(tick) => self.tick(tick),
             Replayed::Unbound(stages) => self.unbound.extend(stages.iter().cloned()),

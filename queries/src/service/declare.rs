@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::contract::{Source, SourceContext};
+use engine::contract::{Source, SourceContext, Waits};
 use engine::error::WorldError;
 use engine::model::{ObjectId, Schema, Time};
 use engine::runtime::{AskTime, CatalogChange};
@@ -29,6 +29,8 @@ pub(super) struct RunningSource {
     dropped: Arc<AtomicBool>,
     /// Why it ended by itself.
     failure: Arc<Mutex<Option<String>>>,
+    /// What it waits for.
+    waits: Arc<Waits>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -36,6 +38,17 @@ impl RunningSource {
     /// Why the source reads no longer, if it had to give up.
     pub(super) fn failure(&self) -> Option<String> {
         self.failure.lock().expect("no panic while held").clone()
+    }
+
+    /// How it does, and why not better.
+    pub(super) fn status(&self) -> (&'static str, Option<String>) {
+        if let Some(failure) = self.failure() {
+            return ("failed", Some(failure));
+        }
+        match self.waits.reason() {
+            Some(reason) => ("retrying", Some(reason)),
+            None => ("running", None),
+        }
     }
 }
 
@@ -163,8 +176,7 @@ impl Inner {
             if !matches!(declared, Declared::Source { .. }) {
                 // Its rows are gone, and nothing else would take their letters back. Those of a source
                 // that is made again may be good then.
-                let letters = self.engine.dead_letters();
-                letters.retain_sources(|other| other != name);
+                self.engine.forget_letters(|other| other != name);
             }
         }
         Ok(())
@@ -239,6 +251,7 @@ impl Inner {
                             stop: Arc::default(),
                             dropped: Arc::default(),
                             failure: Arc::new(Mutex::new(Some(error.to_string()))),
+                            waits: Arc::default(),
                             thread: None,
                         },
                     );
@@ -261,7 +274,10 @@ impl Inner {
             resume: sink,
             stop: Arc::clone(&stop),
             dropped: Arc::clone(&dropped),
+            waits: Arc::default(),
         };
+        let waits = Arc::clone(&context.waits);
+        let ending = context.clone();
         let source_name = name.to_owned();
         let failure: Arc<Mutex<Option<String>>> = Arc::default();
         let told = Arc::clone(&failure);
@@ -269,6 +285,7 @@ impl Inner {
             // A defect in one reader must be seen and must not take the others with it: what it
             // staged is whole, and a restart resumes after it.
             let ended = catch_unwind(AssertUnwindSafe(|| reader.run(context)));
+            ending.waits_no_longer();
             let error = match ended {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
@@ -285,6 +302,7 @@ impl Inner {
             stop,
             dropped,
             failure,
+            waits,
             thread: Some(thread),
         };
         self.sources

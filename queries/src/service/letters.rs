@@ -126,8 +126,8 @@ impl Inner {
 
     /// Forgets the letters of what is no longer declared.
     pub(super) fn forget_letters(&self) {
-        let letters = self.engine.dead_letters();
-        letters.retain_sources(|name| self.pipeline.by_name(name).is_some());
+        self.engine
+            .forget_letters(|name| self.pipeline.by_name(name).is_some());
     }
 
     /// Decodes letters again and takes what is good. Blocks: decoding, room, the sync.

@@ -301,7 +301,7 @@ impl Service {
         let mut objects = self.inner.pipeline.all();
         objects.retain(|declared| !self.inner.gone.contains(&declared.object().id));
         let is_there = |name: &str| objects.iter().any(|one| one.object().name == name);
-        self.inner.engine.dead_letters().retain_sources(is_there);
+        self.inner.engine.forget_letters(is_there);
         let sources = objects.iter().filter_map(|declared| {
             let object = declared.object();
             match &object.definition {

@@ -59,10 +59,10 @@ impl Inner {
                 Connector::Postgres(_) => ("postgres", false),
                 Connector::Git(_) => ("git", false),
             };
-            let status = match running.get(&object.id) {
-                Some(source) if source.failure().is_some() => "failed",
-                None if !is_push => "stopped",
-                _ => "running",
+            let (status, error) = match running.get(&object.id) {
+                Some(source) => source.status(),
+                None if is_push => ("running", None),
+                None => ("stopped", None),
             };
             Some(vec![
                 text(&object.name),
@@ -72,6 +72,7 @@ impl Inner {
                 Value::Null,
                 int(staged),
                 int(self.engine.dead_letters().count(&object.name)),
+                error.map_or(Value::Null, text),
                 text(&object.statement),
             ])
         });

@@ -315,6 +315,7 @@ pub fn system_schema(name: &str) -> Option<Schema> {
                 ("bytes", Int8),
                 ("staged_bytes", Int8),
                 ("dead_letters", Int8),
+                ("error", Text),
                 ("statement", Text),
             ],
         ),

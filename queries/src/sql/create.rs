@@ -63,7 +63,7 @@ pub(super) fn plan_create(
             Definition::View(super::view::view_definition(&mut cursor, end, catalog)?)
         }
         "INDEX" => Definition::Index(super::index::index(&mut cursor, catalog)?),
-        "SINK" => Definition::Sink(Box::new(super::sink::sink(&mut cursor, catalog)?)),
+        "SINK" => Definition::Sink(Box::new(super::sink::sink(&mut cursor, &name, catalog)?)),
         _ => Definition::Cache(cache(&mut cursor, catalog)?),
     };
     if kind != "VIEW" {

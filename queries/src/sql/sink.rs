@@ -11,6 +11,8 @@
 //! Invariant: what is written has a unique key, or deletes would name nothing. Limits: one collection a
 //! sink; indexes and caches are not written.
 
+use std::collections::BTreeSet;
+
 use super::ast::ident_sql;
 use super::catalog::CatalogView;
 use super::cursor::{Cursor, Name};
@@ -19,7 +21,9 @@ use super::options::{Known, Options};
 use super::source::required;
 use super::statement::{known, later, with_article};
 use super::{format, security};
-use crate::definition::{AvroDef, Definition, MessageFormat, RegistryDef, SinkDef, SinkEnvelope};
+use crate::definition::{
+    AvroDef, Connector, Definition, KafkaDef, MessageFormat, RegistryDef, SinkDef, SinkEnvelope,
+};
 use crate::problem::{Position, Problem};
 
 /// What `PROGRESS TOPIC` is without the option.
@@ -32,7 +36,11 @@ const REPLICATION_MAX: u64 = 1_000;
 const TOPIC_CHARS_MAX: usize = 249;
 
 /// Reads what stands behind the name.
-pub(super) fn sink(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<SinkDef, Problem> {
+pub(super) fn sink(
+    cursor: &mut Cursor<'_>,
+    name: &str,
+    catalog: &dyn CatalogView,
+) -> Result<SinkDef, Problem> {
     cursor.expect("FROM")?;
     let from = from(cursor, catalog)?;
     cursor.expect("INTO")?;
@@ -43,7 +51,9 @@ pub(super) fn sink(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result
         }
     }
     cursor.expect("KAFKA")?;
+    let at = cursor.position();
     let mut def = options(cursor, from, catalog)?;
+    refuse_taken(&def, name, catalog).map_err(|problem| problem.at(at.line, at.column))?;
     let (mut has_format, mut envelope) = (false, None);
     loop {
         let at = cursor.position();
@@ -152,6 +162,60 @@ fn options(
         registry: None,
         envelope: SinkEnvelope::Upsert,
     })
+}
+
+/// Refuses a topic that another sink writes, and one that the sink's own rows come from: those would come
+/// back as changes for ever.
+fn refuse_taken(def: &SinkDef, name: &str, catalog: &dyn CatalogView) -> Result<(), Problem> {
+    for other in catalog.names().iter().filter(|other| *other != name) {
+        let Some(Definition::Sink(sink)) = catalog.object(other).map(|found| found.definition)
+        else {
+            continue;
+        };
+        if sink.topic == def.topic && is_one_cluster(&sink.brokers, &def.brokers) {
+            let detail = format!("topic '{}' is written by sink \"{other}\"", def.topic);
+            return Err(Problem::invalid(detail)
+                .expected("a topic of its own")
+                .hint("rows of two sinks under one key would overwrite each other"));
+        }
+    }
+    let mut from = def.from.clone();
+    while let Some(object) = catalog.object(&from) {
+        match object.definition {
+            Definition::View(view) => from = view.from,
+            Definition::Source(source) => {
+                let Connector::Kafka(kafka) = &source.connector else {
+                    return Ok(());
+                };
+                if !reads(kafka, &def.topic) || !is_one_cluster(&kafka.brokers, &def.brokers) {
+                    return Ok(());
+                }
+                let detail = format!("topic '{}' is read by source \"{from}\"", def.topic);
+                return Err(Problem::invalid(detail)
+                    .expected("a topic that the rows of the sink do not come from")
+                    .hint("what the sink writes would come back as changes, for ever"));
+            }
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn reads(kafka: &KafkaDef, topic: &str) -> bool {
+    if !kafka.is_pattern {
+        return kafka.topic == topic;
+    }
+    // A pattern that is none is refused where the source is made.
+    regex::Regex::new(&format!("^(?:{})$", kafka.topic)).is_ok_and(|regex| regex.is_match(topic))
+}
+
+/// Whether two lists of brokers name one in common.
+fn is_one_cluster(a: &str, b: &str) -> bool {
+    let hosts = |list: &str| -> BTreeSet<String> {
+        let hosts = list.split(',').map(|host| host.trim().to_lowercase());
+        hosts.collect()
+    };
+    !hosts(a).is_disjoint(&hosts(b))
 }
 
 fn topic_or(options: &Options, name: &str, default: &str) -> Result<String, Problem> {

@@ -196,6 +196,7 @@ impl Rig {
             resume: sink,
             stop: Arc::new(AtomicBool::new(false)),
             dropped: Arc::default(),
+            waits: Arc::default(),
         };
         let number = table as u64;
         let board = Board::default();

@@ -1,0 +1,127 @@
+//! Words and their pieces, remembered: most words of a text were seen before.
+//!
+//! The idea: a word of at most 16 bytes is two 64-bit numbers, so that a look-up is a multiplication
+//! and one comparison, and an entry with up to three pieces is half a cache line.
+//!
+//! ```text
+//! "the " ─▶ key 0x656874 ─×─▶ slot ─▶ │ key 16 B │ count │ piece, piece, piece │ = 32 B
+//! ```
+//!
+//! Invariants: bounded ([`ENTRIES`]); a newer word takes the place of an older one with the same
+//! slot; what is found is what [`super::vocab::Vocabulary::pieces`] says. It belongs to a caller's
+//! [`super::Scratch`], so it has no lock. Limits: words that are longer, have more pieces or end with
+//! a NUL are not kept.
+
+/// Words kept: 512 KiB.
+pub(super) const ENTRIES: usize = 1 << ENTRIES_LOG;
+const ENTRIES_LOG: u32 = 14;
+/// Longest word kept, bytes.
+pub(super) const WORD_BYTES_MAX: usize = 16;
+/// Most pieces of a word kept.
+const PIECES_MAX: usize = 3;
+
+/// A word of at most 16 bytes, padded with zeros.
+pub(super) type Key = [u64; 2];
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Zero where there is none: no word is empty or ends with a zero.
+    key: Key,
+    count: u32,
+    pieces: [u32; PIECES_MAX],
+}
+
+const EMPTY: Entry = Entry {
+    key: [0; 2],
+    count: 0,
+    pieces: [0; PIECES_MAX],
+};
+
+/// Words with their pieces, for one tokenizer.
+pub(super) struct Cache {
+    entries: Box<[Entry]>,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub(super) fn new() -> Cache {
+        Cache {
+            entries: vec![EMPTY; ENTRIES].into_boxed_slice(),
+        }
+    }
+
+    #[inline]
+    fn slot(key: Key) -> usize {
+        // Multiplication spreads upwards (Dietzfelbinger): the high bits choose.
+        let mixed = (key[0] ^ key[1].wrapping_mul(0x9fb2_1c65_1e98_df25))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> (64 - ENTRIES_LOG)) as usize
+    }
+
+    /// The pieces of a word, if it is remembered.
+    #[inline]
+    pub(super) fn get(&self, key: Key) -> Option<&[u32]> {
+        let entry = self.entries.get(Self::slot(key))?;
+        (entry.key == key).then(|| &entry.pieces[..(entry.count as usize).min(PIECES_MAX)])
+    }
+
+    /// Remembers a word if its pieces are few.
+    pub(super) fn put(&mut self, key: Key, pieces: &[u32]) {
+        if pieces.len() > PIECES_MAX || key == [0; 2] {
+            return;
+        }
+        let mut entry = EMPTY;
+        entry.key = key;
+        entry.count = pieces.len() as u32;
+        entry.pieces[..pieces.len()].copy_from_slice(pieces);
+        self.entries[Self::slot(key)] = entry;
+    }
+
+    /// Bytes held.
+    pub(super) fn resident_bytes(&self) -> usize {
+        self.entries.len() * size_of::<Entry>()
+    }
+}
+
+/// A word's key, if it is one that may be kept.
+pub(super) fn key(word: &[u8]) -> Option<Key> {
+    if word.len() > WORD_BYTES_MAX || word.last().is_none_or(|&last| last == 0) {
+        return None;
+    }
+    let mut bytes = [0; WORD_BYTES_MAX];
+    bytes[..word.len()].copy_from_slice(word);
+    let (low, high) = bytes.split_at(8);
+    let number = |half: &[u8]| half.try_into().map_or(0, u64::from_le_bytes);
+    Some([number(low), number(high)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_is_found_until_its_place_is_taken() {
+        let mut cache = Cache::new();
+        let word = |i: u32| key(format!("word{i}").as_bytes()).unwrap();
+        for i in 0..100_000 {
+            cache.put(word(i), &[i, i + 1]);
+            assert_eq!(cache.get(word(i)), Some(&[i, i + 1][..]));
+        }
+        let kept = (0..100_000)
+            .filter(|&i| cache.get(word(i)).is_some())
+            .count();
+        assert!(kept > ENTRIES / 2 && kept <= ENTRIES, "{kept}");
+        cache.put(word(5), &[1, 2, 3, 4]);
+        assert_ne!(cache.get(word(5)), Some(&[1, 2, 3, 4][..]));
+    }
+
+    #[test]
+    fn words_have_keys_of_their_own() {
+        assert_eq!(key(b""), None);
+        assert_eq!(key(b"a\0"), None);
+        assert_eq!(key(&[b'a'; 17]), None);
+        assert_eq!(key(b"ab"), Some([0x6261, 0]));
+        assert_eq!(key(b"12345678a"), Some([0x3837_3635_3433_3231, 0x61]));
+        assert_ne!(key(b"\0a"), key(b"a"));
+    }
+}

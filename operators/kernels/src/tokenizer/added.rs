@@ -10,6 +10,9 @@
 
 use super::vocab::Trie;
 
+/// A text is searched so far ahead of what is read of it.
+const WINDOW_BYTES: usize = 16 << 10;
+
 /// An entry of `added_tokens`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AddedToken {
@@ -71,14 +74,15 @@ impl Matcher {
         self.tokens.is_empty()
     }
 
-    /// The first match at or behind a place: the token, and its first and last byte.
-    fn find(&self, text: &str, from: usize) -> Option<(&AddedToken, usize, usize)> {
+    /// The first match that begins between two places: the token, its first byte and the byte behind
+    /// it.
+    fn find(&self, text: &str, from: usize, to: usize) -> Option<(&AddedToken, usize, usize)> {
         let bytes = text.as_bytes();
         let mut at = from;
         loop {
             at += match self.only {
-                Some(c) => text[at..].find(c)?,
-                None => bytes[at..]
+                Some(c) => text[at..to].find(c)?,
+                None => bytes[at..to]
                     .iter()
                     .position(|&byte| self.first[usize::from(byte)])?,
             };
@@ -89,35 +93,55 @@ impl Matcher {
         }
     }
 
-    /// Calls `each` for the parts of a text until it says no.
-    pub(super) fn split(&self, text: &str, mut each: impl FnMut(Part) -> bool) {
+    /// Calls `each` for the parts of a text until it says no. If text `may_be_cut`, its parts are
+    /// given as soon as they are known, each ending before a space.
+    pub(super) fn split(&self, text: &str, may_be_cut: bool, mut each: impl FnMut(Part) -> bool) {
         let mut done = 0;
         let mut search = 0;
-        if !self.is_empty() {
-            while let Some((token, mut from, mut to)) = self.find(text, search) {
-                search = to;
-                if token.single_word && !stands_alone(text, from, to) {
-                    continue;
+        while !self.is_empty() && search < text.len() {
+            let window = if may_be_cut { WINDOW_BYTES } else { text.len() };
+            let ahead = text.floor_char_boundary(search.saturating_add(window));
+            let Some((token, mut from, mut to)) = self.find(text, search, ahead) else {
+                if ahead < text.len()
+                    && let Some(cut) = cut(text, search.max(done), ahead)
+                {
+                    if !each(Part::Text(done, cut)) {
+                        return;
+                    }
+                    done = cut;
                 }
-                if token.lstrip {
-                    from = text[..from].trim_end().len().max(done);
-                }
-                if token.rstrip {
-                    to += text[to..].len() - text[to..].trim_start().len();
-                }
-                if done < from && !each(Part::Text(done, from)) {
-                    return;
-                }
-                if !each(Part::Token(token.id, from, to)) {
-                    return;
-                }
-                done = to;
+                search = ahead;
+                continue;
+            };
+            search = to;
+            if token.single_word && !stands_alone(text, from, to) {
+                continue;
             }
+            if token.lstrip {
+                from = text[..from].trim_end().len().max(done);
+            }
+            if token.rstrip {
+                to += text[to..].len() - text[to..].trim_start().len();
+            }
+            if done < from && !each(Part::Text(done, from)) {
+                return;
+            }
+            if !each(Part::Token(token.id, from, to)) {
+                return;
+            }
+            done = to;
         }
         if done < text.len() {
             each(Part::Text(done, text.len()));
         }
     }
+}
+
+/// A place where a text may be cut: at white space in ASCII, the first of a run of white space.
+fn cut(text: &str, from: usize, to: usize) -> Option<usize> {
+    let pairs = text.as_bytes().get(from..to)?.windows(2);
+    let is_end = |pair: &[u8]| pair[0].is_ascii_graphic() && matches!(pair[1], b' ' | b'\n');
+    pairs.rev().position(is_end).map(|back| to - 1 - back)
 }
 
 /// Whether no letter, digit, mark or underscore stands beside a range.
@@ -133,7 +157,7 @@ mod tests {
 
     fn parts(tokens: &[AddedToken], text: &str) -> Vec<Part> {
         let mut parts = Vec::new();
-        Matcher::new(tokens.to_vec()).split(text, |part| {
+        Matcher::new(tokens.to_vec()).split(text, true, |part| {
             parts.push(part);
             true
         });
@@ -165,6 +189,28 @@ mod tests {
         );
         assert_eq!(parts(&tokens, ""), []);
         assert_eq!(parts(&[], "ab"), [Part::Text(0, 2)]);
+    }
+
+    #[test]
+    fn a_long_text_comes_in_parts_that_end_before_white_space() {
+        let text = format!("{}[A]", "some words \t\n ".repeat(5000));
+        let parts = parts(&[token("[A]", 1)], &text);
+        assert!(parts.len() > 4);
+        let mut at = 0;
+        for &part in &parts[..parts.len() - 1] {
+            let Part::Text(from, to) = part else {
+                panic!("{part:?}");
+            };
+            assert_eq!(from, at);
+            at = to;
+            assert!(text[from..to].len() <= 2 * WINDOW_BYTES);
+            assert!(
+                text[..to].ends_with("some")
+                    || text[..to].ends_with("words")
+                    || to + 3 == text.len()
+            );
+        }
+        assert_eq!(parts.last(), Some(&Part::Token(1, at, at + 3)));
     }
 
     #[test]

@@ -193,7 +193,7 @@ impl WordPiece {
 
     /// Appends the sequence of two texts (`[CLS] first [SEP] second [SEP]`), and to `kinds` the kind of
     /// segment of each token (0 and 1). What is too long is cut from the longer text first, as the
-    /// strategy `longest_first` does. Cost: linear in what fits, and in both texts where neither fits.
+    /// strategy `longest_first` does. Cost: linear in what fits.
     pub fn encode_pair_into(
         &self,
         scratch: &mut Scratch,
@@ -205,22 +205,19 @@ impl WordPiece {
     ) -> Encoded {
         let (before, kinds_before) = (ids.len(), kinds.len());
         let room = max.saturating_sub(self.special_tokens_of_pair());
-        let mut parts = [Vec::new(), Vec::new()];
-        let mut is_longer = [false; 2];
-        for ((part, text), is_longer) in parts.iter_mut().zip([first, second]).zip(&mut is_longer) {
-            *is_longer = self.append(scratch, text, room, part);
-        }
-        let [mut a, mut b] = [parts[0].len(), parts[1].len()];
-        if is_longer == [true; 2] {
-            // Who gets the odd token is decided by the whole lengths.
-            [a, b] = [self.count(scratch, first), self.count(scratch, second)];
-        } else if is_longer[0] {
-            a += 1;
-        } else if is_longer[1] {
-            b += 1;
-        }
-        let is_cut = a + b > room;
-        let keep = longest_first(a, b, room);
+        // Reading ends with the word that reaches `max`, special tokens or not: so `tokenizers` does
+        // it, and which of two long texts gets an odd token depends on where that is.
+        let mut read = |text: &str| {
+            let mut sink = Ids::new(Vec::new(), text, max);
+            self.read(scratch, text, &mut sink);
+            sink.into_list(usize::MAX)
+        };
+        let (a, b) = (read(first), read(second));
+        // Without special tokens, where reading ended says nothing of what comes behind.
+        let is_open = a.len().max(b.len()) >= max;
+        let is_cut = a.len() + b.len() > room
+            || (is_open && self.count(scratch, first) + self.count(scratch, second) > room);
+        let keep = longest_first(a.len(), b.len(), room);
         for slot in &self.pair {
             let kind = match slot {
                 Slot::Special(special, kind) => {
@@ -228,11 +225,11 @@ impl WordPiece {
                     kind
                 }
                 Slot::First(kind) => {
-                    ids.extend_from_slice(&parts[0][..keep.0]);
+                    ids.extend_from_slice(&a[..keep.0]);
                     kind
                 }
                 Slot::Second(kind) => {
-                    ids.extend_from_slice(&parts[1][..keep.1]);
+                    ids.extend_from_slice(&b[..keep.1]);
                     kind
                 }
             };
@@ -272,10 +269,12 @@ impl WordPiece {
 
     /// Appends at most `room` ids of a text; whether it has more.
     fn append(&self, scratch: &mut Scratch, text: &str, room: usize, ids: &mut Vec<u32>) -> bool {
-        let until = ids.len().saturating_add(room);
-        self.read(scratch, text, &mut Ids { ids, until });
-        let is_cut = ids.len() > until;
-        ids.truncate(until);
+        let max = ids.len().saturating_add(room);
+        // One more than there is room for tells that it is cut.
+        let mut sink = Ids::new(std::mem::take(ids), text, max.saturating_add(1));
+        self.read(scratch, text, &mut sink);
+        let is_cut = sink.count() > max;
+        *ids = sink.into_list(max);
         is_cut
     }
 
@@ -290,9 +289,9 @@ impl WordPiece {
             buffers: &mut scratch.buffers,
             sink,
         };
-        self.raw.split(text, |part| {
+        self.raw.split(text, self.normalized.is_empty(), |part| {
             match part {
-                Part::Token(id, from, to) => reader.sink.token(id, from, to),
+                Part::Token(id, from, to) => reader.sink.added(id, from, to),
                 Part::Text(from, to) if self.normalized.is_empty() => {
                     reader.read(&text[..to], from);
                 }
@@ -318,11 +317,11 @@ impl WordPiece {
             .iter()
             .flat_map(|&(c, place)| std::iter::repeat_n(place, c.len_utf8()))
             .collect();
-        self.normalized.split(&string, |part| {
+        self.normalized.split(&string, false, |part| {
             match part {
                 Part::Token(id, from, to) => {
                     let (from, to) = (places[from].0, places[to - 1].1);
-                    reader.sink.token(id, from as usize, to as usize);
+                    reader.sink.added(id, from as usize, to as usize);
                 }
                 Part::Text(from, to) => {
                     for (at, c) in string[from..to].char_indices() {

@@ -3,6 +3,7 @@
 //! The idea: reading a text is written once and compiled for each use, so that a count stores
 //! nothing and ids carry no places.
 
+use super::cache::{PIECES_MAX, Pieces};
 use super::unicode::Place;
 use super::vocab::Vocabulary;
 
@@ -25,37 +26,114 @@ pub(super) trait Sink {
     const PLACES: bool;
     /// The pieces of a word.
     fn word(&mut self, pieces: &[u32], word: Word<'_>);
-    /// One token from byte to byte.
-    fn token(&mut self, id: u32, from: usize, to: usize);
+    /// The pieces of a word that was seen before.
+    #[inline]
+    fn known(&mut self, pieces: &Pieces, word: Word<'_>) {
+        self.word(pieces.ids(), word);
+    }
+    /// A punctuation mark.
+    fn mark(&mut self, id: u32, at: usize);
+    /// An added token from byte to byte.
+    fn added(&mut self, id: u32, from: usize, to: usize);
     /// Whether it wants no more.
     fn is_full(&self) -> bool;
 }
 
-/// Ids, until there are more than `until` in the list.
-pub(super) struct Ids<'a> {
-    pub(super) ids: &'a mut Vec<u32>,
-    pub(super) until: usize,
+/// Ids, until a word brings their number to a limit.
+///
+/// The list is longer than what is in it, so that the few pieces of a known word are written at
+/// once, however many they are.
+pub(super) struct Ids {
+    list: Vec<u32>,
+    count: usize,
+    limit: usize,
+    /// Added tokens behind the last word: they alone do not end the reading (as in `tokenizers`,
+    /// where it shows in how pairs are cut).
+    behind: usize,
 }
 
-impl Sink for Ids<'_> {
-    const PLACES: bool = false;
-
-    #[inline]
-    fn word(&mut self, pieces: &[u32], _: Word<'_>) {
-        match pieces {
-            &[one] => self.ids.push(one),
-            many => self.ids.extend_from_slice(many),
+impl Ids {
+    /// Goes on in a list with the ids of a text; full when it holds `limit` ids, those that were
+    /// there included.
+    pub(super) fn new(mut list: Vec<u32>, text: &str, limit: usize) -> Self {
+        let count = list.len();
+        // Prose has a token every four bytes; where there are more of them, the list grows.
+        let guess = (text.len() / 4).min(limit.saturating_sub(count)) + PIECES_MAX;
+        list.resize(count + guess, 0);
+        Ids {
+            count,
+            list,
+            limit,
+            behind: 0,
         }
     }
 
+    /// The list, cut where the ids end or at a length.
+    pub(super) fn into_list(mut self, max: usize) -> Vec<u32> {
+        self.list.truncate(self.count.min(max));
+        self.list
+    }
+
+    /// Ids so far, those included that were in the list before.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     #[inline]
-    fn token(&mut self, id: u32, _: usize, _: usize) {
-        self.ids.push(id);
+    fn push(&mut self, id: u32) {
+        if self.count >= self.list.len() {
+            self.grow(1);
+        }
+        self.list[self.count] = id;
+        self.count += 1;
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn grow(&mut self, more: usize) {
+        let room = (self.list.len() / 2).max(256).max(more);
+        self.list.resize(self.count + room, 0);
+    }
+}
+
+impl Sink for Ids {
+    const PLACES: bool = false;
+
+    fn word(&mut self, pieces: &[u32], _: Word<'_>) {
+        if self.count + pieces.len() > self.list.len() {
+            self.grow(pieces.len());
+        }
+        self.list[self.count..][..pieces.len()].copy_from_slice(pieces);
+        self.count += pieces.len();
+        self.behind = 0;
+    }
+
+    #[inline]
+    fn known(&mut self, pieces: &Pieces, _: Word<'_>) {
+        if self.count + PIECES_MAX > self.list.len() {
+            self.grow(PIECES_MAX);
+        }
+        if let Some(place) = self.list[self.count..].first_chunk_mut() {
+            *place = pieces.ids;
+        }
+        self.count += pieces.count as usize;
+        self.behind = 0;
+    }
+
+    #[inline]
+    fn mark(&mut self, id: u32, _: usize) {
+        self.push(id);
+        self.behind = 0;
+    }
+
+    fn added(&mut self, id: u32, _: usize, _: usize) {
+        self.push(id);
+        self.behind += 1;
     }
 
     #[inline]
     fn is_full(&self) -> bool {
-        self.ids.len() > self.until
+        self.count >= self.limit.saturating_add(self.behind)
     }
 }
 
@@ -72,7 +150,16 @@ impl Sink for Count {
     }
 
     #[inline]
-    fn token(&mut self, _: u32, _: usize, _: usize) {
+    fn known(&mut self, pieces: &Pieces, _: Word<'_>) {
+        self.0 += pieces.count as usize;
+    }
+
+    #[inline]
+    fn mark(&mut self, _: u32, _: usize) {
+        self.0 += 1;
+    }
+
+    fn added(&mut self, _: u32, _: usize, _: usize) {
         self.0 += 1;
     }
 
@@ -123,7 +210,11 @@ impl Sink for Spans<'_> {
     }
 
     #[inline]
-    fn token(&mut self, _: u32, from: usize, to: usize) {
+    fn mark(&mut self, _: u32, at: usize) {
+        self.push(at as u32, at as u32 + 1);
+    }
+
+    fn added(&mut self, _: u32, from: usize, to: usize) {
         self.push(from as u32, to as u32);
     }
 

@@ -69,7 +69,7 @@ impl<S: Sink> Reader<'_, S> {
                 Class::Space => at += 1,
                 Class::Punctuation => {
                     let id = tables.ascii.singles[usize::from(bytes[at] & 127)];
-                    self.sink.token(id, at, at + 1);
+                    self.sink.mark(id, at);
                     at += 1;
                 }
                 Class::Letter => {
@@ -98,7 +98,7 @@ impl<S: Sink> Reader<'_, S> {
         if let Some(key) = key
             && let Some(pieces) = self.cache.get(key)
         {
-            self.sink.word(pieces, word);
+            self.sink.known(pieces, word);
         } else {
             self.new_word(&bytes[from..to], key, word);
         }
@@ -237,7 +237,7 @@ impl<S: Sink> Reader<'_, S> {
         let key = key(&buffers.word);
         let word = Word::Placed(&buffers.places);
         match key.and_then(|key| self.cache.get(key)) {
-            Some(pieces) => self.sink.word(pieces, word),
+            Some(pieces) => self.sink.known(pieces, word),
             None => {
                 let vocabulary = &self.tables.vocabulary;
                 vocabulary.pieces(&buffers.word, &mut buffers.pieces);

@@ -14,6 +14,7 @@
 //! ```
 
 mod generate;
+mod load;
 mod models;
 mod oracle;
 

@@ -4,17 +4,21 @@
 //! and one comparison, and an entry with up to three pieces is half a cache line.
 //!
 //! ```text
-//! "the " ─▶ key 0x656874 ─×─▶ slot ─▶ │ key 16 B │ count │ piece, piece, piece │ = 32 B
+//! "the " ─▶ key 0x656874 ─×─▶ line ─▶ │ key 16 B │ count │ piece, piece, piece │ the newer word
+//!                                     │ key 16 B │ count │ piece, piece, piece │ the older one
 //! ```
 //!
-//! Invariants: bounded ([`ENTRIES`]); a newer word takes the place of an older one with the same
-//! slot; what is found is what [`super::vocab::Vocabulary::pieces`] says. It belongs to a caller's
-//! [`super::Scratch`], so it has no lock. Limits: words that are longer, have more pieces or end with
-//! a NUL are not kept.
+//! Two words share a cache line; the one that was used last is looked at first, and a new word takes
+//! the place of the other. (One word a slot missed four times as often on prose: 4.2 % against 1.1 %
+//! of 102,000 words, 6,159 different ones.)
+//!
+//! Invariants: bounded ([`LINES`]); what is found is what [`super::vocab::Vocabulary::pieces`]
+//! says. It belongs to a caller's [`super::Scratch`], so it has no lock. Limits: words that are
+//! longer, have more pieces or end with a NUL are not kept.
 
-/// Words kept: 512 KiB.
-pub(super) const ENTRIES: usize = 1 << ENTRIES_LOG;
-const ENTRIES_LOG: u32 = 14;
+/// Lines of two words: 512 KiB, half of what a core's second cache has.
+const LINES: usize = 1 << LINES_LOG;
+const LINES_LOG: u32 = 13;
 /// Longest word kept, bytes.
 pub(super) const WORD_BYTES_MAX: usize = 16;
 /// Most pieces of a word kept.
@@ -55,32 +59,43 @@ const EMPTY: Entry = Entry {
     },
 };
 
+/// Two words, the one that was used last first.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([Entry; 2]);
+
 /// Words with their pieces, for one tokenizer.
 pub(super) struct Cache {
-    entries: Box<[Entry]>,
+    lines: Box<[Line]>,
 }
 
 impl Cache {
     /// An empty cache.
     pub(super) fn new() -> Cache {
         Cache {
-            entries: vec![EMPTY; ENTRIES].into_boxed_slice(),
+            lines: vec![Line([EMPTY; 2]); LINES].into_boxed_slice(),
         }
     }
 
     #[inline]
-    fn slot(key: Key) -> usize {
+    fn line(key: Key) -> usize {
         // Multiplication spreads upwards (Dietzfelbinger): the high bits choose.
         let mixed = (key[0] ^ key[1].wrapping_mul(0x9fb2_1c65_1e98_df25))
             .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> (64 - ENTRIES_LOG)) as usize
+        (mixed >> (64 - LINES_LOG)) as usize
     }
 
     /// The pieces of a word, if it is remembered.
     #[inline]
-    pub(super) fn get(&self, key: Key) -> Option<&Pieces> {
-        let entry = self.entries.get(Self::slot(key))?;
-        (entry.key == key).then_some(&entry.pieces)
+    pub(super) fn get(&mut self, key: Key) -> Option<&Pieces> {
+        let Line([first, second]) = self.lines.get_mut(Self::line(key))?;
+        if first.key != key {
+            if second.key != key {
+                return None;
+            }
+            std::mem::swap(first, second);
+        }
+        Some(&first.pieces)
     }
 
     /// Remembers a word if its pieces are few.
@@ -92,12 +107,13 @@ impl Cache {
         entry.key = key;
         entry.pieces.count = pieces.len() as u32;
         entry.pieces.ids[..pieces.len()].copy_from_slice(pieces);
-        self.entries[Self::slot(key)] = entry;
+        let Line([first, second]) = &mut self.lines[Self::line(key)];
+        *second = std::mem::replace(first, entry);
     }
 
     /// Bytes held.
     pub(super) fn resident_bytes(&self) -> usize {
-        self.entries.len() * size_of::<Entry>()
+        self.lines.len() * size_of::<Line>()
     }
 }
 
@@ -128,7 +144,8 @@ mod tests {
         let kept = (0..100_000)
             .filter(|&i| cache.get(word(i)).is_some())
             .count();
-        assert!(kept > ENTRIES / 2 && kept <= ENTRIES, "{kept}");
+        assert!(kept > LINES && kept <= 2 * LINES, "{kept}");
+        assert_eq!(cache.resident_bytes(), LINES * 64);
         cache.put(word(5), &[1, 2, 3, 4]);
         assert!(
             cache

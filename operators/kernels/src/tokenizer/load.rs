@@ -16,10 +16,11 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::added::AddedToken;
+use super::slots::{Slot, bert, slots};
 use super::unicode::Rules;
 
 /// Ids are below: far more than any vocabulary has, and little enough to hold a table of.
-const IDS_MAX: u64 = 1 << 24;
+pub(super) const IDS_MAX: u64 = 1 << 24;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,20 +44,16 @@ pub enum TokenizerError {
 }
 
 /// Words of an error of the second kind.
-fn field(at: impl Into<String>, found: impl Into<String>, expected: &str) -> TokenizerError {
+pub(super) fn field(
+    at: impl Into<String>,
+    found: impl Into<String>,
+    expected: &str,
+) -> TokenizerError {
     TokenizerError::Field {
         at: at.into(),
         found: found.into(),
         expected: expected.to_owned(),
     }
-}
-
-/// A part of the sequence that a model sees, with its kind of segment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Slot {
-    Special(Vec<u32>, u32),
-    First(u32),
-    Second(u32),
 }
 
 /// What a file says.
@@ -156,7 +153,7 @@ impl File {
 }
 
 /// A value in words.
-fn name(value: Option<&Value>) -> String {
+pub(super) fn name(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => "missing".to_owned(),
         Some(Value::String(text)) => format!("'{text:.40}'"),
@@ -168,7 +165,7 @@ fn name(value: Option<&Value>) -> String {
 
 /// A section whose `type` is one of those that are supported. Files of the first days have no type
 /// in their model.
-fn typed<'a>(
+pub(super) fn typed<'a>(
     file: &'a Map<String, Value>,
     section: &str,
     types: &[&str],
@@ -186,7 +183,7 @@ fn typed<'a>(
     }
 }
 
-fn string<'a>(
+pub(super) fn string<'a>(
     object: &'a Map<String, Value>,
     at: &str,
     key: &str,
@@ -202,7 +199,7 @@ fn flag(object: &Map<String, Value>, at: &str, key: &str) -> Result<bool, Tokeni
     flag.ok_or_else(|| field(format!("{at}.{key}"), name(value), "true or false"))
 }
 
-fn number(
+pub(super) fn number(
     object: &Map<String, Value>,
     at: &str,
     key: &str,
@@ -335,85 +332,4 @@ fn normalized(added: &mut [AddedToken], rules: &Rules) -> Result<(), TokenizerEr
         }
     }
     Ok(())
-}
-
-/// `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`.
-fn bert(start: u32, end: u32) -> (Vec<Slot>, Vec<Slot>) {
-    let special = |id, kind| Slot::Special(vec![id], kind);
-    let single = vec![special(start, 0), Slot::First(0), special(end, 0)];
-    let mut pair = single.clone();
-    pair.extend([Slot::Second(1), special(end, 1)]);
-    (single, pair)
-}
-
-fn slots(file: &Map<String, Value>) -> Result<(Vec<Slot>, Vec<Slot>), TokenizerError> {
-    let at = "post_processor";
-    if file.get(at).is_none_or(Value::is_null) {
-        return Ok((vec![Slot::First(0)], vec![Slot::First(0), Slot::Second(1)]));
-    }
-    let section = typed(file, at, &["TemplateProcessing", "BertProcessing"], false)?;
-    if section.get("type").and_then(Value::as_str) == Some("BertProcessing") {
-        let id = |key: &str| {
-            let value = section.get(key);
-            let id = value.and_then(|v| v.get(1)).and_then(Value::as_u64);
-            let id = id.filter(|&id| id < IDS_MAX).map(|id| id as u32);
-            id.ok_or_else(|| field(format!("{at}.{key}"), name(value), "a token and its id"))
-        };
-        return Ok(bert(id("cls")?, id("sep")?));
-    }
-    let single = template(section, "single")?;
-    let pair = template(section, "pair")?;
-    let count = |slots: &[Slot], is: fn(&Slot) -> bool| slots.iter().filter(|s| is(s)).count();
-    let counts = |slots: &[Slot]| {
-        let first = count(slots, |slot| matches!(slot, Slot::First(_)));
-        (first, count(slots, |slot| matches!(slot, Slot::Second(_))))
-    };
-    let is_plain = |slot: &Slot| matches!(slot, Slot::Special(_, 0) | Slot::First(0));
-    if counts(&single) != (1, 0) || !single.iter().all(is_plain) {
-        let expected = "one sequence A among special tokens, all with type_id 0";
-        return Err(field("post_processor.single", "another template", expected));
-    }
-    if counts(&pair) != (1, 1) {
-        let expected = "one sequence A and one sequence B";
-        return Err(field("post_processor.pair", "another template", expected));
-    }
-    Ok((single, pair))
-}
-
-fn template(section: &Map<String, Value>, key: &str) -> Result<Vec<Slot>, TokenizerError> {
-    let at = format!("post_processor.{key}");
-    let Some(Value::Array(pieces)) = section.get(key) else {
-        return Err(field(at, name(section.get(key)), "a list"));
-    };
-    let slot = |(i, piece): (usize, &Value)| {
-        let at = format!("{at}[{i}]");
-        let expected = "a SpecialToken or a Sequence";
-        let inner = piece.as_object().filter(|piece| piece.len() == 1);
-        let Some((kind, Value::Object(inner))) = inner.and_then(|piece| piece.iter().next()) else {
-            return Err(field(at, name(Some(piece)), expected));
-        };
-        let id = string(inner, &at, "id")?;
-        let type_id = number(inner, &at, "type_id", u64::from(u32::MAX))? as u32;
-        match (&kind[..], id) {
-            ("Sequence", "A") => Ok(Slot::First(type_id)),
-            ("Sequence", "B") => Ok(Slot::Second(type_id)),
-            ("SpecialToken", id) => Ok(Slot::Special(special_ids(section, id)?, type_id)),
-            _ => Err(field(at, format!("{kind} '{id}'"), expected)),
-        }
-    };
-    pieces.iter().enumerate().map(slot).collect()
-}
-
-/// The ids of a template's special token.
-fn special_ids(section: &Map<String, Value>, id: &str) -> Result<Vec<u32>, TokenizerError> {
-    let found = section.get("special_tokens").and_then(|all| all.get(id));
-    let ids = found
-        .and_then(|token| token.get("ids"))
-        .and_then(Value::as_array);
-    let number = |id: &Value| Some(id.as_u64().filter(|&id| id < IDS_MAX)? as u32);
-    let ids: Option<Vec<u32>> = ids.and_then(|ids| ids.iter().map(number).collect());
-    ids.ok_or_else(|| {
-        let at = format!("post_processor.special_tokens.{id}");
-        field(at, name(found), "an object with ids")
-    })
 }

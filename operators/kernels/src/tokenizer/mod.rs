@@ -1,19 +1,19 @@
 //! Text to token ids: BERT's WordPiece, with the ids of the `tokenizers` crate.
 //!
-//! The idea: almost every word of a text is short, ASCII and was seen before. Such a word costs two
-//! additions a letter's eighth, one multiplication and one comparison; all others take a full path
-//! that knows every character.
+//! The idea: almost every word of a text is short, is ASCII and was seen before. Such a word is found
+//! eight letters at a time and looked up as a number; all others take a full path that knows every
+//! character.
 //!
 //! ```text
-//! text ─▶ added tokens ─▶ stretches ─▶ words ─────────────▶ pieces ─▶ ids, spans or a number
-//!         `[SEP]`, …                   │ ASCII: 8 bytes at once    ▲
-//!         ([`added`])                  │ ([`ascii`])               │ seen before: [`cache`]
-//!                                      └ else: normalized          │ new: longest match in [`vocab`]
-//!                                        by tables ([`unicode`]) ──┘
+//! text ─▶ added tokens ─▶ stretches ─▶ words ────────────▶ pieces ─▶ ids, spans or a number
+//!         `[SEP]`, …                   │ ASCII: 8 bytes      ▲
+//!         (`added`)                    │ at once (`ascii`)   │ seen before: `cache`
+//!                                      └ else: by tables     │ new: longest match in `vocab`
+//!                                        (`unicode`) ────────┘
 //! ```
 //!
-//! Reading order: [`unicode`] (what a text becomes), [`vocab`], [`words`] (the loop), [`ascii`],
-//! [`cache`], [`added`], [`load`], [`sink`].
+//! Reading order: `unicode` (what a text becomes), `vocab`, `words` (the loop), `ascii`,
+//! `cache`, `added`, `load` with `slots`, `sink`.
 //!
 //! Invariants: ids and spans are those of the whole text in one go, as `tokenizers` 0.23 gives them
 //! (law test over random texts and every code point); nothing in a text is an error or a panic.
@@ -34,6 +34,7 @@ mod ascii;
 mod cache;
 mod load;
 mod sink;
+mod slots;
 mod unicode;
 mod vocab;
 mod words;
@@ -43,8 +44,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use added::{Matcher, Part};
 use ascii::Ascii;
 use cache::Cache;
-use load::{File, Slot};
+use load::File;
 use sink::{Count, Ids, Sink, Spans};
+use slots::Slot;
 use unicode::{Images, Kind, Place};
 use vocab::Vocabulary;
 use words::{Buffers, Reader, Tables};

@@ -99,6 +99,8 @@ impl Ids {
 impl Sink for Ids {
     const PLACES: bool = false;
 
+    #[cold]
+    #[inline(never)]
     fn word(&mut self, pieces: &[u32], _: Word<'_>) {
         if self.count + pieces.len() > self.list.len() {
             self.grow(pieces.len());
@@ -109,13 +111,12 @@ impl Sink for Ids {
     }
 
     #[inline]
-    fn known(&mut self, pieces: &Pieces, _: Word<'_>) {
-        if self.count + PIECES_MAX > self.list.len() {
-            self.grow(PIECES_MAX);
-        }
-        if let Some(place) = self.list[self.count..].first_chunk_mut() {
-            *place = pieces.ids;
-        }
+    fn known(&mut self, pieces: &Pieces, word: Word<'_>) {
+        let rest = self.list.get_mut(self.count..);
+        let Some(place) = rest.and_then(|rest| rest.first_chunk_mut()) else {
+            return self.word(pieces.ids(), word);
+        };
+        *place = pieces.ids;
         self.count += pieces.count as usize;
         self.behind = 0;
     }

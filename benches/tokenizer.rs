@@ -22,7 +22,7 @@ use tokenizers::Tokenizer;
 const TEXT_BYTES: usize = 1000;
 /// Rounds measured unless `HEADWATER_BENCH_ROUNDS` says otherwise.
 const ROUNDS: usize = 9;
-/// Every so manieth text goes through `tokenizers`, which is slow.
+/// Of so many texts one goes through what is slow.
 const PEER_STEP: usize = 8;
 
 fn main() {
@@ -86,13 +86,14 @@ fn measure(name: &str, texts: &[String], ours: &WordPiece, theirs: &Tokenizer, r
             ids.len() - 2
         });
         ways[2].round(texts.iter(), |text| {
-            (starts.clear(), ends.clear());
+            starts.clear();
+            ends.clear();
             ours.spans(&mut scratch, text, &mut starts, &mut ends);
             starts.len()
         });
         ways[3].round(texts.iter(), |text| ours.count(&mut scratch, text));
         ways[4].round(texts.iter().step_by(PEER_STEP), |text| {
-            theirs.encode_fast(&text[..], true).expect("encodes").len() - 2
+            theirs.encode_fast(text, true).expect("encodes").len() - 2
         });
     }
     for way in &mut ways {

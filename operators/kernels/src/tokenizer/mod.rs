@@ -210,7 +210,7 @@ impl WordPiece {
         // Reading ends with the word that reaches `max`, special tokens or not: so `tokenizers` does
         // it, and which of two long texts gets an odd token depends on where that is.
         let mut read = |text: &str| {
-            let mut sink = Ids::new(Vec::new(), text, max);
+            let mut sink = Ids::new(Vec::new(), text, max).until_a_word();
             self.read(scratch, text, &mut sink);
             sink.into_list(usize::MAX)
         };

@@ -47,9 +47,9 @@ pub(super) struct Ids {
     list: Vec<u32>,
     count: usize,
     limit: usize,
-    /// Added tokens behind the last word: they alone do not end the reading (as in `tokenizers`,
-    /// where it shows in how pairs are cut).
+    /// Added tokens behind the last word, if only words end the reading.
     behind: usize,
+    only_words: bool,
 }
 
 impl Ids {
@@ -65,7 +65,14 @@ impl Ids {
             list,
             limit,
             behind: 0,
+            only_words: false,
         }
+    }
+
+    /// Added tokens alone do not end the reading.
+    pub(super) fn until_a_word(mut self) -> Self {
+        self.only_words = true;
+        self
     }
 
     /// The list, cut where the ids end or at a length.
@@ -129,7 +136,7 @@ impl Sink for Ids {
 
     fn added(&mut self, id: u32, _: usize, _: usize) {
         self.push(id);
-        self.behind += 1;
+        self.behind += usize::from(self.only_words);
     }
 
     #[inline]

@@ -34,8 +34,8 @@ pub(super) struct Buffers {
     places: Vec<Place>,
     pieces: Vec<u32>,
     /// Characters before and after the definition's rules.
-    pub(super) raw: Vec<(char, Place)>,
-    pub(super) normal: Vec<(char, Place)>,
+    raw: Vec<(char, Place)>,
+    normal: Vec<(char, Place)>,
 }
 
 impl Buffers {

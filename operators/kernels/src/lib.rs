@@ -1,4 +1,4 @@
-//! Numeric kernels: the forward pass of BERT-family encoders, and nothing of Headwater's own.
+//! Kernels: the tokenizer and the forward pass of BERT-family encoders, and nothing of Headwater's own.
 //!
 //! ```text
 //! token ids ─▶ Encoder::encode ─▶ unit vector
@@ -9,7 +9,8 @@
 //!
 //! Reading order: [`reference`](mod@reference) (the pass as the textbook says it, in f64),
 //! [`weights`] (what lies in the files), [`linear`] (the seam for faster matrix products),
-//! [`panels`] (the one in full precision), [`math`], [`attention`], [`encoder`].
+//! [`panels`] (the one in full precision), [`math`], [`attention`], [`encoder`]; [`tokenizer`] (text to
+//! token ids) stands beside them.
 //!
 //! Invariants: one text at a time goes through all layers with no padding and no threads inside,
 //! so a vector never depends on what else is in a batch (*batch-invariance*, bitwise on one
@@ -25,6 +26,7 @@ pub mod linear;
 pub mod math;
 pub mod panels;
 pub mod reference;
+pub mod tokenizer;
 pub mod weights;
 
 pub use encoder::{Encoder, Pooling, Scratch};

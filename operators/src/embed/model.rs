@@ -212,10 +212,12 @@ impl PretrainedEmbedder {
         self.tokenizer.ids(text)
     }
 
-    /// Bytes held for weights and working memory.
+    /// Bytes held for weights, vocabulary and working memory.
     pub fn resident_bytes(&self) -> usize {
         let scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.encoder.resident_bytes() + scratch.iter().map(Scratch::resident_bytes).sum::<usize>()
+        self.encoder.resident_bytes()
+            + self.tokenizer.resident_bytes()
+            + scratch.iter().map(Scratch::resident_bytes).sum::<usize>()
     }
 }
 

@@ -76,7 +76,7 @@ impl Rig {
             workers: 1,
             communication: None,
             clock: Arc::new(SystemClock),
-            load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
+            load_model: Arc::new(move |_, _, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
             connect: headwater::wiring::connector(None),
             connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),

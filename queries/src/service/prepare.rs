@@ -118,7 +118,7 @@ impl PipelinePreparer {
 }
 
 /// Asks for vectors; each is announced when it is stored.
-pub(super) fn request(
+fn request(
     embed: &Arc<EmbedService>,
     model: ModelId,
     texts: Texts,
@@ -139,8 +139,9 @@ pub(super) fn request(
         priority,
         Box::new(move |content, result| match result {
             Ok(at) => announcer.vector_stored(VectorFact { model, content, at }),
+            // The late path asks again; of a refused text it makes a dead letter.
             Err(error) => {
-                tracing::error!(%error, %content, "a text cannot be embedded; its chunk stays pending");
+                tracing::debug!(%error, %content, "a text is not embedded; its chunk stays pending");
             }
         }),
     );

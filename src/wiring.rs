@@ -26,14 +26,14 @@ use engine::letters::Redecoded;
 use engine::model::{Column, RowCodec, Schema};
 use engine::runtime::SystemClock;
 use engine::telemetry;
+use operators::embed::remote::{Encoding, KeySource};
+use operators::embed::{Prompts, RemoteEmbedder, RemoteOptions};
 use queries::api::PushLine;
 use queries::definition::{
     AvroDef, Connector, Envelope, FilesDef, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
-    MessageFormat, MessagePart, ModelDef, PasswordDef, RegistryDef, RemoteModelDef, SaslMechanism, SinkDef,
-    SinkEnvelope, SlotLost, SourceDef, SslMode,
+    MessageFormat, MessagePart, ModelDef, PasswordDef, RegistryDef, RemoteModelDef, SaslMechanism,
+    SinkDef, SinkEnvelope, SlotLost, SourceDef, SslMode,
 };
-use operators::embed::remote::{Encoding, KeySource};
-use operators::embed::{Prompts, RemoteEmbedder, RemoteOptions};
 use queries::service::{Access, Connect, Connection, DecodedPush, ModelKey, Rejected, Wiring};
 use queries::sql::DatabaseTable;
 

@@ -203,7 +203,8 @@ impl Seen {
                 Ok(())
             }
             Step::FailEncoder { calls } => {
-                rig.encoder.script((0..*calls).map(|_| Some(EmbedFault::WORLD)));
+                rig.encoder
+                    .script((0..*calls).map(|_| Some(EmbedFault::WORLD)));
                 Ok(())
             }
             Step::Pause { micros } => {

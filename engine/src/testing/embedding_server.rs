@@ -198,7 +198,9 @@ fn perform(
 ) -> std::io::Result<bool> {
     let head = |status: u16, headers: &str, body: &str| {
         let length = body.len();
-        format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}")
+        format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
+        )
     };
     let wrong = |change: &dyn Fn(&mut Vec<Vec<Option<f32>>>)| {
         let mut vectors = vectors(request, embedder);
@@ -211,7 +213,9 @@ fn perform(
             wrong(&|_| {})
         }
         Act::Refuse(status, headers, body) => {
-            let lines = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+            let lines = headers
+                .iter()
+                .map(|(name, value)| format!("{name}: {value}\r\n"));
             head(status, &lines.collect::<String>(), &body)
         }
         Act::Say(body) => head(200, "", &body),

@@ -146,7 +146,10 @@ mod tests {
             matches!(breaker.admits(start + 200 * MS), Admission::Wait(_)),
             "one probe only"
         );
-        assert!(!breaker.fail(start + 200 * MS, 0.0, None), "it was open already");
+        assert!(
+            !breaker.fail(start + 200 * MS, 0.0, None),
+            "it was open already"
+        );
         assert_eq!(breaker.admits(start + 600 * MS), Admission::Probe);
         assert!(breaker.succeed());
         assert_eq!(breaker.admits(start + 600 * MS), Admission::Free);

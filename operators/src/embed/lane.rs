@@ -203,9 +203,12 @@ impl Lane {
             Urgency::Now => Turn::Questions,
             Urgency::InTurn => Turn::Documents,
         };
-        queue.ask(hash, text, kind, turn, done);
+        let taken = queue.ask(hash, text, kind, turn, done);
         drop(queue);
-        self.wake.notify_one();
+        match taken {
+            Ok(()) => self.wake.notify_one(),
+            Err(done) => done(Err(self.full())),
+        }
     }
 
     /// Fails what waits and lets the threads end.
@@ -469,14 +472,14 @@ impl Lane {
                     let vector: Arc<[f32]> = vector.into();
                     let mut queue = self.lock();
                     queue.cache.insert(item.hash, vector.clone());
-                    let asked = queue.asked.remove(&item.hash);
+                    let asked = queue.remove_asked(item.hash);
                     drop(queue);
                     reply(asked, &Ok(vector));
                 }
             }
             Err(error) if error.fault != EmbedFault::Text || batch.len() == 1 => {
                 for item in batch {
-                    let asked = self.lock().asked.remove(&item.hash);
+                    let asked = self.lock().remove_asked(item.hash);
                     reply(asked, &Err(error.clone()));
                 }
                 self.refuse_asked();

@@ -8,8 +8,8 @@
 //!
 //! Invariants: an item leaves `texts` or `asked` exactly when its waiters are about to be called; a
 //! text waits once, whoever asks for it; documents that wait get at least one token of
-//! [`EMBED_DOCUMENT_SHARE`], however many questions come; waiting texts take at most
-//! [`EMBED_QUEUE_BYTES_MAX`].
+//! [`EMBED_DOCUMENT_SHARE`], however many questions come; waiting texts of documents, and of callers,
+//! take at most [`EMBED_QUEUE_BYTES_MAX`] each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -98,7 +98,9 @@ pub(super) struct Queue {
     /// Texts of callers: those who wait, and long lists.
     questions: VecDeque<ContentHash>,
     background: VecDeque<ContentHash>,
-    pub(super) asked: HashMap<ContentHash, Asked>,
+    asked: HashMap<ContentHash, Asked>,
+    /// Bytes of callers' texts.
+    asked_bytes: usize,
     pub(super) cache: QuestionCache,
     pub(super) refused: RefusedTexts,
     pub(super) breaker: Breaker,
@@ -130,6 +132,7 @@ impl Queue {
             questions: VecDeque::new(),
             background: VecDeque::new(),
             asked: HashMap::new(),
+            asked_bytes: 0,
             cache: QuestionCache::new(config.question_cache_entries),
             refused: RefusedTexts::default(),
             breaker: Breaker::new(config.breaker_failures, config.backoff, config.backoff_max),
@@ -193,7 +196,7 @@ impl Queue {
         true
     }
 
-    /// Joins or queues a caller's text.
+    /// Joins or queues a caller's text. `Err`: there is no room.
     pub(super) fn ask(
         &mut self,
         hash: ContentHash,
@@ -201,10 +204,13 @@ impl Queue {
         kind: TextKind,
         turn: Turn,
         done: QuestionDone,
-    ) {
+    ) -> Result<(), QuestionDone> {
+        let is_full = self.asked_bytes > 0 && self.asked_bytes + text.len() > EMBED_QUEUE_BYTES_MAX;
         match self.asked.entry(hash) {
             Entry::Occupied(mut asked) => asked.get_mut().answers.push(done),
+            Entry::Vacant(_) if is_full => return Err(done),
             Entry::Vacant(slot) => {
+                self.asked_bytes += text.len();
                 slot.insert(Asked {
                     text: Arc::from(text),
                     kind,
@@ -216,6 +222,14 @@ impl Queue {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Takes a caller's text out: those who wait for it are about to be called.
+    pub(super) fn remove_asked(&mut self, hash: ContentHash) -> Option<Asked> {
+        let asked = self.asked.remove(&hash)?;
+        self.asked_bytes -= asked.text.len();
+        Some(asked)
     }
 
     /// Takes a document's text out: its waiters are about to be called.
@@ -227,18 +241,23 @@ impl Queue {
 
     /// Takes out all that waits.
     pub(super) fn drain(&mut self) -> (HashMap<ContentHash, Waiting>, Vec<Asked>) {
-        self.bytes = 0;
+        (self.bytes, self.asked_bytes) = (0, 0);
         self.questions.clear();
         self.background.clear();
         let asked = std::mem::take(&mut self.asked);
-        (std::mem::take(&mut self.texts), asked.into_values().collect())
+        (
+            std::mem::take(&mut self.texts),
+            asked.into_values().collect(),
+        )
     }
 
     /// Takes out the callers' texts that are not under way.
     pub(super) fn drain_asked(&mut self) -> Vec<Asked> {
         let waiting = std::mem::take(&mut self.questions);
-        let waiting = waiting.into_iter().chain(std::mem::take(&mut self.background));
-        waiting.filter_map(|hash| self.asked.remove(&hash)).collect()
+        let waiting = waiting
+            .into_iter()
+            .chain(std::mem::take(&mut self.background));
+        waiting.filter_map(|hash| self.remove_asked(hash)).collect()
     }
 
     /// After a transient failure: to the front of its queue.
@@ -449,7 +468,8 @@ mod tests {
 
     fn ask(queue: &mut Queue, text: &str, turn: Turn) {
         let done = Box::new(|_| {});
-        queue.ask(hash(text), text, TextKind::Question, turn, done);
+        let asked = queue.ask(hash(text), text, TextKind::Question, turn, done);
+        assert!(asked.is_ok(), "there is room");
     }
 
     /// What a batch is: who it is for, and how many texts and tokens.
@@ -461,7 +481,11 @@ mod tests {
             Work::Asked(batch, _, Turn::Documents) => ("lists", batch),
             Work::Store(_) => ("store", Vec::new()),
         };
-        Some((name, batch.len(), batch.iter().map(|item| item.tokens).sum()))
+        Some((
+            name,
+            batch.len(),
+            batch.iter().map(|item| item.tokens).sum(),
+        ))
     }
 
     #[test]
@@ -487,7 +511,9 @@ mod tests {
     #[test]
     fn one_short_question_at_a_time_leaves_documents_every_ninth_batch() {
         let mut queue = queue(CallLimits::LOCAL);
-        (0..900).for_each(|n| drop(add(&mut queue, &format!("document {n}"), 100)));
+        for n in 0..900 {
+            assert!(add(&mut queue, &format!("document {n}"), 100));
+        }
         let mut order = Vec::new();
         for n in 0..18 {
             ask(&mut queue, &format!("question {n}"), Turn::Questions);
@@ -505,7 +531,10 @@ mod tests {
             calls: 1,
         };
         let mut queue = queue(limits);
-        for (n, tokens) in [9_000, 100, 100, 100, 10, 10, 10, 10].into_iter().enumerate() {
+        for (n, tokens) in [9_000, 100, 100, 100, 10, 10, 10, 10]
+            .into_iter()
+            .enumerate()
+        {
             add(&mut queue, &format!("document {n}"), tokens);
         }
         let batches: Vec<_> = std::iter::from_fn(|| next(&mut queue)).collect();
@@ -525,7 +554,9 @@ mod tests {
             add(&mut queue, &format!("document {n}"), 10);
             ask(&mut queue, &format!("list {n}"), Turn::Documents);
         }
-        let order: Vec<&str> = std::iter::from_fn(|| next(&mut queue)).map(|b| b.0).collect();
+        let order: Vec<&str> = std::iter::from_fn(|| next(&mut queue))
+            .map(|b| b.0)
+            .collect();
         let (d, l) = ("documents", "lists");
         assert_eq!(order, [d, l, d, l, d, l]);
     }
@@ -538,7 +569,9 @@ mod tests {
             calls: 3,
         };
         let mut queue = queue(limits);
-        (0..5).for_each(|n| drop(add(&mut queue, &format!("document {n}"), 10)));
+        for n in 0..5 {
+            assert!(add(&mut queue, &format!("document {n}"), 10));
+        }
         assert_eq!(next(&mut queue).unwrap().0, "documents");
         assert_eq!(next(&mut queue).unwrap().0, "documents");
         assert_eq!(next(&mut queue), None, "two of three calls");

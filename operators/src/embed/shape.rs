@@ -192,7 +192,12 @@ pub(super) fn unit(vector: &[f32]) -> Option<Vec<f32>> {
     let squares: f64 = vector.iter().map(|x| f64::from(*x).powi(2)).sum();
     let norm = squares.sqrt();
     let is_good = norm.is_finite() && norm > 0.0;
-    is_good.then(|| vector.iter().map(|x| (f64::from(*x) / norm) as f32).collect())
+    is_good.then(|| {
+        vector
+            .iter()
+            .map(|x| (f64::from(*x) / norm) as f32)
+            .collect()
+    })
 }
 
 fn prefixed(prompt: &str, texts: &[&str]) -> Vec<String> {
@@ -278,7 +283,9 @@ mod tests {
         let shaped = shaped(model(), e5(), Some(16)).unwrap();
         let document = shaped.embed(&["a text"]).unwrap().remove(0);
         let question = shaped.embed_questions(&["a text"]).unwrap().remove(0);
-        let whole = model().embed(&["passage: a text", "query: a text"]).unwrap();
+        let whole = model()
+            .embed(&["passage: a text", "query: a text"])
+            .unwrap();
         assert_eq!(document, truncated(&whole[0], 16).unwrap());
         assert_eq!(question, truncated(&whole[1], 16).unwrap());
         assert_ne!(document, question);

@@ -14,8 +14,8 @@ use operators::index::{Analyzer, BuilderHandle, DocumentState, Quantization, Sha
 
 use super::question::ProgramReply;
 use crate::definition::{
-    CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, PasswordDef, SecretDef, SinkDef,
-    ViewDef,
+    CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, PasswordDef, SecretDef,
+    SinkDef, ViewDef,
 };
 use crate::sql::{FilterProgram, RowProgram, filter_program, view_program};
 

@@ -195,7 +195,10 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize
     };
     let asked = texts.len();
     let refusals = inner.request_late(encoder.id(), texts);
-    let refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let refusals = refusals
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     let refused: Vec<(&MissingChunk, EmbedError)> = missing
         .iter()
         .filter_map(|chunk| Some((chunk, refusals.get(&chunk.content)?.clone())))
@@ -216,7 +219,12 @@ impl Inner {
         let items = texts.into_iter().map(|(content, text)| (content, text, 0));
         let done = move |content, result| match result {
             Ok(at) => announcer.vector_stored(VectorFact { model, content, at }),
-            Err(error @ EmbedError { fault: EmbedFault::Text, .. }) => {
+            Err(
+                error @ EmbedError {
+                    fault: EmbedFault::Text,
+                    ..
+                },
+            ) => {
                 let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
                 told.insert(content, error);
             }

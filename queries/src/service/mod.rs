@@ -15,6 +15,7 @@ mod cache;
 mod connection;
 mod declare;
 mod documents;
+mod embeddings;
 mod fill;
 mod letters;
 mod prepare;
@@ -42,8 +43,8 @@ use operators::embed::{EmbedConfig, EmbedService};
 use operators::index::BuilderHandle;
 use tokio::sync::oneshot;
 
-use crate::api::PushLine;
 use self::fill::Fills;
+use crate::api::PushLine;
 use crate::definition::{Definition, ModelDef, Object, SourceDef};
 use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;

@@ -54,11 +54,11 @@ pub(super) fn model(
         return Err(Problem::invalid("the model's name is empty").at(at.line, at.column));
     }
     match location.strip_prefix(OPENAI) {
-        Some("") => Err(
-            Problem::invalid("openai: does not say which model the server is asked for")
-                .at(at.line, at.column)
-                .expected("'openai:text-embedding-3-small', or another name behind openai:"),
-        ),
+        Some("") => Err(Problem::invalid(
+            "openai: does not say which model the server is asked for",
+        )
+        .at(at.line, at.column)
+        .expected("'openai:text-embedding-3-small', or another name behind openai:")),
         Some(model) => remote(cursor, model.to_owned(), at, catalog),
         None => pretrained(cursor, location),
     }
@@ -188,7 +188,11 @@ fn remote(
         },
         max_tokens: small("MAX TOKENS", 16..=131_072, tokens_default)?,
         batch: small("BATCH", 1..=2_048, BATCH_DEFAULT)?,
-        batch_tokens: small("BATCH TOKENS", 16..=1_000_000, EMBED_BATCH_TOKENS_MAX as u64)?,
+        batch_tokens: small(
+            "BATCH TOKENS",
+            16..=1_000_000,
+            EMBED_BATCH_TOKENS_MAX as u64,
+        )?,
         concurrency: small("CONCURRENCY", 1..=64, CONCURRENCY_DEFAULT)?,
         requests_per_minute: per_minute.and_then(|n| u32::try_from(n).ok()),
         timeout_micros: timeout.unwrap_or(30 * SECOND),

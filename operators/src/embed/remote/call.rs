@@ -66,9 +66,10 @@ impl Endpoint {
     pub(super) fn post(&self, body: &[u8], bytes_max: u64) -> Result<Vec<u8>, Failure> {
         let key = match &self.key {
             None => None,
-            Some((_, read)) => Some(read().map_err(|error| {
-                Failure::Model(format!("its key cannot be read: {error}"))
-            })?),
+            Some((_, read)) => Some(
+                read()
+                    .map_err(|error| Failure::Model(format!("its key cannot be read: {error}")))?,
+            ),
         };
         let mut request = self.agent.post(&self.url);
         request = request.header("Content-Type", "application/json");
@@ -156,7 +157,10 @@ impl Endpoint {
 /// `Retry-After` in seconds; a date is not understood, and then the back-off decides.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get("retry-after")?.to_str().ok()?.trim();
-    let seconds: f64 = seconds.parse().ok().filter(|s: &f64| s.is_finite() && *s >= 0.0)?;
+    let seconds: f64 = seconds
+        .parse()
+        .ok()
+        .filter(|s: &f64| s.is_finite() && *s >= 0.0)?;
     let longest = Duration::from_millis(EMBED_RETRY_AFTER_MS_MAX);
     Some(Duration::try_from_secs_f64(seconds).map_or(longest, |wait| wait.min(longest)))
 }
@@ -204,8 +208,14 @@ mod tests {
     fn words_are_one_line_without_the_key() {
         let key = Some("sk-secret");
         for (body, expected) in [
-            (r#"{"error":{"message":"too\n long sk-secret","type":"x"}}"#, "too long ***"),
-            (r#"{"error":"no model","error_type":"validation"}"#, "no model"),
+            (
+                r#"{"error":{"message":"too\n long sk-secret","type":"x"}}"#,
+                "too long ***",
+            ),
+            (
+                r#"{"error":"no model","error_type":"validation"}"#,
+                "no model",
+            ),
             (r#"{"object":"error","message":"m"}"#, "m"),
             (r#"{"detail":"d"}"#, "d"),
             ("  <html>\n <p>sk-secret", "<html> <p>***"),
@@ -213,7 +223,10 @@ mod tests {
         ] {
             assert_eq!(words(body.as_bytes(), key), expected, "{body}");
         }
-        assert_eq!(words("é".repeat(9_999).as_bytes(), None).chars().count(), 301);
+        assert_eq!(
+            words("é".repeat(9_999).as_bytes(), None).chars().count(),
+            301
+        );
     }
 
     #[test]
@@ -225,7 +238,10 @@ mod tests {
         };
         assert_eq!(of("7"), Some(Duration::from_secs(7)));
         assert_eq!(of("0.5"), Some(Duration::from_millis(500)));
-        assert_eq!(of("1e300"), Some(Duration::from_millis(EMBED_RETRY_AFTER_MS_MAX)));
+        assert_eq!(
+            of("1e300"),
+            Some(Duration::from_millis(EMBED_RETRY_AFTER_MS_MAX))
+        );
         assert_eq!(of("-1"), None);
         assert_eq!(of("Wed, 21 Oct 2015 07:28:00 GMT"), None);
         assert_eq!(retry_after(&HeaderMap::new()), None);

@@ -237,9 +237,7 @@ impl RemoteEmbedder {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.sound_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.sound_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The beginning of a text that the model has room for behind a prompt.

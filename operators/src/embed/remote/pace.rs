@@ -73,7 +73,11 @@ mod tests {
             assert_eq!(pace.wait(true, start), None, "questions borrow");
         }
         assert_eq!(pace.wait(true, start), Some(SECOND), "up to a bound");
-        assert_eq!(pace.wait(false, start), Some(16 * SECOND), "and documents pay");
+        assert_eq!(
+            pace.wait(false, start),
+            Some(16 * SECOND),
+            "and documents pay"
+        );
         assert_eq!(pace.wait(false, start + 16 * SECOND), None);
     }
 
@@ -81,7 +85,9 @@ mod tests {
     fn an_hour_of_silence_is_no_burst() {
         let pace = Pace::new(600);
         let later = Instant::now() + 3_600 * SECOND;
-        let sent = (0..100).filter(|_| pace.wait(false, later).is_none()).count();
+        let sent = (0..100)
+            .filter(|_| pace.wait(false, later).is_none())
+            .count();
         assert_eq!(sent, 10, "a second's worth");
     }
 }

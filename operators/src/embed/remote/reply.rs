@@ -143,21 +143,49 @@ mod tests {
 
     #[test]
     fn garbage_is_told_word_for_word() {
-        let one = |embedding: &str| format!(r#"{{"data":[{{"index":0,"embedding":{embedding}}}]}}"#);
+        let one =
+            |embedding: &str| format!(r#"{{"data":[{{"index":0,"embedding":{embedding}}}]}}"#);
         let cases = [
-            ("<html>".to_owned(), "returned something else than embeddings: expected value at line 1 column 1"),
-            (r#"{"data":[]}"#.to_owned(), "returned 0 vectors for 1 texts"),
-            (one("[1]"), "returned vectors of 1 numbers; expected DIMENSIONS = 2; hint: declare another model with DIMENSIONS = 1, or have the server answer 2"),
-            (one("[1,null]"), "returned a vector whose component 1 is not a finite number"),
-            (one("[1,NaN]"), "returned a vector with NaN or Infinity, which are no JSON"),
-            (one("\"AAAA\""), "returned a vector that is no base64 of 32-bit floats"),
-            (one("\"?\""), "returned a vector that is no base64 of 32-bit floats"),
-            (one("[1,2]").replace(":0", ":7"), "returned index 7 twice or beyond its 1 texts"),
+            (
+                "<html>".to_owned(),
+                "returned something else than embeddings: expected value at line 1 column 1",
+            ),
+            (
+                r#"{"data":[]}"#.to_owned(),
+                "returned 0 vectors for 1 texts",
+            ),
+            (
+                one("[1]"),
+                "returned vectors of 1 numbers; expected DIMENSIONS = 2; hint: declare another model with DIMENSIONS = 1, or have the server answer 2",
+            ),
+            (
+                one("[1,null]"),
+                "returned a vector whose component 1 is not a finite number",
+            ),
+            (
+                one("[1,NaN]"),
+                "returned a vector with NaN or Infinity, which are no JSON",
+            ),
+            (
+                one("\"AAAA\""),
+                "returned a vector that is no base64 of 32-bit floats",
+            ),
+            (
+                one("\"?\""),
+                "returned a vector that is no base64 of 32-bit floats",
+            ),
+            (
+                one("[1,2]").replace(":0", ":7"),
+                "returned index 7 twice or beyond its 1 texts",
+            ),
         ];
         for (body, expected) in cases {
             assert_eq!(parse(&body, 1).unwrap_err(), expected, "{body}");
         }
         let twice = r#"{"data":[{"index":0,"embedding":[1,2]},{"index":0,"embedding":[1,2]}]}"#;
-        assert_eq!(parse(twice, 2).unwrap_err(), "returned index 0 twice or beyond its 2 texts");
+        assert_eq!(
+            parse(twice, 2).unwrap_err(),
+            "returned index 0 twice or beyond its 2 texts"
+        );
     }
 }

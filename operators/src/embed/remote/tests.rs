@@ -79,10 +79,7 @@ fn the_worlds_faults_word_for_word() {
         ),
         (Act::Hang(ms(2_000)), slow),
         (Act::Trickle(ms(20)), slow),
-        (
-            Act::TooFew,
-            "model m: URL returned 0 vectors for 1 texts",
-        ),
+        (Act::TooFew, "model m: URL returned 0 vectors for 1 texts"),
         (
             Act::Say("<html>".to_owned()),
             "model m: URL returned something else than embeddings: expected value at line 1 column 1",
@@ -140,7 +137,11 @@ fn the_declarations_faults_word_for_word() {
             "model m: URL answers 404 Not Found: The model does not exist; expected an API with the model 'text-embedding-3-small'; hint: URL is its base, like 'http://host/v1'",
         ),
         (
-            Act::Refuse(302, vec![("Location".to_owned(), "http://127.0.0.1:9/".to_owned())], String::new()),
+            Act::Refuse(
+                302,
+                vec![("Location".to_owned(), "http://127.0.0.1:9/".to_owned())],
+                String::new(),
+            ),
             "model m: URL answers 302 Found; expected 200",
         ),
         (
@@ -206,7 +207,10 @@ fn what_is_sent_is_what_was_declared() {
     let model = remote(options);
     let vector = model.embed(&["short", "", "a b c d e f g h"]).unwrap();
     let norm: f32 = vector[0].iter().map(|x| x * x).sum();
-    assert!((norm - 1.0).abs() < 1e-5, "units, whatever the server answers");
+    assert!(
+        (norm - 1.0).abs() < 1e-5,
+        "units, whatever the server answers"
+    );
     model.embed_questions(&["why"]).unwrap();
     let request = |input: &[&str]| {
         json!({

@@ -270,7 +270,7 @@ impl Lane {
             match work {
                 Work::Store(hashes) => self.store_again(hashes),
                 Work::Asked(batch, kind, turn) => {
-                    self.answer(batch, kind);
+                    self.answer(batch, kind, turn);
                     if turn == Turn::Documents {
                         self.end_shared();
                     }
@@ -465,13 +465,16 @@ impl Lane {
         hashes.for_each(|hash| queue.put_back(hash));
     }
 
-    fn answer(&self, mut batch: Vec<Item>, kind: TextKind) {
+    fn answer(&self, mut batch: Vec<Item>, kind: TextKind, turn: Turn) {
         match self.call(&batch, kind) {
             Ok(vectors) => {
                 for (item, vector) in batch.into_iter().zip(vectors) {
                     let vector: Arc<[f32]> = vector.into();
                     let mut queue = self.lock();
-                    queue.cache.insert(item.hash, vector.clone());
+                    // A long list would push out what is asked again and again.
+                    if turn == Turn::Questions {
+                        queue.cache.insert(item.hash, vector.clone());
+                    }
                     let asked = queue.remove_asked(item.hash);
                     drop(queue);
                     reply(asked, &Ok(vector));
@@ -486,8 +489,8 @@ impl Lane {
             }
             Err(_) => {
                 let rest = batch.split_off(batch.len() / 2);
-                self.answer(batch, kind);
-                self.answer(rest, kind);
+                self.answer(batch, kind, turn);
+                self.answer(rest, kind, turn);
             }
         }
     }

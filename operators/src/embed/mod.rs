@@ -18,6 +18,7 @@ pub mod breaker;
 pub mod download;
 pub mod hub;
 mod lane;
+pub mod measure;
 pub mod model;
 pub mod package_index;
 pub mod question_cache;
@@ -29,6 +30,7 @@ pub mod shape;
 pub mod tokenizer;
 pub mod weights;
 
+pub use measure::{Measured, measure};
 pub use model::{ModelFiles, PretrainedEmbedder, load, load_in};
 pub use remote::{RemoteEmbedder, RemoteOptions};
 pub use service::{EmbedConfig, EmbedService, Priority, TextKind, Urgency};

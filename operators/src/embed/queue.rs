@@ -282,9 +282,8 @@ impl Queue {
     /// room now, or were refused and may be offered again. True once.
     pub(super) fn take_gap(&mut self, now: Instant) -> bool {
         let has_room = self.bytes <= EMBED_QUEUE_BYTES_MAX / 2;
-        let is_gap = self.has_refused
-            || self.has_overflowed && has_room
-            || self.texts.is_empty() && self.refused.take_due(now);
+        let is_gap =
+            self.has_refused || self.has_overflowed && has_room || self.refused.take_due(now);
         if is_gap {
             (self.has_overflowed, self.has_refused) = (false, false);
         }

@@ -19,6 +19,8 @@ use engine::error::WorldError;
 use engine::model::ModelId;
 use serde::Deserialize;
 
+use crate::index::unit;
+
 /// What stands in front of texts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Prompts {
@@ -184,20 +186,12 @@ impl Shaped {
 
 /// The first `dimensions` components of a vector, at length 1; `None` when they are all zero.
 pub fn truncated(vector: &[f32], dimensions: usize) -> Option<Vec<f32>> {
-    unit(&vector[..dimensions.min(vector.len())])
+    direction(&vector[..dimensions.min(vector.len())])
 }
 
 /// A vector at length 1; `None` for one that has no direction.
-pub(super) fn unit(vector: &[f32]) -> Option<Vec<f32>> {
-    let squares: f64 = vector.iter().map(|x| f64::from(*x).powi(2)).sum();
-    let norm = squares.sqrt();
-    let is_good = norm.is_finite() && norm > 0.0;
-    is_good.then(|| {
-        vector
-            .iter()
-            .map(|x| (f64::from(*x) / norm) as f32)
-            .collect()
-    })
+pub(super) fn direction(vector: &[f32]) -> Option<Vec<f32>> {
+    unit(vector).filter(|unit| unit.iter().any(|x| *x != 0.0))
 }
 
 fn prefixed(prompt: &str, texts: &[&str]) -> Vec<String> {

@@ -44,8 +44,8 @@ pub(super) struct Fills {
 
 #[derive(Default)]
 struct State {
-    /// Indexes that are being filled.
-    running: HashSet<ObjectId>,
+    /// Indexes that are being filled, and whether somebody asked for it meanwhile.
+    running: HashMap<ObjectId, bool>,
     /// Dead letters of refused texts, by index.
     letters: HashMap<ObjectId, HashSet<LetterId>>,
 }
@@ -53,6 +53,29 @@ struct State {
 impl Fills {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the caller is to fill an index; who does it already goes another round.
+    fn begin(&self, index: ObjectId) -> bool {
+        let mut state = self.lock();
+        let is_running = state.running.contains_key(&index);
+        state.running.insert(index, is_running);
+        !is_running
+    }
+
+    /// Whether an index is filled: nothing is missing, and nobody asked since the last round.
+    fn end(&self, index: ObjectId) -> bool {
+        let mut state = self.lock();
+        match state.running.get_mut(&index) {
+            Some(is_asked @ true) => {
+                *is_asked = false;
+                false
+            }
+            _ => {
+                state.running.remove(&index);
+                true
+            }
+        }
     }
 }
 
@@ -63,18 +86,20 @@ impl Inner {
     /// Asks for missing vectors until none is missing that can be had.
     pub(super) fn fill(self: &Arc<Self>, index: &Arc<IndexSpec>) {
         let id = index.object.id;
-        if index.model.is_none() || !self.fills.lock().running.insert(id) {
+        if index.model.is_none() || !self.fills.begin(id) {
             return;
         }
         let inner = Arc::downgrade(self);
         let index = Arc::clone(index);
         self.runtime.spawn(async move {
-            while let Some(coming @ 1..) = fill_round(&inner, &index).await {
-                tracing::trace!(index = index.object.name, coming, "vectors on the way");
+            loop {
+                let coming = fill_round(&inner, &index).await;
+                let Some(inner) = inner.upgrade() else { return };
+                if coming.is_none_or(|coming| coming == 0) && inner.fills.end(id) {
+                    return;
+                }
+                drop(inner);
                 tokio::time::sleep(FILL_PAUSE).await;
-            }
-            if let Some(inner) = inner.upgrade() {
-                inner.fills.lock().running.remove(&id);
             }
         });
     }
@@ -113,16 +138,28 @@ impl Inner {
             .for_each(|letter| letters.retract_letter(letter));
     }
 
-    /// Makes the dead letters of an index be those of the refused texts that its documents have.
-    fn note_refused(&self, index: &IndexSpec, refused: &[(&MissingChunk, EmbedError)]) {
+    /// Makes the dead letters of an index be those of the refused texts that its documents have. One
+    /// whose text is offered again stays until it has its vector.
+    fn note_refused(
+        &self,
+        index: &IndexSpec,
+        missing: &[MissingChunk],
+        refusals: &HashMap<ContentHash, EmbedError>,
+    ) {
         let letters = self.engine.dead_letters();
         let mut now = HashSet::new();
         let mut fresh = Vec::new();
         let mut state = self.fills.lock();
         let before = state.letters.remove(&index.object.id).unwrap_or_default();
-        for (chunk, error) in refused {
-            let letter = Arc::new(refused_letter(index, chunk, error));
-            if now.insert(letter.id()) && !before.contains(&letter.id()) {
+        for chunk in missing {
+            let refusal = refusals.get(&chunk.content);
+            if refusal.is_none() && before.is_empty() {
+                continue;
+            }
+            let why = refusal.map_or_else(String::new, ToString::to_string);
+            let letter = Arc::new(refused_letter(index, chunk, &why));
+            let was_there = before.contains(&letter.id());
+            if (was_there || refusal.is_some()) && now.insert(letter.id()) && !was_there {
                 fresh.push(letter);
             }
         }
@@ -138,10 +175,10 @@ impl Inner {
 }
 
 /// The dead letter of a document with a text that the model refuses.
-fn refused_letter(index: &IndexSpec, chunk: &MissingChunk, error: &EmbedError) -> DeadLetter {
+fn refused_letter(index: &IndexSpec, chunk: &MissingChunk, why: &str) -> DeadLetter {
     let name = &index.object.name;
     let column = &index.definition.column;
-    let detail = format!("column {column}: index \"{name}\": {error}");
+    let detail = format!("column {column}: index \"{name}\": {why}");
     let error = DataError::new(TEXT_REFUSED, detail)
         .expected("a text that the model takes")
         .hint("cut it smaller (CHUNK BY … max_tokens), or see what the model's server says");
@@ -199,11 +236,7 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    let refused: Vec<(&MissingChunk, EmbedError)> = missing
-        .iter()
-        .filter_map(|chunk| Some((chunk, refusals.get(&chunk.content)?.clone())))
-        .collect();
-    inner.note_refused(index, &refused);
+    inner.note_refused(index, &missing, &refusals);
     Some(coming + asked - refusals.len())
 }
 

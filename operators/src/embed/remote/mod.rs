@@ -37,7 +37,7 @@ use serde::Serialize;
 use self::call::{Endpoint, Failure};
 use self::pace::Pace;
 use super::service::TextKind;
-use super::shape::{Prompts, hashed_id, unit};
+use super::shape::{Prompts, direction, hashed_id};
 use super::tokenizer::TextTokenizer;
 use super::weights;
 
@@ -206,7 +206,7 @@ impl RemoteEmbedder {
             .post(&body, reply::bytes_max(input.len(), options.dimensions))?;
         let vectors = reply::vectors(&bytes, input.len(), options.dimensions)
             .map_err(|garbled| garbled.failure(self.endpoint.url()))?;
-        let units: Option<Vec<Vec<f32>>> = vectors.iter().map(|vector| unit(vector)).collect();
+        let units: Option<Vec<Vec<f32>>> = vectors.iter().map(|vector| direction(vector)).collect();
         let Some(units) = units else {
             let detail = format!(
                 "{} returned a vector without a direction: all zero, or too large",

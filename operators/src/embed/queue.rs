@@ -64,6 +64,17 @@ pub(super) enum Work {
     Documents(Vec<Item>),
 }
 
+impl Work {
+    fn tokens(&self) -> usize {
+        match self {
+            Work::Store(_) => 0,
+            Work::Asked(batch, ..) | Work::Documents(batch) => {
+                batch.iter().map(|item| item.tokens as usize).sum()
+            }
+        }
+    }
+}
+
 /// Whose turn a batch took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
@@ -109,6 +120,8 @@ pub(super) struct Queue {
     /// Batches and tokens of questions since documents had a turn.
     question_batches: u32,
     question_tokens: usize,
+    /// Tokens that questions may have before documents have their turn.
+    question_credit: Option<usize>,
     document_batches: u32,
     /// Calls in the documents' share that are under way.
     document_calls: usize,
@@ -139,6 +152,7 @@ impl Queue {
             trouble: None,
             question_batches: 0,
             question_tokens: 0,
+            question_credit: None,
             document_batches: 0,
             document_calls: 0,
             tokens_per_ms: FIRST_RATE,
@@ -305,14 +319,16 @@ impl Queue {
         // A question does not wait for the back-off of the first failures: it tries, or fails.
         let may_ask = is_admitted || !self.breaker.is_open() && !self.breaker.was_told();
         let budget = self.budget(admission, config);
-        let had_enough = self.question_batches >= config.question_batches_max
-            || self.question_tokens >= (EMBED_DOCUMENT_SHARE - 1) * budget;
+        let times = EMBED_DOCUMENT_SHARE - 1;
+        let credit = self.question_credit.unwrap_or(times * budget);
+        let had_enough =
+            self.question_batches >= config.question_batches_max || self.question_tokens >= credit;
         if may_embed && (had_enough || self.questions.is_empty()) {
-            let work = self.take_shared(budget);
-            if work.is_some() {
+            if let Some(work) = self.take_shared(budget) {
                 (self.question_batches, self.question_tokens) = (0, 0);
+                self.question_credit = Some(times * work.tokens());
                 self.document_calls += 1;
-                return self.begin(admission, work);
+                return Some(self.begin(admission, work));
             }
         }
         if may_ask {
@@ -320,7 +336,7 @@ impl Queue {
             if !batch.is_empty() {
                 self.question_batches += 1;
                 self.question_tokens += tokens;
-                return self.begin(admission, Some(Work::Asked(batch, kind, Turn::Questions)));
+                return Some(self.begin(admission, Work::Asked(batch, kind, Turn::Questions)));
             }
         }
         None
@@ -342,7 +358,7 @@ impl Queue {
         })
     }
 
-    fn begin(&mut self, admission: Admission, work: Option<Work>) -> Option<Work> {
+    fn begin(&mut self, admission: Admission, work: Work) -> Work {
         if admission == Admission::Probe {
             self.breaker.begin_probe();
         }

@@ -179,7 +179,7 @@ fn refused_letter(index: &IndexSpec, chunk: &MissingChunk, why: &str) -> DeadLet
     let name = &index.object.name;
     let column = &index.definition.column;
     let detail = format!("column {column}: index \"{name}\": {why}");
-    let error = DataError::new(TEXT_REFUSED, detail)
+    let error = DataError::new("text-refused", detail)
         .expected("a text that the model takes")
         .hint("cut it smaller (CHUNK BY … max_tokens), or see what the model's server says");
     let position = format!("index {name} text {}", chunk.content);

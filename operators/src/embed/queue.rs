@@ -323,13 +323,14 @@ impl Queue {
         let credit = self.question_credit.unwrap_or(times * budget);
         let had_enough =
             self.question_batches >= config.question_batches_max || self.question_tokens >= credit;
-        if may_embed && (had_enough || self.questions.is_empty()) {
-            if let Some(work) = self.take_shared(budget) {
-                (self.question_batches, self.question_tokens) = (0, 0);
-                self.question_credit = Some(times * work.tokens());
-                self.document_calls += 1;
-                return Some(self.begin(admission, work));
-            }
+        if may_embed
+            && (had_enough || self.questions.is_empty())
+            && let Some(work) = self.take_shared(budget)
+        {
+            (self.question_batches, self.question_tokens) = (0, 0);
+            self.question_credit = Some(times * work.tokens());
+            self.document_calls += 1;
+            return Some(self.begin(admission, work));
         }
         if may_ask {
             let (batch, kind, tokens) = self.take_asked(Turn::Questions, budget);

@@ -258,6 +258,7 @@ impl Inner {
                     ..
                 },
             ) => {
+                announcer.vector_refused(model, content);
                 let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
                 told.insert(content, error);
             }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use engine::contract::EmbedFault;
 use engine::durable::EmbeddingStore;
 use engine::model::{ContentHash, ModelId, Row, VectorFact, VectorRef};
 use engine::runtime::{Announcer, Prepared, Preparer, StagedBatch, Want};
@@ -141,6 +142,9 @@ fn request(
             Ok(at) => announcer.vector_stored(VectorFact { model, content, at }),
             // The late path asks again; of a refused text it makes a dead letter.
             Err(error) => {
+                if error.fault == EmbedFault::Text {
+                    announcer.vector_refused(model, content);
+                }
                 tracing::debug!(%error, %content, "a text is not embedded; its chunk stays pending");
             }
         }),

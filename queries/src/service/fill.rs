@@ -158,8 +158,10 @@ impl Inner {
             }
             let why = refusal.map_or_else(String::new, ToString::to_string);
             let letter = Arc::new(refused_letter(index, chunk, &why));
-            let was_there = before.contains(&letter.id());
-            if (was_there || refusal.is_some()) && now.insert(letter.id()) && !was_there {
+            // A good row of its key may have ended it, and brought another text that is refused.
+            if before.contains(&letter.id()) && letters.get(letter.id()).is_some() {
+                now.insert(letter.id());
+            } else if refusal.is_some() && now.insert(letter.id()) {
                 fresh.push(letter);
             }
         }

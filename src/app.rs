@@ -7,14 +7,14 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use engine::contract::Embedder;
 use engine::model::{ChunkId, Key};
 use operators::chunk::{Chunker, ChunkingSpec, ModelTokens};
-use operators::embed::{ModelFiles, ModelFolder, PretrainedEmbedder};
+use operators::embed::{Measured, ModelFiles, ModelFolder, PretrainedEmbedder};
 use queries::definition::Definition;
 use queries::problem::Problem;
 use queries::render::chunking;
@@ -223,8 +223,12 @@ pub type EmbedTexts = Box<dyn FnMut(&[String]) -> anyhow::Result<Vec<Embedded>>>
 /// Loads a model once for many batches.
 pub fn embedder(model: &str, models: Option<&Path>, with_ids: bool) -> anyhow::Result<EmbedTexts> {
     let folder = operators::embed::pull_in(models, model, &|_| {})?;
-    let encoder = PretrainedEmbedder::new(ModelFiles::read(&folder)?)?;
+    let files = ModelFiles::read(&folder)?;
+    // As the engine embeds documents.
+    let prompt = files.prompts.document.clone();
+    let encoder = PretrainedEmbedder::new(files)?;
     Ok(Box::new(move |texts| {
+        let texts: Vec<String> = texts.iter().map(|text| format!("{prompt}{text}")).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let vectors = encoder.embed(&texts)?;
         let embedded = texts.iter().zip(vectors).map(|(text, vector)| {
@@ -237,6 +241,23 @@ pub fn embedder(model: &str, models: Option<&Path>, with_ids: bool) -> anyhow::R
         });
         Ok(embedded.collect())
     }))
+}
+
+/// Measures a model on this documentation, cut as an index cuts it, for about `time`.
+pub fn measure(model: &str, models: Option<&Path>, time: Duration) -> anyhow::Result<Measured> {
+    const PAGES: [&str; 4] = [
+        include_str!("../docs/architecture.md"),
+        include_str!("../docs/language.md"),
+        include_str!("../docs/api.md"),
+        include_str!("../docs/sources.md"),
+    ];
+    let folder = operators::embed::pull_in(models, model, &|_| {})?;
+    let mut texts = Vec::new();
+    for page in PAGES {
+        let chunks = chunk("markdown(max_tokens => 256)", Some(model), models, page)?;
+        texts.extend(chunks.into_iter().map(|chunk| chunk.text));
+    }
+    Ok(operators::embed::measure(&folder, &texts, time)?)
 }
 
 /// One chunk of a text.

@@ -26,13 +26,15 @@ use engine::letters::Redecoded;
 use engine::model::{Column, RowCodec, Schema};
 use engine::runtime::SystemClock;
 use engine::telemetry;
+use operators::embed::remote::{Encoding, KeySource};
+use operators::embed::{Prompts, RemoteEmbedder, RemoteOptions};
 use queries::api::PushLine;
 use queries::definition::{
     AvroDef, Connector, Envelope, FilesDef, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
-    MessageFormat, MessagePart, ModelDef, PasswordDef, RegistryDef, SaslMechanism, SinkDef,
-    SinkEnvelope, SlotLost, SourceDef, SslMode,
+    MessageFormat, MessagePart, ModelDef, PasswordDef, RegistryDef, RemoteModelDef, SaslMechanism,
+    SinkDef, SinkEnvelope, SlotLost, SourceDef, SslMode,
 };
-use queries::service::{Access, Connect, Connection, DecodedPush, Rejected, Wiring};
+use queries::service::{Access, Connect, Connection, DecodedPush, ModelKey, Rejected, Wiring};
 use queries::sql::DatabaseTable;
 
 use crate::app::RunOptions;
@@ -47,7 +49,9 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         workers: options.workers,
         communication: None,
         clock: Arc::new(SystemClock),
-        load_model: Arc::new(move |name, model| load_model(name, model, models.as_deref())),
+        load_model: Arc::new(move |name, model, key| {
+            load_model(name, model, key, models.as_deref())
+        }),
         connect: connector_with(Some(options.data.join("git")), extractor()),
         connect_sink: Arc::new(connect_sink),
         describe: Arc::new(describe),
@@ -62,32 +66,75 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
 }
 
 /// Loads a model's encoder from `models` (default: the user's data folder), fetching it when it is
-/// nowhere on this machine.
+/// nowhere on this machine; of a remote one only the way is prepared.
 pub fn load_model(
     name: &str,
     model: &ModelDef,
+    key: Option<ModelKey>,
     models: Option<&Path>,
 ) -> Result<Arc<dyn Embedder>, WorldError> {
-    let ModelDef::Pretrained {
-        location,
-        device,
-        precision,
-    } = model
-    else {
-        return Err(WorldError::Service {
+    match model {
+        ModelDef::Pretrained {
+            location,
+            device,
+            precision,
+            shape,
+        } => {
+            let shape = operators::embed::Shape {
+                dimensions: shape.dimensions.map(|n| n as usize),
+                query_prompt: shape.query_prompt.clone(),
+                document_prompt: shape.document_prompt.clone(),
+            };
+            operators::embed::load_in(models, location, device, precision, &shape, &|progress| {
+                tracing::info!(
+                    what = progress.what,
+                    done_bytes = progress.done_bytes,
+                    total_bytes = progress.total_bytes,
+                    "fetching the model"
+                );
+            })
+        }
+        ModelDef::Remote(def) => {
+            let options = remote(name, def, key);
+            Ok(Arc::new(RemoteEmbedder::new(options, models)?))
+        }
+        ModelDef::Column { .. } => Err(WorldError::Service {
             service: format!("model \"{name}\""),
             detail: "vectors arrive in a column: there is no encoder".to_owned(),
             is_transient: false,
-        });
-    };
-    operators::embed::load_in(models, location, device, precision, &|progress| {
-        tracing::info!(
-            what = progress.what,
-            done_bytes = progress.done_bytes,
-            total_bytes = progress.total_bytes,
-            "fetching the model"
-        );
-    })
+        }),
+    }
+}
+
+fn remote(name: &str, def: &RemoteModelDef, key: Option<ModelKey>) -> RemoteOptions {
+    let place = def.secret().map(|secret| format!("secret \"{secret}\", "));
+    RemoteOptions {
+        name: name.to_owned(),
+        model: def.model.clone(),
+        url: def.url.clone(),
+        key: key.map(|key| {
+            let place = format!("{}{}", place.unwrap_or_default(), key.place());
+            let read: KeySource = Arc::new(move || key.read());
+            (place, read)
+        }),
+        dimensions: def.dimensions as usize,
+        sends_dimensions: def.sends_dimensions,
+        max_tokens: def.max_tokens as usize,
+        batch_texts: def.batch as usize,
+        batch_tokens: def.batch_tokens as usize,
+        calls: def.concurrency as usize,
+        requests_per_minute: def.requests_per_minute,
+        timeout: Duration::from_micros(def.timeout_micros),
+        encoding: match def.is_base64 {
+            true => Encoding::Base64,
+            false => Encoding::Float,
+        },
+        prompts: Prompts {
+            query: def.query_prompt.clone(),
+            document: def.document_prompt.clone(),
+        },
+        tokenizer: def.tokenizer.clone(),
+    }
 }
 
 /// This program once more, for what must not harm this process.

@@ -38,7 +38,9 @@ impl Whole {
             workers,
             communication: None,
             clock: Arc::new(SystemClock),
-            load_model: Arc::new(|name, model| headwater::wiring::load_model(name, model, None)),
+            load_model: Arc::new(|name, model, key| {
+                headwater::wiring::load_model(name, model, key, None)
+            }),
             connect: headwater::wiring::connector(None),
             connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),

@@ -146,6 +146,26 @@ pub const EMBED_BREAKER_FAILURES: u32 = 3;
 pub const EMBED_BACKOFF_MS: u64 = 100;
 /// Longest wait between two tries of a failing encoder, milliseconds.
 pub const EMBED_BACKOFF_MS_MAX: u64 = 10_000;
+/// Documents that wait get at least one in so many tokens, however many questions come.
+pub const EMBED_DOCUMENT_SHARE: usize = 4;
+/// Texts of documents that wait for one model, bytes; more are turned away and asked for again when
+/// there is room. Their documents are live without their vectors meanwhile.
+pub const EMBED_QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Longest wait that an embedding server may ask for by `Retry-After`, milliseconds.
+pub const EMBED_RETRY_AFTER_MS_MAX: u64 = 600_000;
+/// Texts that one model refused and that are remembered, so that they are not offered again at once.
+pub const EMBED_REFUSED_MAX: usize = 16_384;
+/// First and longest wait before a refused text is offered again, milliseconds; doubles.
+pub const EMBED_REFUSED_RETRY_MS: (u64, u64) = (60_000, 3_600_000);
+/// Texts of one call of `/v1/embeddings`.
+pub const EMBEDDING_INPUTS_MAX: usize = 2_048;
+/// Tokens of one call of `/v1/embeddings`, as the model counts them.
+pub const EMBEDDING_TOKENS_MAX: usize = 300_000;
+/// Calls of `/v1/embeddings` with at most so many texts are answered as soon as questions; longer
+/// lists take turns with documents.
+pub const EMBEDDING_INPUTS_URGENT: usize = 8;
+/// Time in which a call of `/v1/embeddings` is answered, milliseconds.
+pub const EMBEDDING_WAIT_MS: u64 = 60_000;
 /// Vectors of questions remembered per model (1.5 KiB each at 384 dimensions).
 pub const QUESTION_CACHE_ENTRIES_MAX: usize = 4_096;
 

@@ -127,10 +127,12 @@ declare! {
     // Embedding.
     EMBED_BATCH_SECONDS Histogram Seconds "embed_batch_seconds" ["model"] "One batch through a model.";
     EMBED_QUEUE Gauge Count "embed_queue_texts" ["model"] "Texts that wait for a model.";
-    EMBED_BATCHES Counter Count "embed_batches_total" ["model"] "Batches through a model.";
+    EMBED_BATCHES Counter Count "embed_batches_total" ["model"] "Batches through a model: ok, transient, permanent (a person must act), refused (because of a text).";
     EMBED_TEXTS Counter Count "embed_texts_total" ["model"] "Texts through a model.";
-    EMBED_TOKENS Counter Count "embed_tokens_total" ["model"] "Tokens through a model, padding excluded.";
+    EMBED_TOKENS Counter Count "embed_tokens_total" ["model"] "Tokens through a model, padding excluded; about, four bytes a token, where nobody had counted.";
     EMBED_MEMO_HITS Counter Count "embed_memo_hits_total" ["model"] "Texts whose vector was stored already.";
+    EMBED_REFUSED Counter Count "embed_refused_total" ["model"] "Texts that a model refused for good: their dead letters say why.";
+    EMBED_OVERFLOW Counter Count "embed_queue_overflow_total" ["model"] "Texts that found no room in a model's queue and are asked for again later.";
     EMBED_BREAKER_OPEN Gauge Count "embed_breaker_open" ["model"] "1 while a failing model is left alone.";
     EMBED_QUESTION_HITS Counter Count "embed_question_cache_hits_total" ["model"] "Questions whose vector was remembered.";
     EMBED_QUESTION_MISSES Counter Count "embed_question_cache_misses_total" ["model"] "Questions that had to be embedded.";

@@ -10,7 +10,7 @@ use engine::contract::Embedder;
 use engine::testing::embedder_laws;
 use operators::embed::model::ModelFiles;
 use operators::embed::weights::{DEFAULT_MODEL, pull, verify};
-use operators::embed::{PretrainedEmbedder, load};
+use operators::embed::{PretrainedEmbedder, Shape, load};
 
 fn model() -> Arc<PretrainedEmbedder> {
     static MODEL: OnceLock<Arc<PretrainedEmbedder>> = OnceLock::new();
@@ -97,7 +97,7 @@ fn a_large_text_has_the_spans_of_its_parts() {
 
 #[test]
 fn the_id_names_the_content_and_the_checksums_hold() {
-    let again = load("minilm", "cpu", "full", &|_| {}).unwrap();
+    let again = load("minilm", "cpu", "full", &Shape::default(), &|_| {}).unwrap();
     assert_eq!(again.id(), model().id());
     assert!(
         verify(DEFAULT_MODEL)
@@ -106,7 +106,7 @@ fn the_id_names_the_content_and_the_checksums_hold() {
             .all(|checked| checked.is_good())
     );
     let refused = |device: &str, precision: &str| {
-        load(DEFAULT_MODEL, device, precision, &|_| {})
+        load(DEFAULT_MODEL, device, precision, &Shape::default(), &|_| {})
             .err()
             .unwrap()
             .to_string()

@@ -422,6 +422,32 @@ pub struct ReplayReply {
     pub refused_total: u64,
 }
 
+/// `POST /v1/embeddings`
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EmbeddingsRequest {
+    /// A declared model's name, or the name of what it was declared from.
+    pub model: String,
+    /// The texts, none empty.
+    pub input: Vec<String>,
+    /// The first so many components, at length 1; all without.
+    pub dimensions: Option<usize>,
+    /// Whether they are questions: some models embed those behind another prompt.
+    pub is_question: bool,
+}
+
+/// Reply to it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbeddingsReply {
+    /// As it was asked for.
+    pub model: String,
+    /// One a text, in order.
+    pub vectors: Vec<Arc<[f32]>>,
+    /// Tokens that the model saw.
+    pub tokens: u64,
+    /// Places of the texts that were longer than the model's window: their ends were not seen.
+    pub truncated: Vec<usize>,
+}
+
 /// Readiness with reasons.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Readiness {
@@ -473,6 +499,11 @@ pub trait Backend: Send + Sync + 'static {
         after: Option<String>,
         wait_ms: u64,
     ) -> impl Future<Output = Reply<Vec<(String, String, Json)>>> + Send;
+    /// Vectors of texts.
+    fn embeddings(
+        &self,
+        request: EmbeddingsRequest,
+    ) -> impl Future<Output = Reply<EmbeddingsReply>> + Send;
     /// Dead letters after a cursor, oldest first.
     fn dead_letters(
         &self,

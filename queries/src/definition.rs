@@ -79,6 +79,7 @@ impl Definition {
                 Connector::Kafka(kafka) => kafka.secrets(),
                 _ => Vec::new(),
             },
+            Definition::Model(ModelDef::Remote(remote)) => remote.secret().into_iter().collect(),
             Definition::Model(_) | Definition::Secret(_) => Vec::new(),
             Definition::Connection(connection) => {
                 connection.password.as_deref().into_iter().collect()
@@ -491,12 +492,79 @@ pub enum ModelDef {
         device: String,
         /// `full` in this version.
         precision: String,
+        /// What the statement says of prompts and length.
+        shape: ShapeDef,
     },
     /// `FROM COLUMN WITH (DIMENSIONS = n)`: vectors arrive in a column.
     Column {
         /// Length of a vector.
         dimensions: u32,
     },
+    /// `FROM 'openai:name' WITH (URL = …, …)`: a model behind a server with OpenAI's API.
+    Remote(Box<RemoteModelDef>),
+}
+
+impl ModelDef {
+    /// Whether it turns texts to vectors.
+    pub fn reads_texts(&self) -> bool {
+        !matches!(self, ModelDef::Column { .. })
+    }
+}
+
+/// What stands around a model; `None`: as the model has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShapeDef {
+    /// Components of a vector, fewer than the model's own.
+    pub dimensions: Option<u32>,
+    /// What stands in front of questions.
+    pub query_prompt: Option<String>,
+    /// What stands in front of documents' texts.
+    pub document_prompt: Option<String>,
+}
+
+/// `CREATE MODEL … FROM 'openai:name' WITH (…)`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteModelDef {
+    /// The model's name at the server.
+    pub model: String,
+    /// The base of the API.
+    pub url: String,
+    /// Where the key is; never the key.
+    pub key: Option<PasswordDef>,
+    /// Components of a vector.
+    pub dimensions: u32,
+    /// Whether requests ask for that length.
+    pub sends_dimensions: bool,
+    /// The longest text, in tokens.
+    pub max_tokens: u32,
+    /// Texts of one request.
+    pub batch: u32,
+    /// Tokens of one request.
+    pub batch_tokens: u32,
+    /// Requests under way at once.
+    pub concurrency: u32,
+    /// Requests a minute; as many as go without.
+    pub requests_per_minute: Option<u32>,
+    /// Longest wait for a whole reply, microseconds.
+    pub timeout_micros: u64,
+    /// Whether replies write vectors as base64.
+    pub is_base64: bool,
+    /// A `tokenizer.json`, a folder with one, or a model's name.
+    pub tokenizer: Option<String>,
+    /// What stands in front of questions.
+    pub query_prompt: String,
+    /// What stands in front of documents' texts.
+    pub document_prompt: String,
+}
+
+impl RemoteModelDef {
+    /// The name of the secret that is its key.
+    pub fn secret(&self) -> Option<&str> {
+        match &self.key {
+            Some(PasswordDef::Secret(name)) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// `CREATE VIEW … AS SELECT …` over one relation.

@@ -1,10 +1,12 @@
 //! `headwater embed`: one JSON string a line on stdin → `{"tokens":n,"vector":[…]}` a line on stdout.
+//! With `--bench` it measures instead.
 //!
 //! Lines go through the model in batches, yet each reply line is the same alone or in company: vectors
 //! are batch-invariant. A line that is no JSON string ends the command with its number, exit code 2.
 
 use std::io::BufRead;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::output::Output;
 use super::{InputError, Models};
@@ -21,11 +23,20 @@ pub(crate) struct Args {
     /// Adds the token ids
     #[arg(long)]
     ids: bool,
+    /// Measures the model on one core instead: tokens a second, beside what the core gives
+    #[arg(long, conflicts_with = "ids")]
+    bench: bool,
+    /// With --bench: how long
+    #[arg(long, default_value_t = 5, requires = "bench", value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
     #[command(flatten)]
     models: Models,
 }
 
 pub(crate) fn embed(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
+    if args.bench {
+        return bench(&args, output);
+    }
     let mut embed = app::embedder(&args.model, args.models.models.as_deref(), args.ids)?;
     let mut batch = Vec::with_capacity(BATCH_TEXTS);
     let mut flush = |batch: &mut Vec<String>| -> anyhow::Result<()> {
@@ -59,5 +70,57 @@ pub(crate) fn embed(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
         }
     }
     flush(&mut batch)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn bench(args: &Args, output: &Output) -> anyhow::Result<ExitCode> {
+    let time = Duration::from_secs(args.seconds);
+    let measured = app::measure(&args.model, args.models.models.as_deref(), time)?;
+    if output.is_json {
+        output.json(&measured)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cfg!(debug_assertions) {
+        output.note("not a release build: the figures say little");
+    }
+    let lines = [
+        (
+            "speed",
+            format!(
+                "{:.0} tokens/s, {:.1} texts/s on one core ({} texts, {} tokens in {:.1} s)",
+                measured.tokens_per_second,
+                measured.texts_per_second,
+                measured.texts,
+                measured.tokens,
+                measured.seconds
+            ),
+        ),
+        (
+            "peak",
+            format!(
+                "{:.0} % of what the core gives: {:.1} of {:.1} GFLOP/s (32-bit product of matrices)",
+                measured.peak_share * 100.0,
+                measured.encoder_gflops,
+                measured.peak_gflops
+            ),
+        ),
+        (
+            "question",
+            format!(
+                "p50 {:.2} ms, p99 {:.2} ms ({} tokens, text to vector)",
+                measured.question_p50_ms, measured.question_p99_ms, measured.question_tokens
+            ),
+        ),
+        (
+            "wasted",
+            format!(
+                "{} tokens beyond the model's window",
+                measured.tokens_wasted
+            ),
+        ),
+    ];
+    for (topic, text) in lines {
+        output.line(&format!("{} {text}", output.bold(&format!("{topic:<9}"))))?;
+    }
     Ok(ExitCode::SUCCESS)
 }

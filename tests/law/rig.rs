@@ -65,7 +65,7 @@ impl Rig {
             workers,
             communication,
             clock: Arc::new(clock.clone()),
-            load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
+            load_model: Arc::new(move |_, _, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
             connect: Arc::new(|_, _, _| Ok(None)),
             connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(|_, _| unreachable!("no script reads a database")),
@@ -172,7 +172,11 @@ pub fn follow() {
     };
     let addresses = addresses.split(',').map(str::to_owned).collect();
     let encoder: Arc<dyn Embedder> = Arc::new(HashedEmbedder::new("hashed", DIMENSIONS));
-    let load = Box::new(move |_: &str, _: &queries::definition::ModelDef| Ok(Arc::clone(&encoder)));
+    let load = Box::new(
+        move |_: &str,
+              _: &queries::definition::ModelDef,
+              _: Option<&queries::definition::SecretDef>| Ok(Arc::clone(&encoder)),
+    );
     let builder = operators::index::BuilderHandle::threads(1).expect("a thread");
     queries::render::follow(cluster(1, addresses), 1, load, builder)
         .expect("the leader stops first");

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use engine::contract::EmbedFault;
 use queries::api::{
     AsOf, Backend, LookupReply, LookupRequest, SearchReply, SearchRequest, StoreRequest,
 };
@@ -202,7 +203,8 @@ impl Seen {
                 Ok(())
             }
             Step::FailEncoder { calls } => {
-                rig.encoder.script((0..*calls).map(|_| Some(true)));
+                rig.encoder
+                    .script((0..*calls).map(|_| Some(EmbedFault::WORLD)));
                 Ok(())
             }
             Step::Pause { micros } => {

@@ -7,6 +7,7 @@ mod bad_input;
 mod extract;
 mod letters;
 mod pipeline;
+mod remote;
 mod restart;
 mod rig;
 mod sink;

@@ -11,6 +11,7 @@ use queries::api::{
     Backend, DeadLetterReply, DeadLetterRequest, LookupReply, LookupRequest, PushLine, PushReply,
     PushRequest, ReplayReply, ReplayRequest, SearchReply, SearchRequest, SqlReply, StoreRequest,
 };
+use queries::definition::ModelDef;
 use queries::problem::Problem;
 use queries::service::{Service, Wiring};
 use serde_json::{Value as Json, json};
@@ -76,7 +77,11 @@ impl Rig {
             workers: 1,
             communication: None,
             clock: Arc::new(SystemClock),
-            load_model: Arc::new(move |_, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
+            // Models behind servers are real, others obey the test.
+            load_model: Arc::new(move |name, def, key| match def {
+                ModelDef::Remote(_) => headwater::wiring::load_model(name, def, key, None),
+                _ => Ok(Arc::clone(&model) as Arc<dyn Embedder>),
+            }),
             connect: headwater::wiring::connector(None),
             connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),

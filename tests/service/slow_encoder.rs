@@ -11,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+use engine::contract::EmbedFault;
 use engine::limits;
 use queries::api::SearchRequest;
 use serde_json::json;
@@ -205,7 +206,7 @@ fn a_slow_and_then_failing_encoder_stops_nothing_else() {
     assert_eq!(progress[0][0], json!(pending(&rig).0));
 
     // Failing, six times: the breaker opens, and everybody is told.
-    rig.encoder.script([Some(true); 6]);
+    rig.encoder.script([Some(EmbedFault::WORLD); 6]);
     rig.encoder.set_delay(Duration::ZERO);
     let is_failing = || {
         let reasons = rig.reasons();

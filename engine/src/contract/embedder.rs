@@ -1,7 +1,29 @@
 //! A model that turns texts to vectors.
 
+use std::time::Duration;
+
 use crate::error::WorldError;
 use crate::model::{ContentHash, ModelId, VectorRef};
+
+/// Whose fault it is that a batch was not embedded: what the queue does about it follows from that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EmbedFault {
+    /// The world's (a network, a device, a busy server): the batch is tried again after a back-off.
+    World {
+        /// The least wait that the other side asked for.
+        retry_after: Option<Duration>,
+    },
+    /// The model's (a wrong key, another length than declared): nothing is embedded until a person
+    /// acts. Texts wait.
+    Model,
+    /// A text's: at least one of the batch can never be embedded. The others can.
+    Text,
+}
+
+impl EmbedFault {
+    /// The world's, without a word of when to try again.
+    pub const WORLD: EmbedFault = EmbedFault::World { retry_after: None };
+}
 
 /// Why a batch was not embedded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,8 +33,36 @@ pub struct EmbedError {
     pub model: String,
     /// What happened.
     pub detail: String,
-    /// Whether trying again can help.
-    pub is_transient: bool,
+    /// Whose fault it is.
+    pub fault: EmbedFault,
+}
+
+impl EmbedError {
+    /// Whether trying the same again can help, without anybody doing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.fault, EmbedFault::World { .. })
+    }
+}
+
+/// What one call of an encoder may carry, and how many calls may be under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallLimits {
+    /// Texts of one call, at most.
+    pub texts: usize,
+    /// Tokens of one call; `None`: as many as fit the aimed time of a call at the measured rate,
+    /// because whoever comes next waits for its end.
+    pub tokens: Option<usize>,
+    /// Calls under way at once. With several, one is kept for questions.
+    pub calls: usize,
+}
+
+impl CallLimits {
+    /// An encoder in this process: one call at a time, no longer than a question may wait.
+    pub const LOCAL: CallLimits = CallLimits {
+        texts: usize::MAX,
+        tokens: None,
+        calls: 1,
+    };
 }
 
 /// Where the tokens of a text lie.
@@ -35,7 +85,8 @@ pub struct TokenSpans {
 /// - *Stable*: equal texts have bitwise equal vectors for the life of a `ModelId`.
 /// - Texts longer than `max_tokens` are cut by the model's own rule, never refused.
 pub trait Embedder: Send + Sync {
-    /// Identity: weights + tokenizer + pooling + prompts + precision class, never the device.
+    /// Identity: weights + tokenizer + pooling + prompts + dimensions + precision class, never the
+    /// device.
     fn id(&self) -> ModelId;
     /// The name for messages.
     fn name(&self) -> &str;
@@ -43,12 +94,18 @@ pub trait Embedder: Send + Sync {
     fn dimensions(&self) -> usize;
     /// The longest sequence the model sees, special tokens included.
     fn max_tokens(&self) -> usize;
-    /// How many special tokens the model adds to a text (`[CLS]`, `[SEP]`: 2).
+    /// How many tokens the model adds to a document's text: special ones (`[CLS]`, `[SEP]`: 2) and
+    /// those of a prompt.
     fn special_tokens(&self) -> usize;
     /// Tokens of a text, special tokens excluded, uncut. Cost: linear in the text.
     fn token_spans(&self, text: &str) -> TokenSpans;
-    /// Embeds a batch: one vector a text, in order. May take long; never called on a worker.
+    /// What one call may carry.
+    fn call_limits(&self) -> CallLimits;
+    /// Embeds a batch of documents' texts: one vector a text, in order. May take long; never called
+    /// on a worker.
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
+    /// The same for questions, which some models embed behind a prompt of their own.
+    fn embed_questions(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
 }
 
 /// Remembers which `(model, content hash)` has a vector already, and keeps new ones.

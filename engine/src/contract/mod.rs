@@ -16,7 +16,7 @@ mod sink;
 mod source;
 mod store;
 
-pub use embedder::{EmbedError, Embedder, TokenSpans, VectorMemo};
+pub use embedder::{CallLimits, EmbedError, EmbedFault, Embedder, TokenSpans, VectorMemo};
 pub use sink::{
     ChangeFeed, ChangePage, FeedError, ForeignProgress, NextPage, RowChange, Sink, SinkContext,
     SinkPhase, SinkRun, SinkRuns, SinkState, SinkStatus,

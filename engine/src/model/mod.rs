@@ -9,12 +9,14 @@
 //! paragraph changes no other chunk's id (DESIGN §2).
 
 mod chunk;
+mod floats;
 mod key;
 mod row;
 mod schema;
 mod value;
 
 pub use chunk::{ChunkId, ChunkPiece, ContentHash, ModelId, VectorFact, VectorRef};
+pub use floats::{floats_of_base64, floats_to_base64};
 pub use key::Key;
 pub use row::{Row, RowCodec, array_value, column_array};
 pub use schema::{Column, Schema, SqlType};

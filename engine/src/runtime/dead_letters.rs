@@ -110,6 +110,11 @@ impl DeadLetters {
         self.resolve(source, std::iter::once(key));
     }
 
+    /// Ends one letter: what it speaks of is good now, or gone.
+    pub fn retract_letter(&self, id: LetterId) {
+        self.end(&mut self.lock(), &[id]);
+    }
+
     /// Applies what the log has of a batch: no metric, no line.
     pub(super) fn replay(&self, at: u64, resolved: &[LetterId], letters: Vec<Arc<DeadLetter>>) {
         if resolved.is_empty() && letters.is_empty() {

@@ -10,7 +10,7 @@ use super::preparer::Prepared;
 use super::program::{Program, QuestionId};
 use crate::durable::LogSequence;
 use crate::error::WorldError;
-use crate::model::{ObjectId, Time, VectorFact};
+use crate::model::{ContentHash, ModelId, ObjectId, Time, VectorFact};
 
 /// A change of what is declared, as it lies in the log.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -129,6 +129,8 @@ pub(super) enum Message<P: Program> {
         prepared: Prepared,
     },
     Vector(VectorFact),
+    /// The model refuses the text.
+    NoVector(ModelId, ContentHash),
     Ask(AskRequest<P>),
     Done(QuestionId),
     Cancel(QuestionId),

@@ -52,7 +52,7 @@ pub use sink::{EngineSink, NotReplayed, OnDurable, PUSH_LANE, Staged};
 
 use crate::durable::{CompactOptions, Compacted, InputLog, Record};
 use crate::error::WorldError;
-use crate::model::{ObjectId, Time, VectorFact};
+use crate::model::{ContentHash, ModelId, ObjectId, Time, VectorFact};
 use board::Board;
 use ingest::Ingest;
 use message::{AskRequest, Message};
@@ -132,14 +132,35 @@ impl<P: Program> Shared<P> {
 pub type OnCatalog<'a, P> =
     dyn FnMut(&CatalogChange<<P as Program>::Definition>) -> Result<Option<Pin>, WorldError> + 'a;
 
-/// Announces stored vectors to the engine, from any thread.
+/// What became of a text's vector.
+enum News {
+    Stored(VectorFact),
+    Refused(ModelId, ContentHash),
+}
+
+/// Announces to the engine what became of vectors, from any thread.
 #[derive(Clone)]
-pub struct Announcer(Arc<dyn Fn(VectorFact) + Send + Sync>);
+pub struct Announcer(Arc<dyn Fn(News) + Send + Sync>);
 
 impl Announcer {
+    fn new<P: Program>(mailbox: Sender<Message<P>>) -> Announcer {
+        Announcer(Arc::new(move |news| {
+            // Gone only when the engine stops.
+            let _ = mailbox.send(match news {
+                News::Stored(fact) => Message::Vector(fact),
+                News::Refused(model, content) => Message::NoVector(model, content),
+            });
+        }))
+    }
+
     /// The vector is stored; it will be bound to a tick.
     pub fn vector_stored(&self, fact: VectorFact) {
-        (self.0)(fact);
+        (self.0)(News::Stored(fact));
+    }
+
+    /// The model refuses the text: nothing waits for its vector any more, until it is stored after all.
+    pub fn vector_refused(&self, model: ModelId, content: ContentHash) {
+        (self.0)(News::Refused(model, content));
     }
 }
 
@@ -193,10 +214,7 @@ impl<P: Program> Engine<P> {
         on_catalog: &mut OnCatalog<'_, P>,
     ) -> Result<(Self, Recovered<P>), WorldError> {
         let (mailbox, inbox) = unbounded();
-        let announce = mailbox.clone();
-        let announcer = Announcer(Arc::new(move |fact| {
-            let _ = announce.send(Message::Vector(fact));
-        }));
+        let announcer = Announcer::new(mailbox.clone());
         let (push_sender, push_receiver) = unbounded();
         let (bulk_sender, bulk_receiver) = unbounded();
         let shared = Arc::new(Shared {
@@ -307,12 +325,9 @@ impl<P: Program> Engine<P> {
         let _ = self.shared.mailbox.send(Message::Vector(fact));
     }
 
-    /// Announces stored vectors from other threads.
+    /// Announces from other threads what became of vectors.
     pub fn announcer(&self) -> Announcer {
-        let mailbox = self.shared.mailbox.clone();
-        Announcer(Arc::new(move |fact| {
-            let _ = mailbox.send(Message::Vector(fact));
-        }))
+        Announcer::new(self.shared.mailbox.clone())
     }
 
     /// Where sources put their batches.

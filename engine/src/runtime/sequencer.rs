@@ -43,6 +43,8 @@ pub(super) struct Sequencer<P: Program> {
     pub(super) board: Board,
     /// Vectors bound to some tick.
     pub(super) bound: AHashSet<VectorKey>,
+    /// Texts that their models refuse.
+    refused: AHashSet<VectorKey>,
     /// Vectors stored, to be bound with the next ticks.
     pub(super) facts: VecDeque<VectorFact>,
     operations: VecDeque<(P::Operation, Box<dyn FnOnce(Time) + Send>)>,
@@ -73,6 +75,7 @@ impl<P: Program> Sequencer<P> {
             lanes: Lanes::default(),
             board: Board::default(),
             bound: AHashSet::new(),
+            refused: AHashSet::new(),
             facts: VecDeque::new(),
             operations: VecDeque::new(),
             undurable: VecDeque::new(),
@@ -165,12 +168,13 @@ impl<P: Program> Sequencer<P> {
                     }
                 }
                 let now = self.shared.clock.now_micros();
-                let bound = &self.bound;
-                let is_known = |key: &VectorKey| bound.contains(key);
+                let (bound, refused) = (&self.bound, &self.refused);
+                let is_known = |key: &VectorKey| bound.contains(key) || refused.contains(key);
                 self.lanes
                     .prepared(&lane, sequence, &prepared, now, &is_known);
             }
             Message::Vector(fact) => self.fact(fact),
+            Message::NoVector(model, content) => self.no_vector((model, content)),
             Message::Ask(ask) => self.waiting.push(ask),
             Message::Done(id) => self.release(id),
             Message::Cancel(id) => {
@@ -203,12 +207,23 @@ impl<P: Program> Sequencer<P> {
 
     /// A vector is stored: bind it once.
     fn fact(&mut self, fact: VectorFact) {
+        self.refused.remove(&(fact.model, fact.content));
         // `bound` from here on: a batch prepared before the next tick must not wait for it.
         if self.bound.insert((fact.model, fact.content)) {
             self.facts.push_back(fact);
         }
         self.lanes
             .vector_arrived(&(fact.model, fact.content), self.mint.last() + 1);
+    }
+
+    /// A model refuses a text: nobody waits for its vector, neither now nor when it is asked for again.
+    fn no_vector(&mut self, key: VectorKey) {
+        if self.refused.len() >= limits::EMBED_REFUSED_MAX {
+            // Who needs one of them asks its model, which says so again.
+            self.refused.clear();
+        }
+        self.refused.insert(key);
+        self.lanes.vector_arrived(&key, self.mint.last());
     }
 
     fn has_room(&self) -> bool {

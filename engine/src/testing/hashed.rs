@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::contract::{EmbedError, Embedder, TokenSpans, VectorMemo};
+use crate::contract::{CallLimits, EmbedError, EmbedFault, Embedder, TokenSpans, VectorMemo};
 use crate::error::WorldError;
 use crate::model::{ContentHash, ModelId, VectorRef};
 
@@ -29,8 +29,9 @@ pub struct HashedEmbedder {
     dimensions: usize,
     max_tokens: usize,
     delay: Mutex<Duration>,
-    /// Outcomes of the next calls: `Some(is_transient)` fails.
-    script: Mutex<VecDeque<Option<bool>>>,
+    /// Outcomes of the next calls: `Some` fails.
+    script: Mutex<VecDeque<Option<EmbedFault>>>,
+    limits: CallLimits,
     /// Texts that fail for good, alone or in a batch.
     poisoned: Mutex<Vec<String>>,
     counts: Mutex<HashMap<String, u64>>,
@@ -47,6 +48,7 @@ impl HashedEmbedder {
             max_tokens: 256,
             delay: Mutex::new(Duration::ZERO),
             script: Mutex::default(),
+            limits: CallLimits::LOCAL,
             poisoned: Mutex::default(),
             counts: Mutex::default(),
             batches: AtomicU64::new(0),
@@ -60,13 +62,19 @@ impl HashedEmbedder {
         self
     }
 
+    /// The same with limits of a call, as a remote encoder has.
+    pub fn with_call_limits(mut self, limits: CallLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// How long each call takes from now on.
     pub fn set_delay(&self, delay: Duration) {
         *lock(&self.delay) = delay;
     }
 
-    /// Appends outcomes of calls to come: `None` works, `Some(is_transient)` fails.
-    pub fn script(&self, outcomes: impl IntoIterator<Item = Option<bool>>) {
+    /// Appends outcomes of calls to come: `None` works, `Some` fails.
+    pub fn script(&self, outcomes: impl IntoIterator<Item = Option<EmbedFault>>) {
         lock(&self.script).extend(outcomes);
     }
 
@@ -90,7 +98,8 @@ impl HashedEmbedder {
         self.batches.load(Ordering::SeqCst)
     }
 
-    fn vector(&self, text: &str) -> Vec<f32> {
+    /// The vector of a text, not counted.
+    pub fn vector(&self, text: &str) -> Vec<f32> {
         let spans = self.token_spans(text);
         let mut vector = vec![0.0_f32; self.dimensions];
         // A direction of its own for the empty text: a vector is never zero.
@@ -114,11 +123,11 @@ impl HashedEmbedder {
         vector
     }
 
-    fn error(&self, detail: &str, is_transient: bool) -> EmbedError {
+    fn error(&self, detail: &str, fault: EmbedFault) -> EmbedError {
         EmbedError {
             model: self.name.clone(),
             detail: detail.to_owned(),
-            is_transient,
+            fault,
         }
     }
 }
@@ -168,20 +177,28 @@ impl Embedder for HashedEmbedder {
         spans
     }
 
+    fn call_limits(&self) -> CallLimits {
+        self.limits
+    }
+
+    fn embed_questions(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        self.embed(texts)
+    }
+
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         self.batches.fetch_add(1, Ordering::SeqCst);
         let delay = *lock(&self.delay);
         if !delay.is_zero() {
             std::thread::sleep(delay);
         }
-        if let Some(Some(is_transient)) = lock(&self.script).pop_front() {
-            return Err(self.error("scripted failure", is_transient));
+        if let Some(Some(fault)) = lock(&self.script).pop_front() {
+            return Err(self.error("scripted failure", fault));
         }
         if texts
             .iter()
             .any(|text| lock(&self.poisoned).iter().any(|bad| bad == text))
         {
-            return Err(self.error("a text that always fails", false));
+            return Err(self.error("a text that always fails", EmbedFault::Text));
         }
         let mut counts = lock(&self.counts);
         for text in texts {

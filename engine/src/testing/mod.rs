@@ -3,12 +3,14 @@
 //! Each contract has a law suite that all its implementations run, and a deterministic double
 //! whose delays and failures are scripted.
 
+mod embedding_server;
 mod hashed;
 mod laws;
 mod memory_store;
 mod source_laws;
 mod store_laws;
 
+pub use embedding_server::{Act, EmbeddingServer};
 pub use hashed::{HashedEmbedder, MemoryMemo};
 pub use laws::embedder_laws;
 pub use memory_store::{Faults, MemoryStore};

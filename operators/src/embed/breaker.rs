@@ -5,8 +5,8 @@
 //!    ▲ any success                  ▲───────── failure, longer wait ──┘
 //! ```
 //!
-//! Invariant: after a failure nothing is retried before its wait is over; while open at most one
-//! call is under way.
+//! Invariant: after a failure nothing is retried before its wait is over, nor before the other side
+//! wants it; while open at most one call is under way.
 
 use std::time::{Duration, Instant};
 
@@ -29,26 +29,33 @@ pub struct Breaker {
     longest: Duration,
     failures: u32,
     retry_at: Option<Instant>,
+    /// Whether the other side said when it wants to be asked again.
+    was_told: bool,
     is_probing: bool,
 }
 
 impl Breaker {
     /// Opens after `failures_to_open` failures in a row; waits from `first`, doubling, to `longest`.
     pub fn new(failures_to_open: u32, first: Duration, longest: Duration) -> Self {
-        let (failures, retry_at, is_probing) = (0, None, false);
         Breaker {
             failures_to_open,
             first,
             longest,
-            failures,
-            retry_at,
-            is_probing,
+            failures: 0,
+            retry_at: None,
+            was_told: false,
+            is_probing: false,
         }
     }
 
     /// Whether the last calls failed often enough that nobody should wait for the next.
     pub fn is_open(&self) -> bool {
         self.failures >= self.failures_to_open
+    }
+
+    /// Whether the wait that is under way is the other side's wish: then not even a question tries.
+    pub fn was_told(&self) -> bool {
+        self.was_told
     }
 
     /// What may be called at `now`.
@@ -76,6 +83,7 @@ impl Breaker {
     pub fn succeed(&mut self) -> bool {
         let was_open = self.is_open();
         (self.failures, self.retry_at, self.is_probing) = (0, None, false);
+        self.was_told = false;
         was_open
     }
 
@@ -84,18 +92,31 @@ impl Breaker {
         self.is_probing = false;
     }
 
-    /// A call failed. `jitter` in [0, 1) spreads callers: the wait is ½ to 1 of its step. True when
-    /// this opened the breaker.
-    pub fn fail(&mut self, now: Instant, jitter: f64) -> bool {
+    /// A call failed. `jitter` in [0, 1) spreads callers: the wait is ½ to 1 of its step, or at least
+    /// what the other side asked for. True when this opened the breaker.
+    pub fn fail(&mut self, now: Instant, jitter: f64, told: Option<Duration>) -> bool {
         let was_open = self.is_open();
         let step = self
             .first
             .saturating_mul(1 << self.failures.min(20))
             .min(self.longest);
+        let wait = step.mul_f64(0.5 + 0.5 * jitter);
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + step.mul_f64(0.5 + 0.5 * jitter));
+        self.retry_at = Some(now + wait.max(told.unwrap_or_default()));
+        self.was_told = told.is_some();
         self.is_probing = false;
         !was_open && self.is_open()
+    }
+
+    /// A call was refused in a way that only a person can repair: open at once, with the longest
+    /// wait. True when this opened the breaker.
+    pub fn refuse(&mut self, now: Instant, jitter: f64) -> bool {
+        let was_open = self.is_open();
+        self.failures = self.failures.saturating_add(1).max(self.failures_to_open);
+        self.retry_at = Some(now + self.longest.mul_f64(0.5 + 0.5 * jitter));
+        self.was_told = false;
+        self.is_probing = false;
+        !was_open
     }
 }
 
@@ -110,7 +131,7 @@ mod tests {
         let start = Instant::now();
         let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
         assert_eq!(breaker.admits(start), Admission::Free);
-        assert!(!breaker.fail(start, 0.0) && !breaker.fail(start, 0.0));
+        assert!(!breaker.fail(start, 0.0, None) && !breaker.fail(start, 0.0, None));
         assert!(!breaker.is_open());
         assert_eq!(
             breaker.admits(start),
@@ -118,14 +139,17 @@ mod tests {
             "half of the second step"
         );
         assert_eq!(breaker.admits(start + 100 * MS), Admission::Free);
-        assert!(breaker.fail(start, 0.0), "the third opens it");
+        assert!(breaker.fail(start, 0.0, None), "the third opens it");
         assert_eq!(breaker.admits(start + 200 * MS), Admission::Probe);
         breaker.begin_probe();
         assert!(
             matches!(breaker.admits(start + 200 * MS), Admission::Wait(_)),
             "one probe only"
         );
-        assert!(!breaker.fail(start + 200 * MS, 0.0), "it was open already");
+        assert!(
+            !breaker.fail(start + 200 * MS, 0.0, None),
+            "it was open already"
+        );
         assert_eq!(breaker.admits(start + 600 * MS), Admission::Probe);
         assert!(breaker.succeed());
         assert_eq!(breaker.admits(start + 600 * MS), Admission::Free);
@@ -136,8 +160,29 @@ mod tests {
         let start = Instant::now();
         let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
         for _ in 0..100 {
-            breaker.fail(start, 0.999);
+            breaker.fail(start, 0.999, None);
         }
         assert!(breaker.admits(start + 1000 * MS) == Admission::Probe);
+    }
+
+    #[test]
+    fn the_other_sides_wish_is_the_least_wait() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
+        breaker.fail(start, 0.0, Some(5000 * MS));
+        assert!(!breaker.is_open() && breaker.was_told());
+        assert_eq!(breaker.admits(start), Admission::Wait(5000 * MS));
+        breaker.succeed();
+        assert!(!breaker.was_told());
+    }
+
+    #[test]
+    fn what_a_person_must_repair_opens_it_at_once() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
+        assert!(breaker.refuse(start, 0.0) && breaker.is_open());
+        assert_eq!(breaker.admits(start), Admission::Wait(500 * MS));
+        assert_eq!(breaker.admits(start + 500 * MS), Admission::Probe);
+        assert!(!breaker.refuse(start, 0.0), "it was open already");
     }
 }

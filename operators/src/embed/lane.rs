@@ -1,88 +1,29 @@
-//! One model's lane of the [service](super::service): its queue and the loop of its threads.
+//! One model's lane of the [service](super::service): its threads and what they do with a batch.
 //!
 //! ```text
-//! next(): store what the store refused ▷ questions (at most n batches in a row) ▷ documents
-//! documents: pushes first, bulk first in every fourth batch; as many tokens as the aimed time allows
+//! queue ─ next() ─▶ call: the encoder ─┬─ vectors ─▶ memo.put, or the caller ─▶ waiters
+//!   ▲                                  ├─ a text is refused ─▶ halves, until it is alone ─▶ its waiters
+//!   └────────── put back ──────────────┴─ the world, the model: breaker; callers' texts fail
 //! ```
 //!
 //! Invariants: the lock is held for bookkeeping only, never across an encoder, the store or a
-//! callback; an item leaves `texts` exactly when its waiters are about to be called.
+//! callback; who waits is called once.
 
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use engine::contract::{EmbedError, Embedder, VectorMemo};
+use engine::contract::{CallLimits, EmbedError, EmbedFault, Embedder, VectorMemo};
 use engine::model::{ContentHash, ModelId, VectorRef};
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
 use metrics::{counter, gauge, histogram};
 
-use super::breaker::{Admission, Breaker};
-use super::question_cache::QuestionCache;
+use super::breaker::Admission;
+use super::queue::{Asked, Done, Item, Queue, Turn, Work, estimate};
 use super::service::{
-    BATCH_SECONDS, BATCHES_TOTAL, BREAKER_OPEN, EmbedConfig, MEMO_HITS_TOTAL, Priority,
-    QUESTION_CACHE_HITS_TOTAL, QUESTION_CACHE_MISSES_TOTAL, QUEUE_TEXTS, QuestionDone, TEXTS_TOTAL,
-    TOKENS_TOTAL,
+    BATCH_SECONDS, BATCHES_TOTAL, BREAKER_OPEN, EmbedConfig, MEMO_HITS_TOTAL, OVERFLOW_TOTAL,
+    Priority, QUESTION_CACHE_HITS_TOTAL, QUESTION_CACHE_MISSES_TOTAL, QUEUE_TEXTS, QuestionDone,
+    REFUSED_TOTAL, TEXTS_TOTAL, TOKENS_TOTAL, TextKind, Urgency,
 };
-
-/// Called for each item; shared by the items of a request.
-type Done = Arc<dyn Fn(ContentHash, Result<VectorRef, EmbedError>) + Send + Sync>;
-
-/// Every this many document batches, bulk goes first.
-const BULK_EVERY: u32 = 4;
-/// Assumed before anything was measured: tokens a millisecond.
-const FIRST_RATE: f64 = 8.0;
-
-/// One document text that somebody waits for.
-struct Waiting {
-    text: Arc<str>,
-    tokens: u32,
-    priority: Priority,
-    is_running: bool,
-    waiters: Vec<Done>,
-    /// Computed, but the store refused it so far.
-    vector: Option<Vec<f32>>,
-}
-
-/// One question that somebody waits for.
-struct Asked {
-    text: Arc<str>,
-    answers: Vec<QuestionDone>,
-}
-
-struct Queue {
-    texts: HashMap<ContentHash, Waiting>,
-    push: VecDeque<ContentHash>,
-    bulk: VecDeque<ContentHash>,
-    /// Computed vectors that wait for the store.
-    unstored: Vec<ContentHash>,
-    store_retry_at: Option<Instant>,
-    store_failures: u32,
-    questions: VecDeque<ContentHash>,
-    asked: HashMap<ContentHash, Asked>,
-    cache: QuestionCache,
-    breaker: Breaker,
-    question_batches: u32,
-    document_batches: u32,
-    tokens_per_ms: f64,
-    is_stopping: bool,
-}
-
-/// What a thread does next.
-enum Work {
-    Store(Vec<ContentHash>),
-    Questions(Vec<(ContentHash, Arc<str>)>),
-    Documents(Vec<Item>),
-}
-
-/// One document text of a batch.
-struct Item {
-    hash: ContentHash,
-    text: Arc<str>,
-    tokens: u32,
-}
 
 /// Owns a lane: dropping it stops the lane's threads.
 pub(super) struct LaneHandle(Arc<Lane>);
@@ -92,7 +33,8 @@ pub(super) struct Lane {
     config: EmbedConfig,
     model: ModelId,
     name: String,
-    embedder: Arc<dyn Embedder>,
+    threads: usize,
+    embedder: RwLock<Arc<dyn Embedder>>,
     store: Arc<dyn VectorMemo>,
     queue: Mutex<Queue>,
     wake: Condvar,
@@ -105,32 +47,19 @@ impl LaneHandle {
         embedder: Arc<dyn Embedder>,
         store: Arc<dyn VectorMemo>,
     ) -> Self {
-        let queue = Queue {
-            texts: HashMap::new(),
-            push: VecDeque::new(),
-            bulk: VecDeque::new(),
-            unstored: Vec::new(),
-            store_retry_at: None,
-            store_failures: 0,
-            questions: VecDeque::new(),
-            asked: HashMap::new(),
-            cache: QuestionCache::new(config.question_cache_entries),
-            breaker: Breaker::new(config.breaker_failures, config.backoff, config.backoff_max),
-            question_batches: 0,
-            document_batches: 0,
-            tokens_per_ms: FIRST_RATE,
-            is_stopping: false,
-        };
+        let limits = embedder.call_limits();
+        let threads = config.threads_per_model.max(limits.calls).max(1);
         let lane = Arc::new(Lane {
             config: config.clone(),
             model: embedder.id(),
             name: embedder.name().to_owned(),
-            embedder,
+            threads,
+            embedder: RwLock::new(embedder),
             store,
-            queue: Mutex::new(queue),
+            queue: Mutex::new(Queue::new(config, limits)),
             wake: Condvar::new(),
         });
-        for i in 0..config.threads_per_model.max(1) {
+        for i in 0..threads {
             let worker = lane.clone();
             std::thread::Builder::new()
                 .name(format!("embed-{i}"))
@@ -152,8 +81,23 @@ impl Drop for LaneHandle {
 }
 
 impl Lane {
-    pub(super) fn embedder(&self) -> &Arc<dyn Embedder> {
-        &self.embedder
+    pub(super) fn embedder(&self) -> Arc<dyn Embedder> {
+        let embedder = self.embedder.read();
+        embedder.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another way to the same vectors, used from the next call on.
+    pub(super) fn replace(&self, embedder: Arc<dyn Embedder>) {
+        let limits = embedder.call_limits();
+        let mut slot = self
+            .embedder
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *slot = embedder;
+        drop(slot);
+        // Threads stay as many as they were.
+        let calls = limits.calls.min(self.threads);
+        self.lock().set_limits(CallLimits { calls, ..limits });
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -162,6 +106,22 @@ impl Lane {
 
     pub(super) fn pending(&self) -> usize {
         self.lock().texts.len()
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.lock().trouble.clone()
+    }
+
+    pub(super) fn is_waiting(&self, text: ContentHash) -> bool {
+        self.lock().texts.contains_key(&text)
+    }
+
+    pub(super) fn refused(&self) -> usize {
+        self.lock().refused.len()
+    }
+
+    pub(super) fn take_gap(&self) -> bool {
+        self.lock().take_gap(Instant::now())
     }
 
     pub(super) fn request(
@@ -174,7 +134,7 @@ impl Lane {
         for (hash, text, tokens) in items {
             match self.store.get(self.model, hash) {
                 Some(at) => {
-                    counter!(MEMO_HITS_TOTAL, "model" => self.name.clone()).increment(1);
+                    self.count(MEMO_HITS_TOTAL, 1);
                     done(hash, Ok(at));
                 }
                 None => fresh.push((hash, text, tokens)),
@@ -183,77 +143,88 @@ impl Lane {
         if fresh.is_empty() {
             return;
         }
+        let longest = u32::try_from(self.embedder().max_tokens()).unwrap_or(u32::MAX);
+        let now = Instant::now();
+        let mut failed = Vec::new();
         let mut queue = self.lock();
-        if queue.is_stopping {
-            drop(queue);
-            fresh
-                .into_iter()
-                .for_each(|(hash, _, _)| done(hash, Err(self.stopped())));
-            return;
-        }
         for (hash, text, tokens) in fresh {
-            queue.add(hash, text, tokens, priority, done.clone());
+            let counted = if tokens == 0 { estimate(&text) } else { tokens };
+            if queue.is_stopping {
+                failed.push((hash, self.stopped()));
+            } else if let Some(error) = queue.refused.get(hash, now) {
+                failed.push((hash, error.clone()));
+            } else if !queue.add(hash, text, counted.min(longest), priority, &done) {
+                self.count(OVERFLOW_TOTAL, 1);
+                failed.push((hash, self.full()));
+            }
         }
         self.note_length(&queue);
         drop(queue);
         self.wake.notify_one();
+        failed
+            .into_iter()
+            .for_each(|(hash, error)| done(hash, Err(error)));
     }
 
-    pub(super) fn embed_question(&self, text: &str, done: QuestionDone) {
-        let hash = ContentHash::of(text.as_bytes());
+    pub(super) fn embed_text(
+        &self,
+        text: &str,
+        kind: TextKind,
+        urgency: Urgency,
+        done: QuestionDone,
+    ) {
+        let hash = match kind {
+            TextKind::Question => ContentHash::of(text.as_bytes()),
+            // Apart from the question of the same words.
+            TextKind::Passage => ContentHash::of(format!("passage\0{text}").as_bytes()),
+        };
         let mut queue = self.lock();
         if let Some(vector) = queue.cache.get(hash) {
             drop(queue);
-            counter!(QUESTION_CACHE_HITS_TOTAL, "model" => self.name.clone()).increment(1);
+            self.count(QUESTION_CACHE_HITS_TOTAL, 1);
             done(Ok(vector));
             return;
         }
         let must_wait = matches!(queue.breaker.admits(Instant::now()), Admission::Wait(_));
-        if queue.is_stopping || (queue.breaker.is_open() && must_wait) {
-            let error = if queue.is_stopping {
-                self.stopped()
-            } else {
-                self.resting()
-            };
+        let refusal = if queue.is_stopping {
+            Some(self.stopped())
+        } else if must_wait && (queue.breaker.is_open() || queue.breaker.was_told()) {
+            Some(self.resting(&queue))
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
             drop(queue);
             done(Err(error));
             return;
         }
-        counter!(QUESTION_CACHE_MISSES_TOTAL, "model" => self.name.clone()).increment(1);
-        match queue.asked.entry(hash) {
-            Entry::Occupied(mut asked) => asked.get_mut().answers.push(done),
-            Entry::Vacant(slot) => {
-                slot.insert(Asked {
-                    text: Arc::from(text),
-                    answers: vec![done],
-                });
-                queue.questions.push_back(hash);
-            }
-        }
+        self.count(QUESTION_CACHE_MISSES_TOTAL, 1);
+        let turn = match urgency {
+            Urgency::Now => Turn::Questions,
+            Urgency::InTurn => Turn::Documents,
+        };
+        let taken = queue.ask(hash, text, kind, turn, done);
         drop(queue);
-        self.wake.notify_one();
+        match taken {
+            Ok(()) => self.wake.notify_one(),
+            Err(done) => done(Err(self.full())),
+        }
     }
 
     /// Fails what waits and lets the threads end.
     fn stop(&self) {
         let mut queue = self.lock();
         queue.is_stopping = true;
-        let texts = std::mem::take(&mut queue.texts);
-        let asked = std::mem::take(&mut queue.asked);
+        let (texts, asked) = queue.drain();
         self.note_length(&queue);
         drop(queue);
         self.wake.notify_all();
         for (hash, waiting) in texts {
-            waiting
-                .waiters
-                .iter()
-                .for_each(|done| done(hash, Err(self.stopped())));
+            let waiters = waiting.waiters.iter();
+            waiters.for_each(|done| done(hash, Err(self.stopped())));
         }
-        for asked in asked.into_values() {
-            asked
-                .answers
-                .into_iter()
-                .for_each(|done| done(Err(self.stopped())));
+        for asked in asked {
+            reply(Some(asked), &Err(self.stopped()));
         }
     }
 
@@ -262,23 +233,31 @@ impl Lane {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn error(&self, detail: &str, is_transient: bool) -> EmbedError {
+    fn count(&self, metric: &'static str, count: u64) {
+        counter!(metric, "model" => self.name.clone()).increment(count);
+    }
+
+    fn error(&self, detail: String, fault: EmbedFault) -> EmbedError {
         EmbedError {
             model: self.name.clone(),
-            detail: detail.to_owned(),
-            is_transient,
+            detail,
+            fault,
         }
     }
 
     fn stopped(&self) -> EmbedError {
-        self.error("the model is being unloaded", true)
+        self.error("it is being unloaded".to_owned(), EmbedFault::WORLD)
     }
 
-    fn resting(&self) -> EmbedError {
-        self.error(
-            "failed several times in a row and is tried again later",
-            true,
-        )
+    fn full(&self) -> EmbedError {
+        let detail = "too many texts wait for it (EMBED_QUEUE_BYTES_MAX); asked for again later";
+        self.error(detail.to_owned(), EmbedFault::WORLD)
+    }
+
+    fn resting(&self, queue: &Queue) -> EmbedError {
+        let last = queue.trouble.as_deref().unwrap_or("it failed");
+        let detail = format!("it is tried again later; the last try: {last}");
+        self.error(detail, EmbedFault::WORLD)
     }
 
     fn note_length(&self, queue: &Queue) {
@@ -290,10 +269,23 @@ impl Lane {
         while let Some(work) = self.next() {
             match work {
                 Work::Store(hashes) => self.store_again(hashes),
-                Work::Questions(batch) => self.answer(batch),
-                Work::Documents(batch) => self.embed(batch),
+                Work::Asked(batch, kind, turn) => {
+                    self.answer(batch, kind, turn);
+                    if turn == Turn::Documents {
+                        self.end_shared();
+                    }
+                }
+                Work::Documents(batch) => {
+                    self.embed(batch);
+                    self.end_shared();
+                }
             }
         }
+    }
+
+    fn end_shared(&self) {
+        self.lock().end_shared();
+        self.wake.notify_all();
     }
 
     /// Waits for something to do; `None` when stopping.
@@ -316,7 +308,7 @@ impl Lane {
                 return Some(work);
             }
             let breaker_wait = match admission {
-                Admission::Wait(wait) if queue.has_documents() => Some(wait),
+                Admission::Wait(wait) if queue.has_work() => Some(wait),
                 _ => None,
             };
             let wait = store_wait.into_iter().chain(breaker_wait).min();
@@ -333,53 +325,97 @@ impl Lane {
         }
     }
 
-    /// Calls the encoder and notes how it went. A result of the wrong shape is a permanent error.
-    fn call(&self, texts: &[&str], tokens: u64) -> Result<Vec<Vec<f32>>, EmbedError> {
+    /// Calls the encoder and notes how it went.
+    fn call(&self, batch: &[Item], kind: TextKind) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let texts: Vec<&str> = batch.iter().map(|item| &*item.text).collect();
+        let tokens = batch.iter().map(|item| u64::from(item.tokens)).sum();
+        let embedder = self.embedder();
         let started = Instant::now();
-        let result = self.embedder.embed(texts).and_then(|vectors| {
-            let width = self.embedder.dimensions();
-            let is_vector = |v: &Vec<f32>| v.len() == width && v.iter().all(|x| x.is_finite());
-            if vectors.len() == texts.len() && vectors.iter().all(is_vector) {
-                return Ok(vectors);
-            }
-            let detail = format!("expected {} finite vectors of {width} numbers", texts.len());
-            Err(self.error(&detail, false))
-        });
-        let elapsed = started.elapsed();
-        let outcome = match &result {
-            Ok(_) => "ok",
-            Err(error) if error.is_transient => "transient",
-            Err(_) => "permanent",
+        let result = match kind {
+            TextKind::Question => embedder.embed_questions(&texts),
+            TextKind::Passage => embedder.embed(&texts),
         };
-        counter!(BATCHES_TOTAL, "model" => self.name.clone(), "outcome" => outcome).increment(1);
-        histogram!(BATCH_SECONDS, "model" => self.name.clone()).record(elapsed.as_secs_f64());
-        let mut queue = self.lock();
-        match &result {
-            Ok(_) => {
-                counter!(TOKENS_TOTAL, "model" => self.name.clone()).increment(tokens);
-                counter!(TEXTS_TOTAL, "model" => self.name.clone()).increment(texts.len() as u64);
-                let rate = tokens as f64 / (elapsed.as_secs_f64() * 1e3).max(1e-3);
-                queue.tokens_per_ms += 0.2 * (rate - queue.tokens_per_ms);
-                if queue.breaker.succeed() {
-                    gauge!(BREAKER_OPEN, "model" => self.name.clone()).set(0.0);
-                    tracing::info!(model = self.name, "the encoder is back");
-                }
-            }
-            Err(error) if error.is_transient => {
-                if queue.breaker.fail(Instant::now(), jitter()) {
-                    gauge!(BREAKER_OPEN, "model" => self.name.clone()).set(1.0);
-                    tracing::warn!(model = self.name, %error, "the encoder's breaker opens");
-                }
-            }
-            Err(_) => queue.breaker.abstain(),
-        }
-        drop(queue);
+        let result = result.and_then(|vectors| self.checked(vectors, texts.len(), &*embedder));
+        self.note(&result, texts.len(), tokens, started.elapsed());
         // Others may have waited for the end of a probe.
         self.wake.notify_all();
         result
     }
 
-    fn embed(&self, batch: Vec<Item>) {
+    /// An encoder that breaks its contract must not fill the store with it.
+    fn checked(
+        &self,
+        vectors: Vec<Vec<f32>>,
+        count: usize,
+        embedder: &dyn Embedder,
+    ) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let width = embedder.dimensions();
+        let expected = format!("expected {count} finite vectors of {width} numbers");
+        if vectors.len() != count || vectors.iter().any(|vector| vector.len() != width) {
+            return Err(self.error(expected, EmbedFault::Model));
+        }
+        if vectors.iter().flatten().any(|x| !x.is_finite()) {
+            return Err(self.error(expected, EmbedFault::Text));
+        }
+        Ok(vectors)
+    }
+
+    fn note(
+        &self,
+        result: &Result<Vec<Vec<f32>>, EmbedError>,
+        texts: usize,
+        tokens: u64,
+        elapsed: Duration,
+    ) {
+        let outcome = match result.as_ref().map_err(|error| error.fault) {
+            Ok(_) => "ok",
+            Err(EmbedFault::World { .. }) => "transient",
+            Err(EmbedFault::Model) => "permanent",
+            Err(EmbedFault::Text) => "refused",
+        };
+        counter!(BATCHES_TOTAL, "model" => self.name.clone(), "outcome" => outcome).increment(1);
+        histogram!(BATCH_SECONDS, "model" => self.name.clone()).record(elapsed.as_secs_f64());
+        let mut queue = self.lock();
+        let has_opened = match result.as_ref().map_err(|error| error.fault) {
+            Ok(_) => {
+                self.count(TOKENS_TOTAL, tokens);
+                self.count(TEXTS_TOTAL, texts as u64);
+                let rate = tokens as f64 / (elapsed.as_secs_f64() * 1e3).max(1e-3);
+                queue.tokens_per_ms += 0.2 * (rate - queue.tokens_per_ms);
+                self.note_success(&mut queue);
+                false
+            }
+            // Who blames one text answers the others.
+            Err(EmbedFault::Text) => {
+                self.note_success(&mut queue);
+                false
+            }
+            Err(EmbedFault::World { retry_after }) => {
+                queue.breaker.fail(Instant::now(), jitter(), retry_after)
+            }
+            Err(EmbedFault::Model) => queue.breaker.refuse(Instant::now(), jitter()),
+        };
+        if let Err(error) = result
+            && error.fault != EmbedFault::Text
+        {
+            queue.trouble = Some(error.detail.clone());
+            if has_opened {
+                gauge!(BREAKER_OPEN, "model" => self.name.clone()).set(1.0);
+                tracing::warn!(model = self.name, %error, "the encoder's breaker opens");
+            }
+        }
+    }
+
+    fn note_success(&self, queue: &mut Queue) {
+        queue.trouble = None;
+        if queue.breaker.succeed() {
+            gauge!(BREAKER_OPEN, "model" => self.name.clone()).set(0.0);
+            tracing::info!(model = self.name, "the encoder is back");
+        }
+    }
+
+    /// Embeds documents. False: the encoder does not answer now, and what is left waits.
+    fn embed(&self, batch: Vec<Item>) -> bool {
         // Somebody may have stored one between the request's look-up and its joining the queue.
         let mut todo = Vec::with_capacity(batch.len());
         for item in batch {
@@ -390,65 +426,86 @@ impl Lane {
         }
         if todo.is_empty() {
             self.lock().breaker.abstain();
-            return;
+            return true;
         }
-        let texts: Vec<&str> = todo.iter().map(|item| &*item.text).collect();
-        let tokens = todo.iter().map(|item| u64::from(item.tokens)).sum();
-        match self.call(&texts, tokens) {
+        match self.call(&todo, TextKind::Passage) {
             Ok(vectors) => {
                 for (item, vector) in todo.iter().zip(vectors) {
                     self.keep(item.hash, vector);
                 }
+                true
             }
-            Err(error) if error.is_transient => {
-                let mut queue = self.lock();
-                todo.iter().rev().for_each(|item| queue.put_back(item.hash));
+            Err(error) if error.fault != EmbedFault::Text => {
+                self.put_back(&todo);
+                self.refuse_asked();
+                false
             }
-            Err(error) if todo.len() == 1 => self.deliver(todo[0].hash, Err(error)),
-            // One bad text must not fail its neighbours.
-            Err(_) => todo.into_iter().for_each(|item| self.embed(vec![item])),
+            Err(error) if todo.len() == 1 => {
+                self.count(REFUSED_TOTAL, 1);
+                let hash = todo[0].hash;
+                self.lock().refuse(hash, error.clone(), Instant::now());
+                self.deliver(hash, Err(error));
+                true
+            }
+            // One bad text must not fail its neighbours, and costs few calls.
+            Err(_) => {
+                let rest = todo.split_off(todo.len() / 2);
+                if self.embed(todo) {
+                    return self.embed(rest);
+                }
+                self.put_back(&rest);
+                false
+            }
         }
     }
 
-    fn answer(&self, batch: Vec<(ContentHash, Arc<str>)>) {
-        let texts: Vec<&str> = batch.iter().map(|(_, text)| &**text).collect();
-        let tokens = texts.iter().map(|text| estimate(text) as u64).sum();
-        match self.call(&texts, tokens) {
+    fn put_back(&self, items: &[Item]) {
+        let mut queue = self.lock();
+        let hashes = items.iter().rev().map(|item| item.hash);
+        hashes.for_each(|hash| queue.put_back(hash));
+    }
+
+    fn answer(&self, mut batch: Vec<Item>, kind: TextKind, turn: Turn) {
+        match self.call(&batch, kind) {
             Ok(vectors) => {
-                for ((hash, _), vector) in batch.into_iter().zip(vectors) {
+                for (item, vector) in batch.into_iter().zip(vectors) {
                     let vector: Arc<[f32]> = vector.into();
                     let mut queue = self.lock();
-                    queue.cache.insert(hash, vector.clone());
-                    let asked = queue.asked.remove(&hash);
+                    // A long list would push out what is asked again and again.
+                    if turn == Turn::Questions {
+                        queue.cache.insert(item.hash, vector.clone());
+                    }
+                    let asked = queue.remove_asked(item.hash);
                     drop(queue);
                     reply(asked, &Ok(vector));
                 }
             }
-            Err(error) if error.is_transient || batch.len() == 1 => {
-                for (hash, _) in batch {
-                    let asked = self.lock().asked.remove(&hash);
+            Err(error) if error.fault != EmbedFault::Text || batch.len() == 1 => {
+                for item in batch {
+                    let asked = self.lock().remove_asked(item.hash);
                     reply(asked, &Err(error.clone()));
                 }
-                self.refuse_questions();
+                self.refuse_asked();
             }
-            Err(_) => batch
-                .into_iter()
-                .for_each(|question| self.answer(vec![question])),
+            Err(_) => {
+                let rest = batch.split_off(batch.len() / 2);
+                self.answer(batch, kind, turn);
+                self.answer(rest, kind, turn);
+            }
         }
     }
 
-    /// When the breaker has opened, fails the questions that still wait.
-    fn refuse_questions(&self) {
+    /// When the breaker has opened, fails the callers' texts that still wait.
+    fn refuse_asked(&self) {
         let mut queue = self.lock();
-        if !queue.breaker.is_open() {
+        if !queue.breaker.is_open() && !queue.breaker.was_told() {
             return;
         }
-        let hashes = std::mem::take(&mut queue.questions);
-        let refused: Vec<_> = hashes.iter().map(|hash| queue.asked.remove(hash)).collect();
+        let (refused, error) = (queue.drain_asked(), self.resting(&queue));
         drop(queue);
-        refused
-            .into_iter()
-            .for_each(|asked| reply(asked, &Err(self.resting())));
+        for asked in refused {
+            reply(Some(asked), &Err(error.clone()));
+        }
     }
 
     /// Stores a vector and calls its waiters; a vector that the store refuses is kept for later.
@@ -459,7 +516,10 @@ impl Lane {
         }
         match self.store.put(self.model, hash, &vector) {
             Ok(at) => {
-                self.lock().store_failures = 0;
+                let mut queue = self.lock();
+                queue.store_failures = 0;
+                queue.refused.remove(hash);
+                drop(queue);
                 self.deliver(hash, Ok(at));
             }
             Err(error) => {
@@ -497,7 +557,7 @@ impl Lane {
     /// Calls everybody who waits for a document's vector.
     fn deliver(&self, hash: ContentHash, result: Result<VectorRef, EmbedError>) {
         let mut queue = self.lock();
-        let waiting = queue.texts.remove(&hash);
+        let waiting = queue.remove(hash);
         self.note_length(&queue);
         drop(queue);
         for done in waiting.into_iter().flat_map(|waiting| waiting.waiters) {
@@ -506,165 +566,14 @@ impl Lane {
     }
 }
 
-/// Calls everybody who waits for a question's vector.
+/// Calls everybody who waits for a text's vector.
 fn reply(asked: Option<Asked>, result: &Result<Arc<[f32]>, EmbedError>) {
     for done in asked.into_iter().flat_map(|asked| asked.answers) {
         done(result.clone());
     }
 }
 
-/// Tokens of a question, roughly: it is not tokenised before its turn.
-fn estimate(text: &str) -> usize {
-    text.len() / 4 + 2
-}
-
 /// A number in [0, 1) that differs between processes and calls.
 fn jitter() -> f64 {
     (RandomState::new().hash_one(0_u8) >> 11) as f64 / (1_u64 << 53) as f64
-}
-
-impl Queue {
-    fn add(
-        &mut self,
-        hash: ContentHash,
-        text: Arc<str>,
-        tokens: u32,
-        priority: Priority,
-        done: Done,
-    ) {
-        match self.texts.entry(hash) {
-            Entry::Occupied(mut entry) => {
-                let waiting = entry.get_mut();
-                waiting.waiters.push(done);
-                if waiting.priority <= priority {
-                    return;
-                }
-                // A push wants what waited as bulk: queue it again, the later turn finds nothing.
-                waiting.priority = priority;
-            }
-            Entry::Vacant(slot) => {
-                let (is_running, vector, waiters) = (false, None, vec![done]);
-                slot.insert(Waiting {
-                    text,
-                    tokens,
-                    priority,
-                    is_running,
-                    waiters,
-                    vector,
-                });
-            }
-        }
-        match priority {
-            Priority::Push => self.push.push_back(hash),
-            Priority::Bulk => self.bulk.push_back(hash),
-        }
-    }
-
-    /// After a transient failure: to the front of its queue.
-    fn put_back(&mut self, hash: ContentHash) {
-        let Some(waiting) = self.texts.get_mut(&hash) else {
-            return;
-        };
-        waiting.is_running = false;
-        match waiting.priority {
-            Priority::Push => self.push.push_front(hash),
-            Priority::Bulk => self.bulk.push_front(hash),
-        }
-    }
-
-    fn has_documents(&self) -> bool {
-        !self.push.is_empty() || !self.bulk.is_empty()
-    }
-
-    /// The next batch that may run.
-    fn choose(&mut self, admission: Admission, config: &EmbedConfig) -> Option<Work> {
-        // While the store refuses vectors, computing more would only fill memory.
-        let may_embed = !matches!(admission, Admission::Wait(_)) && self.unstored.is_empty();
-        // A question does not wait for the back-off of the first failures: it tries, or fails.
-        let may_ask = !matches!(admission, Admission::Wait(_)) || !self.breaker.is_open();
-        let budget = match admission {
-            Admission::Probe => 1,
-            _ => {
-                let aimed = self.tokens_per_ms * config.batch_time.as_secs_f64() * 1e3;
-                (aimed as usize).clamp(config.batch_tokens_min, config.batch_tokens_max)
-            }
-        };
-        let documents_first = may_embed
-            && (self.question_batches >= config.question_batches_max || self.questions.is_empty());
-        if documents_first {
-            let batch = self.take_documents(budget);
-            if !batch.is_empty() {
-                self.question_batches = 0;
-                return Some(self.begin(admission, Work::Documents(batch)));
-            }
-        }
-        if may_ask {
-            let batch = self.take_questions(budget);
-            if !batch.is_empty() {
-                self.question_batches += 1;
-                return Some(self.begin(admission, Work::Questions(batch)));
-            }
-        }
-        None
-    }
-
-    fn begin(&mut self, admission: Admission, work: Work) -> Work {
-        if admission == Admission::Probe {
-            self.breaker.begin_probe();
-        }
-        work
-    }
-
-    /// Documents up to `budget` tokens, at least one if any waits.
-    fn take_documents(&mut self, budget: usize) -> Vec<Item> {
-        let bulk_first = self.document_batches % BULK_EVERY == BULK_EVERY - 1;
-        let mut batch = Vec::new();
-        let mut tokens = 0;
-        for is_bulk in [bulk_first, !bulk_first] {
-            while tokens < budget {
-                let hashes = if is_bulk {
-                    &mut self.bulk
-                } else {
-                    &mut self.push
-                };
-                let Some(hash) = hashes.pop_front() else {
-                    break;
-                };
-                let Some(waiting) = self.texts.get_mut(&hash) else {
-                    continue;
-                };
-                if waiting.is_running {
-                    continue;
-                }
-                waiting.is_running = true;
-                tokens += waiting.tokens.max(1) as usize;
-                batch.push(Item {
-                    hash,
-                    text: waiting.text.clone(),
-                    tokens: waiting.tokens,
-                });
-            }
-        }
-        if !batch.is_empty() {
-            self.document_batches = self.document_batches.wrapping_add(1);
-        }
-        batch
-    }
-
-    /// Questions up to `budget` tokens, at least one if any waits.
-    fn take_questions(&mut self, budget: usize) -> Vec<(ContentHash, Arc<str>)> {
-        let mut batch = Vec::new();
-        let mut tokens = 0;
-        while tokens < budget {
-            let Some(hash) = self.questions.pop_front() else {
-                break;
-            };
-            let Some(asked) = self.asked.get(&hash) else {
-                continue;
-            };
-            tokens += estimate(&asked.text);
-            batch.push((hash, asked.text.clone()));
-        }
-        batch
-    }
 }

@@ -1,12 +1,15 @@
 //! From text to vector, off the workers.
 //!
 //! ```text
-//! location ─▶ weights (path, model folder, hub, package index) ─▶ ModelFolder ─▶ PretrainedEmbedder
+//! location ─▶ weights (path, model folder, hub, package index) ─▶ ModelFolder ─▶ PretrainedEmbedder ─▶ shape
+//! URL, key, limits ─▶ RemoteEmbedder
 //! prepare, late path, questions ─▶ EmbedService ─ memo? ─ single flight ─ batches ─▶ Embedder ─▶ memo ─▶ callbacks
 //! ```
 //!
 //! Reading order: [`model`] (what an encoder is made of), [`tokenizer`], [`weights`] with
-//! [`hub`], [`package_index`] and [`download`] (where weights come from), [`service`] (the queue).
+//! [`hub`], [`package_index`] and [`download`] (where weights come from), [`shape`] (prompts, shorter
+//! vectors), [`remote`] (a model behind HTTP), [`service`] (the queue: [`queue`] who is next, [`lane`]
+//! what is done with a batch).
 //!
 //! Invariants: no operator waits for a model (PROTOCOLS §4); a `(model, content hash)` is embedded
 //! once however many ask; a vector is never random or zero because weights are missing.
@@ -15,13 +18,21 @@ pub mod breaker;
 pub mod download;
 pub mod hub;
 mod lane;
+pub mod measure;
 pub mod model;
 pub mod package_index;
 pub mod question_cache;
+mod queue;
+mod refused;
+pub mod remote;
 pub mod service;
+pub mod shape;
 pub mod tokenizer;
 pub mod weights;
 
+pub use measure::{Measured, measure};
 pub use model::{ModelFiles, PretrainedEmbedder, load, load_in};
-pub use service::{EmbedConfig, EmbedService, Priority};
+pub use remote::{RemoteEmbedder, RemoteOptions};
+pub use service::{EmbedConfig, EmbedService, Priority, TextKind, Urgency};
+pub use shape::{Prompts, Shape, shaped, truncated};
 pub use weights::{Checked, ModelFolder, checked, find_in, list, list_of, pull, pull_in, verify};

@@ -4,21 +4,23 @@
 //! ModelFolder ─▶ ModelFiles (bytes + settings) ─▶ PretrainedEmbedder { TextTokenizer, kernels::Encoder }
 //! ```
 //!
-//! Invariants: the id hashes weights, tokenizer, configuration, pooling, maximum length, prompts
-//! and precision class, never the device or the folder; working memory is kept per concurrent
+//! Invariants: the id hashes weights, tokenizer, configuration, pooling, maximum length and precision
+//! class (prompts and a shorter length come with [`super::shape`]), never the device or the folder;
+//! working memory is kept per concurrent
 //! caller, so `embed` may be called from several threads.
-//! Limits: BERT-family encoders, mean or CLS pooling, full precision, no default prompt.
+//! Limits: BERT-family encoders, mean or CLS pooling, full precision.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::contract::{EmbedError, Embedder, TokenSpans};
+use engine::contract::{CallLimits, EmbedError, Embedder, TokenSpans};
 use engine::error::WorldError;
 use engine::model::ModelId;
 use kernels::{Encoder, Pooling, Scratch, Weights};
 use serde::Deserialize;
 
 use super::download::{ProgressFn, hex};
+use super::shape::{Prompts, Shape, prompts_of, shaped};
 use super::tokenizer::TextTokenizer;
 use super::weights::{ModelFolder, pins, pull_in};
 
@@ -30,9 +32,10 @@ pub fn load(
     location: &str,
     device: &str,
     precision: &str,
+    shape: &Shape,
     progress: ProgressFn<'_>,
 ) -> Result<Arc<dyn Embedder>, WorldError> {
-    load_in(None, location, device, precision, progress)
+    load_in(None, location, device, precision, shape, progress)
 }
 
 /// [`load`] with a model folder of one's own.
@@ -41,6 +44,7 @@ pub fn load_in(
     location: &str,
     device: &str,
     precision: &str,
+    shape: &Shape,
     progress: ProgressFn<'_>,
 ) -> Result<Arc<dyn Embedder>, WorldError> {
     let refuse = |what: &str, found: &str, expected: &str| WorldError::Service {
@@ -55,9 +59,10 @@ pub fn load_in(
         return Err(refuse("PRECISION", precision, "'full'"));
     }
     let folder = pull_in(models, location, progress)?;
-    Ok(Arc::new(PretrainedEmbedder::new(ModelFiles::read(
-        &folder,
-    )?)?))
+    let files = ModelFiles::read(&folder)?;
+    let prompts = shape.prompts(files.prompts.clone());
+    let model = Arc::new(PretrainedEmbedder::new(files)?);
+    shaped(model, prompts, shape.dimensions)
 }
 
 /// A model's files, read and with their settings understood, before anything is packed.
@@ -74,6 +79,8 @@ pub struct ModelFiles {
     pub pooling: Pooling,
     /// The longest sequence, special tokens included, if the model says so.
     pub max_tokens: Option<usize>,
+    /// What its makers put in front of texts. [`PretrainedEmbedder`] does not: see [`shaped`].
+    pub prompts: Prompts,
 }
 
 impl ModelFiles {
@@ -96,8 +103,9 @@ impl ModelFiles {
             pooling: pooling(&folder.path).map_err(|e| corrupt("1_Pooling/config.json", e))?,
             max_tokens: max_tokens(&folder.path)
                 .map_err(|e| corrupt("sentence_bert_config.json", e))?,
+            prompts: prompts_of(&folder.name, &folder.path)
+                .map_err(|e| corrupt("config_sentence_transformers.json", e))?,
         };
-        no_prompt(&folder.path).map_err(|e| corrupt("config_sentence_transformers.json", e))?;
         for (file, expected) in pins(&folder.name) {
             let bytes = if *file == "tokenizer.json" {
                 &files.tokenizer
@@ -152,18 +160,6 @@ fn max_tokens(folder: &Path) -> Result<Option<usize>, String> {
     }
     let file: Option<File> = optional(folder, "sentence_bert_config.json")?;
     Ok(file.and_then(|f| f.max_seq_length))
-}
-
-fn no_prompt(folder: &Path) -> Result<(), String> {
-    #[derive(Deserialize)]
-    struct File {
-        default_prompt_name: Option<String>,
-    }
-    let file: Option<File> = optional(folder, "config_sentence_transformers.json")?;
-    match file.and_then(|f| f.default_prompt_name) {
-        None => Ok(()),
-        Some(name) => Err(format!("a default prompt ('{name}') is not supported yet")),
-    }
 }
 
 /// A transformer encoder with its tokenizer, on the CPU.
@@ -262,6 +258,14 @@ impl Embedder for PretrainedEmbedder {
 
     fn token_spans(&self, text: &str) -> TokenSpans {
         self.tokenizer.spans(text)
+    }
+
+    fn call_limits(&self) -> CallLimits {
+        CallLimits::LOCAL
+    }
+
+    fn embed_questions(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        self.embed(texts)
     }
 
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {

@@ -1,27 +1,31 @@
 //! The queue in front of the encoders: memo, single flight, batches, breaker.
 //!
 //! ```text
-//! request ── memo hit ──────────────────────────────▶ done
+//! request ── memo hit, refused lately ──────────────▶ done
 //!    └─ join or queue ─▶ lane of the model ─ questions first, documents a fixed share
 //!                          │ own threads: batch by tokens ─▶ Embedder ─▶ memo.put ─▶ every waiter's done
-//! embed_question ─ cache ─ join or queue ─┘
+//! embed_question, embed_text ─ cache ─ join or queue ─┘
 //! ```
 //!
 //! Invariants:
 //! - neither `request` nor `embed_question` ever waits for an encoder; each model has threads of
 //!   its own, so a slow one holds up no other;
 //! - of equal `(model, content hash)` one is embedded and all waiters are called;
-//! - a document waits through any number of transient failures, of the encoder or of the store,
-//!   and is embedded once; a question fails at once, so that search can go on without its leg;
+//! - a document waits through any number of failures of the encoder or of the store that are not
+//!   its own text's, and is embedded once; a question fails at once, so that search can go on without
+//!   its leg;
+//! - a text that the model refuses fails no other text, and is not offered again for a while;
 //! - callbacks run on the lane's thread, or on the caller's when the memo had the vector; they must
 //!   be short and may call the service.
 //!
-//! Limits: the queue itself is unbounded: staged bytes bound what is asked for (`limits`).
+//! Limits: texts of documents that wait take at most [`limits::EMBED_QUEUE_BYTES_MAX`] a model. What
+//! comes then is turned away, not kept: its documents are live without their vectors, and who has
+//! them asks again when [`EmbedService::take_gap`] says so.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use engine::contract::{EmbedError, Embedder, VectorMemo};
+use engine::contract::{EmbedError, EmbedFault, Embedder, VectorMemo};
 use engine::limits;
 use engine::model::{ContentHash, ModelId, VectorRef};
 use hashbrown::HashMap;
@@ -32,7 +36,7 @@ use super::lane::{Lane, LaneHandle};
 pub const TOKENS_TOTAL: &str = "headwater_embed_tokens_total";
 /// Counter: texts embedded, by `model`.
 pub const TEXTS_TOTAL: &str = "headwater_embed_texts_total";
-/// Counter: calls of an encoder, by `model` and `outcome` (`ok`, `transient`, `permanent`).
+/// Counter: calls of an encoder, by `model` and `outcome` (`ok`, `transient`, `permanent`, `refused`).
 pub const BATCHES_TOTAL: &str = "headwater_embed_batches_total";
 /// Histogram: seconds of a call of an encoder, by `model`.
 pub const BATCH_SECONDS: &str = "headwater_embed_batch_seconds";
@@ -46,6 +50,10 @@ pub const BREAKER_OPEN: &str = "headwater_embed_breaker_open";
 pub const QUESTION_CACHE_HITS_TOTAL: &str = "headwater_embed_question_cache_hits_total";
 /// Counter: questions that had to be embedded, by `model`.
 pub const QUESTION_CACHE_MISSES_TOTAL: &str = "headwater_embed_question_cache_misses_total";
+/// Counter: texts that the model refused, by `model`.
+pub const REFUSED_TOTAL: &str = "headwater_embed_refused_total";
+/// Counter: texts that found no room in the queue, by `model`.
+pub const OVERFLOW_TOTAL: &str = "headwater_embed_queue_overflow_total";
 
 /// Which documents go first. Questions go before both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +62,24 @@ pub enum Priority {
     Push,
     /// A first fill, a backlog.
     Bulk,
+}
+
+/// What a text is to a model: some embed questions behind another prompt than documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TextKind {
+    /// A question.
+    Question,
+    /// A document's text.
+    Passage,
+}
+
+/// How soon a caller needs a vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Before documents: somebody waits for an answer.
+    Now,
+    /// In turns with documents: one of a long list.
+    InTurn,
 }
 
 /// Called once for each item of a request.
@@ -117,15 +143,21 @@ impl EmbedService {
         })
     }
 
-    /// Adds an encoder and starts its threads. One with the same id is kept as it is.
+    /// Adds an encoder and starts its threads. One with the same id is replaced and keeps its queue:
+    /// the vectors are the same, the way to them (a key, a limit) may be another.
     pub fn register(&self, embedder: Arc<dyn Embedder>) {
         let mut lanes = self.lanes.write().unwrap_or_else(PoisonError::into_inner);
-        lanes
-            .entry(embedder.id())
-            .or_insert_with(|| LaneHandle::start(&self.config, embedder, self.store.clone()));
+        match lanes.get(&embedder.id()) {
+            Some(handle) => handle.lane().replace(embedder),
+            None => {
+                let id = embedder.id();
+                let lane = LaneHandle::start(&self.config, embedder, self.store.clone());
+                lanes.insert(id, lane);
+            }
+        }
     }
 
-    /// Removes an encoder; what waits for it fails for good. A batch under way is dropped.
+    /// Removes an encoder; what waits for it fails, to be asked again. A batch under way is dropped.
     pub fn unregister(&self, model: ModelId) {
         let removed = self
             .lanes
@@ -137,11 +169,12 @@ impl EmbedService {
 
     /// The registered encoder of a model.
     pub fn embedder(&self, model: ModelId) -> Option<Arc<dyn Embedder>> {
-        self.lane(model).map(|lane| lane.embedder().clone())
+        self.lane(model).map(|lane| lane.embedder())
     }
 
-    /// Asks for the vectors of documents' texts: `(hash, text, tokens)`. `done` is called once for
-    /// each item (a hash given twice: twice). Never waits for the encoder.
+    /// Asks for the vectors of documents' texts: `(hash, text, tokens)`, tokens 0 when nobody counted
+    /// them. `done` is called once for each item (a hash given twice: twice). Never waits for the
+    /// encoder.
     pub fn request(
         &self,
         model: ModelId,
@@ -161,8 +194,21 @@ impl EmbedService {
 
     /// Asks for a question's vector. `done` gets an error at once while the breaker is open.
     pub fn embed_question(&self, model: ModelId, text: &str, done: QuestionDone) {
+        self.embed_text(model, text, TextKind::Question, Urgency::Now, done);
+    }
+
+    /// Asks for a text's vector for the caller alone: it is remembered for a while, never stored.
+    /// Fails like a question.
+    pub fn embed_text(
+        &self,
+        model: ModelId,
+        text: &str,
+        kind: TextKind,
+        urgency: Urgency,
+        done: QuestionDone,
+    ) {
         match self.lane(model) {
-            Some(lane) => lane.embed_question(text, done),
+            Some(lane) => lane.embed_text(text, kind, urgency, done),
             None => done(Err(unknown(model))),
         }
     }
@@ -176,6 +222,28 @@ impl EmbedService {
     /// Documents' texts that wait or are being embedded.
     pub fn pending(&self, model: ModelId) -> usize {
         self.lane(model).map_or(0, |lane| lane.pending())
+    }
+
+    /// Why the last call failed, while the encoder does not answer.
+    pub fn trouble(&self, model: ModelId) -> Option<String> {
+        self.lane(model).and_then(|lane| lane.trouble())
+    }
+
+    /// Whether a document's text waits or is being embedded: its vector will be announced to whoever
+    /// asked first.
+    pub fn is_waiting(&self, model: ModelId, text: ContentHash) -> bool {
+        self.lane(model).is_some_and(|lane| lane.is_waiting(text))
+    }
+
+    /// How many texts the model refused and is not offered for now.
+    pub fn refused(&self, model: ModelId) -> usize {
+        self.lane(model).map_or(0, |lane| lane.refused())
+    }
+
+    /// Whether who has documents without vectors should ask for them again: some were turned away
+    /// and there is room now, or one was refused, or may be offered again. True once.
+    pub fn take_gap(&self, model: ModelId) -> bool {
+        self.lane(model).is_some_and(|lane| lane.take_gap())
     }
 
     /// Stops all threads after their batch; what waits fails as transient, to be asked again after
@@ -196,6 +264,6 @@ fn unknown(model: ModelId) -> EmbedError {
     EmbedError {
         model: model.to_string(),
         detail: "the model is not loaded, or was dropped".to_owned(),
-        is_transient: false,
+        fault: EmbedFault::Model,
     }
 }

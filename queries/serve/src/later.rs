@@ -3,8 +3,8 @@
 use axum::extract::Request;
 use axum::http::Uri;
 use queries::problem::Problem;
-use serde_json::json;
 
+use crate::embeddings::for_openai;
 use crate::reply::Failure;
 
 /// 501: well understood, not built.
@@ -15,17 +15,6 @@ fn not_yet(what: &str) -> Problem {
     }
 }
 
-/// OpenAI's clients read `error`; ours read the problem around it.
-fn for_openai(problem: Problem) -> Failure {
-    let error = json!({
-        "message": problem.detail,
-        "type": "invalid_request_error",
-        "code": problem.code,
-        "param": null,
-    });
-    problem.with("error", error).into()
-}
-
 pub(crate) async fn subscribe() -> Failure {
     not_yet("a live top-k")
         .hint("ask POST /v1/search again")
@@ -34,10 +23,6 @@ pub(crate) async fn subscribe() -> Failure {
 
 pub(crate) async fn vector_store() -> Failure {
     for_openai(not_yet("the vector store call").hint("use POST /v1/search"))
-}
-
-pub(crate) async fn embeddings() -> Failure {
-    for_openai(not_yet("the embeddings call").hint("use `headwater embed`"))
 }
 
 pub(crate) async fn mcp() -> Failure {

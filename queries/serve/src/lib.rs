@@ -23,6 +23,7 @@ mod body;
 mod cache;
 mod dead_letters;
 mod documents;
+mod embeddings;
 mod events;
 mod guard;
 mod later;

@@ -11,8 +11,8 @@ use queries::api::Backend;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    Options, cache, dead_letters, documents, events, guard, later, observe, push, search, sql,
-    status,
+    Options, cache, dead_letters, documents, embeddings, events, guard, later, observe, push,
+    search, sql, status,
 };
 
 /// What every handler shares.
@@ -101,6 +101,11 @@ fn table<B: Backend>() -> Vec<Row<B>> {
             "/v1/dead_letters/replay",
             post(dead_letters::replay::<B>),
         ),
+        (
+            write.clone(),
+            "/v1/embeddings",
+            post(embeddings::embeddings::<B>),
+        ),
         (read.clone(), "/v1/pipeline", get(status::pipeline::<B>)),
         (read.clone(), "/v1/progress", get(status::progress::<B>)),
         (read.clone(), "/health", get(status::health)),
@@ -120,7 +125,6 @@ fn table<B: Backend>() -> Vec<Row<B>> {
             "/v1/vector_stores/{index}/search",
             post(later::vector_store),
         ),
-        (write.clone(), "/v1/embeddings", post(later::embeddings)),
         (write, "/mcp", post(later::mcp)),
     ]
 }
@@ -199,6 +203,9 @@ mod nobody {
             match *self {}
         }
         async fn replay(&self, _: ReplayRequest) -> Reply<ReplayReply> {
+            match *self {}
+        }
+        async fn embeddings(&self, _: EmbeddingsRequest) -> Reply<EmbeddingsReply> {
             match *self {}
         }
         async fn pipeline(&self) -> Reply<Json> {

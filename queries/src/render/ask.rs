@@ -301,11 +301,12 @@ fn read_shard(readers: &Readers, at: Time, question: &Question) -> Option<Partia
 fn missing(index: &Index, at: Time, limit: usize) -> Vec<MissingChunk> {
     let shard = index.shard.borrow();
     let mut out = Vec::new();
-    for (_, view) in shard.documents(at) {
+    for (key, view) in shard.documents(at) {
         for chunk in view.chunks.iter().filter(|chunk| !chunk.has_vector) {
             let piece = &view.state.chunks[chunk.ordinal as usize].piece;
             let text = index.spec.embedded_text(&view.state.text, piece);
             out.push(MissingChunk {
+                key: key.clone(),
                 content: piece.content,
                 text,
             });

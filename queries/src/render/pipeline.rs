@@ -14,13 +14,15 @@ use operators::index::{Analyzer, BuilderHandle, DocumentState, Quantization, Sha
 
 use super::question::ProgramReply;
 use crate::definition::{
-    CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, SinkDef, ViewDef,
+    CacheDef, ChunkStrategy, Definition, IndexDef, ModelDef, Object, PasswordDef, SecretDef,
+    SinkDef, ViewDef,
 };
 use crate::sql::{FilterProgram, RowProgram, filter_program, view_program};
 
-/// Loads a model: from the weights of a declaration to an encoder.
-pub type ModelLoader =
-    dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
+/// Loads a model: from the weights of a declaration, and the place of its key, to an encoder.
+pub type ModelLoader = dyn Fn(&str, &ModelDef, Option<&SecretDef>) -> Result<Arc<dyn Embedder>, WorldError>
+    + Send
+    + Sync;
 
 /// Reads the bytes of stored vectors.
 pub trait VectorBytes: Send + Sync {
@@ -213,7 +215,10 @@ impl Pipeline {
                         id: column_model_id(&object.name, *dimensions),
                         dimensions: *dimensions as usize,
                     },
-                    other => ModelKind::Encoder((self.loader)(&object.name, other)?),
+                    other => {
+                        let key = self.model_key(other);
+                        ModelKind::Encoder((self.loader)(&object.name, other, key.as_ref())?)
+                    }
                 };
                 Declared::Model {
                     object: object.clone(),
@@ -250,6 +255,21 @@ impl Pipeline {
         let mut objects = self.objects.write().expect("no panic while held");
         objects.insert(object.id, declared.clone());
         Ok(declared)
+    }
+
+    /// Where a remote model's key is. A secret that is gone meanwhile is told when the key is wanted.
+    fn model_key(&self, model: &ModelDef) -> Option<SecretDef> {
+        let ModelDef::Remote(remote) = model else {
+            return None;
+        };
+        Some(match remote.key.as_ref()? {
+            PasswordDef::Env(variable) => SecretDef::Env(variable.clone()),
+            PasswordDef::File(path) => SecretDef::File(path.clone()),
+            PasswordDef::Secret(name) => match self.by_name(name)?.object().definition.clone() {
+                Definition::Secret(secret) => secret,
+                _ => return None,
+            },
+        })
     }
 
     /// Forgets a declaration.

@@ -146,6 +146,8 @@ pub struct DocumentAnswer {
 /// A chunk without a vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingChunk {
+    /// Of which document.
+    pub key: Key,
     /// Of which text.
     pub content: ContentHash,
     /// The text that the model gets.

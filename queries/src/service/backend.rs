@@ -6,9 +6,9 @@ use serde_json::Value as Json;
 
 use super::Service;
 use crate::api::{
-    Backend, DeadLetterReply, DeadLetterRequest, DocumentReply, DocumentRequest, LookupReply,
-    LookupRequest, PushReply, PushRequest, Readiness, ReplayReply, ReplayRequest, Reply,
-    SearchReply, SearchRequest, SqlReply, StoreReply, StoreRequest,
+    Backend, DeadLetterReply, DeadLetterRequest, DocumentReply, DocumentRequest, EmbeddingsReply,
+    EmbeddingsRequest, LookupReply, LookupRequest, PushReply, PushRequest, Readiness, ReplayReply,
+    ReplayRequest, Reply, SearchReply, SearchRequest, SqlReply, StoreReply, StoreRequest,
 };
 use crate::problem::Problem;
 
@@ -70,6 +70,10 @@ impl Backend for Service {
         let inner = Arc::clone(&self.inner);
         let replayed = tokio::task::spawn_blocking(move || inner.replay_letters(&request)).await;
         replayed.map_err(|error| Problem::internal(error.to_string()))?
+    }
+
+    async fn embeddings(&self, request: EmbeddingsRequest) -> Reply<EmbeddingsReply> {
+        self.inner.embed_texts(request).await
     }
 
     async fn pipeline(&self) -> Reply<Json> {

@@ -10,7 +10,11 @@ use engine::error::WorldError;
 use engine::model::Schema;
 
 use super::Inner;
-use crate::definition::{ConnectionDef, Connector, Definition, SecretDef, SinkDef, SourceDef};
+use crate::api::Reply;
+use crate::definition::{
+    ConnectionDef, Connector, Definition, ModelDef, PasswordDef, SecretDef, SinkDef, SourceDef,
+};
+use crate::problem::Problem;
 use crate::sql::DatabaseTable;
 
 /// What the reader of a source needs beside its definition. Never shown: it has secrets.
@@ -31,6 +35,35 @@ impl Access {
         found
             .map(|value| &**value)
             .ok_or_else(|| missing("secret", name))
+    }
+}
+
+/// The way to a model's key, walked anew for each call: a new key needs no restart.
+#[derive(Clone)]
+pub struct ModelKey {
+    place: SecretDef,
+}
+
+impl ModelKey {
+    pub(super) fn new(place: &SecretDef) -> ModelKey {
+        ModelKey {
+            place: place.clone(),
+        }
+    }
+
+    /// Where it is, for people: `the environment variable OPENAI_API_KEY`.
+    pub fn place(&self) -> String {
+        match &self.place {
+            SecretDef::Env(variable) => format!("the environment variable {variable}"),
+            SecretDef::File(path) => format!("the file {path}"),
+        }
+    }
+
+    /// The key.
+    ///
+    /// Errors: the variable is not set, or the file cannot be read.
+    pub fn read(&self) -> Result<String, WorldError> {
+        read_secret(&self.place)
     }
 }
 
@@ -127,6 +160,21 @@ impl Inner {
             access.secrets.insert(name.to_owned(), value);
         }
         Ok(access)
+    }
+
+    /// Whether a model's key can be read: told to who declares it, not only at the first call.
+    pub(super) fn check_key(&self, definition: &Definition) -> Reply<()> {
+        let Definition::Model(ModelDef::Remote(remote)) = definition else {
+            return Ok(());
+        };
+        let read = match &remote.key {
+            None => return Ok(()),
+            Some(PasswordDef::Env(variable)) => read_secret(&SecretDef::Env(variable.clone())),
+            Some(PasswordDef::File(path)) => read_secret(&SecretDef::File(path.clone())),
+            Some(PasswordDef::Secret(name)) => self.secret(name).and_then(|s| read_secret(&s)),
+        };
+        read.map(drop)
+            .map_err(|error| Problem::invalid(format!("the model's key: {error}")))
     }
 
     fn definition(&self, name: &str) -> Option<Definition> {

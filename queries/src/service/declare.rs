@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use engine::contract::{Source, SourceContext, Waits};
 use engine::error::WorldError;
-use engine::model::{ObjectId, Schema, Time};
+use engine::model::{ModelId, ObjectId, Schema, Time};
 use engine::runtime::{AskTime, CatalogChange};
 use tokio::sync::oneshot;
 
@@ -17,7 +17,7 @@ use super::sinks::{DROP_WAIT, RunningSink};
 use crate::api::Reply;
 use crate::definition::{Definition, Object, SourceDef};
 use crate::problem::Problem;
-use crate::render::Declared;
+use crate::render::{Declared, ModelKind};
 use crate::sql::{CatalogView, Create, DatabaseTable};
 
 /// RETAIN of collections that no index reads, microseconds.
@@ -92,6 +92,7 @@ impl Inner {
             self.connect(source, &object.name)
                 .map_err(|error| Problem::invalid(error.to_string()))?;
         }
+        self.check_key(&object.definition)?;
         let inner = Arc::clone(self);
         let resolving = object.clone();
         // Loading a model, or compiling a view, may take long.
@@ -165,6 +166,7 @@ impl Inner {
             let id = declared.object().id;
             self.stop_source(id);
             self.caches.forget(id);
+            self.forget_refused(id);
             self.declare(CatalogChange::Uninstall { id }).await?;
             // Only a sink that is gone for good may take its progress away outside: a declared one without
             // would not know where it stands.
@@ -173,6 +175,13 @@ impl Inner {
             if let Declared::Sink { .. } = declared {
                 self.forget_sink(id);
             }
+            if let Declared::Model {
+                model: ModelKind::Encoder(encoder),
+                ..
+            } = &declared
+            {
+                self.forget_encoder(encoder.id());
+            }
             if !matches!(declared, Declared::Source { .. }) {
                 // Its rows are gone, and nothing else would take their letters back. Those of a source
                 // that is made again may be good then.
@@ -180,6 +189,20 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Ends the threads of an encoder that no declared model has any more.
+    fn forget_encoder(&self, model: ModelId) {
+        let is_used = self.pipeline.all().iter().any(|declared| match declared {
+            Declared::Model {
+                model: ModelKind::Encoder(encoder),
+                ..
+            } => encoder.id() == model,
+            _ => false,
+        });
+        if !is_used {
+            self.embed.unregister(model);
+        }
     }
 
     async fn declare(&self, change: CatalogChange<Object>) -> Reply<Time> {

@@ -224,6 +224,11 @@ impl Replay<'_> {
 
     fn one(&mut self, listed: &Listed) -> Reply<()> {
         let letter = &listed.kept.letter;
+        if letter.error.code == super::fill::TEXT_REFUSED {
+            let reason = "the model refused a text of it: it is offered again by itself";
+            self.refuse(listed.id, reason.to_owned());
+            return Ok(());
+        }
         let find = || self.inner.replayable(&letter.source);
         let target = self
             .sources

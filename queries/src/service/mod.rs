@@ -15,6 +15,7 @@ mod cache;
 mod connection;
 mod declare;
 mod documents;
+mod embeddings;
 mod fill;
 mod letters;
 mod prepare;
@@ -42,11 +43,12 @@ use operators::embed::{EmbedConfig, EmbedService};
 use operators::index::BuilderHandle;
 use tokio::sync::oneshot;
 
+use self::fill::Fills;
 use crate::api::PushLine;
 use crate::definition::{Definition, ModelDef, Object, SourceDef};
 use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;
-pub use connection::{Access, Connection};
+pub use connection::{Access, Connection, ModelKey};
 use declare::RunningSource;
 use prepare::PipelinePreparer;
 use push::Replies;
@@ -77,8 +79,10 @@ pub struct Rejected {
     pub after: usize,
 }
 
-/// Loads a model by name and definition.
-pub type LoadModel = dyn Fn(&str, &ModelDef) -> Result<Arc<dyn Embedder>, WorldError> + Send + Sync;
+/// Loads a model by name and definition, with the way to its key.
+pub type LoadModel = dyn Fn(&str, &ModelDef, Option<ModelKey>) -> Result<Arc<dyn Embedder>, WorldError>
+    + Send
+    + Sync;
 /// Makes the reader of a source, by its name and what it reaches its world with; `None` for one that is
 /// pushed to.
 pub type Connect =
@@ -140,6 +144,7 @@ pub(super) struct Inner {
     sources: Mutex<BTreeMap<ObjectId, RunningSource>>,
     sinks: Mutex<BTreeMap<ObjectId, RunningSink>>,
     sink_notes: SinkNotes,
+    fills: Fills,
     replies: Replies,
     next_object: Mutex<u32>,
     /// What the recovered catalog dropped again. Workers that are still applying the log may have it in the
@@ -207,8 +212,8 @@ impl Service {
         let load = Arc::clone(&wiring.load_model);
         let loading = Arc::clone(&embed);
         let pipeline = Arc::new(Pipeline::new(
-            Box::new(move |name, model| {
-                let encoder = load(name, model)?;
+            Box::new(move |name, model, key| {
+                let encoder = load(name, model, key.map(ModelKey::new))?;
                 loading.register(Arc::clone(&encoder));
                 Ok(encoder)
             }),
@@ -274,6 +279,7 @@ impl Service {
             sources: Mutex::default(),
             sinks: Mutex::default(),
             sink_notes,
+            fills: Fills::default(),
             replies: Replies::recovered(std::mem::take(&mut recovered.replies)),
             next_object: Mutex::new(next_object),
             gone,
@@ -417,6 +423,7 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             rounds += 1;
             inner.refresh_gauges();
             inner.refresh_sink_gauges();
+            inner.fill_gaps(rounds);
             let now = inner.engine.clock().now_micros();
             inner.engine.dead_letters().upkeep(now);
             if rounds.is_multiple_of(5) {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use engine::contract::EmbedFault;
 use engine::durable::EmbeddingStore;
 use engine::model::{ContentHash, ModelId, Row, VectorFact, VectorRef};
 use engine::runtime::{Announcer, Prepared, Preparer, StagedBatch, Want};
@@ -118,7 +119,7 @@ impl PipelinePreparer {
 }
 
 /// Asks for vectors; each is announced when it is stored.
-pub(super) fn request(
+fn request(
     embed: &Arc<EmbedService>,
     model: ModelId,
     texts: Texts,
@@ -139,8 +140,12 @@ pub(super) fn request(
         priority,
         Box::new(move |content, result| match result {
             Ok(at) => announcer.vector_stored(VectorFact { model, content, at }),
+            // The late path asks again; of a refused text it makes a dead letter.
             Err(error) => {
-                tracing::error!(%error, %content, "a text cannot be embedded; its chunk stays pending");
+                if error.fault == EmbedFault::Text {
+                    announcer.vector_refused(model, content);
+                }
+                tracing::debug!(%error, %content, "a text is not embedded; its chunk stays pending");
             }
         }),
     );

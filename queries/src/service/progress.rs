@@ -43,8 +43,10 @@ impl Inner {
                     ));
                 }
                 if self.embed.is_open(encoder.id()) {
+                    let why = self.embed.trouble(encoder.id());
+                    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
                     reasons.push(format!(
-                        "model \"{}\" is failing; texts wait and are tried again",
+                        "model \"{}\" is failing; texts wait and are tried again{why}",
                         object.name
                     ));
                 }

@@ -1,14 +1,13 @@
-//! `CREATE`: models and caches; sources, views and indexes have files of their own.
+//! `CREATE`: what all have in common, and caches; other objects have files of their own.
 
-use engine::limits::{DIMENSIONS_MAX, K_MAX};
+use engine::limits::K_MAX;
 
 use super::catalog::{CatalogView, dependents};
 use super::cursor::{Cursor, Name};
 use super::options::{Known, Options};
 use super::plan::Create;
-use super::source::required;
 use super::statement::{has_dependents, kind, known, later, with_article};
-use crate::definition::{CacheDef, Definition, ModelDef};
+use crate::definition::{CacheDef, Definition};
 use crate::problem::{Position, Problem};
 
 /// One day; what a cache's TTL may at most be is ten years.
@@ -57,7 +56,7 @@ pub(super) fn plan_create(
         "CONNECTION" => {
             Definition::Connection(super::connection::connection(&mut cursor, &name, catalog)?)
         }
-        "MODEL" => Definition::Model(model(&mut cursor)?),
+        "MODEL" => Definition::Model(super::model::model(&mut cursor, catalog)?),
         "VIEW" => {
             cursor.expect("AS")?;
             Definition::View(super::view::view_definition(&mut cursor, end, catalog)?)
@@ -122,51 +121,6 @@ fn check_name(create: &Create, at: Position, catalog: &dyn CatalogView) -> Resul
     .hint(hint))
 }
 
-fn model(cursor: &mut Cursor<'_>) -> Result<ModelDef, Problem> {
-    cursor.expect("FROM")?;
-    if cursor.eat("COLUMN") {
-        const KNOWN: Known = Known {
-            what: "FROM COLUMN",
-            names: &["DIMENSIONS"],
-            later: &["METRIC"],
-        };
-        let at = cursor.position();
-        cursor.expect("WITH")?;
-        let options = Options::parse(cursor, &KNOWN)?;
-        required(&options, "DIMENSIONS", "FROM COLUMN", at)?;
-        let dimensions = options.integer("DIMENSIONS", 1..=u64::from(DIMENSIONS_MAX))?;
-        let dimensions = u32::try_from(dimensions.unwrap_or(1)).expect("at most DIMENSIONS_MAX");
-        return Ok(ModelDef::Column { dimensions });
-    }
-    const KNOWN: Known = Known {
-        what: "CREATE MODEL",
-        names: &["DEVICE", "PRECISION"],
-        later: &["POOLING", "PROMPT", "REVISION"],
-    };
-    let at = cursor.position();
-    let location = cursor.string("a model's name or folder in single quotes, or COLUMN")?;
-    if location.is_empty() {
-        return Err(Problem::invalid("the model's name is empty").at(at.line, at.column));
-    }
-    let options = match cursor.eat("WITH") {
-        true => Options::parse(cursor, &KNOWN)?,
-        false => Options::default(),
-    };
-    let device = options
-        .choice("DEVICE", &["auto", "cpu"])?
-        .unwrap_or("auto")
-        .to_owned();
-    let precision = options
-        .choice("PRECISION", &["full"])?
-        .unwrap_or("full")
-        .to_owned();
-    Ok(ModelDef::Pretrained {
-        location,
-        device,
-        precision,
-    })
-}
-
 fn cache(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<CacheDef, Problem> {
     const KNOWN: Known = Known {
         what: "CREATE CACHE",
@@ -191,7 +145,7 @@ fn cache(cursor: &mut Cursor<'_>, catalog: &dyn CatalogView) -> Result<CacheDef,
     let model = on.model.as_deref().and_then(|model| catalog.object(model));
     let reads_text = matches!(
         model.map(|model| model.definition),
-        Some(Definition::Model(ModelDef::Pretrained { .. }))
+        Some(Definition::Model(model)) if model.reads_texts()
     );
     if !reads_text {
         return Err(Problem::invalid(format!(

@@ -11,7 +11,6 @@
 
 use datafusion_sql::sqlparser::tokenizer::Token;
 
-use super::ast::ident_sql;
 use super::catalog::CatalogView;
 use super::cursor::Cursor;
 use super::normal::text;
@@ -19,7 +18,7 @@ use super::options::{Known, Options};
 use super::security;
 use super::source::required;
 use super::statement::later;
-use crate::definition::{AvroDef, CsvDef, MessageFormat, PasswordDef, RegistryDef};
+use crate::definition::{AvroDef, CsvDef, MessageFormat, RegistryDef};
 use crate::problem::{Position, Problem};
 
 const WORDS: [&str; 5] = ["JSON", "TEXT", "BYTES", "AVRO", "CSV"];
@@ -87,14 +86,9 @@ pub(super) fn statement(format: &MessageFormat) -> String {
                 options.push(("REGISTRY", text(&registry.url)));
                 let user = registry.user.iter();
                 options.extend(user.map(|user| ("USER", text(user))));
+                let names = ["PASSWORD", "PASSWORD ENV", "PASSWORD FILE"];
                 let password = registry.password.iter();
-                options.extend(password.map(|password| match password {
-                    PasswordDef::Secret(name) => {
-                        ("PASSWORD", format!("SECRET {}", ident_sql(name)))
-                    }
-                    PasswordDef::Env(name) => ("PASSWORD ENV", text(name)),
-                    PasswordDef::File(path) => ("PASSWORD FILE", text(path)),
-                }));
+                options.extend(password.map(|password| security::written(password, names)));
             }
             options.extend(avro.schema.iter().map(|json| ("SCHEMA", text(json))));
         }
@@ -151,28 +145,11 @@ fn avro(
         required(&options, "REGISTRY", "FORMAT AVRO without SCHEMA", at)?;
     }
     let user = options.text("USER")?;
-    let passwords = [
-        (
-            "PASSWORD",
-            security::secret(&options, "PASSWORD", catalog)?.map(PasswordDef::Secret),
-        ),
-        (
-            "PASSWORD ENV",
-            options.text("PASSWORD ENV")?.map(PasswordDef::Env),
-        ),
-        (
-            "PASSWORD FILE",
-            options.text("PASSWORD FILE")?.map(PasswordDef::File),
-        ),
-    ];
-    let mut given = passwords
-        .into_iter()
-        .filter_map(|(name, password)| Some((name, password?)));
-    let password = given.next();
-    if let (Some((first, _)), Some((second, _))) = (&password, given.next()) {
-        let problem = Problem::syntax(format!("{first} and {second} exclude each other"));
-        return Err(wrong(second, problem.expected("one of them")));
-    }
+    let password = security::password(
+        &options,
+        ["PASSWORD", "PASSWORD ENV", "PASSWORD FILE"],
+        catalog,
+    )?;
     let registry = options.text("REGISTRY")?;
     let with_user = password.as_ref().map(|(name, _)| *name);
     for (name, needs, is_there) in [
@@ -204,20 +181,12 @@ fn avro(
 
 /// An address without a login in it: statements are stored and shown.
 fn check_url(url: &str) -> Result<(), Problem> {
-    let rest = ["http://", "https://"]
-        .iter()
-        .find_map(|scheme| url.strip_prefix(scheme));
-    let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
-    match host {
-        Some(host) if host.contains('@') => Err(Problem::invalid(
-            "REGISTRY has a user or a password in its address",
-        )
-        .expected("the address alone")
-        .hint("write USER '…', PASSWORD ENV '…'")),
-        Some(host) if !host.is_empty() && !url.contains(['?', '#', ' ']) => Ok(()),
-        _ => Err(Problem::invalid(format!("REGISTRY cannot be '{url}'"))
-            .expected("the base of a Confluent API, like 'http://localhost:8081'")),
-    }
+    security::check_url(
+        "REGISTRY",
+        url,
+        "the base of a Confluent API, like 'http://localhost:8081'",
+        "write USER '…', PASSWORD ENV '…'",
+    )
 }
 
 fn csv(cursor: &mut Cursor<'_>) -> Result<CsvDef, Problem> {

@@ -406,7 +406,7 @@ fn model(
             wrong(format!("model \"{}\" cannot read texts", name.value))
                 .map_err(|problem| problem.expected("a model of texts, or a VECTOR(n) column"))
         }
-        (ModelDef::Pretrained { .. }, SqlType::Vector(_)) => {
+        (ModelDef::Pretrained { .. } | ModelDef::Remote(_), SqlType::Vector(_)) => {
             wrong(format!("column \"{}\" has vectors already", column.value))
                 .map_err(|problem| problem.expected("a model FROM COLUMN WITH (DIMENSIONS n)"))
         }

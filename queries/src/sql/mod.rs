@@ -25,6 +25,7 @@ mod git;
 mod index;
 mod interval;
 mod kafka;
+mod model;
 mod normal;
 mod options;
 mod plan;

@@ -13,7 +13,7 @@ use super::kafka::part_word;
 use super::security;
 use crate::definition::{
     CacheDef, ChunkStrategy, Chunking, ConnectionDef, Connector, Definition, Envelope, Fusion,
-    IndexDef, KafkaDef, KafkaStart, ModelDef, SecretDef, SlotLost,
+    IndexDef, KafkaDef, KafkaStart, SecretDef, SlotLost,
 };
 
 /// The statement that makes an object again.
@@ -55,19 +55,7 @@ pub fn statement_of(name: &str, definition: &Definition) -> String {
             ),
             Connector::Git(def) => super::git::normal(&name, def),
         },
-        Definition::Model(ModelDef::Pretrained {
-            location,
-            device,
-            precision,
-        }) => format!(
-            "CREATE MODEL {name} FROM {} WITH (DEVICE = {}, PRECISION = {})",
-            text(location),
-            text(device),
-            text(precision)
-        ),
-        Definition::Model(ModelDef::Column { dimensions }) => {
-            format!("CREATE MODEL {name} FROM COLUMN WITH (DIMENSIONS = {dimensions})")
-        }
+        Definition::Model(model) => super::model::statement(&name, model),
         Definition::View(view) => format!("CREATE VIEW {name} AS {}", view.query),
         Definition::Index(definition) => index(&name, definition),
         Definition::Cache(definition) => cache(&name, definition),

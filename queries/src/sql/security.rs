@@ -16,7 +16,7 @@ use super::catalog::CatalogView;
 use super::normal::text;
 use super::options::Options;
 use super::statement::{known, with_article};
-use crate::definition::{Definition, KafkaSecurity, SaslDef, SaslMechanism};
+use crate::definition::{Definition, KafkaSecurity, PasswordDef, SaslDef, SaslMechanism};
 use crate::problem::{Position, Problem};
 
 /// The options of this module, for the list that they stand in.
@@ -130,6 +130,70 @@ pub(super) fn secret(
             .at(at.line, at.column)
             .expected(format!("{option} SECRET name")),
     )
+}
+
+/// Where a password is: a secret, or by two options of the same beginning an environment variable or
+/// a file. With the option that says so.
+///
+/// Errors: several of them.
+pub(super) fn password(
+    options: &Options,
+    [secret, env, file]: [&'static str; 3],
+    catalog: &dyn CatalogView,
+) -> Result<Option<(&'static str, PasswordDef)>, Problem> {
+    let given = [
+        (
+            secret,
+            self::secret(options, secret, catalog)?.map(PasswordDef::Secret),
+        ),
+        (env, options.text(env)?.map(PasswordDef::Env)),
+        (file, options.text(file)?.map(PasswordDef::File)),
+    ];
+    let mut given = given
+        .into_iter()
+        .filter_map(|(name, password)| Some((name, password?)));
+    let password = given.next();
+    if let (Some((first, _)), Some((second, _))) = (&password, given.next()) {
+        let at = options.position(second).unwrap_or_default();
+        let problem = Problem::syntax(format!("{first} and {second} exclude each other"));
+        return Err(problem.at(at.line, at.column).expected("one of them"));
+    }
+    Ok(password)
+}
+
+/// The option that says where a password is, and its value.
+pub(super) fn written(
+    password: &PasswordDef,
+    [secret, env, file]: [&'static str; 3],
+) -> (&'static str, String) {
+    match password {
+        PasswordDef::Secret(name) => (secret, format!("SECRET {}", ident_sql(name))),
+        PasswordDef::Env(name) => (env, text(name)),
+        PasswordDef::File(path) => (file, text(path)),
+    }
+}
+
+/// Refuses an address that is none, or has a login in it: statements are stored and shown. Without a
+/// position.
+pub(super) fn check_url(
+    option: &str,
+    url: &str,
+    expected: &str,
+    login_hint: &str,
+) -> Result<(), Problem> {
+    let rest = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| url.strip_prefix(scheme));
+    let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
+    match host {
+        Some(host) if host.contains('@') => Err(Problem::invalid(format!(
+            "{option} has a user or a password in its address"
+        ))
+        .expected("the address alone")
+        .hint(login_hint)),
+        Some(host) if !host.is_empty() && !url.contains(['?', '#', ' ']) => Ok(()),
+        _ => Err(Problem::invalid(format!("{option} cannot be '{url}'")).expected(expected)),
+    }
 }
 
 /// A given option whose partner is missing.

@@ -207,7 +207,7 @@ impl Rig {
             workers,
             communication: None,
             clock: Arc::new(clock.clone()),
-            load_model: Arc::new(move |_, _| Ok(Arc::clone(&encoder) as Arc<dyn Embedder>)),
+            load_model: Arc::new(move |_, _, _| Ok(Arc::clone(&encoder) as Arc<dyn Embedder>)),
             connect: headwater::wiring::connector(None),
             connect_sink: Arc::new(move |_, name, codec, _| {
                 let mut world = lock(&topics);

@@ -19,6 +19,7 @@ pub struct Fake {
     pub pushes: Mutex<Vec<PushRequest>>,
     pub documents: Mutex<Vec<DocumentRequest>>,
     pub searches: Mutex<Vec<SearchRequest>>,
+    pub embeddings: Mutex<Vec<EmbeddingsRequest>>,
 }
 
 /// Counts a future that lives; dropping it, for whatever reason, takes it off again.
@@ -251,6 +252,36 @@ impl Backend for Fake {
             "fails" => Err(Problem::internal("the disk is gone")),
             other => Err(missing(other)),
         }
+    }
+
+    /// `minilm` gives `[0.5, i]`; `away` does not answer.
+    async fn embeddings(&self, request: EmbeddingsRequest) -> Reply<EmbeddingsReply> {
+        self.embeddings.lock().unwrap().push(request.clone());
+        match &*request.model {
+            "minilm" => {}
+            "away" => {
+                let problem = Problem::new(503, "encoder-unavailable", "model away: it is away");
+                return Err(problem.with("retry_after_s", 7));
+            }
+            other => {
+                let problem = Problem::not_found(format!("there is no model \"{other}\""));
+                return Err(problem
+                    .hint("SHOW MODELS lists them")
+                    .with("param", "model"));
+            }
+        }
+        let vectors = (0..request.input.len()).map(|i| Arc::from([0.5, i as f32]));
+        Ok(EmbeddingsReply {
+            model: request.model,
+            vectors: vectors.collect(),
+            tokens: 7,
+            truncated: request
+                .input
+                .iter()
+                .position(|text| text == "long")
+                .into_iter()
+                .collect(),
+        })
     }
 
     async fn dead_letters(&self, request: DeadLetterRequest) -> Reply<Vec<DeadLetterReply>> {

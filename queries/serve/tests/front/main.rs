@@ -5,6 +5,7 @@
 
 mod calls;
 mod described;
+mod embeddings;
 mod errors;
 mod fake;
 mod http;

@@ -22,6 +22,7 @@ mod pipeline;
 mod program;
 mod question;
 mod relation;
+mod upsert;
 
 pub use pipeline::{
     ChunkMemo, Declared, IndexSpec, IndexedValue, ModelKind, ModelLoader, Pipeline, VectorBytes,

@@ -1,6 +1,6 @@
 //! Sources and views as differential collections, arranged by key and shared by all readers.
 //!
-//! A source's rows are upserts: `arrange_from_upsert` retracts the old row exactly. A view maps the
+//! A source's rows are upserts ([`super::upsert`]): the old row is retracted exactly. A view maps the
 //! arranged rows through its program; each row is good or bad (PROTOCOLS §6.1): good ones are
 //! arranged again, bad ones become dead letters that go when the row changes.
 
@@ -10,9 +10,7 @@ use std::sync::Arc;
 
 use differential_dataflow::AsCollection;
 use differential_dataflow::operators::arrange::TraceAgent;
-use differential_dataflow::operators::arrange::upsert::arrange_from_upsert;
 use differential_dataflow::trace::TraceReader;
-use differential_dataflow::trace::implementations::{ValBuilder, ValSpine};
 use engine::error::DataError;
 use engine::model::{DocVersion, Key, ObjectId, Time};
 use timely::dataflow::channels::pact::Pipeline as Local;
@@ -24,16 +22,15 @@ use timely::worker::Worker;
 
 use super::pipeline::Pipeline;
 use super::question::ProgramReply;
+use super::upsert::{self, Upsert, arrange_upserts};
 use crate::sql::RowProgram;
 
 /// The arranged rows of a relation.
-pub(super) type Documents = TraceAgent<ValSpine<Key, DocVersion, Time, isize>>;
+pub(super) type Documents = TraceAgent<upsert::Rows>;
 
 /// Feeds upserts.
-pub(super) type Upserts = InputHandle<
-    Time,
-    timely::container::CapacityContainerBuilder<Vec<(Key, Option<DocVersion>, Time)>>,
->;
+pub(super) type Upserts =
+    InputHandle<Time, timely::container::CapacityContainerBuilder<Vec<Upsert>>>;
 
 /// A rendered source or view.
 pub(super) struct Relation {
@@ -62,12 +59,7 @@ pub(super) fn source(worker: &mut Worker, name: &str, at: Time) -> Relation {
     let dataflow = worker.next_dataflow_index();
     let (mut input, documents) = worker.dataflow_named(name, |scope| {
         let (input, stream) = scope.new_input();
-        let arranged = arrange_from_upsert::<
-            ValBuilder<Key, DocVersion, Time, isize>,
-            ValSpine<Key, DocVersion, Time, isize>,
-            Key,
-            DocVersion,
-        >(stream, name);
+        let arranged = arrange_upserts(stream, name);
         arranged.stream.probe_with(&probe);
         (input, arranged.trace)
     });

@@ -241,8 +241,15 @@ impl Frozen {
         let (chunks, length) = (chunks + self.chunks_base, length + self.length_base);
         let average = inverse_average(chunks, length);
         let next = chunks.max(0) as f64 + 1.0;
-        if drift == 0.0 && slack <= 0.0 {
-            // A tie under the very statistics that decided it.
+        let running_idf = |term: &WatchedTerm| {
+            let df = term.df_base + running.df(term.hash);
+            idf(next - 1.0, df.max(0) as f64)
+        };
+        let is_as_frozen = average == self.inverse_average
+            && self.terms.iter().all(|term| running_idf(term) == term.idf);
+        if is_as_frozen && slack <= 0.0 {
+            // A tie under the very statistics that decided it. (Under others without a drift, all idf
+            // moved by one factor, rounding may turn it.)
             return Some(Box2 {
                 chunks: (next, next),
                 average: (average, average),
@@ -257,12 +264,6 @@ impl Frozen {
         };
         // With df fixed, y = Δ ln(N + 1) moves every idf by y, each ln r in the same direction by
         // at most 2|y|/idf (for |y| ≤ idf/2): osc by at most that. Half of the slack each.
-        let running_idf = |term: &WatchedTerm| {
-            idf(
-                next - 1.0,
-                (term.df_base + running.df(term.hash)).max(0) as f64,
-            )
-        };
         let least = self
             .terms
             .iter()

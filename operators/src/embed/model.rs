@@ -261,7 +261,12 @@ impl Embedder for PretrainedEmbedder {
     }
 
     fn call_limits(&self) -> CallLimits {
-        CallLimits::LOCAL
+        // One text at a time goes through all layers: a call of several gains nothing, and a question
+        // would wait for its end.
+        CallLimits {
+            texts: 1,
+            ..CallLimits::LOCAL
+        }
     }
 
     fn embed_questions(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {

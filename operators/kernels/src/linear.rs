@@ -1,103 +1,373 @@
-//! Matrix products with packed weights: the seam where bf16 and int8 kernels come in.
+//! Linear layers with packed weights: one trait, three formats.
 //!
-//! A linear layer is `Y = X·Wᵀ + b`. A [`PackedLinear`] only ever *adds* `X·Wᵀ` onto what lies in
-//! the output: the caller puts the bias, or bias + residual, there first, so that no kernel needs
-//! an epilogue and the residual connection costs no pass of its own.
+//! ```text
+//! for each panel of 32 columns        (its weights are read once, from far away)
+//!   for each tile of ≤ 12 rows        (from the second-level cache)
+//!     sums = tile · panel             tile.rs: the micro-kernel
+//!     y = sums (· scales) + bias      int8: scale of the row × scale of the column
+//!     output ← y | GELU(y) | output + y
+//! ```
 //!
-//! Invariants: the result of a row depends on nothing but that row, with no thread inside; weights
-//! are packed once, at load. [`multiply`], over the `gemm` crate, serves attention, whose operands
-//! change with every text.
+//! Weights: f32 as they are; bf16 rounded; int8 with a scale for each column (the largest weight is
+//! 127). Int8 rows are affine (see [`crate::rows`]), so the row's offset times the column's sum of
+//! weights is added too.
+//!
+//! Invariants: an output depends on its own row and column only, bitwise; weights are packed once, at
+//! load, in the same layout for every instruction set; no thread inside, nothing allocated.
 
-use gemm::Parallelism;
+use std::ops::Range;
 
-/// A linear layer whose weights were laid out for one kind of kernel.
+use pulp::Arch;
+
+use crate::lines::{self, Line};
+use crate::math;
+use crate::rows::Tiles;
+use crate::tile::{Format, PANEL_COLUMNS, PANEL_LINES, Sums, TileKernel};
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Replaces the output.
+    Store,
+    /// Replaces the output by GELU of the product.
+    Gelu(Erf),
+    /// Is added onto the output: the residual connection.
+    Add,
+}
+
+/// Which error function GELU takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erf {
+    /// Within f32's rounding.
+    Exact,
+    /// Within 1e-4, without a division: less than what rounding GELU's output to bf16 or int8 costs.
+    Short,
+}
+
+/// A linear layer, `x·Wᵀ + b`, whose weights were laid out for the micro-kernel of one format.
 pub trait PackedLinear: Send + Sync {
+    /// What the tiles must hold.
+    fn format(&self) -> Format;
     /// Columns of the input.
     fn inputs(&self) -> usize;
     /// Columns of the output.
     fn outputs(&self) -> usize;
-    /// The bias, `outputs()` long.
-    fn bias(&self) -> &[f32];
-    /// `output[rows, outputs] += input[rows, inputs] · Wᵀ`, both row-major and dense.
-    ///
-    /// Cost: 2 · rows · inputs · outputs operations. Panics when a slice is too short.
-    fn accumulate(&self, rows: usize, input: &[f32], output: &mut [f32]);
     /// Bytes held for the weights.
     fn resident_bytes(&self) -> usize;
+    /// Multiplies all rows of `tiles` with the columns in `columns` (from a multiple of 32 to one, or
+    /// to the end). `output` holds these columns only, `stride` elements from a row to the next.
+    ///
+    /// Cost: 2 · rows · inputs · columns operations. Panics when a slice is too short.
+    fn apply(
+        &self,
+        tiles: &Tiles,
+        columns: Range<usize>,
+        epilogue: Epilogue,
+        output: &mut [f32],
+        stride: usize,
+    );
+
+    /// Rounds `rows` rows of the input into tiles.
+    fn pack_rows(&self, rows: usize, input: &[f32], tiles: &mut Tiles) {
+        tiles.reset(self.format(), rows, self.inputs());
+        tiles.store(self.inputs(), input);
+    }
 }
 
-/// A strided matrix inside a slice: element `(r, c)` is `data[r * row_stride + c * column_stride]`.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    /// Where the elements lie; the view starts at its first.
-    pub data: &'a [f32],
-    /// Rows.
-    pub rows: usize,
-    /// Columns.
-    pub columns: usize,
-    /// Elements from a row to the next.
-    pub row_stride: usize,
-    /// Elements from a column to the next.
-    pub column_stride: usize,
+/// Weights in panels, with the kernel that reads them.
+struct Panels {
+    kernel: TileKernel,
+    arch: Arch,
+    inputs: usize,
+    outputs: usize,
+    /// Lines of one panel.
+    size: usize,
+    lines: Vec<Line>,
+    /// Padded with zeros to whole panels.
+    bias: Vec<f32>,
 }
 
-impl View<'_> {
-    /// Elements the view reaches into its slice.
-    fn reach(&self) -> usize {
-        if self.rows == 0 || self.columns == 0 {
-            return 0;
+impl Panels {
+    /// Lays `weight[outputs, inputs]` out, each element as `bits` says.
+    fn pack(
+        kernel: TileKernel,
+        format: Format,
+        weight: &[f32],
+        mut bias: Vec<f32>,
+        bits: impl Fn(usize, f32) -> u32,
+    ) -> Self {
+        let outputs = bias.len();
+        assert!(
+            outputs > 0 && weight.len().is_multiple_of(outputs) && !weight.is_empty(),
+            "weight is [outputs, inputs], one bias an output"
+        );
+        let inputs = weight.len() / outputs;
+        let size = inputs.div_ceil(format.per_block()) * PANEL_LINES;
+        let panels = outputs.div_ceil(PANEL_COLUMNS);
+        let mut lines = vec![Line::ZERO; panels * size];
+        let element_bits = 32 / format.per_step();
+        for (output, weights) in weight.chunks_exact(inputs).enumerate() {
+            let (panel, column) = (output / PANEL_COLUMNS, output % PANEL_COLUMNS);
+            let words = lines::words(&mut lines[panel * size..][..size]);
+            for (input, &w) in weights.iter().enumerate() {
+                let (step, part) = (input / format.per_step(), input % format.per_step());
+                let word = &mut words[step * PANEL_COLUMNS + column];
+                *word |= bits(output, w) << (part * element_bits);
+            }
         }
-        (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride + 1
+        bias.resize(panels * PANEL_COLUMNS, 0.0);
+        let arch = Arch::new();
+        Panels {
+            kernel,
+            arch,
+            inputs,
+            outputs,
+            size,
+            lines,
+            bias,
+        }
+    }
+
+    fn resident_bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>() + self.bias.len() * size_of::<f32>()
+    }
+
+    /// Runs over panels and tiles; `finish(row, first column of the panel, sums of the row)` gives
+    /// the row's values before the epilogue.
+    #[inline(always)]
+    fn apply(
+        &self,
+        tiles: &Tiles,
+        columns: Range<usize>,
+        epilogue: Epilogue,
+        output: &mut [f32],
+        stride: usize,
+        finish: impl Fn(usize, usize, &[u32; PANEL_COLUMNS]) -> [f32; PANEL_COLUMNS] + Copy,
+    ) {
+        assert!(
+            columns.start.is_multiple_of(PANEL_COLUMNS) && columns.end <= self.outputs,
+            "columns start with a panel and lie in the layer"
+        );
+        let mut sums = Sums::new();
+        for from in columns.clone().step_by(PANEL_COLUMNS) {
+            let width = PANEL_COLUMNS.min(columns.end - from);
+            let panel = &self.lines[from / PANEL_COLUMNS * self.size..][..self.size];
+            for tile in 0..tiles.count() {
+                let (first, rows, lines) = tiles.tile(tile);
+                self.kernel.run(rows, lines, panel, &mut sums);
+                let output = &mut output[first * stride + from - columns.start..];
+                self.arch.dispatch(
+                    #[inline(always)]
+                    || {
+                        let sums = sums.0[..rows].iter().enumerate();
+                        for ((r, sums), out) in sums.zip(output.chunks_mut(stride)) {
+                            let values = finish(first + r, from, sums);
+                            emit(epilogue, &values, &mut out[..width]);
+                        }
+                    },
+                );
+            }
+        }
     }
 }
 
-/// `output (+)= left · right`, on the calling thread. `output` is row-major with `stride` elements
-/// from a row to the next; with `onto` the product is added, else it replaces.
-///
-/// Panics when the shapes disagree or a view reaches past its slice.
-pub fn multiply(left: View<'_>, right: View<'_>, output: &mut [f32], stride: usize, onto: bool) {
-    let (m, n, k) = (left.rows, right.columns, left.columns);
-    assert_eq!(k, right.rows, "inner dimensions agree");
-    assert!(
-        left.reach() <= left.data.len(),
-        "the left view lies in its slice"
-    );
-    assert!(
-        right.reach() <= right.data.len(),
-        "the right view lies in its slice"
-    );
-    if m == 0 || n == 0 {
-        return;
+/// Writes a row's values by the epilogue.
+#[inline(always)]
+fn emit(epilogue: Epilogue, values: &[f32; PANEL_COLUMNS], out: &mut [f32]) {
+    if let Ok(out) = out.try_into() {
+        return emit_whole(epilogue, values, out);
     }
-    assert!(
-        stride >= n && (m - 1) * stride + n <= output.len(),
-        "the output holds the product"
-    );
-    // SAFETY: the assertions above bound every address `gemm` reads (`left`, `right`, shared
-    // borrows) and writes (`output`, an exclusive borrow, so it overlaps neither); slices are at
-    // most isize::MAX bytes, so the strides fit `isize`.
-    #[allow(unsafe_code)]
-    unsafe {
-        gemm::gemm::<f32>(
-            m,
-            n,
-            k,
-            output.as_mut_ptr(),
-            1,
-            stride as isize,
-            onto,
-            left.data.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.data.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::None,
+    // The last panel of a width that is no multiple of 32.
+    let mut whole = [0.0; PANEL_COLUMNS];
+    whole[..out.len()].copy_from_slice(out);
+    emit_whole(epilogue, values, &mut whole);
+    out.copy_from_slice(&whole[..out.len()]);
+}
+
+#[inline(always)]
+fn emit_whole(epilogue: Epilogue, values: &[f32; PANEL_COLUMNS], out: &mut [f32; PANEL_COLUMNS]) {
+    let apply = out.iter_mut().zip(values);
+    match epilogue {
+        Epilogue::Store => *out = *values,
+        Epilogue::Gelu(Erf::Exact) => apply.for_each(|(o, &y)| *o = math::gelu(y)),
+        Epilogue::Gelu(Erf::Short) => apply.for_each(|(o, &y)| *o = math::gelu_short(y)),
+        Epilogue::Add => apply.for_each(|(o, &y)| *o += y),
+    }
+}
+
+/// The columns of a panel out of a padded row of all columns.
+#[inline(always)]
+fn panel_of(row: &[f32], from: usize) -> &[f32; PANEL_COLUMNS] {
+    row[from..].first_chunk().expect("padded to whole panels")
+}
+
+macro_rules! float_linear {
+    ($(#[$doc:meta])* $name:ident, $format:expr, $bits:expr) => {
+        $(#[$doc])*
+        pub struct $name(Panels);
+
+        impl $name {
+            /// Packs a layer from the checkpoint's layout, `weight[outputs, inputs]` row-major, for
+            /// the best instruction set of this machine.
+            ///
+            /// Panics when the lengths disagree; [`crate::weights`] has checked shapes before.
+            pub fn pack(weight: &[f32], bias: Vec<f32>) -> Self {
+                Self::pack_for(TileKernel::best($format), weight, bias)
+            }
+
+            /// The same for a kernel of one's choice, which must be of this format.
+            pub fn pack_for(kernel: TileKernel, weight: &[f32], bias: Vec<f32>) -> Self {
+                $name(Panels::pack(kernel, $format, weight, bias, |_, w| $bits(w)))
+            }
+        }
+
+        impl PackedLinear for $name {
+            fn format(&self) -> Format {
+                $format
+            }
+
+            fn inputs(&self) -> usize {
+                self.0.inputs
+            }
+
+            fn outputs(&self) -> usize {
+                self.0.outputs
+            }
+
+            fn resident_bytes(&self) -> usize {
+                self.0.resident_bytes()
+            }
+
+            fn apply(
+                &self,
+                tiles: &Tiles,
+                columns: Range<usize>,
+                epilogue: Epilogue,
+                output: &mut [f32],
+                stride: usize,
+            ) {
+                self.0.apply(
+                    tiles,
+                    columns,
+                    epilogue,
+                    output,
+                    stride,
+                    #[inline(always)]
+                    |_, from, sums| {
+                        let bias = panel_of(&self.0.bias, from);
+                        std::array::from_fn(|c| f32::from_bits(sums[c]) + bias[c])
+                    },
+                );
+            }
+        }
+    };
+}
+
+float_linear!(
+    /// Full precision.
+    F32Linear,
+    Format::F32,
+    f32::to_bits
+);
+float_linear!(
+    /// Weights and rows rounded to bf16, sums in f32.
+    Bf16Linear,
+    Format::Bf16,
+    |w| u32::from(math::bf16_bits(w))
+);
+
+/// Weights and rows in eight bits, sums exact.
+pub struct Int8Linear {
+    panels: Panels,
+    /// Of each column; padded with zeros to whole panels.
+    scales: Vec<f32>,
+    /// Each column's scale times the sum of its bytes, for the rows' offsets.
+    sums: Vec<f32>,
+}
+
+impl Int8Linear {
+    /// Packs a layer from the checkpoint's layout, `weight[outputs, inputs]` row-major, for the best
+    /// instruction set of this machine.
+    ///
+    /// Panics when the lengths disagree; [`crate::weights`] has checked shapes before.
+    pub fn pack(weight: &[f32], bias: Vec<f32>) -> Self {
+        Self::pack_for(TileKernel::best(Format::Int8), weight, bias)
+    }
+
+    /// The same for a kernel of one's choice, which must be of this format.
+    pub fn pack_for(kernel: TileKernel, weight: &[f32], bias: Vec<f32>) -> Self {
+        let inputs = weight.len() / bias.len();
+        let padded = bias.len().next_multiple_of(PANEL_COLUMNS);
+        let (mut scales, mut sums) = (vec![0.0; padded], vec![0.0; padded]);
+        let quantize = |w: f32, scale: f32| {
+            if scale > 0.0 {
+                (w / scale).round_ties_even()
+            } else {
+                0.0
+            }
+        };
+        for (output, row) in weight.chunks_exact(inputs).enumerate() {
+            let largest = row.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
+            scales[output] = largest / 127.0;
+            let sum: f32 = row.iter().map(|&w| quantize(w, scales[output])).sum();
+            sums[output] = scales[output] * sum;
+        }
+        let bits = |output: usize, w| u32::from(quantize(w, scales[output]) as i8 as u8);
+        let panels = Panels::pack(kernel, Format::Int8, weight, bias, bits);
+        Int8Linear {
+            panels,
+            scales,
+            sums,
+        }
+    }
+}
+
+impl PackedLinear for Int8Linear {
+    fn format(&self) -> Format {
+        Format::Int8
+    }
+
+    fn inputs(&self) -> usize {
+        self.panels.inputs
+    }
+
+    fn outputs(&self) -> usize {
+        self.panels.outputs
+    }
+
+    fn resident_bytes(&self) -> usize {
+        self.panels.resident_bytes() + 2 * self.scales.len() * size_of::<f32>()
+    }
+
+    fn apply(
+        &self,
+        tiles: &Tiles,
+        columns: Range<usize>,
+        epilogue: Epilogue,
+        output: &mut [f32],
+        stride: usize,
+    ) {
+        let affine = tiles.affine(0);
+        self.panels.apply(
+            tiles,
+            columns,
+            epilogue,
+            output,
+            stride,
+            #[inline(always)]
+            |row, from, sums| {
+                let [scale, offset] = affine[row];
+                let scales = panel_of(&self.scales, from);
+                let totals = panel_of(&self.sums, from);
+                let bias = panel_of(&self.panels.bias, from);
+                std::array::from_fn(|c| {
+                    let constant = offset.mul_add(totals[c], bias[c]);
+                    (sums[c] as i32 as f32).mul_add(scale * scales[c], constant)
+                })
+            },
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,11 +106,14 @@ impl BertConfig {
     }
 }
 
+/// A linear layer in the checkpoint's layout: weight `[outputs, inputs]`, bias.
+pub type Linear = (Vec<f32>, Vec<f32>);
+
 /// One layer's tensors as the checkpoint has them: matrices `[outputs, inputs]`, row-major.
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
     /// Query, key, value, attention output, feed-forward in, feed-forward out: (weight, bias).
-    pub linears: [(Vec<f32>, Vec<f32>); 6],
+    pub linears: [Linear; 6],
     /// LayerNorm after attention and after the feed-forward network: (gain, shift).
     pub norms: [(Vec<f32>, Vec<f32>); 2],
 }

@@ -1,0 +1,97 @@
+//! The encoder's kernels alone: tokens a second on one core, generated weights of MiniLM's shape.
+//!
+//! For work on the kernels; the figures that count come from `embed_cpu`, with real text beside peers.
+//!
+//! ```text
+//! taskset -c 1 cargo bench -p headwater-kernels --bench encoder
+//! ```
+
+use std::time::Instant;
+
+use kernels::linear::Epilogue;
+use kernels::rows::Tiles;
+use kernels::{
+    BertConfig, Bf16Linear, Encoder, F32Linear, Int8Linear, Kernel, PackedLinear, Pooling, Scratch,
+    Weights,
+};
+
+/// FLOP of the linear layers a token, and of attention a token and token, at MiniLM's shape.
+const LINEAR: f64 = 21.23e6;
+const ATTENTION: f64 = 9.2e3;
+
+fn main() {
+    products();
+    let config = br#"{"model_type":"bert","hidden_size":384,"num_hidden_layers":6,
+        "num_attention_heads":12,"intermediate_size":1536,"max_position_embeddings":512,
+        "vocab_size":30522,"type_vocab_size":2,"layer_norm_eps":1e-12}"#;
+    let config = BertConfig::parse(config).expect("a config");
+    let weights = Weights::generate(config, 1);
+    for (kernel, peak) in Kernel::ALL.into_iter().zip([225e9, 455e9, 992e9]) {
+        let encoder = Encoder::with_kernel(weights.clone(), Pooling::Mean, kernel);
+        let mut scratch = Scratch::default();
+        for tokens in [12, 64, 128, 256, 512] {
+            let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 7919 % 30_522).collect();
+            let seconds = fastest(0.4, || drop(encoder.encode(&ids, &mut scratch)));
+            let n = tokens as f64;
+            let share = n * (LINEAR + ATTENTION * n) / peak / seconds;
+            println!(
+                "{:5} {tokens:4} tokens  {:8.3} ms  {:7.0} tokens/s  {:4.1} % of the roofline",
+                kernel.name(),
+                seconds * 1e3,
+                n / seconds,
+                share * 100.0
+            );
+        }
+    }
+}
+
+/// Each linear layer's shape by itself.
+fn products() {
+    for (rows, inputs, outputs) in [
+        (12, 384, 1536),
+        (60, 384, 1536),
+        (60, 1536, 384),
+        (128, 384, 1152),
+    ] {
+        let weight: Vec<f32> = (0..inputs * outputs)
+            .map(|i| (i * 7919 % 1013) as f32 * 1e-3 - 0.5)
+            .collect();
+        let input: Vec<f32> = (0..rows * inputs)
+            .map(|i| (i * 7907 % 1013) as f32 * 1e-3 - 0.5)
+            .collect();
+        let bias = vec![0.0; outputs];
+        let layers: [(Box<dyn PackedLinear>, f64); 3] = [
+            (Box::new(F32Linear::pack(&weight, bias.clone())), 225e9),
+            (Box::new(Bf16Linear::pack(&weight, bias.clone())), 455e9),
+            (Box::new(Int8Linear::pack(&weight, bias)), 992e9),
+        ];
+        for (layer, peak) in layers {
+            let mut tiles = Tiles::default();
+            layer.pack_rows(rows, &input, &mut tiles);
+            let mut output = vec![0.0; rows * outputs];
+            let seconds = fastest(0.1, || {
+                layer.apply(&tiles, 0..outputs, Epilogue::Store, &mut output, outputs)
+            });
+            let flop = 2.0 * (rows * inputs * outputs) as f64;
+            println!(
+                "{rows:3} × {inputs:4} × {outputs:4} {:?}: {:4.0} G/s, {:4.1} % of peak",
+                layer.format(),
+                flop / seconds * 1e-9,
+                flop / seconds / peak * 100.0
+            );
+        }
+    }
+}
+
+/// The median time of one call, calls filling `budget` seconds.
+fn fastest(budget: f64, mut run: impl FnMut()) -> f64 {
+    let mut times = Vec::new();
+    let started = Instant::now();
+    while started.elapsed().as_secs_f64() < budget || times.len() < 5 {
+        let at = Instant::now();
+        run();
+        times.push(at.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}

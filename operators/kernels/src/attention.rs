@@ -18,7 +18,7 @@
 //! weights of nearly zero against zeros in V. A row depends on its text only. Limits: d is
 //! padded to a multiple of 32 by zero columns, at load.
 
-use pulp::Arch;
+use crate::wide::wide;
 
 use crate::lines::{self, Line};
 use crate::math::{bf16_bits, exp2_negative};
@@ -62,7 +62,6 @@ impl AttentionScratch {
 pub struct Attention {
     format: Format,
     kernel: TileKernel,
-    arch: Arch,
     /// Columns of a head, padded to a multiple of 32.
     width: usize,
 }
@@ -74,11 +73,9 @@ impl Attention {
             format != Format::Int8 && width.is_multiple_of(PANEL_COLUMNS),
             "attention runs in f32 or bf16, over whole panels"
         );
-        let arch = Arch::new();
         Attention {
             format,
             kernel,
-            arch,
             width,
         }
     }
@@ -116,7 +113,7 @@ impl Attention {
         let scores = &mut scores[..key_panels];
         queries.reset(self.format, rows, self.width);
         queries.store(3 * self.width, head);
-        self.arch.dispatch(
+        wide(
             #[inline(always)]
             || {
                 let rows = head.chunks_exact(3 * self.width).take(rows);
@@ -164,12 +161,14 @@ impl Attention {
                 .iter_mut()
                 .step_by(PANEL_COLUMNS);
             if self.format == Format::F32 {
-                words.zip(row).for_each(|(word, x)| *word = x.to_bits());
+                for (word, &x) in words.zip(row) {
+                    *word = x.to_bits();
+                }
             } else {
                 let pairs = row.as_chunks::<2>().0;
-                words
-                    .zip(pairs)
-                    .for_each(|(word, &[low, high])| *word = pair(low, high));
+                for (word, &[low, high]) in words.zip(pairs) {
+                    *word = pair(low, high);
+                }
             }
         }
     }
@@ -219,7 +218,7 @@ impl Attention {
         weights: &mut [Line],
     ) -> [f32; TILE_ROWS] {
         let mut inverses = [0.0; TILE_ROWS];
-        self.arch.dispatch(
+        wide(
             #[inline(always)]
             || {
                 let valid = (keys - 1) % PANEL_COLUMNS + 1;
@@ -249,7 +248,9 @@ impl Attention {
                         if self.format == Format::F32 {
                             let (halves, _) = powers.as_chunks::<16>();
                             for (half, place) in halves.iter().zip(&mut places) {
-                                *place = Line(half.map(f32::to_bits));
+                                for (word, &x) in place.0.iter_mut().zip(half) {
+                                    *word = x.to_bits();
+                                }
                             }
                         } else if let Some(place) = places.next() {
                             let halves = lines::halves(std::slice::from_mut(place));

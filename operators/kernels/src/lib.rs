@@ -15,7 +15,7 @@
 //! Invariants: a text goes through all layers with no padding and no threads inside, and a row's bits
 //! never depend on other rows, so a vector never depends on what else is in a batch
 //! (*batch-invariance*, bitwise on one machine). This crate is the only home of `unsafe`; it lies in
-//! [`tile`] (instructions) and [`lines`] (what a cache line may be seen as).
+//! [`tile`] and `wide` (instructions) and [`lines`] (what a cache line may be seen as).
 //! Limits: absolute positions, post-norm, erf GELU (BERT, MiniLM, BGE, E5, GTE v1).
 
 #![deny(unsafe_code)]
@@ -31,6 +31,7 @@ pub mod reference;
 pub mod rows;
 pub mod tile;
 pub mod weights;
+mod wide;
 
 pub use encoder::{Encoder, Pooling, Scratch};
 pub use kernel::{Kernel, UnknownPrecision};

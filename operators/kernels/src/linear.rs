@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 
-use pulp::Arch;
+use crate::wide::wide;
 
 use crate::lines::{self, Line};
 use crate::math;
@@ -77,7 +77,6 @@ pub trait PackedLinear: Send + Sync {
 /// Weights in panels, with the kernel that reads them.
 struct Panels {
     kernel: TileKernel,
-    arch: Arch,
     inputs: usize,
     outputs: usize,
     /// Lines of one panel.
@@ -116,10 +115,8 @@ impl Panels {
             }
         }
         bias.resize(panels * PANEL_COLUMNS, 0.0);
-        let arch = Arch::new();
         Panels {
             kernel,
-            arch,
             inputs,
             outputs,
             size,
@@ -156,7 +153,7 @@ impl Panels {
                 let (first, rows, lines) = tiles.tile(tile);
                 self.kernel.run(rows, lines, panel, &mut sums);
                 let output = &mut output[first * stride + from - columns.start..];
-                self.arch.dispatch(
+                wide(
                     #[inline(always)]
                     || {
                         let sums = sums.0[..rows].iter().enumerate();
@@ -189,9 +186,21 @@ fn emit_whole(epilogue: Epilogue, values: &[f32; PANEL_COLUMNS], out: &mut [f32;
     let apply = out.iter_mut().zip(values);
     match epilogue {
         Epilogue::Store => *out = *values,
-        Epilogue::Gelu(Erf::Exact) => apply.for_each(|(o, &y)| *o = math::gelu(y)),
-        Epilogue::Gelu(Erf::Short) => apply.for_each(|(o, &y)| *o = math::gelu_short(y)),
-        Epilogue::Add => apply.for_each(|(o, &y)| *o += y),
+        Epilogue::Gelu(Erf::Exact) => {
+            for (o, &y) in apply {
+                *o = math::gelu(y);
+            }
+        }
+        Epilogue::Gelu(Erf::Short) => {
+            for (o, &y) in apply {
+                *o = math::gelu_short(y);
+            }
+        }
+        Epilogue::Add => {
+            for (o, &y) in apply {
+                *o += y;
+            }
+        }
     }
 }
 
@@ -255,7 +264,11 @@ macro_rules! float_linear {
                     #[inline(always)]
                     |_, from, sums| {
                         let bias = panel_of(&self.0.bias, from);
-                        std::array::from_fn(|c| f32::from_bits(sums[c]) + bias[c])
+                        let mut values = [0.0; PANEL_COLUMNS];
+                        for c in 0..PANEL_COLUMNS {
+                            values[c] = f32::from_bits(sums[c]) + bias[c];
+                        }
+                        values
                     },
                 );
             }
@@ -360,10 +373,12 @@ impl PackedLinear for Int8Linear {
                 let scales = panel_of(&self.scales, from);
                 let totals = panel_of(&self.sums, from);
                 let bias = panel_of(&self.panels.bias, from);
-                std::array::from_fn(|c| {
+                let mut values = [0.0; PANEL_COLUMNS];
+                for c in 0..PANEL_COLUMNS {
                     let constant = offset.mul_add(totals[c], bias[c]);
-                    (sums[c] as i32 as f32).mul_add(scale * scales[c], constant)
-                })
+                    values[c] = (sums[c] as i32 as f32).mul_add(scale * scales[c], constant);
+                }
+                values
             },
         );
     }

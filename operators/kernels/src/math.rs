@@ -1,13 +1,13 @@
 //! Element-wise kernels: 2ˣ, GELU, rounding to bf16, LayerNorm, L2 norm.
 //!
 //! The idea: plain loops over lanes without branches or calls, compiled once per instruction set
-//! by `pulp`'s run-time dispatch (AVX-512, AVX2, NEON, scalar) and vectorised by the compiler.
+//! (`wide`) and vectorised by the compiler.
 //! Sums run over `LANES` partial sums in a fixed order, so a result depends on its own row only.
 //!
 //! Errors, tested against f64: exp2 3e-7 relative, erf 4e-7, both below what one f32 rounding of
 //! their argument costs in a network; the short GELU of bf16 and int8 1e-4.
 
-use pulp::Arch;
+use crate::wide::wide;
 
 /// Partial sums of a reduction: one AVX-512 register of f32.
 const LANES: usize = 16;
@@ -116,7 +116,7 @@ fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 pub fn layer_norm(values: &mut [f32], gain: &[f32], shift: &[f32], epsilon: f32) {
     let width = gain.len();
     let shift = &shift[..width];
-    Arch::new().dispatch(
+    wide(
         #[inline(always)]
         || {
             for row in values.chunks_exact_mut(width) {

@@ -14,7 +14,7 @@
 //! Invariants: whole lines are written, so what lay there before never shows; places without a row
 //! are never read.
 
-use pulp::Arch;
+use crate::wide::wide;
 
 use crate::lines::{self, Line};
 use crate::math::bf16_bits;
@@ -96,7 +96,7 @@ impl Tiles {
             values.len() + stride >= self.rows * stride + width && width <= stride,
             "all rows of the batch"
         );
-        Arch::new().dispatch(
+        wide(
             #[inline(always)]
             || {
                 for (row, values) in values.chunks(stride).take(self.rows).enumerate() {
@@ -133,7 +133,9 @@ fn store_f32<'a>(places: impl Iterator<Item = &'a mut Line>, values: &[f32]) {
     let (whole, rest) = values.as_chunks::<16>();
     let last = padded(rest);
     for (place, chunk) in places.zip(whole.iter().chain(last.as_slice())) {
-        *place = Line(chunk.map(f32::to_bits));
+        for (word, &x) in place.0.iter_mut().zip(chunk) {
+            *word = x.to_bits();
+        }
     }
 }
 

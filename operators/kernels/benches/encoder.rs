@@ -3,7 +3,7 @@
 //! For work on the kernels; the figures that count come from `embed_cpu`, with real text beside peers.
 //!
 //! ```text
-//! taskset -c 1 cargo bench -p headwater-kernels --bench encoder
+//! taskset -c 1 cargo bench -p headwater-kernels --bench encoder -- int8   # or f32, bf16, products
 //! ```
 
 use std::time::Instant;
@@ -20,13 +20,23 @@ const LINEAR: f64 = 21.23e6;
 const ATTENTION: f64 = 9.2e3;
 
 fn main() {
-    products();
+    let only: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    let is_wanted = |what: &str| only.is_empty() || only.iter().any(|arg| arg == what);
+    if is_wanted("products") {
+        products();
+    }
     let config = br#"{"model_type":"bert","hidden_size":384,"num_hidden_layers":6,
         "num_attention_heads":12,"intermediate_size":1536,"max_position_embeddings":512,
         "vocab_size":30522,"type_vocab_size":2,"layer_norm_eps":1e-12}"#;
     let config = BertConfig::parse(config).expect("a config");
     let weights = Weights::generate(config, 1);
     for (kernel, peak) in Kernel::ALL.into_iter().zip([225e9, 455e9, 992e9]) {
+        if !is_wanted(kernel.name()) {
+            continue;
+        }
         let encoder = Encoder::with_kernel(weights.clone(), Pooling::Mean, kernel);
         let mut scratch = Scratch::default();
         for tokens in [12, 64, 128, 256, 512] {

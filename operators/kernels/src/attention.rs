@@ -18,10 +18,10 @@
 //! weights of nearly zero against zeros in V. A row depends on its text only. Limits: d is
 //! padded to a multiple of 32 by zero columns, at load.
 
-use crate::wide::wide;
+use crate::wide::{Body, LANES, Wide, wide};
 
 use crate::lines::{self, Line};
-use crate::math::{bf16_bits, exp2_negative};
+use crate::math::{self, bf16_bits};
 use crate::rows::Tiles;
 use crate::tile::{Format, PANEL_COLUMNS, PANEL_LINES, Sums, TILE_ROWS, TileKernel};
 
@@ -104,70 +104,89 @@ impl Attention {
         let key_panels = rows.div_ceil(PANEL_COLUMNS);
         let key_size = self.width / per_block * PANEL_LINES;
         let value_size = key_panels * PANEL_COLUMNS / per_block * PANEL_LINES;
-        let keys = lines::sized(keys, key_panels * key_size);
-        let values = lines::sized(values, self.width / PANEL_COLUMNS * value_size);
-        let weights = lines::sized(weights, key_panels * PANEL_COLUMNS / per_block * TILE_ROWS);
         if scores.len() < key_panels {
             scores.resize_with(key_panels, Sums::new);
         }
-        let scores = &mut scores[..key_panels];
         queries.reset(self.format, rows, self.width);
         queries.store(3 * self.width, head);
-        wide(
-            #[inline(always)]
-            || {
-                let rows = head.chunks_exact(3 * self.width).take(rows);
-                self.pack_keys(
-                    rows.clone().map(|row| &row[self.width..][..self.width]),
-                    keys,
-                    key_size,
-                );
-                self.pack_values(rows.map(|row| &row[2 * self.width..]), values, value_size);
-            },
-        );
-        for tile in 0..queries.count() {
-            let (first, rows_here, lines) = queries.tile(tile);
-            for (panel, sums) in keys.chunks_exact(key_size).zip(scores.iter_mut()) {
-                self.kernel.run(rows_here, lines, panel, sums);
+        let weight_lines = key_panels * PANEL_COLUMNS / per_block * TILE_ROWS;
+        wide(Attend {
+            attention: *self,
+            rows,
+            head,
+            queries,
+            keys: lines::sized(keys, key_panels * key_size),
+            key_size,
+            values: lines::sized(values, self.width / PANEL_COLUMNS * value_size),
+            value_size,
+            scores: &mut scores[..key_panels],
+            weights: lines::sized(weights, weight_lines),
+            context,
+            columns,
+            stride,
+        });
+    }
+}
+
+/// [`Attention::attend`], in wide vectors.
+struct Attend<'a> {
+    attention: Attention,
+    rows: usize,
+    head: &'a [f32],
+    queries: &'a Tiles,
+    keys: &'a mut [Line],
+    /// Lines of a panel of keys.
+    key_size: usize,
+    values: &'a mut [Line],
+    /// Lines of a panel of values.
+    value_size: usize,
+    scores: &'a mut [Sums],
+    weights: &'a mut [Line],
+    context: &'a mut [f32],
+    columns: usize,
+    stride: usize,
+}
+
+impl Body for Attend<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<W: Wide>(mut self, w: W) {
+        self.pack_keys(w);
+        self.pack_values(w);
+        for tile in 0..self.queries.count() {
+            let (first, rows, lines) = self.queries.tile(tile);
+            let panels = self.keys.chunks_exact(self.key_size);
+            for (panel, sums) in panels.zip(self.scores.iter_mut()) {
+                self.attention.kernel.run(rows, lines, panel, sums);
             }
-            let inverses = self.softmax(rows, rows_here, scores, weights);
-            let mut sums = Sums::new();
-            for (p, panel) in values.chunks_exact(value_size).enumerate() {
-                let from = p * PANEL_COLUMNS;
-                let wanted = PANEL_COLUMNS.min(columns.saturating_sub(from));
-                self.kernel.run(rows_here, weights, panel, &mut sums);
-                let outs = context[first * stride + from.min(columns)..].chunks_mut(stride);
-                for ((sums, inverse), out) in sums.0[..rows_here].iter().zip(inverses).zip(outs) {
-                    for (out, &sum) in out[..wanted].iter_mut().zip(sums) {
-                        *out = f32::from_bits(sum) * inverse;
-                    }
-                }
+            let mut inverses = [0.0; TILE_ROWS];
+            for (row, inverse) in inverses[..rows].iter_mut().enumerate() {
+                *inverse = self.softmax(w, row);
             }
+            self.mix(w, first, &inverses[..rows]);
         }
     }
+}
 
+impl Attend<'_> {
     /// Panels of keys: step = element(s) of the depth, column = key.
     #[inline(always)]
-    fn pack_keys<'a>(
-        &self,
-        rows: impl Iterator<Item = &'a [f32]>,
-        lines: &mut [Line],
-        size: usize,
-    ) {
+    fn pack_keys<W: Wide>(&mut self, _: W) {
+        let width = self.attention.width;
+        let rows = self.head.chunks_exact(3 * width).take(self.rows);
         for (key, row) in rows.enumerate() {
-            let panel = &mut lines[key / PANEL_COLUMNS * size..][..size];
-            let column = key % PANEL_COLUMNS;
-            let words = lines::words(panel)[column..]
-                .iter_mut()
-                .step_by(PANEL_COLUMNS);
-            if self.format == Format::F32 {
+            let row = &row[width..][..width];
+            let panel = &mut self.keys[key / PANEL_COLUMNS * self.key_size..][..self.key_size];
+            let words = lines::words(panel)[key % PANEL_COLUMNS..].iter_mut();
+            let words = words.step_by(PANEL_COLUMNS);
+            if self.attention.format == Format::F32 {
                 for (word, &x) in words.zip(row) {
                     *word = x.to_bits();
                 }
             } else {
-                let pairs = row.as_chunks::<2>().0;
-                for (word, &[low, high]) in words.zip(pairs) {
-                    *word = pair(low, high);
+                for (word, &[low, high]) in words.zip(row.as_chunks::<2>().0) {
+                    *word = u32::from(bf16_bits(low)) | u32::from(bf16_bits(high)) << 16;
                 }
             }
         }
@@ -175,113 +194,85 @@ impl Attention {
 
     /// Panels of values: step = key(s), column = element. Keys that are none are zeros.
     #[inline(always)]
-    fn pack_values<'a>(
-        &self,
-        mut rows: impl Iterator<Item = &'a [f32]>,
-        lines: &mut [Line],
-        size: usize,
-    ) {
-        const NONE: [f32; PANEL_COLUMNS] = [0.0; PANEL_COLUMNS];
-        let steps = size * 16 / PANEL_COLUMNS;
-        for step in 0..steps {
+    fn pack_values<W: Wide>(&mut self, w: W) {
+        const NONE: [f32; LANES] = [0.0; LANES];
+        let width = self.attention.width;
+        let mut rows = self.head.chunks_exact(3 * width).take(self.rows);
+        for step in 0..self.value_size * LANES / PANEL_COLUMNS {
             let low = rows.next();
-            let high = if self.format == Format::F32 {
-                None
-            } else {
-                rows.next()
+            let high = match self.attention.format {
+                Format::F32 => None,
+                _ => rows.next(),
             };
-            for p in 0..self.width / PANEL_COLUMNS {
-                let part = |row: Option<&'a [f32]>| {
-                    row.map_or(&NONE, |row| {
-                        row[p * PANEL_COLUMNS..].first_chunk().expect("padded")
-                    })
+            for half in 0..width / LANES {
+                let lanes = |row: Option<&[f32]>| {
+                    let of = |row: &[f32]| w.load(&row[2 * width..].as_chunks().0[half]);
+                    row.map_or(w.load(&NONE), of)
                 };
-                let (low, high) = (part(low), part(high));
-                let words = lines::words(&mut lines[p * size + step * 2..][..2]);
-                for ((word, &low), &high) in words.iter_mut().zip(low).zip(high) {
-                    *word = if self.format == Format::F32 {
-                        low.to_bits()
-                    } else {
-                        pair(low, high)
-                    };
+                let (low, high) = (lanes(low), lanes(high));
+                let line = &mut self.values[half / 2 * self.value_size + step * 2 + half % 2];
+                match self.attention.format {
+                    Format::F32 => w.store_line(low, line),
+                    _ => w.store_bf16_pairs(low, high, &mut line.0),
                 }
             }
         }
     }
 
-    /// 2^(x − max) of each row, rounded into the tile `weights`; one over each row's sum.
-    fn softmax(
-        &self,
-        keys: usize,
-        rows: usize,
-        scores: &mut [Sums],
-        weights: &mut [Line],
-    ) -> [f32; TILE_ROWS] {
-        let mut inverses = [0.0; TILE_ROWS];
-        wide(
-            #[inline(always)]
-            || {
-                let valid = (keys - 1) % PANEL_COLUMNS + 1;
-                for (row, inverse) in inverses[..rows].iter_mut().enumerate() {
-                    if let Some(last) = scores.last_mut() {
-                        last.0[row][valid..].fill(f32::NEG_INFINITY.to_bits());
-                    }
-                    let mut lanes = [f32::NEG_INFINITY; PANEL_COLUMNS];
-                    for sums in scores.iter() {
-                        for (lane, &x) in lanes.iter_mut().zip(&sums.0[row]) {
-                            let x = f32::from_bits(x);
-                            *lane = if x > *lane { x } else { *lane };
-                        }
-                    }
-                    let max = folded(lanes, |a, b| if a > b { a } else { b });
-                    let mut lanes = [0.0; PANEL_COLUMNS];
-                    let places = weights[row..].iter_mut().step_by(TILE_ROWS);
-                    let mut places = places.into_iter();
-                    for sums in scores.iter() {
-                        let mut powers = [0.0; PANEL_COLUMNS];
-                        for ((power, lane), &x) in
-                            powers.iter_mut().zip(&mut lanes).zip(&sums.0[row])
-                        {
-                            *power = exp2_negative(f32::from_bits(x) - max);
-                            *lane += *power;
-                        }
-                        if self.format == Format::F32 {
-                            let (halves, _) = powers.as_chunks::<16>();
-                            for (half, place) in halves.iter().zip(&mut places) {
-                                for (word, &x) in place.0.iter_mut().zip(half) {
-                                    *word = x.to_bits();
-                                }
-                            }
-                        } else if let Some(place) = places.next() {
-                            let halves = lines::halves(std::slice::from_mut(place));
-                            for (half, &power) in halves.iter_mut().zip(&powers) {
-                                *half = bf16_bits(power);
-                            }
-                        }
-                    }
-                    *inverse = folded(lanes, |a, b| a + b).recip();
-                }
-            },
-        );
-        inverses
-    }
-}
-
-/// Two bf16 in a word.
-#[inline(always)]
-fn pair(low: f32, high: f32) -> u32 {
-    u32::from(bf16_bits(low)) | u32::from(bf16_bits(high)) << 16
-}
-
-/// Folds lanes by halves, in a fixed order.
-#[inline(always)]
-fn folded(mut lanes: [f32; PANEL_COLUMNS], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = PANEL_COLUMNS / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = f(lanes[i], lanes[i + width]);
+    /// 2^(x − max) of a row of the tile, rounded into `weights`; one over the row's sum.
+    #[inline(always)]
+    fn softmax<W: Wide>(&mut self, w: W, row: usize) -> f32 {
+        let valid = (self.rows - 1) % PANEL_COLUMNS + 1;
+        if let Some(last) = self.scores.last_mut() {
+            last.0[row][valid..].fill(f32::NEG_INFINITY.to_bits());
         }
-        width /= 2;
+        let mut max = [w.splat(f32::NEG_INFINITY); 2];
+        for sums in self.scores.iter() {
+            for (max, sums) in max.iter_mut().zip(sums.0[row].as_chunks().0) {
+                *max = w.max(w.load_bits(sums), *max);
+            }
+        }
+        let max = w.fold(w.max(max[0], max[1]), |a, b| if a > b { a } else { b });
+        let max = w.splat(max);
+        let mut total = [w.splat(0.0); 2];
+        for (panel, sums) in self.scores.iter().enumerate() {
+            for (half, sums) in sums.0[row].as_chunks().0.iter().enumerate() {
+                let power = math::exp2_negative(w, w.sub(w.load_bits(sums), max));
+                total[half] = w.add(total[half], power);
+                match self.attention.format {
+                    Format::F32 => {
+                        let block = 2 * panel + half;
+                        w.store_line(power, &mut self.weights[block * TILE_ROWS + row]);
+                    }
+                    _ => {
+                        let line = &mut self.weights[panel * TILE_ROWS + row];
+                        let halves = lines::halves(std::slice::from_mut(line));
+                        w.store_bf16(power, &mut halves.as_chunks_mut().0[half]);
+                    }
+                }
+            }
+        }
+        w.sum(w.add(total[0], total[1])).recip()
     }
-    lanes[0]
+
+    /// The rows of the context: weights · values, each row times its factor.
+    #[inline(always)]
+    fn mix<W: Wide>(&mut self, w: W, first: usize, factors: &[f32]) {
+        let mut sums = Sums::new();
+        for (p, panel) in self.values.chunks_exact(self.value_size).enumerate() {
+            let from = p * PANEL_COLUMNS;
+            let wanted = PANEL_COLUMNS.min(self.columns - from.min(self.columns));
+            let kernel = self.attention.kernel;
+            kernel.run(factors.len(), self.weights, panel, &mut sums);
+            for (row, (sums, &factor)) in sums.0.iter().zip(factors).enumerate() {
+                let mut values = [0.0; PANEL_COLUMNS];
+                let halves = values.as_chunks_mut().0.iter_mut();
+                for (to, sums) in halves.zip(sums.as_chunks().0) {
+                    w.store(w.mul(w.load_bits(sums), w.splat(factor)), to);
+                }
+                let out = &mut self.context[(first + row) * self.stride + from..][..wanted];
+                out.copy_from_slice(&values[..wanted]);
+            }
+        }
+    }
 }

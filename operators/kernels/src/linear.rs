@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 
-use crate::wide::wide;
+use crate::wide::{Body, LANES, Wide, wide};
 
 use crate::lines::{self, Line};
 use crate::math;
@@ -129,85 +129,144 @@ impl Panels {
         self.lines.len() * size_of::<Line>() + self.bias.len() * size_of::<f32>()
     }
 
-    /// Runs over panels and tiles; `finish(row, first column of the panel, sums of the row)` gives
-    /// the row's values before the epilogue.
-    #[inline(always)]
-    fn apply(
+    /// Runs over panels and tiles; `finish` gives values before the epilogue.
+    fn apply<F: Finish>(
         &self,
         tiles: &Tiles,
         columns: Range<usize>,
         epilogue: Epilogue,
         output: &mut [f32],
         stride: usize,
-        finish: impl Fn(usize, usize, &[u32; PANEL_COLUMNS]) -> [f32; PANEL_COLUMNS] + Copy,
+        finish: F,
     ) {
         assert!(
             columns.start.is_multiple_of(PANEL_COLUMNS) && columns.end <= self.outputs,
             "columns start with a panel and lie in the layer"
         );
+        wide(Apply {
+            panels: self,
+            tiles,
+            columns,
+            epilogue,
+            output,
+            stride,
+            finish,
+        });
+    }
+}
+
+/// Turns sums into values: scales and bias.
+trait Finish: Copy {
+    /// Sixteen columns from `column` of a row of the batch.
+    fn values<W: Wide>(self, w: W, row: usize, column: usize, sums: &[u32; LANES]) -> W::V;
+}
+
+/// [`Panels::apply`], in wide vectors.
+struct Apply<'a, F> {
+    panels: &'a Panels,
+    tiles: &'a Tiles,
+    columns: Range<usize>,
+    epilogue: Epilogue,
+    output: &'a mut [f32],
+    stride: usize,
+    finish: F,
+}
+
+impl<F: Finish> Body for Apply<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<W: Wide>(self, w: W) {
+        let Apply {
+            panels,
+            tiles,
+            columns,
+            ..
+        } = self;
         let mut sums = Sums::new();
         for from in columns.clone().step_by(PANEL_COLUMNS) {
             let width = PANEL_COLUMNS.min(columns.end - from);
-            let panel = &self.lines[from / PANEL_COLUMNS * self.size..][..self.size];
+            let panel = &panels.lines[from / PANEL_COLUMNS * panels.size..][..panels.size];
             for tile in 0..tiles.count() {
                 let (first, rows, lines) = tiles.tile(tile);
-                self.kernel.run(rows, lines, panel, &mut sums);
-                let output = &mut output[first * stride + from - columns.start..];
-                wide(
-                    #[inline(always)]
-                    || {
-                        let sums = sums.0[..rows].iter().enumerate();
-                        for ((r, sums), out) in sums.zip(output.chunks_mut(stride)) {
-                            let values = finish(first + r, from, sums);
-                            emit(epilogue, &values, &mut out[..width]);
-                        }
-                    },
-                );
+                panels.kernel.run(rows, lines, panel, &mut sums);
+                let output = &mut self.output[first * self.stride + from - columns.start..];
+                let rows = sums.0[..rows].iter().zip(output.chunks_mut(self.stride));
+                for (r, (sums, out)) in rows.enumerate() {
+                    let out = &mut out[..width];
+                    for (half, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
+                        let values = self.finish.values(w, first + r, from + half * LANES, sums);
+                        emit(w, self.epilogue, values, out, half * LANES);
+                    }
+                }
             }
         }
     }
 }
 
-/// Writes a row's values by the epilogue.
+/// Writes values by the epilogue to `out[at..]`, as many as there is room for.
 #[inline(always)]
-fn emit(epilogue: Epilogue, values: &[f32; PANEL_COLUMNS], out: &mut [f32]) {
-    if let Ok(out) = out.try_into() {
-        return emit_whole(epilogue, values, out);
+fn emit<W: Wide>(w: W, epilogue: Epilogue, values: W::V, out: &mut [f32], at: usize) {
+    let from = at.min(out.len());
+    let out = &mut out[from..];
+    if let Some(out) = out.first_chunk_mut::<LANES>() {
+        return emit_whole(w, epilogue, values, out);
     }
     // The last panel of a width that is no multiple of 32.
-    let mut whole = [0.0; PANEL_COLUMNS];
+    let mut whole = [0.0; LANES];
     whole[..out.len()].copy_from_slice(out);
-    emit_whole(epilogue, values, &mut whole);
+    emit_whole(w, epilogue, values, &mut whole);
     out.copy_from_slice(&whole[..out.len()]);
 }
 
 #[inline(always)]
-fn emit_whole(epilogue: Epilogue, values: &[f32; PANEL_COLUMNS], out: &mut [f32; PANEL_COLUMNS]) {
-    let apply = out.iter_mut().zip(values);
-    match epilogue {
-        Epilogue::Store => *out = *values,
-        Epilogue::Gelu(Erf::Exact) => {
-            for (o, &y) in apply {
-                *o = math::gelu(y);
-            }
-        }
-        Epilogue::Gelu(Erf::Short) => {
-            for (o, &y) in apply {
-                *o = math::gelu_short(y);
-            }
-        }
-        Epilogue::Add => {
-            for (o, &y) in apply {
-                *o += y;
-            }
-        }
+fn emit_whole<W: Wide>(w: W, epilogue: Epilogue, values: W::V, out: &mut [f32; LANES]) {
+    let values = match epilogue {
+        Epilogue::Store => values,
+        Epilogue::Gelu(Erf::Exact) => math::gelu(w, values),
+        Epilogue::Gelu(Erf::Short) => math::gelu_short(w, values),
+        Epilogue::Add => w.add(w.load(out), values),
+    };
+    w.store(values, out);
+}
+
+/// Adds the bias.
+#[derive(Clone, Copy)]
+struct Float<'a> {
+    bias: &'a [f32],
+}
+
+impl Finish for Float<'_> {
+    #[inline(always)]
+    fn values<W: Wide>(self, w: W, _: usize, column: usize, sums: &[u32; LANES]) -> W::V {
+        w.add(w.load_bits(sums), w.load(lanes_of(self.bias, column)))
     }
 }
 
-/// The columns of a panel out of a padded row of all columns.
+/// Scales by row and column, adds the row's offset times the column's weights, and the bias.
+#[derive(Clone, Copy)]
+struct Scaled<'a> {
+    rows: &'a [[f32; 2]],
+    scales: &'a [f32],
+    sums: &'a [f32],
+    bias: &'a [f32],
+}
+
+impl Finish for Scaled<'_> {
+    #[inline(always)]
+    fn values<W: Wide>(self, w: W, row: usize, column: usize, sums: &[u32; LANES]) -> W::V {
+        let [scale, offset] = self.rows[row].map(|x| w.splat(x));
+        let of_weights = w.load(lanes_of(self.sums, column));
+        let constant = w.fma(offset, of_weights, w.load(lanes_of(self.bias, column)));
+        let scale = w.mul(scale, w.load(lanes_of(self.scales, column)));
+        w.fma(w.load_integers(sums), scale, constant)
+    }
+}
+
+/// Sixteen columns out of a row that is padded to whole panels.
 #[inline(always)]
-fn panel_of(row: &[f32], from: usize) -> &[f32; PANEL_COLUMNS] {
-    row[from..].first_chunk().expect("padded to whole panels")
+fn lanes_of(row: &[f32], column: usize) -> &[f32; LANES] {
+    row[column..].first_chunk().expect("padded to whole panels")
 }
 
 macro_rules! float_linear {
@@ -255,22 +314,8 @@ macro_rules! float_linear {
                 output: &mut [f32],
                 stride: usize,
             ) {
-                self.0.apply(
-                    tiles,
-                    columns,
-                    epilogue,
-                    output,
-                    stride,
-                    #[inline(always)]
-                    |_, from, sums| {
-                        let bias = panel_of(&self.0.bias, from);
-                        let mut values = [0.0; PANEL_COLUMNS];
-                        for c in 0..PANEL_COLUMNS {
-                            values[c] = f32::from_bits(sums[c]) + bias[c];
-                        }
-                        values
-                    },
-                );
+                let finish = Float { bias: &self.0.bias };
+                self.0.apply(tiles, columns, epilogue, output, stride, finish);
             }
         }
     };
@@ -314,7 +359,8 @@ impl Int8Linear {
         let (mut scales, mut sums) = (vec![0.0; padded], vec![0.0; padded]);
         let quantize = |w: f32, scale: f32| {
             if scale > 0.0 {
-                (w / scale).round_ties_even()
+                // Rounded by adding 1.5·2²³: no library call.
+                (w / scale + 12_582_912.0) - 12_582_912.0
             } else {
                 0.0
             }
@@ -360,27 +406,14 @@ impl PackedLinear for Int8Linear {
         output: &mut [f32],
         stride: usize,
     ) {
-        let affine = tiles.affine(0);
-        self.panels.apply(
-            tiles,
-            columns,
-            epilogue,
-            output,
-            stride,
-            #[inline(always)]
-            |row, from, sums| {
-                let [scale, offset] = affine[row];
-                let scales = panel_of(&self.scales, from);
-                let totals = panel_of(&self.sums, from);
-                let bias = panel_of(&self.panels.bias, from);
-                let mut values = [0.0; PANEL_COLUMNS];
-                for c in 0..PANEL_COLUMNS {
-                    let constant = offset.mul_add(totals[c], bias[c]);
-                    values[c] = (sums[c] as i32 as f32).mul_add(scale * scales[c], constant);
-                }
-                values
-            },
-        );
+        let finish = Scaled {
+            rows: tiles.affine(0),
+            scales: &self.scales,
+            sums: &self.sums,
+            bias: &self.panels.bias,
+        };
+        self.panels
+            .apply(tiles, columns, epilogue, output, stride, finish);
     }
 }
 

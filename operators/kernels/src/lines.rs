@@ -33,6 +33,11 @@ pub fn halves(lines: &mut [Line]) -> &mut [u16] {
     bytemuck::cast_slice_mut(lines)
 }
 
+/// A line as sixteen f32.
+pub fn floats(line: &mut Line) -> &mut [f32; 16] {
+    bytemuck::cast_mut(&mut line.0)
+}
+
 /// The words of some lines.
 pub fn words(lines: &mut [Line]) -> &mut [u32] {
     bytemuck::cast_slice_mut(lines)

@@ -14,10 +14,9 @@
 //! Invariants: whole lines are written, so what lay there before never shows; places without a row
 //! are never read.
 
-use crate::wide::wide;
+use crate::wide::{Body, LANES, Wide, wide};
 
 use crate::lines::{self, Line};
-use crate::math::bf16_bits;
 use crate::tile::{Format, TILE_ROWS};
 
 /// Rounds are half to even: adding 1.5·2²³ leaves the integer in the low bits of the mantissa.
@@ -96,23 +95,11 @@ impl Tiles {
             values.len() + stride >= self.rows * stride + width && width <= stride,
             "all rows of the batch"
         );
-        wide(
-            #[inline(always)]
-            || {
-                for (row, values) in values.chunks(stride).take(self.rows).enumerate() {
-                    let values = &values[..width];
-                    let (tile, place) = (row / self.tile_rows, row % self.tile_rows);
-                    let size = self.blocks * TILE_ROWS;
-                    let lines = &mut self.lines[tile * size..][..size];
-                    let places = lines[place..].iter_mut().step_by(TILE_ROWS);
-                    match self.format {
-                        Format::F32 => store_f32(places, values),
-                        Format::Bf16 => store_bf16(places, values),
-                        Format::Int8 => self.affine[row] = store_int8(places, values),
-                    }
-                }
-            },
-        );
+        wide(Store {
+            tiles: self,
+            stride,
+            values,
+        });
     }
 
     /// Fills all memory with bits that are NaN in every format, for tests.
@@ -128,83 +115,106 @@ impl Tiles {
     }
 }
 
-#[inline(always)]
-fn store_f32<'a>(places: impl Iterator<Item = &'a mut Line>, values: &[f32]) {
-    let (whole, rest) = values.as_chunks::<16>();
-    let last = padded(rest);
-    for (place, chunk) in places.zip(whole.iter().chain(last.as_slice())) {
-        for (word, &x) in place.0.iter_mut().zip(chunk) {
-            *word = x.to_bits();
+/// [`Tiles::store`], in wide vectors.
+struct Store<'a> {
+    tiles: &'a mut Tiles,
+    stride: usize,
+    values: &'a [f32],
+}
+
+impl Body for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<W: Wide>(self, w: W) {
+        let tiles = self.tiles;
+        let size = tiles.blocks * TILE_ROWS;
+        let rows = self.values.chunks(self.stride).take(tiles.rows);
+        for (row, values) in rows.enumerate() {
+            let values = &values[..tiles.width];
+            let (tile, place) = (row / tiles.tile_rows, row % tiles.tile_rows);
+            let lines = &mut tiles.lines[tile * size..][..size];
+            match tiles.format {
+                Format::F32 => store_row::<W, 16, 1>(w, lines, place, values, Round::F32),
+                Format::Bf16 => store_row::<W, 32, 2>(w, lines, place, values, Round::Bf16),
+                Format::Int8 => {
+                    let (low, high) = range(w, values);
+                    let scale = (high - low) / LEVELS;
+                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                    // An integer, so that zero is a byte of its own.
+                    let zero = (ROUND - low * inverse) - ROUND;
+                    tiles.affine[row] = [scale, -zero * scale];
+                    let round = Round::Int8(inverse, ROUND + zero);
+                    store_row::<W, 64, 4>(w, lines, place, values, round);
+                }
+            }
         }
     }
 }
 
+/// How lanes become a part of a line.
+#[derive(Clone, Copy)]
+enum Round {
+    F32,
+    Bf16,
+    /// The low byte of x · factor + shift.
+    Int8(f32, f32),
+}
+
+/// Writes a row's blocks of `N` elements, `PARTS` vectors each, zeros behind the row's end.
 #[inline(always)]
-fn store_bf16<'a>(places: impl Iterator<Item = &'a mut Line>, values: &[f32]) {
-    let (whole, rest) = values.as_chunks::<32>();
-    let last = padded(rest);
-    for (place, chunk) in places.zip(whole.iter().chain(last.as_slice())) {
-        let halves = lines::halves(std::slice::from_mut(place));
-        for (half, &x) in halves.iter_mut().zip(chunk) {
-            *half = bf16_bits(x);
-        }
+fn store_row<W: Wide, const N: usize, const PARTS: usize>(
+    w: W,
+    lines: &mut [Line],
+    place: usize,
+    values: &[f32],
+    round: Round,
+) {
+    let (whole, rest) = values.as_chunks::<N>();
+    for (block, values) in whole.iter().enumerate() {
+        store_block::<W, PARTS>(w, &mut lines[block * TILE_ROWS + place], values, round);
+    }
+    if !rest.is_empty() {
+        let mut padded = [0.0; N];
+        padded[..rest.len()].copy_from_slice(rest);
+        let line = &mut lines[whole.len() * TILE_ROWS + place];
+        store_block::<W, PARTS>(w, line, &padded, round);
     }
 }
 
-/// Returns (scale, offset).
 #[inline(always)]
-fn store_int8<'a>(places: impl Iterator<Item = &'a mut Line>, values: &[f32]) -> [f32; 2] {
-    let (low, high) = range(values);
-    let scale = (high - low) / LEVELS;
-    let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
-    // An integer, so that zero is a byte of its own.
-    let zero = (-low * inverse).round_ties_even();
-    let (whole, rest) = values.as_chunks::<64>();
-    let last = padded(rest);
-    for (place, chunk) in places.zip(whole.iter().chain(last.as_slice())) {
-        let bytes = lines::bytes(std::slice::from_mut(place));
-        for (byte, &x) in bytes.iter_mut().zip(chunk) {
-            *byte = x.mul_add(inverse, ROUND + zero).to_bits() as u8;
+fn store_block<W: Wide, const PARTS: usize>(w: W, line: &mut Line, values: &[f32], round: Round) {
+    let line = std::slice::from_mut(line);
+    let (parts, _) = values.as_chunks::<LANES>();
+    for part in 0..PARTS {
+        let v = w.load(&parts[part]);
+        match round {
+            Round::F32 => w.store_line(v, &mut line[0]),
+            Round::Bf16 => w.store_bf16(v, &mut lines::halves(line).as_chunks_mut().0[part]),
+            Round::Int8(factor, shift) => {
+                let v = w.fma(v, w.splat(factor), w.splat(shift));
+                w.store_low_bytes(v, &mut lines::bytes(line).as_chunks_mut().0[part]);
+            }
         }
     }
-    [scale, -zero * scale]
 }
 
 /// The smallest and the largest value, zero among them.
 #[inline(always)]
-fn range(values: &[f32]) -> (f32, f32) {
-    let (mut low, mut high) = ([0.0_f32; 32], [0.0_f32; 32]);
-    let (whole, rest) = values.as_chunks::<32>();
-    let last = padded(rest);
-    for chunk in whole.iter().chain(last.as_slice()) {
-        for lane in 0..32 {
-            low[lane] = if chunk[lane] < low[lane] {
-                chunk[lane]
-            } else {
-                low[lane]
-            };
-            high[lane] = if chunk[lane] > high[lane] {
-                chunk[lane]
-            } else {
-                high[lane]
-            };
-        }
+fn range<W: Wide>(w: W, values: &[f32]) -> (f32, f32) {
+    let (mut low, mut high) = (w.splat(0.0), w.splat(0.0));
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        let v = w.load(chunk);
+        (low, high) = (w.min(v, low), w.max(v, high));
     }
-    let pick = |a: f32, b: f32, is_better: bool| if is_better { b } else { a };
-    (
-        low.iter().fold(0.0, |a, &b| pick(a, b, b < a)),
-        high.iter().fold(0.0, |a, &b| pick(a, b, b > a)),
-    )
-}
-
-/// The rest of a row as a block of its own, zeros behind; nothing when there is no rest.
-#[inline(always)]
-fn padded<const N: usize>(rest: &[f32]) -> Option<[f32; N]> {
-    (!rest.is_empty()).then(|| {
-        let mut block = [0.0; N];
-        block[..rest.len()].copy_from_slice(rest);
-        block
-    })
+    let mut padded = [0.0; LANES];
+    padded[..rest.len()].copy_from_slice(rest);
+    let v = w.load(&padded);
+    (low, high) = (w.min(v, low), w.max(v, high));
+    let low = w.fold(low, |a, b| if a < b { a } else { b });
+    let high = w.fold(high, |a, b| if a > b { a } else { b });
+    (low, high)
 }
 
 #[cfg(test)]
@@ -254,6 +264,6 @@ mod tests {
         let mut tiles = Tiles::default();
         tiles.reset(Format::Int8, 1, 64);
         tiles.store(64, &[0.0; 64]);
-        assert_eq!(tiles.affine(0), [[0.0, -0.0]]);
+        assert_eq!(tiles.affine(0), [[0.0, 0.0]]);
     }
 }

@@ -157,8 +157,18 @@ impl Panels {
 
 /// Turns sums into values: scales and bias.
 trait Finish: Copy {
-    /// Sixteen columns from `column` of a row of the batch.
-    fn values<W: Wide>(self, w: W, row: usize, column: usize, sums: &[u32; LANES]) -> W::V;
+    /// What sixteen columns need, kept in registers for all rows of a tile.
+    type Columns<V: Copy>: Copy;
+    /// Loads it for the columns from `column`.
+    fn columns<W: Wide>(self, w: W, column: usize) -> Self::Columns<W::V>;
+    /// The values of a row of the batch.
+    fn values<W: Wide>(
+        self,
+        w: W,
+        of: Self::Columns<W::V>,
+        row: usize,
+        sums: &[u32; LANES],
+    ) -> W::V;
 }
 
 /// [`Panels::apply`], in wide vectors.
@@ -185,49 +195,104 @@ impl<F: Finish> Body for Apply<'_, F> {
         } = self;
         let mut sums = Sums::new();
         for from in columns.clone().step_by(PANEL_COLUMNS) {
-            let width = PANEL_COLUMNS.min(columns.end - from);
             let panel = &panels.lines[from / PANEL_COLUMNS * panels.size..][..panels.size];
             for tile in 0..tiles.count() {
                 let (first, rows, lines) = tiles.tile(tile);
                 panels.kernel.run(rows, lines, panel, &mut sums);
-                let output = &mut self.output[first * self.stride + from - columns.start..];
-                let rows = sums.0[..rows].iter().zip(output.chunks_mut(self.stride));
-                for (r, (sums, out)) in rows.enumerate() {
-                    let out = &mut out[..width];
-                    for (half, sums) in sums.as_chunks::<LANES>().0.iter().enumerate() {
-                        let values = self.finish.values(w, first + r, from + half * LANES, sums);
-                        emit(w, self.epilogue, values, out, half * LANES);
+                for half in [0, LANES] {
+                    let column = from + half;
+                    let width = LANES.min(columns.end.saturating_sub(column));
+                    if width == 0 {
+                        break;
                     }
+                    let at = first * self.stride + column - columns.start;
+                    let of = self.finish.columns(w, column);
+                    let out = Rows {
+                        out: &mut self.output[at..],
+                        stride: self.stride,
+                        width,
+                    };
+                    emit(
+                        w,
+                        self.epilogue,
+                        rows,
+                        #[inline(always)]
+                        |row| {
+                            let sums = sums.0[row][half..].first_chunk().expect("half a panel");
+                            self.finish.values(w, of, first + row, sums)
+                        },
+                        out,
+                    );
                 }
             }
         }
     }
 }
 
-/// Writes values by the epilogue to `out[at..]`, as many as there is room for.
-#[inline(always)]
-fn emit<W: Wide>(w: W, epilogue: Epilogue, values: W::V, out: &mut [f32], at: usize) {
-    let from = at.min(out.len());
-    let out = &mut out[from..];
-    if let Some(out) = out.first_chunk_mut::<LANES>() {
-        return emit_whole(w, epilogue, values, out);
-    }
-    // The last panel of a width that is no multiple of 32.
-    let mut whole = [0.0; LANES];
-    whole[..out.len()].copy_from_slice(out);
-    emit_whole(w, epilogue, values, &mut whole);
-    out.copy_from_slice(&whole[..out.len()]);
+/// Where sixteen columns of a tile go: `width` of them, fewer only at a layer's end.
+struct Rows<'a> {
+    out: &'a mut [f32],
+    stride: usize,
+    width: usize,
 }
 
+impl Rows<'_> {
+    /// Replaces each row by `f(row, what lies there)`.
+    #[inline(always)]
+    fn update<W: Wide>(self, w: W, rows: usize, f: impl Fn(usize, W::V) -> W::V) {
+        for (row, out) in self.out.chunks_mut(self.stride).take(rows).enumerate() {
+            if let (LANES, Some(out)) = (self.width, out.first_chunk_mut()) {
+                w.store(f(row, w.load(out)), out);
+            } else {
+                let mut whole = [0.0; LANES];
+                whole[..self.width].copy_from_slice(&out[..self.width]);
+                let values = f(row, w.load(&whole));
+                w.store(values, &mut whole);
+                out[..self.width].copy_from_slice(&whole[..self.width]);
+            }
+        }
+    }
+}
+
+/// Writes the values of a tile's rows by the epilogue.
 #[inline(always)]
-fn emit_whole<W: Wide>(w: W, epilogue: Epilogue, values: W::V, out: &mut [f32; LANES]) {
-    let values = match epilogue {
-        Epilogue::Store => values,
-        Epilogue::Gelu(Erf::Exact) => math::gelu(w, values),
-        Epilogue::Gelu(Erf::Short) => math::gelu_short(w, values),
-        Epilogue::Add => w.add(w.load(out), values),
-    };
-    w.store(values, out);
+fn emit<W: Wide>(
+    w: W,
+    epilogue: Epilogue,
+    rows: usize,
+    values: impl Fn(usize) -> W::V,
+    out: Rows<'_>,
+) {
+    match epilogue {
+        Epilogue::Store => out.update(
+            w,
+            rows,
+            #[inline(always)]
+            |row, _| values(row),
+        ),
+        Epilogue::Gelu(Erf::Exact) => {
+            out.update(
+                w,
+                rows,
+                #[inline(always)]
+                |row, _| math::gelu(w, values(row)),
+            );
+        }
+        Epilogue::Gelu(Erf::Short) => {
+            out.update(
+                w,
+                rows,
+                #[inline(always)]
+                |row, _| math::gelu_short(w, values(row)),
+            );
+        }
+        Epilogue::Add => out.update(
+            w,
+            rows,
+            #[inline(always)]
+            |row, x| w.add(x, values(row)),
+        ),
+    }
 }
 
 /// Adds the bias.
@@ -237,9 +302,16 @@ struct Float<'a> {
 }
 
 impl Finish for Float<'_> {
+    type Columns<V: Copy> = V;
+
     #[inline(always)]
-    fn values<W: Wide>(self, w: W, _: usize, column: usize, sums: &[u32; LANES]) -> W::V {
-        w.add(w.load_bits(sums), w.load(lanes_of(self.bias, column)))
+    fn columns<W: Wide>(self, w: W, column: usize) -> W::V {
+        w.load(lanes_of(self.bias, column))
+    }
+
+    #[inline(always)]
+    fn values<W: Wide>(self, w: W, bias: W::V, _: usize, sums: &[u32; LANES]) -> W::V {
+        w.add(w.load_bits(sums), bias)
     }
 }
 
@@ -253,13 +325,33 @@ struct Scaled<'a> {
 }
 
 impl Finish for Scaled<'_> {
+    /// Scales, sums of weights, biases.
+    type Columns<V: Copy> = [V; 3];
+
     #[inline(always)]
-    fn values<W: Wide>(self, w: W, row: usize, column: usize, sums: &[u32; LANES]) -> W::V {
-        let [scale, offset] = self.rows[row].map(|x| w.splat(x));
-        let of_weights = w.load(lanes_of(self.sums, column));
-        let constant = w.fma(offset, of_weights, w.load(lanes_of(self.bias, column)));
-        let scale = w.mul(scale, w.load(lanes_of(self.scales, column)));
-        w.fma(w.load_integers(sums), scale, constant)
+    fn columns<W: Wide>(self, w: W, column: usize) -> [W::V; 3] {
+        [
+            w.load(lanes_of(self.scales, column)),
+            w.load(lanes_of(self.sums, column)),
+            w.load(lanes_of(self.bias, column)),
+        ]
+    }
+
+    #[inline(always)]
+    fn values<W: Wide>(
+        self,
+        w: W,
+        [scales, weights, bias]: [W::V; 3],
+        row: usize,
+        sums: &[u32; LANES],
+    ) -> W::V {
+        let [scale, offset] = self.rows[row];
+        let constant = w.fma(w.splat(offset), weights, bias);
+        w.fma(
+            w.load_integers(sums),
+            w.mul(w.splat(scale), scales),
+            constant,
+        )
     }
 }
 

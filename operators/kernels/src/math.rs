@@ -141,22 +141,25 @@ impl Body for LayerNorm<'_> {
         let (shifts, shift_rest) = self.shift.as_chunks::<LANES>();
         for row in self.values.chunks_exact_mut(self.gain.len()) {
             let (chunks, rest) = row.as_chunks_mut::<LANES>();
-            // Four sums, as one would wait for each addition.
-            let mut sums = [w.splat(0.0); 4];
-            for (i, chunk) in chunks.iter().enumerate() {
-                sums[i % 4] = w.add(sums[i % 4], w.load(chunk));
-            }
-            let mut sum = w.sum(w.add(w.add(sums[0], sums[1]), w.add(sums[2], sums[3])));
+            let mut sum = sum_by(
+                w,
+                chunks,
+                #[inline(always)]
+                |sum, x| w.add(sum, x),
+            );
             for &mut x in &mut *rest {
                 sum += x;
             }
             let mean = sum / width;
-            let mut sums = [w.splat(0.0); 4];
-            for (i, chunk) in chunks.iter().enumerate() {
-                let x = w.sub(w.load(chunk), w.splat(mean));
-                sums[i % 4] = w.fma(x, x, sums[i % 4]);
-            }
-            let mut sum = w.sum(w.add(w.add(sums[0], sums[1]), w.add(sums[2], sums[3])));
+            let mut sum = sum_by(
+                w,
+                chunks,
+                #[inline(always)]
+                |sum, x| {
+                    let x = w.sub(x, w.splat(mean));
+                    w.fma(x, x, sum)
+                },
+            );
             for &mut x in &mut *rest {
                 sum += (x - mean) * (x - mean);
             }
@@ -170,6 +173,21 @@ impl Body for LayerNorm<'_> {
             }
         }
     }
+}
+
+/// Sums over all lanes in four vectors, as one would wait for each addition.
+#[inline(always)]
+fn sum_by<W: Wide>(w: W, chunks: &[[f32; LANES]], add: impl Fn(W::V, W::V) -> W::V) -> f32 {
+    let (fours, rest) = chunks.as_chunks::<4>();
+    let [mut a, mut b, mut c, mut d] = [w.splat(0.0); 4];
+    for [i, j, k, l] in fours {
+        (a, b) = (add(a, w.load(i)), add(b, w.load(j)));
+        (c, d) = (add(c, w.load(k)), add(d, w.load(l)));
+    }
+    for chunk in rest {
+        a = add(a, w.load(chunk));
+    }
+    w.sum(w.add(w.add(a, b), w.add(c, d)))
 }
 
 /// Scales a vector to length 1 (f64 inside). A zero vector stays zero; it cannot come out of a

@@ -1,6 +1,8 @@
 //! The encoder's kernels alone: tokens a second on one core, generated weights of MiniLM's shape.
 //!
-//! For work on the kernels; the figures that count come from `embed_cpu`, with real text beside peers.
+//! With HEADWATER_BENCH_IDS, a file of token ids that `benches/compare/embed_ort.py` wrote, also real
+//! text with its real mix of lengths, to hold beside the peers of that script; and a question of 12
+//! tokens. With HEADWATER_MODELS the weights are the default model's own.
 //!
 //! ```text
 //! taskset -c 1 cargo bench -p headwater-kernels --bench encoder -- int8   # or f32, bf16, products
@@ -28,16 +30,13 @@ fn main() {
     if is_wanted("products") {
         products();
     }
-    let config = br#"{"model_type":"bert","hidden_size":384,"num_hidden_layers":6,
-        "num_attention_heads":12,"intermediate_size":1536,"max_position_embeddings":512,
-        "vocab_size":30522,"type_vocab_size":2,"layer_norm_eps":1e-12}"#;
-    let config = BertConfig::parse(config).expect("a config");
-    let weights = Weights::generate(config, 1);
+    let weights = weights();
     for (kernel, peak) in Kernel::ALL.into_iter().zip([225e9, 455e9, 992e9]) {
         if !is_wanted(kernel.name()) {
             continue;
         }
         let encoder = Encoder::with_kernel(weights.clone(), Pooling::Mean, kernel);
+        real_text(&encoder, peak);
         let mut scratch = Scratch::default();
         for tokens in [12, 64, 128, 256, 512] {
             let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 7919 % 30_522).collect();
@@ -53,6 +52,59 @@ fn main() {
             );
         }
     }
+}
+
+/// The default model's weights where they are, else generated ones of its shape.
+fn weights() -> Weights {
+    let models = std::env::var_os("HEADWATER_MODELS").map(std::path::PathBuf::from);
+    let folder = models.map(|models| models.join("sentence-transformers--all-MiniLM-L6-v2"));
+    let read = |file: &str| std::fs::read(folder.as_ref()?.join(file)).ok();
+    if let (Some(config), Some(bytes)) = (read("config.json"), read("model.safetensors")) {
+        return Weights::parse(&config, &bytes).expect("the model is whole");
+    }
+    let config = br#"{"model_type":"bert","hidden_size":384,"num_hidden_layers":6,
+        "num_attention_heads":12,"intermediate_size":1536,"max_position_embeddings":512,
+        "vocab_size":30522,"type_vocab_size":2,"layer_norm_eps":1e-12}"#;
+    Weights::generate(BertConfig::parse(config).expect("a config"), 1)
+}
+
+/// Real text: tokens a second, and the times of a question.
+fn real_text(encoder: &Encoder, peak: f64) {
+    let Some(path) = std::env::var_os("HEADWATER_BENCH_IDS") else {
+        return;
+    };
+    let json = std::fs::read(path).expect("the file of ids");
+    let texts: Vec<Vec<u32>> = serde_json::from_slice(&json).expect("lists of ids");
+    let mut scratch = Scratch::default();
+    for ids in &texts[..texts.len() / 10 + 1] {
+        encoder.encode(ids, &mut scratch);
+    }
+    let (mut tokens, mut flop) = (0.0, 0.0);
+    let started = Instant::now();
+    for ids in &texts {
+        std::hint::black_box(encoder.encode(ids, &mut scratch));
+        let n = ids.len() as f64;
+        tokens += n;
+        flop += n * (LINEAR + ATTENTION * n);
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let question = texts.iter().find(|ids| ids.len() >= 12).expect("a text");
+    let mut times: Vec<f64> = (0..600)
+        .map(|_| {
+            let at = Instant::now();
+            std::hint::black_box(encoder.encode(&question[..12], &mut scratch));
+            at.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    println!(
+        "{:5} real text: {:.0} tokens/s, {:.1} % of the roofline; question p50 {:.3} ms, p99 {:.3} ms",
+        encoder.kernel().name(),
+        tokens / seconds,
+        flop / peak / seconds * 100.0,
+        times[300],
+        times[594]
+    );
 }
 
 /// Each linear layer's shape by itself.

@@ -10,7 +10,7 @@
 //! Reading order: [`reference`](mod@reference) (the pass as the textbook says it, in f64),
 //! [`weights`] (what lies in the files), [`tile`] (the micro-kernel), [`rows`] and [`linear`] (packed
 //! activations and weights around it), [`attention`], [`encoder`]; [`kernel`] chooses between f32,
-//! bf16 and int8.
+//! bf16 and int8. [`cross`] puts a reranker's head on the encoder; [`statics`] needs none.
 //!
 //! Invariants: a text goes through all layers with no padding and no threads inside, and a row's bits
 //! never depend on other rows, so a vector never depends on what else is in a batch
@@ -22,6 +22,7 @@
 #![warn(missing_docs)]
 
 pub mod attention;
+pub mod cross;
 pub mod encoder;
 pub mod kernel;
 pub mod linear;
@@ -29,11 +30,14 @@ pub mod lines;
 pub mod math;
 pub mod reference;
 pub mod rows;
+pub mod statics;
 pub mod tile;
 pub mod weights;
 mod wide;
 
+pub use cross::{CrossEncoder, Head};
 pub use encoder::{Encoder, Pooling, Scratch};
 pub use kernel::{Kernel, UnknownPrecision};
 pub use linear::{Bf16Linear, F32Linear, Int8Linear, PackedLinear};
+pub use statics::StaticEncoder;
 pub use weights::{BertConfig, Weights, WeightsError};

@@ -8,8 +8,8 @@
 //!     output ← y | GELU(y) | output + y
 //! ```
 //!
-//! Weights: f32 as they are; bf16 rounded; int8 with a scale for each column (the largest weight is
-//! 127). Int8 rows are affine (see [`crate::rows`]), so the row's offset times the column's sum of
+//! Weights: f32 as they are; bf16 rounded; int8 rotated as the rows are, with a scale for each
+//! column (its largest weight is 127). Int8 rows are affine (see [`crate::rows`]), so the row's offset times the column's sum of
 //! weights is added too.
 //!
 //! Invariants: an output depends on its own row and column only, bitwise; weights are packed once, at
@@ -21,7 +21,7 @@ use crate::wide::{Body, LANES, Wide, wide};
 
 use crate::lines::{self, Line};
 use crate::math;
-use crate::rows::Tiles;
+use crate::rows::{Tiles, rotate_weights};
 use crate::tile::{Format, PANEL_COLUMNS, PANEL_LINES, Sums, TileKernel};
 
 /// What becomes of a product.
@@ -457,14 +457,16 @@ impl Int8Linear {
                 0.0
             }
         };
-        for (output, row) in weight.chunks_exact(inputs).enumerate() {
+        let mut rotated = weight.to_vec();
+        for (output, row) in rotated.chunks_exact_mut(inputs).enumerate() {
+            rotate_weights(row);
             let largest = row.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
             scales[output] = largest / 127.0;
             let sum: f32 = row.iter().map(|&w| quantize(w, scales[output])).sum();
             sums[output] = scales[output] * sum;
         }
         let bits = |output: usize, w| u32::from(quantize(w, scales[output]) as i8 as u8);
-        let panels = Panels::pack(kernel, Format::Int8, weight, bias, bits);
+        let panels = Panels::pack(kernel, Format::Int8, &rotated, bias, bits);
         Int8Linear {
             panels,
             scales,

@@ -40,6 +40,8 @@ pub(crate) trait Wide: Copy {
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The smaller; `b` when `a` is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The lanes' Walsh–Hadamard transform: sums and differences over distances 1, 2, 4 and 8.
+    fn hadamard(self, v: Self::V) -> Self::V;
     /// The bits of f32.
     fn load_bits(self, from: &[u32; LANES]) -> Self::V;
     /// Signed integers, rounded to f32.
@@ -162,6 +164,22 @@ impl Wide for Plain {
     #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
         each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn hadamard(self, v: Self::V) -> Self::V {
+        let mut v = v;
+        for distance in [1, 2, 4, 8] {
+            v = each(|i| {
+                let other = v[i ^ distance];
+                if i & distance == 0 {
+                    other + v[i]
+                } else {
+                    other - v[i]
+                }
+            });
+        }
+        v
     }
 
     #[inline(always)]

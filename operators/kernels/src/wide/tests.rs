@@ -20,6 +20,7 @@ impl Body for Everything<'_> {
             w.fma(a, b, c),
             w.max(a, b),
             w.min(a, b),
+            w.hadamard(a),
             w.load_bits(&bits),
             w.load_integers(&bits),
             w.scale_exponent(a, w.add(w.splat(12_582_912.0), w.splat(-7.0))),

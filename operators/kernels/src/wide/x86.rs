@@ -124,6 +124,21 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
+    fn hadamard(self, v: __m512) -> __m512 {
+        // The neighbour plus or minus oneself: exact, as the factors are ±1.
+        let add = |other, v, minus: u16| unsafe {
+            let sign = _mm512_mask_blend_ps(minus, _mm512_set1_ps(1.0), _mm512_set1_ps(-1.0));
+            _mm512_fmadd_ps(v, sign, other)
+        };
+        unsafe {
+            let v = add(_mm512_permute_ps::<0b10_11_00_01>(v), v, 0xaaaa);
+            let v = add(_mm512_permute_ps::<0b01_00_11_10>(v), v, 0xcccc);
+            let v = add(_mm512_shuffle_f32x4::<0b10_11_00_01>(v, v), v, 0xf0f0);
+            add(_mm512_shuffle_f32x4::<0b01_00_11_10>(v, v), v, 0xff00)
+        }
+    }
+
+    #[inline(always)]
     fn load_bits(self, from: &[u32; LANES]) -> __m512 {
         unsafe { _mm512_loadu_ps(from.as_ptr().cast()) }
     }
@@ -240,6 +255,22 @@ impl Wide for Avx2 {
     #[inline(always)]
     fn min(self, a: Self::V, b: Self::V) -> Self::V {
         both(a, b, |a, b| unsafe { _mm256_min_ps(a, b) })
+    }
+
+    #[inline(always)]
+    fn hadamard(self, v: Self::V) -> Self::V {
+        let signs = |of: [f32; 8]| unsafe { _mm256_loadu_ps(of.as_ptr()) };
+        let (p, m) = (1.0, -1.0);
+        let inside = |v| unsafe {
+            let other = _mm256_permute_ps::<0b10_11_00_01>(v);
+            let v = _mm256_fmadd_ps(v, signs([p, m, p, m, p, m, p, m]), other);
+            let other = _mm256_permute_ps::<0b01_00_11_10>(v);
+            let v = _mm256_fmadd_ps(v, signs([p, p, m, m, p, p, m, m]), other);
+            let other = _mm256_permute2f128_ps::<1>(v, v);
+            _mm256_fmadd_ps(v, signs([p, p, p, p, m, m, m, m]), other)
+        };
+        let (low, high) = (inside(v[0]), inside(v[1]));
+        unsafe { [_mm256_add_ps(high, low), _mm256_sub_ps(low, high)] }
     }
 
     #[inline(always)]

@@ -160,11 +160,9 @@ impl Body for Attend<'_> {
             for (panel, sums) in panels.zip(self.scores.iter_mut()) {
                 self.attention.kernel.run(rows, lines, panel, sums);
             }
-            let mut inverses = [0.0; TILE_ROWS];
-            for (row, inverse) in inverses[..rows].iter_mut().enumerate() {
-                *inverse = self.softmax(w, row);
-            }
-            self.mix(w, first, &inverses[..rows]);
+            let mut factors = [0.0; TILE_ROWS];
+            self.softmax(w, &mut factors[..rows]);
+            self.mix(w, first, &factors[..rows]);
         }
     }
 }
@@ -219,40 +217,65 @@ impl Attend<'_> {
         }
     }
 
-    /// 2^(x − max) of a row of the tile, rounded into `weights`; one over the row's sum.
+    /// 2^(x − max) of each row of the tile, rounded into `weights`; one over each row's sum.
+    ///
+    /// Three loops over rows instead of one, so that no row waits for its own maximum and sum.
     #[inline(always)]
-    fn softmax<W: Wide>(&mut self, w: W, row: usize) -> f32 {
+    fn softmax<W: Wide>(&mut self, w: W, factors: &mut [f32]) {
         let valid = (self.rows - 1) % PANEL_COLUMNS + 1;
         if let Some(last) = self.scores.last_mut() {
-            last.0[row][valid..].fill(f32::NEG_INFINITY.to_bits());
-        }
-        let mut max = [w.splat(f32::NEG_INFINITY); 2];
-        for sums in self.scores.iter() {
-            for (max, sums) in max.iter_mut().zip(sums.0[row].as_chunks().0) {
-                *max = w.max(w.load_bits(sums), *max);
+            for sums in &mut last.0[..factors.len()] {
+                sums[valid..].fill(f32::NEG_INFINITY.to_bits());
             }
         }
-        let max = w.fold(w.max(max[0], max[1]), |a, b| if a > b { a } else { b });
-        let max = w.splat(max);
-        let mut total = [w.splat(0.0); 2];
+        let mut largest = [0.0; TILE_ROWS];
+        for (row, largest) in largest[..factors.len()].iter_mut().enumerate() {
+            let [mut left, mut right] = [w.splat(f32::NEG_INFINITY); 2];
+            for sums in self.scores.iter() {
+                let (halves, _) = sums.0[row].as_chunks();
+                left = w.max(w.load_bits(&halves[0]), left);
+                right = w.max(w.load_bits(&halves[1]), right);
+            }
+            *largest = w.fold(w.max(left, right), |a, b| if a > b { a } else { b });
+        }
+        let mut totals = [w.splat(0.0); TILE_ROWS];
+        for (row, total) in totals[..factors.len()].iter_mut().enumerate() {
+            *total = self.powers(w, row, largest[row]);
+        }
+        for (factor, &total) in factors.iter_mut().zip(&totals) {
+            *factor = 1.0 / w.sum(total);
+        }
+    }
+
+    /// 2^(x − largest) of one row, rounded into `weights`; their sum, still in lanes.
+    #[inline(always)]
+    fn powers<W: Wide>(&mut self, w: W, row: usize, largest: f32) -> W::V {
+        let largest = w.splat(largest);
+        let [mut left, mut right] = [w.splat(0.0); 2];
         for (panel, sums) in self.scores.iter().enumerate() {
-            for (half, sums) in sums.0[row].as_chunks().0.iter().enumerate() {
-                let power = math::exp2_negative(w, w.sub(w.load_bits(sums), max));
-                total[half] = w.add(total[half], power);
-                match self.attention.format {
-                    Format::F32 => {
-                        let block = 2 * panel + half;
-                        w.store_line(power, &mut self.weights[block * TILE_ROWS + row]);
-                    }
-                    _ => {
-                        let line = &mut self.weights[panel * TILE_ROWS + row];
-                        let halves = lines::halves(std::slice::from_mut(line));
-                        w.store_bf16(power, &mut halves.as_chunks_mut().0[half]);
-                    }
-                }
-            }
+            let (halves, _) = sums.0[row].as_chunks();
+            let scores = [
+                w.sub(w.load_bits(&halves[0]), largest),
+                w.sub(w.load_bits(&halves[1]), largest),
+            ];
+            let [low, high] = if self.attention.format == Format::F32 {
+                let low = math::exp2_negative(w, scores[0], &math::EXP2);
+                let high = math::exp2_negative(w, scores[1], &math::EXP2);
+                w.store_line(low, &mut self.weights[2 * panel * TILE_ROWS + row]);
+                w.store_line(high, &mut self.weights[(2 * panel + 1) * TILE_ROWS + row]);
+                [low, high]
+            } else {
+                let low = math::exp2_negative(w, scores[0], &math::EXP2_SHORT);
+                let high = math::exp2_negative(w, scores[1], &math::EXP2_SHORT);
+                let line = &mut self.weights[panel * TILE_ROWS + row];
+                let (halves, _) = lines::halves(std::slice::from_mut(line)).as_chunks_mut();
+                w.store_bf16(low, &mut halves[0]);
+                w.store_bf16(high, &mut halves[1]);
+                [low, high]
+            };
+            (left, right) = (w.add(left, low), w.add(right, high));
         }
-        w.sum(w.add(total[0], total[1])).recip()
+        w.add(left, right)
     }
 
     /// The rows of the context: weights · values, each row times its factor.

@@ -166,7 +166,7 @@ trait Finish: Copy {
         self,
         w: W,
         of: Self::Columns<W::V>,
-        row: usize,
+        affine: [f32; 2],
         sums: &[u32; LANES],
     ) -> W::V;
 }
@@ -199,99 +199,93 @@ impl<F: Finish> Body for Apply<'_, F> {
             for tile in 0..tiles.count() {
                 let (first, rows, lines) = tiles.tile(tile);
                 panels.kernel.run(rows, lines, panel, &mut sums);
-                for half in [0, LANES] {
-                    let column = from + half;
+                for half in 0..2 {
+                    let column = from + half * LANES;
                     let width = LANES.min(columns.end.saturating_sub(column));
                     if width == 0 {
                         break;
                     }
                     let at = first * self.stride + column - columns.start;
-                    let of = self.finish.columns(w, column);
-                    let out = Rows {
-                        out: &mut self.output[at..],
-                        stride: self.stride,
-                        width,
-                    };
-                    emit(
+                    let finished = Finished {
                         w,
-                        self.epilogue,
-                        rows,
-                        #[inline(always)]
-                        |row| {
-                            let sums = sums.0[row][half..].first_chunk().expect("half a panel");
-                            self.finish.values(w, of, first + row, sums)
-                        },
-                        out,
-                    );
+                        finish: self.finish,
+                        of: self.finish.columns(w, column),
+                        sums: &sums.0[..rows],
+                        affine: tiles.affine(first, rows),
+                        half,
+                    };
+                    let out = &mut self.output[at..];
+                    finished.emit(self.epilogue, out, self.stride, width);
                 }
             }
         }
     }
 }
 
-/// Where sixteen columns of a tile go: `width` of them, fewer only at a layer's end.
-struct Rows<'a> {
-    out: &'a mut [f32],
-    stride: usize,
-    width: usize,
+/// Sixteen columns of a tile, on their way out.
+struct Finished<'a, W: Wide, F: Finish> {
+    w: W,
+    finish: F,
+    of: F::Columns<W::V>,
+    sums: &'a [[u32; PANEL_COLUMNS]],
+    affine: &'a [[f32; 2]],
+    half: usize,
 }
 
-impl Rows<'_> {
-    /// Replaces each row by `f(row, what lies there)`.
+impl<W: Wide, F: Finish> Finished<'_, W, F> {
+    /// Writes by the epilogue: `width` columns, fewer than sixteen only at a layer's end.
     #[inline(always)]
-    fn update<W: Wide>(self, w: W, rows: usize, f: impl Fn(usize, W::V) -> W::V) {
-        for (row, out) in self.out.chunks_mut(self.stride).take(rows).enumerate() {
-            if let (LANES, Some(out)) = (self.width, out.first_chunk_mut()) {
-                w.store(f(row, w.load(out)), out);
-            } else {
-                let mut whole = [0.0; LANES];
-                whole[..self.width].copy_from_slice(&out[..self.width]);
-                let values = f(row, w.load(&whole));
-                w.store(values, &mut whole);
-                out[..self.width].copy_from_slice(&whole[..self.width]);
-            }
+    fn emit(self, epilogue: Epilogue, out: &mut [f32], stride: usize, width: usize) {
+        let w = self.w;
+        match epilogue {
+            Epilogue::Store => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |_, y| y,
+            ),
+            Epilogue::Gelu(Erf::Exact) => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |_, y| math::gelu(w, y),
+            ),
+            Epilogue::Gelu(Erf::Short) => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |_, y| math::gelu_short(w, y),
+            ),
+            Epilogue::Add => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |x, y| w.add(x, y),
+            ),
         }
     }
-}
 
-/// Writes the values of a tile's rows by the epilogue.
-#[inline(always)]
-fn emit<W: Wide>(
-    w: W,
-    epilogue: Epilogue,
-    rows: usize,
-    values: impl Fn(usize) -> W::V,
-    out: Rows<'_>,
-) {
-    match epilogue {
-        Epilogue::Store => out.update(
-            w,
-            rows,
-            #[inline(always)]
-            |row, _| values(row),
-        ),
-        Epilogue::Gelu(Erf::Exact) => {
-            out.update(
-                w,
-                rows,
-                #[inline(always)]
-                |row, _| math::gelu(w, values(row)),
-            );
+    /// Replaces each row by `f(what lies there, its values)`.
+    #[inline(always)]
+    fn update(self, out: &mut [f32], stride: usize, width: usize, f: impl Fn(W::V, W::V) -> W::V) {
+        let w = self.w;
+        let rows = self.sums.iter().zip(self.affine);
+        for ((sums, &affine), out) in rows.zip(out.chunks_mut(stride)) {
+            let sums = &sums.as_chunks::<LANES>().0[self.half];
+            let values = self.finish.values(w, self.of, affine, sums);
+            if let (LANES, Some(out)) = (width, out.first_chunk_mut()) {
+                w.store(f(w.load(out), values), out);
+            } else {
+                let mut whole = [0.0; LANES];
+                whole[..width].copy_from_slice(&out[..width]);
+                w.store(f(w.load(&whole), values), &mut whole);
+                out[..width].copy_from_slice(&whole[..width]);
+            }
         }
-        Epilogue::Gelu(Erf::Short) => {
-            out.update(
-                w,
-                rows,
-                #[inline(always)]
-                |row, _| math::gelu_short(w, values(row)),
-            );
-        }
-        Epilogue::Add => out.update(
-            w,
-            rows,
-            #[inline(always)]
-            |row, x| w.add(x, values(row)),
-        ),
     }
 }
 
@@ -310,7 +304,7 @@ impl Finish for Float<'_> {
     }
 
     #[inline(always)]
-    fn values<W: Wide>(self, w: W, bias: W::V, _: usize, sums: &[u32; LANES]) -> W::V {
+    fn values<W: Wide>(self, w: W, bias: W::V, _: [f32; 2], sums: &[u32; LANES]) -> W::V {
         w.add(w.load_bits(sums), bias)
     }
 }
@@ -318,7 +312,6 @@ impl Finish for Float<'_> {
 /// Scales by row and column, adds the row's offset times the column's weights, and the bias.
 #[derive(Clone, Copy)]
 struct Scaled<'a> {
-    rows: &'a [[f32; 2]],
     scales: &'a [f32],
     sums: &'a [f32],
     bias: &'a [f32],
@@ -342,10 +335,9 @@ impl Finish for Scaled<'_> {
         self,
         w: W,
         [scales, weights, bias]: [W::V; 3],
-        row: usize,
+        [scale, offset]: [f32; 2],
         sums: &[u32; LANES],
     ) -> W::V {
-        let [scale, offset] = self.rows[row];
         let constant = w.fma(w.splat(offset), weights, bias);
         w.fma(
             w.load_integers(sums),
@@ -501,7 +493,6 @@ impl PackedLinear for Int8Linear {
         stride: usize,
     ) {
         let finish = Scaled {
-            rows: tiles.affine(0),
             scales: &self.scales,
             sums: &self.sums,
             bias: &self.panels.bias,

@@ -29,13 +29,16 @@ const ROUND: f32 = 12_582_912.0;
 /// Bytes that a row's range is spread over; one less than there are, as the zero point is rounded too.
 const LEVELS: f32 = 254.0;
 
+/// Int8 rows that are rotated before the first of them is rounded: none waits for its own range.
+const ROWS_AT_ONCE: usize = 4;
+
 /// Packed rows. Grows to the largest batch seen, then stays.
 pub struct Tiles {
     lines: Vec<Line>,
     /// Int8: (scale, offset) of each row.
     affine: Vec<[f32; 2]>,
-    /// Int8: a row on its way.
-    row: Vec<f32>,
+    /// Int8: some rows after their rotation.
+    turned: Vec<f32>,
     format: Format,
     width: usize,
     rows: usize,
@@ -48,7 +51,7 @@ impl Default for Tiles {
         Tiles {
             lines: Vec::new(),
             affine: Vec::new(),
-            row: Vec::new(),
+            turned: Vec::new(),
             format: Format::F32,
             width: 0,
             rows: 0,
@@ -66,11 +69,11 @@ impl Tiles {
         self.blocks = width.div_ceil(format.per_block());
         let lines = self.count() * self.blocks * TILE_ROWS;
         lines::sized(&mut self.lines, lines);
-        if format == Format::Int8 && self.affine.len() < rows {
+        if self.affine.len() < rows {
             self.affine.resize(rows, [0.0; 2]);
         }
-        if format == Format::Int8 && self.row.len() < width {
-            self.row.resize(width, 0.0);
+        if format == Format::Int8 && self.turned.len() < ROWS_AT_ONCE * width {
+            self.turned.resize(ROWS_AT_ONCE * width, 0.0);
         }
     }
 
@@ -92,9 +95,9 @@ impl Tiles {
         (first, self.tile_rows.min(self.rows - first), lines)
     }
 
-    /// Int8: (scale, offset) of the rows from `first`.
-    pub fn affine(&self, first: usize) -> &[[f32; 2]] {
-        &self.affine[first..self.rows]
+    /// Int8: (scale, offset) of some rows. For other formats they mean nothing.
+    pub fn affine(&self, first: usize, rows: usize) -> &[[f32; 2]] {
+        &self.affine[first..first + rows]
     }
 
     /// Rounds and stores all rows: the first `width` of every `stride` elements of `values`.
@@ -118,11 +121,14 @@ impl Tiles {
     pub fn poison(&mut self) {
         self.lines.fill(Line([u32::MAX; 16]));
         self.affine.fill([f32::NAN; 2]);
+        self.turned.fill(f32::NAN);
     }
 
     /// Bytes held.
     pub fn resident_bytes(&self) -> usize {
-        self.lines.capacity() * size_of::<Line>() + self.affine.capacity() * size_of::<[f32; 2]>()
+        self.lines.capacity() * size_of::<Line>()
+            + self.affine.capacity() * size_of::<[f32; 2]>()
+            + self.turned.capacity() * size_of::<f32>()
     }
 }
 
@@ -140,27 +146,57 @@ impl Body for Store<'_> {
     fn run<W: Wide>(self, w: W) {
         let tiles = self.tiles;
         let size = tiles.blocks * TILE_ROWS;
-        let rows = self.values.chunks(self.stride).take(tiles.rows);
-        for (row, values) in rows.enumerate() {
-            let values = &values[..tiles.width];
-            let (tile, place) = (row / tiles.tile_rows, row % tiles.tile_rows);
-            let lines = &mut tiles.lines[tile * size..][..size];
-            match tiles.format {
-                Format::F32 => store_row::<W, 16, 1>(w, lines, place, values, Round::F32),
-                Format::Bf16 => store_row::<W, 32, 2>(w, lines, place, values, Round::Bf16),
-                Format::Int8 => {
-                    let turned = &mut tiles.row[..tiles.width];
-                    let (low, high) = rotate_into(w, values, turned);
-                    let scale = (high - low) / LEVELS;
-                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                    // An integer, so that zero is a byte of its own.
-                    let zero = (ROUND - low * inverse) - ROUND;
-                    tiles.affine[row] = [scale, -zero * scale];
-                    let round = Round::Int8(inverse, ROUND + zero);
-                    store_row::<W, 64, 4>(w, lines, place, turned, round);
+        let width = tiles.width;
+        for first in (0..tiles.rows).step_by(ROWS_AT_ONCE) {
+            let rows = ROWS_AT_ONCE.min(tiles.rows - first);
+            if tiles.format == Format::Int8 {
+                let affine = &mut tiles.affine[first..first + rows];
+                let turned = tiles.turned.chunks_exact_mut(width);
+                for ((row, turned), affine) in (first..).zip(turned).zip(affine) {
+                    *affine =
+                        rotate_into(w, Self::row(self.values, self.stride, row, width), turned)
+                            .into();
+                }
+            }
+            for row in first..first + rows {
+                let (tile, place) = (row / tiles.tile_rows, row % tiles.tile_rows);
+                let lines = &mut tiles.lines[tile * size..][..size];
+                match tiles.format {
+                    Format::F32 => store_row::<W, 16, 1>(
+                        w,
+                        lines,
+                        place,
+                        Self::row(self.values, self.stride, row, width),
+                        Round::F32,
+                    ),
+                    Format::Bf16 => store_row::<W, 32, 2>(
+                        w,
+                        lines,
+                        place,
+                        Self::row(self.values, self.stride, row, width),
+                        Round::Bf16,
+                    ),
+                    Format::Int8 => {
+                        let [low, high] = tiles.affine[row];
+                        let scale = (high - low) / LEVELS;
+                        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                        // An integer, so that zero is a byte of its own.
+                        let zero = (ROUND - low * inverse) - ROUND;
+                        tiles.affine[row] = [scale, -zero * scale];
+                        let round = Round::Int8(inverse, ROUND + zero);
+                        let turned = &tiles.turned[(row - first) * width..][..width];
+                        store_row::<W, 64, 4>(w, lines, place, turned, round);
+                    }
                 }
             }
         }
+    }
+}
+
+impl Store<'_> {
+    #[inline(always)]
+    fn row(values: &[f32], stride: usize, row: usize, width: usize) -> &[f32] {
+        &values[row * stride..][..width]
     }
 }
 
@@ -327,7 +363,7 @@ mod tests {
         tiles.reset(Format::Int8, 1, 100);
         tiles.poison();
         tiles.store(100, &values);
-        let [scale, offset] = tiles.affine(0)[0];
+        let [scale, offset] = tiles.affine(0, 1)[0];
         let (_, _, lines) = tiles.tile(0);
         for (i, &x) in values.iter().enumerate() {
             let line = &mut lines[i / 64 * TILE_ROWS].clone();
@@ -346,6 +382,6 @@ mod tests {
         let mut tiles = Tiles::default();
         tiles.reset(Format::Int8, 1, 64);
         tiles.store(64, &[0.0; 64]);
-        assert_eq!(tiles.affine(0), [[0.0, 0.0]]);
+        assert_eq!(tiles.affine(0, 1), [[0.0, 0.0]]);
     }
 }

@@ -369,7 +369,7 @@ impl Encoder {
 fn pack(
     layer: LayerWeights,
     width: usize,
-    linear: &dyn Fn(&[f32], Vec<f32>) -> Box<dyn PackedLinear>,
+    linear: impl Fn(&[f32], Vec<f32>) -> Box<dyn PackedLinear>,
 ) -> Layer {
     let [query, key, value, attention_out, widen, narrow] = layer.linears;
     let (weight, bias) = by_head([&query, &key, &value], width);

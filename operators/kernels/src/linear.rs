@@ -199,41 +199,36 @@ impl<F: Finish> Body for Apply<'_, F> {
             for tile in 0..tiles.count() {
                 let (first, rows, lines) = tiles.tile(tile);
                 panels.kernel.run(rows, lines, panel, &mut sums);
-                for half in 0..2 {
-                    let column = from + half * LANES;
-                    let width = LANES.min(columns.end.saturating_sub(column));
-                    if width == 0 {
-                        break;
-                    }
-                    let at = first * self.stride + column - columns.start;
-                    let finished = Finished {
-                        w,
-                        finish: self.finish,
-                        of: self.finish.columns(w, column),
-                        sums: &sums.0[..rows],
-                        affine: tiles.affine(first, rows),
-                        half,
-                    };
-                    let out = &mut self.output[at..];
-                    finished.emit(self.epilogue, out, self.stride, width);
-                }
+                let finished = Finished {
+                    w,
+                    finish: self.finish,
+                    of: [
+                        self.finish.columns(w, from),
+                        self.finish.columns(w, from + LANES),
+                    ],
+                    sums: &sums.0[..rows],
+                    affine: tiles.affine(first, rows),
+                };
+                let at = first * self.stride + from - columns.start;
+                let width = PANEL_COLUMNS.min(columns.end - from);
+                let out = &mut self.output[at..];
+                finished.emit(self.epilogue, out, self.stride, width);
             }
         }
     }
 }
 
-/// Sixteen columns of a tile, on their way out.
+/// A tile on its way out.
 struct Finished<'a, W: Wide, F: Finish> {
     w: W,
     finish: F,
-    of: F::Columns<W::V>,
+    of: [F::Columns<W::V>; 2],
     sums: &'a [[u32; PANEL_COLUMNS]],
     affine: &'a [[f32; 2]],
-    half: usize,
 }
 
 impl<W: Wide, F: Finish> Finished<'_, W, F> {
-    /// Writes by the epilogue: `width` columns, fewer than sixteen only at a layer's end.
+    /// Writes by the epilogue: `width` columns, fewer than 32 only at a layer's end.
     #[inline(always)]
     fn emit(self, epilogue: Epilogue, out: &mut [f32], stride: usize, width: usize) {
         let w = self.w;
@@ -275,18 +270,32 @@ impl<W: Wide, F: Finish> Finished<'_, W, F> {
         let w = self.w;
         let rows = self.sums.iter().zip(self.affine);
         for ((sums, &affine), out) in rows.zip(out.chunks_mut(stride)) {
-            let sums = &sums.as_chunks::<LANES>().0[self.half];
-            let values = self.finish.values(w, self.of, affine, sums);
-            if let (LANES, Some(out)) = (width, out.first_chunk_mut()) {
-                w.store(f(w.load(out), values), out);
+            let (halves, _) = sums.as_chunks::<LANES>();
+            let left = self.finish.values(w, self.of[0], affine, &halves[0]);
+            let right = self.finish.values(w, self.of[1], affine, &halves[1]);
+            if let (PANEL_COLUMNS, Some(out)) = (width, out.first_chunk_mut()) {
+                put(w, out, [left, right], &f);
             } else {
-                let mut whole = [0.0; LANES];
-                whole[..width].copy_from_slice(&out[..width]);
-                w.store(f(w.load(&whole), values), &mut whole);
-                out[..width].copy_from_slice(&whole[..width]);
+                let mut padded = [0.0; PANEL_COLUMNS];
+                padded[..width].copy_from_slice(&out[..width]);
+                put(w, &mut padded, [left, right], &f);
+                out[..width].copy_from_slice(&padded[..width]);
             }
         }
     }
+}
+
+/// Combines a row's 32 values with what lies in the output.
+#[inline(always)]
+fn put<W: Wide>(
+    w: W,
+    out: &mut [f32; PANEL_COLUMNS],
+    values: [W::V; 2],
+    f: &impl Fn(W::V, W::V) -> W::V,
+) {
+    let (halves, _) = out.as_chunks_mut::<LANES>();
+    w.store(f(w.load(&halves[0]), values[0]), &mut halves[0]);
+    w.store(f(w.load(&halves[1]), values[1]), &mut halves[1]);
 }
 
 /// Adds the bias.

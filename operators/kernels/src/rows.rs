@@ -234,8 +234,8 @@ fn store_row<W: Wide, const N: usize, const PARTS: usize>(
 fn store_block<W: Wide, const PARTS: usize>(w: W, line: &mut Line, values: &[f32], round: Round) {
     let line = std::slice::from_mut(line);
     let (parts, _) = values.as_chunks::<LANES>();
-    for part in 0..PARTS {
-        let v = w.load(&parts[part]);
+    for (part, values) in parts.iter().enumerate().take(PARTS) {
+        let v = w.load(values);
         match round {
             Round::F32 => w.store_line(v, &mut line[0]),
             Round::Bf16 => w.store_bf16(v, &mut lines::halves(line).as_chunks_mut().0[part]),

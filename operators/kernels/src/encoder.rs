@@ -146,11 +146,7 @@ impl Encoder {
     pub fn on(weights: Weights, pooling: Pooling, kernel: Kernel, cpu: Cpu) -> Self {
         let config = weights.config;
         let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
-        let pack = |layer| {
-            pack(layer, hidden / heads, &|w: &[f32], b| {
-                kernel.pack(cpu, w, b)
-            })
-        };
+        let pack = |layer| pack(layer, hidden / heads, |w: &[f32], b| kernel.pack(cpu, w, b));
         Encoder {
             hidden,
             heads,

@@ -99,7 +99,7 @@ fn the_default_models_real_weights() {
         println!("skipped: the default model is not in HEADWATER_MODELS");
         return;
     };
-    let mut texts: Vec<Vec<u32>> = texts.into_iter().step_by(9).take(24).collect();
+    let mut texts: Vec<Vec<u32>> = texts.into_iter().step_by(14).take(10).collect();
     texts.push(vec![101, 102]);
     let tokens: usize = texts.iter().map(Vec::len).sum();
     println!("{} texts, {tokens} tokens", texts.len());

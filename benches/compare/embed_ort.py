@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""onnxruntime fp32 on one thread over the texts of benches/embed_cpu.rs.
+"""onnxruntime fp32 and int8, and OpenVINO bf16, on one thread over the texts of benches/embed_cpu.rs.
 
     embed_ort.py MODEL_FOLDER TEXTS.json MODEL.onnx
 
-Exports the model with torch when MODEL.onnx is missing. One text a call, no padding: the best case
-for a peer without batching, and the same work as ours. Tokenizing is timed apart (`tokenizers`).
-Prints tokens a second with and without tokenizing, and milliseconds a text.
+Exports the model with torch when MODEL.onnx is missing, and quantizes it (dynamic, a scale for each
+output channel) to MODEL.int8.onnx. One text a call, no padding: the best case for a peer without
+batching, and the same work as ours. Tokenizing is timed apart (`tokenizers`). Prints, for each peer,
+tokens a second with and without tokenizing, milliseconds a text and milliseconds for one question of
+12 tokens. Writes the texts' ids to TEXTS.ids.json: `cargo bench -p headwater-kernels --bench encoder`
+runs our kernels over them (HEADWATER_BENCH_IDS). OpenVINO is left out where it is not installed.
 """
 
 import json
@@ -44,10 +47,66 @@ def export(folder, onnx):
     )
 
 
+def onnxruntime_runner(path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda row: session.run(None, {"ids": row})[0]
+
+
+def openvino_runner(path):
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "bf16", "NUM_STREAMS": 1}
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
+    request = model.create_infer_request()
+    return lambda row: request.infer({"ids": row})[0]
+
+
+def quantize(onnx, quantized):
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(onnx, quantized, per_channel=True, weight_type=QuantType.QInt8)
+
+
+def measure(name, run, ids, tokenizing):
+    """Prints the table of one peer."""
+    tokens = sum(row.shape[1] for row in ids)
+    for row in ids[: len(ids) // 10 + 1]:
+        run(row)
+    times = []
+    started = time.perf_counter()
+    for row in ids:
+        at = time.perf_counter()
+        run(row)
+        times.append((time.perf_counter() - at) * 1e3)
+    seconds = time.perf_counter() - started
+    question = next(row for row in ids if row.shape[1] >= 12)[:, :12].copy()
+    asked = []
+    for _ in range(600):
+        at = time.perf_counter()
+        run(question)
+        asked.append((time.perf_counter() - at) * 1e3)
+    times.sort()
+    asked.sort()
+    print(f"peer             {name}, 1 thread")
+    print(f"tokens/s/core    {tokens / (seconds + tokenizing):.0f} (forward only {tokens / seconds:.0f})")
+    print(f"ms a text        p50 {times[len(times) // 2]:.2f}  p99 {times[int(len(times) * 0.99)]:.2f}")
+    print(f"ms a question    p50 {asked[300]:.3f}  p99 {asked[594]:.3f} (12 tokens, forward only)", flush=True)
+
+
 def main():
-    folder, texts, onnx = sys.argv[1], json.load(open(sys.argv[2])), pathlib.Path(sys.argv[3])
+    folder, texts_path, onnx = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
+    texts = json.loads(texts_path.read_text())
     if not onnx.exists():
         export(folder, onnx)
+    quantized = onnx.with_suffix(".int8.onnx")
+    if not quantized.exists():
+        quantize(onnx, quantized)
     import numpy
     import onnxruntime
     from tokenizers import Tokenizer
@@ -55,31 +114,24 @@ def main():
     tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(256)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-
     started = time.perf_counter()
     ids = [numpy.asarray([tokenizer.encode(text).ids], dtype=numpy.int64) for text in texts]
     tokenizing = time.perf_counter() - started
     tokens = sum(row.shape[1] for row in ids)
-    for row in ids[: len(ids) // 10 + 1]:
-        session.run(None, {"ids": row})
-    times = []
-    started = time.perf_counter()
-    for row in ids:
-        at = time.perf_counter()
-        session.run(None, {"ids": row})
-        times.append((time.perf_counter() - at) * 1e3)
-    seconds = time.perf_counter() - started
-    times.sort()
-    print(f"onnxruntime      {onnxruntime.__version__} fp32, 1 thread")
+    texts_path.with_suffix(".ids.json").write_text(json.dumps([row[0].tolist() for row in ids]))
     print(f"texts            {len(texts)}")
     print(f"tokens           {tokens} (mean {tokens / len(texts):.0f} a text)")
-    print(f"tokens/s/core    {tokens / (seconds + tokenizing):.0f} (forward only {tokens / seconds:.0f})")
-    print(f"ms a text        p50 {times[len(times) // 2]:.2f}  p99 {times[int(len(times) * 0.99)]:.2f}")
+    version = onnxruntime.__version__
+    measure(f"onnxruntime {version} fp32", onnxruntime_runner(onnx), ids, tokenizing)
+    measure(f"onnxruntime {version} int8", onnxruntime_runner(quantized), ids, tokenizing)
+    try:
+        run = openvino_runner(onnx)
+    except ImportError:
+        print("openvino is not installed: left out")
+    else:
+        import openvino
+
+        measure(f"OpenVINO {openvino.__version__.split('-')[0]} bf16", run, ids, tokenizing)
     print(f"resident         {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.1f} MiB (peak)")
 
 

@@ -1,169 +1,206 @@
-//! Element-wise kernels over slices: exp, erf-GELU, LayerNorm, softmax, L2 norm.
+//! Element-wise kernels: 2ˣ, GELU, rounding to bf16, LayerNorm, L2 norm.
 //!
-//! The idea: plain loops over lanes without branches or calls, compiled once per instruction set
-//! by `pulp`'s run-time dispatch (AVX-512, AVX2, NEON, scalar) and vectorised by the compiler.
-//! Sums run over `LANES` partial sums in a fixed order, so a result depends on its own row only.
+//! All are written once over sixteen lanes (`wide`). Sums run in a fixed order, so a result depends on
+//! its own row only.
 //!
-//! Errors, tested against f64: exp 2e-7 relative, erf 4e-7, both below what one f32 rounding of
-//! their argument costs in a network.
+//! Errors, tested against f64: exp2 3e-7 relative, erf 4e-7, both below what one f32 rounding of
+//! their argument costs in a network; the short GELU of bf16 and int8 1e-4.
 
-use pulp::Arch;
+use crate::wide::{Body, LANES, Wide, wide};
 
-/// Partial sums of a reduction: one AVX-512 register of f32.
-const LANES: usize = 16;
-
-/// `e^x` for `x ≤ 0` (softmax); below −87 the result is 0 or subnormal noise cut to e⁻⁸⁷.
+/// `2^x` for `x ≤ 0` (softmax with log₂e in the scores); below −126 the result is 2⁻¹²⁶.
 ///
-/// Cody–Waite reduction by ln 2 in two parts, then a degree-6 Taylor-like polynomial on
-/// [−ln 2 / 2, ln 2 / 2] (Cephes' `expf` coefficients).
+/// x is an integer plus a rest in [−½, ½]; the rest's power is a polynomial, [`EXP2`] or
+/// [`EXP2_SHORT`], the integer goes into the exponent.
 #[inline(always)]
-fn exp_negative(x: f32) -> f32 {
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
+pub(crate) fn exp2_negative<W: Wide, const N: usize>(
+    w: W,
+    x: W::V,
+    coefficients: &[f32; N],
+) -> W::V {
     // Adding 1.5·2²³ rounds to an integer, which is then in the low bits of the mantissa.
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.max(-87.0);
-    let shifted = x.mul_add(LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
-    let mut p = 1.987_569_2e-4_f32;
-    p = p.mul_add(r, 1.398_2e-3);
-    p = p.mul_add(r, 8.333_452e-3);
-    p = p.mul_add(r, 4.166_579_6e-2);
-    p = p.mul_add(r, 1.666_666_5e-1);
-    p = p.mul_add(r, 0.5);
-    let value = p.mul_add(r * r, r) + 1.0;
-    value * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0_f32.to_bits()))
+    let round = w.splat(12_582_912.0);
+    let x = w.max(x, w.splat(-126.0));
+    let shifted = w.add(x, round);
+    let rest = w.sub(x, w.sub(shifted, round));
+    let power = polynomial(w, rest, coefficients);
+    w.scale_exponent(power, shifted)
+}
+
+/// Of 2^x on [−½, ½], the highest first; fitted for this crate, within 7.5e-8 relative.
+#[allow(clippy::approx_constant, clippy::excessive_precision)]
+pub(crate) const EXP2: [f32; 6] = [
+    1.327_647_2e-3,
+    9.675_541_3e-3,
+    5.550_713_3e-2,
+    2.402_212e-1,
+    6.931_469_7e-1,
+    1.0,
+];
+
+/// The same within 7.5e-5, for weights that are rounded to bf16 (2e-3) afterwards.
+#[allow(clippy::approx_constant, clippy::excessive_precision)]
+pub(crate) const EXP2_SHORT: [f32; 4] = [
+    5.517_166_8e-2,
+    2.426_111_2e-1,
+    6.932_609_9e-1,
+    9.999_280_7e-1,
+];
+
+/// Horner's rule.
+#[inline(always)]
+fn polynomial<W: Wide, const N: usize>(w: W, x: W::V, coefficients: &[f32; N]) -> W::V {
+    let mut p = w.splat(coefficients[0]);
+    for &c in &coefficients[1..] {
+        p = w.fma(p, x, w.splat(c));
+    }
+    p
 }
 
 /// The error function, by a rational minimax fit of erf(x)/x in x² on [0, 3.92²], computed for
 /// this crate by iteratively reweighted least squares (relative error of the fit 1.9e-8; with f32
 /// rounding below 4e-7). Beyond 3.92 erf is 1 within 3e-8.
 #[inline(always)]
-// Coefficients of a fitted polynomial: their nearness to constants is no accident, and no constant.
+fn erf<W: Wide>(w: W, x: W::V) -> W::V {
+    let x = w.max(w.min(x, w.splat(3.92)), w.splat(-3.92));
+    let u = w.mul(x, x);
+    let p = polynomial(w, u, &ERF_OVER);
+    let q = polynomial(w, u, &ERF_UNDER);
+    w.div(w.mul(x, p), q)
+}
+
+// Coefficients of fitted polynomials: their nearness to constants is no accident, and no constant.
 #[allow(clippy::approx_constant, clippy::excessive_precision)]
-fn erf(x: f32) -> f32 {
-    let x = x.clamp(-3.92, 3.92);
-    let u = x * x;
-    let mut p = 2.050_073_9e-6_f32;
-    p = p.mul_add(u, 2.848_836_7e-4);
-    p = p.mul_add(u, 3.765_672_6e-3);
-    p = p.mul_add(u, 5.274_89e-2);
-    p = p.mul_add(u, 1.904_078e-1);
-    p = p.mul_add(u, 1.128_379_1);
-    let mut q = 3.809_162_4e-5_f32;
-    q = q.mul_add(u, 1.162_548_3e-3);
-    q = q.mul_add(u, 1.496_933e-2);
-    q = q.mul_add(u, 1.141_096_6e-1);
-    q = q.mul_add(u, 5.020_772_6e-1);
-    q = q.mul_add(u, 1.0);
-    x * p / q
-}
+const ERF_OVER: [f32; 6] = [
+    2.050_073_9e-6,
+    2.848_836_7e-4,
+    3.765_672_6e-3,
+    5.274_89e-2,
+    1.904_078e-1,
+    1.128_379_1,
+];
+#[allow(clippy::approx_constant, clippy::excessive_precision)]
+const ERF_UNDER: [f32; 6] = [
+    3.809_162_4e-5,
+    1.162_548_3e-3,
+    1.496_933e-2,
+    1.141_096_6e-1,
+    5.020_772_6e-1,
+    1.0,
+];
 
-/// Hugging Face's `gelu`: x · ½ · (1 + erf(x / √2)), in place.
-pub fn gelu(values: &mut [f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for x in values {
-                let half = *x * 0.5;
-                *x = half.mul_add(erf(*x * std::f32::consts::FRAC_1_SQRT_2), half);
-            }
-        },
-    );
-}
-
-/// Sums `f(x)` in [`LANES`] partial sums, then those from left to right.
+/// Hugging Face's `gelu`: x · ½ · (1 + erf(x / √2)).
 #[inline(always)]
-fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0_f32; LANES];
-    let (head, tail) = values.as_chunks::<LANES>();
-    for chunk in head {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane += f(x);
-        }
-    }
-    lanes.iter().sum::<f32>() + tail.iter().map(|&x| f(x)).sum::<f32>()
+pub(crate) fn gelu<W: Wide>(w: W, x: W::V) -> W::V {
+    let half = w.mul(x, w.splat(0.5));
+    let erf = erf(w, w.mul(x, w.splat(std::f32::consts::FRAC_1_SQRT_2)));
+    w.fma(half, erf, half)
+}
+
+/// The same within 1e-4 and without a division: erf(x / √2) as an odd polynomial on [−4.1, 4.1],
+/// fitted for this crate so that GELU's error is least and the value at the ends is 1.
+#[inline(always)]
+pub(crate) fn gelu_short<W: Wide>(w: W, x: W::V) -> W::V {
+    let half = w.mul(x, w.splat(0.5));
+    let x = w.max(w.min(x, w.splat(4.1)), w.splat(-4.1));
+    let p = polynomial(w, w.mul(x, x), &ERF_SHORT);
+    w.fma(half, w.mul(x, p), half)
+}
+
+#[allow(clippy::approx_constant, clippy::excessive_precision)]
+const ERF_SHORT: [f32; 8] = [
+    -1.785_520_9e-9,
+    1.578_547_4e-7,
+    -6.055_324_1e-6,
+    1.335_672_7e-4,
+    -1.900_175_6e-3,
+    1.859_360_2e-2,
+    -1.310_538_4e-1,
+    7.969_316_3e-1,
+];
+
+/// The upper half of an f32, rounded half away from zero: NaN stays NaN.
+#[inline(always)]
+pub(crate) fn bf16_bits(x: f32) -> u16 {
+    (x.to_bits().wrapping_add(0x8000) >> 16) as u16
 }
 
 /// LayerNorm of each row in place: (x − mean) / √(variance + ε) · gain + shift.
 ///
 /// `values` is `[rows, width]` with `width = gain.len()`. Two passes, so no cancellation.
 pub fn layer_norm(values: &mut [f32], gain: &[f32], shift: &[f32], epsilon: f32) {
-    let width = gain.len();
-    let shift = &shift[..width];
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for row in values.chunks_exact_mut(width) {
-                let mean = sum_by(row, |x| x) / width as f32;
-                let variance = sum_by(row, |x| (x - mean) * (x - mean)) / width as f32;
-                let scale = 1.0 / (variance + epsilon).sqrt();
-                for ((x, &g), &s) in row.iter_mut().zip(gain).zip(shift) {
-                    *x = ((*x - mean) * scale).mul_add(g, s);
-                }
-            }
-        },
-    );
+    wide(LayerNorm {
+        values,
+        gain,
+        shift: &shift[..gain.len()],
+        epsilon,
+    });
 }
 
-/// Replaces each row of `scores` (`[_, width]`) by e^(x − max of the row) and writes one over each
-/// row's sum to `inverse_sums`: the division is left for the caller, who has fewer columns.
-pub fn softmax_numerators(scores: &mut [f32], width: usize, inverse_sums: &mut [f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for (row, inverse) in scores.chunks_exact_mut(width).zip(inverse_sums) {
-                let mut lanes = [f32::NEG_INFINITY; LANES];
-                let (head, tail) = row.as_chunks::<LANES>();
-                for chunk in head {
-                    for (lane, &x) in lanes.iter_mut().zip(chunk) {
-                        *lane = if x > *lane { x } else { *lane };
-                    }
-                }
-                let max = lanes
-                    .iter()
-                    .chain(tail)
-                    .fold(f32::NEG_INFINITY, |m, &x| m.max(x));
-                let mut sums = [0.0_f32; LANES];
-                let (head, tail) = row.as_chunks_mut::<LANES>();
-                for chunk in head {
-                    for (sum, x) in sums.iter_mut().zip(chunk) {
-                        *x = exp_negative(*x - max);
-                        *sum += *x;
-                    }
-                }
-                let mut sum = sums.iter().sum::<f32>();
-                for x in tail {
-                    *x = exp_negative(*x - max);
-                    sum += *x;
-                }
-                *inverse = 1.0 / sum;
-            }
-        },
-    );
+struct LayerNorm<'a> {
+    values: &'a mut [f32],
+    gain: &'a [f32],
+    shift: &'a [f32],
+    epsilon: f32,
 }
 
-/// Multiplies each row of a strided matrix by its factor.
-pub fn scale_rows(values: &mut [f32], width: usize, stride: usize, factors: &[f32]) {
-    for (row, &factor) in values.chunks_mut(stride).zip(factors) {
-        row[..width].iter_mut().for_each(|x| *x *= factor);
+impl Body for LayerNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<W: Wide>(self, w: W) {
+        let width = self.gain.len() as f32;
+        let (gains, gain_rest) = self.gain.as_chunks::<LANES>();
+        let (shifts, shift_rest) = self.shift.as_chunks::<LANES>();
+        for row in self.values.chunks_exact_mut(self.gain.len()) {
+            let (chunks, rest) = row.as_chunks_mut::<LANES>();
+            let mut sum = sum_by(
+                w,
+                chunks,
+                #[inline(always)]
+                |sum, x| w.add(sum, x),
+            );
+            for &mut x in &mut *rest {
+                sum += x;
+            }
+            let mean = sum / width;
+            let mut sum = sum_by(
+                w,
+                chunks,
+                #[inline(always)]
+                |sum, x| {
+                    let x = w.sub(x, w.splat(mean));
+                    w.fma(x, x, sum)
+                },
+            );
+            for &mut x in &mut *rest {
+                sum += (x - mean) * (x - mean);
+            }
+            let scale = 1.0 / (sum / width + self.epsilon).sqrt();
+            for ((chunk, gain), shift) in chunks.iter_mut().zip(gains).zip(shifts) {
+                let x = w.mul(w.sub(w.load(chunk), w.splat(mean)), w.splat(scale));
+                w.store(w.fma(x, w.load(gain), w.load(shift)), chunk);
+            }
+            for ((x, &gain), &shift) in rest.iter_mut().zip(gain_rest).zip(shift_rest) {
+                *x = ((*x - mean) * scale).mul_add(gain, shift);
+            }
+        }
     }
 }
 
-/// Writes `row` to each row of `output`.
-pub fn fill_rows(output: &mut [f32], row: &[f32]) {
-    output
-        .chunks_exact_mut(row.len())
-        .for_each(|out| out.copy_from_slice(row));
-}
-
-/// Adds `row` to each row of `values`.
-pub fn add_to_rows(values: &mut [f32], row: &[f32]) {
-    for out in values.chunks_exact_mut(row.len()) {
-        out.iter_mut().zip(row).for_each(|(x, &b)| *x += b);
+/// Sums over all lanes in four vectors, as one would wait for each addition.
+#[inline(always)]
+fn sum_by<W: Wide>(w: W, chunks: &[[f32; LANES]], add: impl Fn(W::V, W::V) -> W::V) -> f32 {
+    let (fours, rest) = chunks.as_chunks::<4>();
+    let [mut a, mut b, mut c, mut d] = [w.splat(0.0); 4];
+    for [i, j, k, l] in fours {
+        (a, b) = (add(a, w.load(i)), add(b, w.load(j)));
+        (c, d) = (add(c, w.load(k)), add(d, w.load(l)));
     }
+    for chunk in rest {
+        a = add(a, w.load(chunk));
+    }
+    w.sum(w.add(w.add(a, b), w.add(c, d)))
 }
 
 /// Scales a vector to length 1 (f64 inside). A zero vector stays zero; it cannot come out of a
@@ -185,6 +222,11 @@ pub fn normalize(vector: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::reference;
+    use crate::wide::Plain;
+
+    fn one(f: impl Fn([f32; LANES]) -> [f32; LANES]) -> impl Fn(f32) -> f32 {
+        move |x| f([x; LANES])[5]
+    }
 
     /// Even steps over `[low, high]`.
     fn steps(low: f32, high: f32, count: usize) -> impl Iterator<Item = f32> {
@@ -192,18 +234,51 @@ mod tests {
     }
 
     #[test]
-    fn exp_is_within_2e7_of_f64() {
-        for x in steps(-86.9, 0.0, 200_000) {
-            let exact = f64::from(x).exp();
-            let error = (f64::from(exp_negative(x)) / exact - 1.0).abs();
-            assert!(error < 2e-7, "exp({x}) is off by {error:e}");
+    fn exp2_is_within_3e7_of_f64() {
+        let short = one(|x| exp2_negative(Plain, x, &EXP2_SHORT));
+        let exp2_negative = one(|x| exp2_negative(Plain, x, &EXP2));
+        for x in steps(-125.9, 0.0, 300_000) {
+            let exact = f64::from(x).exp2();
+            let error = (f64::from(exp2_negative(x)) / exact - 1.0).abs();
+            assert!(error < 3e-7, "exp2({x}) is off by {error:e}");
+            assert!(
+                (f64::from(short(x)) / exact - 1.0).abs() < 8e-5,
+                "short exp2({x})"
+            );
         }
-        assert_eq!(exp_negative(0.0), 1.0);
-        assert!(exp_negative(-1e30) < 2e-38);
+        assert_eq!(exp2_negative(0.0), 1.0);
+        assert!(exp2_negative(f32::NEG_INFINITY) < 2e-38);
+    }
+
+    #[test]
+    fn both_gelus_are_near_f64() {
+        let gelu = one(|x| gelu(Plain, x));
+        let gelu_short = one(|x| gelu_short(Plain, x));
+        for x in steps(-9.0, 9.0, 200_000) {
+            let wide = f64::from(x);
+            let exact = 0.5 * wide * (1.0 + reference::erf(wide / std::f64::consts::SQRT_2));
+            assert!((f64::from(gelu(x)) - exact).abs() < 1e-6, "gelu({x})");
+            assert!(
+                (f64::from(gelu_short(x)) - exact).abs() < 1e-4,
+                "short gelu({x})"
+            );
+        }
+        assert!(gelu_short(f32::NAN).is_nan());
+        assert!(gelu_short(-100.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn bf16_rounds_to_the_nearest_and_keeps_nan() {
+        assert_eq!(bf16_bits(1.0), 0x3f80);
+        assert_eq!(bf16_bits(f32::from_bits(0x3f80_7fff)), 0x3f80);
+        assert_eq!(bf16_bits(f32::from_bits(0x3f80_8000)), 0x3f81);
+        assert!(half::bf16::from_bits(bf16_bits(f32::NAN)).is_nan());
+        assert!(half::bf16::from_bits(bf16_bits(f32::NEG_INFINITY)).is_infinite());
     }
 
     #[test]
     fn erf_is_within_4e7_of_f64() {
+        let erf = one(|x| erf(Plain, x));
         for x in steps(-6.0, 6.0, 200_000) {
             let exact = reference::erf(f64::from(x));
             let error = (f64::from(erf(x)) - exact).abs();
@@ -211,22 +286,6 @@ mod tests {
                 error <= 4e-7 * exact.abs() + 1e-30,
                 "erf({x}) is off by {error:e}"
             );
-        }
-    }
-
-    #[test]
-    fn softmax_rows_of_any_width_sum_to_one() {
-        for width in [1, 2, 15, 16, 17, 33, 256] {
-            let mut row: Vec<f32> = (0..width).map(|i| ((i * 37) % 11) as f32 - 5.0).collect();
-            let before = row.clone();
-            let mut inverse = [0.0];
-            softmax_numerators(&mut row, width, &mut inverse);
-            let max = before.iter().copied().fold(f32::MIN, f32::max);
-            let sum: f64 = before.iter().map(|&x| f64::from(x - max).exp()).sum();
-            for (&x, &b) in row.iter().zip(&before) {
-                let exact = f64::from(b - max).exp() / sum;
-                assert!((f64::from(x * inverse[0]) - exact).abs() < 1e-6);
-            }
         }
     }
 }

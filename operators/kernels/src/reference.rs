@@ -1,6 +1,7 @@
 //! The oracle: the same forward pass in f64, written as the textbook says it and not one step
 //! faster. Tests compare the kernels with it; nothing else may use it.
 
+use crate::cross::Head;
 use crate::encoder::Pooling;
 use crate::weights::Weights;
 
@@ -97,15 +98,15 @@ fn add(a: &Matrix, b: &Matrix) -> Matrix {
         .collect()
 }
 
-/// The unit vector of a text, given as ids with its special tokens.
-pub fn encode(weights: &Weights, pooling: Pooling, ids: &[u32]) -> Vec<f64> {
+/// The states of all tokens after the last layer; `segments` has the kind of each token.
+fn states(weights: &Weights, ids: &[u32], segments: &[u8]) -> Matrix {
     let config = &weights.config;
     let (h, epsilon) = (config.hidden_size, config.layer_norm_eps);
     let embed = |(position, &id): (usize, &u32)| -> Vec<f64> {
         let sum = |c: usize| {
             f64::from(weights.words[id as usize * h + c])
                 + f64::from(weights.positions[position * h + c])
-                + f64::from(weights.segments[c])
+                + f64::from(weights.segments[usize::from(segments[position]) * h + c])
         };
         (0..h).map(sum).collect()
     };
@@ -122,6 +123,13 @@ pub fn encode(weights: &Weights, pooling: Pooling, ids: &[u32]) -> Vec<f64> {
         }
         x = layer_norm(&add(&x, &linear(&wide, narrow)), &layer.norms[1], epsilon);
     }
+    x
+}
+
+/// The unit vector of a text, given as ids with its special tokens.
+pub fn encode(weights: &Weights, pooling: Pooling, ids: &[u32]) -> Vec<f64> {
+    let x = states(weights, ids, &vec![0; ids.len()]);
+    let h = weights.config.hidden_size;
     let mut vector = match pooling {
         Pooling::Cls => x[0].clone(),
         Pooling::Mean => {
@@ -134,6 +142,16 @@ pub fn encode(weights: &Weights, pooling: Pooling, ids: &[u32]) -> Vec<f64> {
     let norm = vector.iter().map(|x| x * x).sum::<f64>().sqrt();
     vector.iter_mut().for_each(|x| *x /= norm);
     vector
+}
+
+/// The logits of a cross-encoder: tanh(pooler) of the first state, then the classifier.
+pub fn classify(weights: &Weights, head: &Head, ids: &[u32], segments: &[u8]) -> Vec<f64> {
+    let first = vec![states(weights, ids, segments).remove(0)];
+    let mut pooled = linear(&first, &head.pooler);
+    for value in pooled.iter_mut().flatten() {
+        *value = value.tanh();
+    }
+    linear(&pooled, &head.classifier).remove(0)
 }
 
 /// Cosine of an f32 vector with the oracle's unit vector.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -106,11 +107,14 @@ impl BertConfig {
     }
 }
 
+/// A linear layer in the checkpoint's layout: weight `[outputs, inputs]`, bias.
+pub type Linear = (Vec<f32>, Vec<f32>);
+
 /// One layer's tensors as the checkpoint has them: matrices `[outputs, inputs]`, row-major.
 #[derive(Debug, Clone)]
 pub struct LayerWeights {
     /// Query, key, value, attention output, feed-forward in, feed-forward out: (weight, bias).
-    pub linears: [(Vec<f32>, Vec<f32>); 6],
+    pub linears: [Linear; 6],
     /// LayerNorm after attention and after the feed-forward network: (gain, shift).
     pub norms: [(Vec<f32>, Vec<f32>); 2],
 }
@@ -300,7 +304,7 @@ impl Weights {
             })
             .collect();
         let views = bytes.iter().map(|(name, shape, bytes)| {
-            let view = safetensors::tensor::TensorView::new(Dtype::F32, shape.clone(), bytes);
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
             (
                 name,
                 view.expect("the shape has as many elements as there are values"),
@@ -311,7 +315,11 @@ impl Weights {
 }
 
 /// Reads one tensor of the expected shape, widened to f32.
-fn read(file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+pub(crate) fn read(
+    file: &SafeTensors<'_>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>, WeightsError> {
     let tensor = file
         .tensor(name)
         .map_err(|_| WeightsError::Tensor(format!("no tensor {name}")))?;
@@ -321,6 +329,17 @@ fn read(file: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>,
             tensor.shape()
         )));
     }
+    let values = widened(name, &tensor)?;
+    match values.iter().position(|x| !x.is_finite()) {
+        None => Ok(values),
+        Some(at) => Err(WeightsError::Tensor(format!(
+            "{name} has {} at element {at}, expected finite numbers",
+            values[at]
+        ))),
+    }
+}
+
+fn widened(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, WeightsError> {
     let bytes = tensor.data();
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match tensor.dtype() {
@@ -394,6 +413,19 @@ mod tests {
             "config.json: hidden_size 8 is not a multiple of num_attention_heads 3"
         );
         assert!(message("\"vocab_size\":5", "\"vocab_size\":0").contains("absurdly"));
+    }
+
+    #[test]
+    fn weights_that_are_no_numbers_are_refused() {
+        let config = BertConfig::parse(CONFIG.as_bytes()).unwrap();
+        let mut weights = Weights::generate(config, 7);
+        weights.layers[0].linears[4].0[5] = f32::NAN;
+        let error = Weights::parse(CONFIG.as_bytes(), &weights.to_safetensors()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "model.safetensors: encoder.layer.0.intermediate.dense.weight has NaN at element 5, \
+             expected finite numbers"
+        );
     }
 
     #[test]

@@ -1,0 +1,240 @@
+//! Weights in panels, and the loops that take tiles through them.
+//!
+//! The order is panels outside, tiles inside: a panel comes from far away and is used for all tiles
+//! while it is near. A tile's sums are finished (scales, bias) and go out (stored, through GELU, or
+//! onto what lies there) right after they are made.
+//!
+//! Invariants: nothing is allocated; what is written depends on the row and the column alone.
+
+use std::ops::Range;
+
+use super::{Epilogue, Erf};
+use crate::lines::{self, Line};
+use crate::math;
+use crate::rows::Tiles;
+use crate::tile::{Format, PANEL_COLUMNS, PANEL_LINES, Sums, TileKernel};
+use crate::wide::{Body, LANES, Wide, wide};
+
+/// Weights in panels, with the kernel that reads them.
+pub(super) struct Panels {
+    kernel: TileKernel,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    /// Lines of one panel.
+    size: usize,
+    lines: Vec<Line>,
+    /// Padded with zeros to whole panels.
+    pub(super) bias: Vec<f32>,
+}
+
+impl Panels {
+    /// Lays `weight[outputs, inputs]` out, each element as `bits` says.
+    pub(super) fn pack(
+        kernel: TileKernel,
+        format: Format,
+        weight: &[f32],
+        mut bias: Vec<f32>,
+        bits: impl Fn(usize, f32) -> u32,
+    ) -> Self {
+        let outputs = bias.len();
+        assert!(
+            outputs > 0 && weight.len().is_multiple_of(outputs) && !weight.is_empty(),
+            "weight is [outputs, inputs], one bias an output"
+        );
+        let inputs = weight.len() / outputs;
+        let size = inputs.div_ceil(format.per_block()) * PANEL_LINES;
+        let panels = outputs.div_ceil(PANEL_COLUMNS);
+        let mut lines = vec![Line::ZERO; panels * size];
+        let element_bits = 32 / format.per_step();
+        for (output, weights) in weight.chunks_exact(inputs).enumerate() {
+            let (panel, column) = (output / PANEL_COLUMNS, output % PANEL_COLUMNS);
+            let words = lines::words(&mut lines[panel * size..][..size]);
+            for (input, &w) in weights.iter().enumerate() {
+                let (step, part) = (input / format.per_step(), input % format.per_step());
+                let word = &mut words[step * PANEL_COLUMNS + column];
+                *word |= bits(output, w) << (part * element_bits);
+            }
+        }
+        bias.resize(panels * PANEL_COLUMNS, 0.0);
+        Panels {
+            kernel,
+            inputs,
+            outputs,
+            size,
+            lines,
+            bias,
+        }
+    }
+
+    pub(super) fn resident_bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>() + self.bias.len() * size_of::<f32>()
+    }
+
+    /// Runs over panels and tiles; `finish` gives values before the epilogue.
+    pub(super) fn apply<F: Finish>(
+        &self,
+        tiles: &Tiles,
+        columns: Range<usize>,
+        epilogue: Epilogue,
+        output: &mut [f32],
+        stride: usize,
+        finish: F,
+    ) {
+        assert!(
+            columns.start.is_multiple_of(PANEL_COLUMNS) && columns.end <= self.outputs,
+            "columns start with a panel and lie in the layer"
+        );
+        wide(Apply {
+            panels: self,
+            tiles,
+            columns,
+            epilogue,
+            output,
+            stride,
+            finish,
+        });
+    }
+}
+
+/// Turns sums into values: scales and bias.
+pub(super) trait Finish: Copy {
+    /// What sixteen columns need, kept in registers for all rows of a tile.
+    type Columns<V: Copy>: Copy;
+    /// Loads it for the columns from `column`.
+    fn columns<W: Wide>(self, w: W, column: usize) -> Self::Columns<W::V>;
+    /// The values of a row of the batch.
+    fn values<W: Wide>(
+        self,
+        w: W,
+        of: Self::Columns<W::V>,
+        affine: [f32; 2],
+        sums: &[u32; LANES],
+    ) -> W::V;
+}
+
+/// [`Panels::apply`], in wide vectors.
+struct Apply<'a, F> {
+    panels: &'a Panels,
+    tiles: &'a Tiles,
+    columns: Range<usize>,
+    epilogue: Epilogue,
+    output: &'a mut [f32],
+    stride: usize,
+    finish: F,
+}
+
+impl<F: Finish> Body for Apply<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<W: Wide>(self, w: W) {
+        let Apply {
+            panels,
+            tiles,
+            columns,
+            ..
+        } = self;
+        let mut sums = Sums::new();
+        for from in columns.clone().step_by(PANEL_COLUMNS) {
+            let panel = &panels.lines[from / PANEL_COLUMNS * panels.size..][..panels.size];
+            for tile in 0..tiles.count() {
+                let (first, rows, lines) = tiles.tile(tile);
+                panels.kernel.run(rows, lines, panel, &mut sums);
+                let finished = Finished {
+                    w,
+                    finish: self.finish,
+                    of: [
+                        self.finish.columns(w, from),
+                        self.finish.columns(w, from + LANES),
+                    ],
+                    sums: &sums.0[..rows],
+                    affine: tiles.affine(first, rows),
+                };
+                let at = first * self.stride + from - columns.start;
+                let width = PANEL_COLUMNS.min(columns.end - from);
+                let out = &mut self.output[at..];
+                finished.emit(self.epilogue, out, self.stride, width);
+            }
+        }
+    }
+}
+
+/// A tile on its way out.
+struct Finished<'a, W: Wide, F: Finish> {
+    w: W,
+    finish: F,
+    of: [F::Columns<W::V>; 2],
+    sums: &'a [[u32; PANEL_COLUMNS]],
+    affine: &'a [[f32; 2]],
+}
+
+impl<W: Wide, F: Finish> Finished<'_, W, F> {
+    /// Writes by the epilogue: `width` columns, fewer than 32 only at a layer's end.
+    #[inline(always)]
+    fn emit(self, epilogue: Epilogue, out: &mut [f32], stride: usize, width: usize) {
+        let w = self.w;
+        match epilogue {
+            Epilogue::Store => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |_, y| y,
+            ),
+            Epilogue::Gelu(Erf::Exact) => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |_, y| math::gelu(w, y),
+            ),
+            Epilogue::Gelu(Erf::Short) => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |_, y| math::gelu_short(w, y),
+            ),
+            Epilogue::Add => self.update(
+                out,
+                stride,
+                width,
+                #[inline(always)]
+                |x, y| w.add(x, y),
+            ),
+        }
+    }
+
+    /// Replaces each row by `f(what lies there, its values)`.
+    #[inline(always)]
+    fn update(self, out: &mut [f32], stride: usize, width: usize, f: impl Fn(W::V, W::V) -> W::V) {
+        let w = self.w;
+        let rows = self.sums.iter().zip(self.affine);
+        for ((sums, &affine), out) in rows.zip(out.chunks_mut(stride)) {
+            let (halves, _) = sums.as_chunks::<LANES>();
+            let left = self.finish.values(w, self.of[0], affine, &halves[0]);
+            let right = self.finish.values(w, self.of[1], affine, &halves[1]);
+            if let (PANEL_COLUMNS, Some(out)) = (width, out.first_chunk_mut()) {
+                put(w, out, [left, right], &f);
+            } else {
+                let mut padded = [0.0; PANEL_COLUMNS];
+                padded[..width].copy_from_slice(&out[..width]);
+                put(w, &mut padded, [left, right], &f);
+                out[..width].copy_from_slice(&padded[..width]);
+            }
+        }
+    }
+}
+
+/// Combines a row's 32 values with what lies in the output.
+#[inline(always)]
+fn put<W: Wide>(
+    w: W,
+    out: &mut [f32; PANEL_COLUMNS],
+    values: [W::V; 2],
+    f: &impl Fn(W::V, W::V) -> W::V,
+) {
+    let (halves, _) = out.as_chunks_mut::<LANES>();
+    w.store(f(w.load(&halves[0]), values[0]), &mut halves[0]);
+    w.store(f(w.load(&halves[1]), values[1]), &mut halves[1]);
+}

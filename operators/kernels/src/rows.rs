@@ -1,0 +1,390 @@
+//! Activations as the micro-kernel reads them: rows rounded to a format, in tiles.
+//!
+//! ```text
+//! rows [rows, width] f32 ─▶ tile 0: block 0: r0 │64 B│ r1 │64 B│ … 12 places; block 1: …
+//!                           tile 1: …
+//!                           int8 only: a scale and an offset for each row
+//! ```
+//!
+//! A row's rounding depends on that row only. Int8 rows are rotated first: each group of 128 columns is
+//! multiplied by the Walsh–Hadamard matrix, and so are the weights, which leaves every product as it
+//! was. A few columns of trained states and weights are thirty times as large as the rest and would
+//! take nearly all of 255 levels; rotated, every column is a mix of 128 and none stands out. (Without,
+//! the default model's least cosine is 0.993, with 0.999. The idea is that of "QuaRot", Ashkboos et al.
+//! 2024; it needs no calibration.) Then the rounding is affine, x ≈ offset + scale · byte, with
+//! the row's own range spread over 0..=254: GELU's outputs, which lie nearly all on one side of zero,
+//! keep all eight bits. Tiles share the rows evenly (13 rows are 7 + 6, not 12 + 1), so that a short
+//! rest does not run at the latency of its multiply-adds.
+//!
+//! Invariants: whole lines are written, so what lay there before never shows; places without a row
+//! are never read.
+
+use crate::wide::{Body, LANES, Wide, wide};
+
+use crate::lines::{self, Line};
+use crate::tile::{Format, TILE_ROWS};
+
+/// Rounds are half to even: adding 1.5·2²³ leaves the integer in the low bits of the mantissa.
+const ROUND: f32 = 12_582_912.0;
+/// Bytes that a row's range is spread over; one less than there are, as the zero point is rounded too.
+const LEVELS: f32 = 254.0;
+
+/// Int8 rows that are rotated before the first of them is rounded: none waits for its own range.
+const ROWS_AT_ONCE: usize = 4;
+
+/// Packed rows. Grows to the largest batch seen, then stays.
+pub struct Tiles {
+    lines: Vec<Line>,
+    /// Int8: (scale, offset) of each row.
+    affine: Vec<[f32; 2]>,
+    /// Int8: some rows after their rotation.
+    turned: Vec<f32>,
+    format: Format,
+    width: usize,
+    rows: usize,
+    tile_rows: usize,
+    blocks: usize,
+}
+
+impl Default for Tiles {
+    fn default() -> Self {
+        Tiles {
+            lines: Vec::new(),
+            affine: Vec::new(),
+            turned: Vec::new(),
+            format: Format::F32,
+            width: 0,
+            rows: 0,
+            tile_rows: 1,
+            blocks: 0,
+        }
+    }
+}
+
+impl Tiles {
+    /// Prepares for `rows` rows `width` long. What is in them is left over until they are stored.
+    pub fn reset(&mut self, format: Format, rows: usize, width: usize) {
+        (self.format, self.width, self.rows) = (format, width, rows);
+        self.tile_rows = rows.div_ceil(rows.div_ceil(TILE_ROWS).max(1)).max(1);
+        self.blocks = width.div_ceil(format.per_block());
+        let lines = self.count() * self.blocks * TILE_ROWS;
+        lines::sized(&mut self.lines, lines);
+        if self.affine.len() < rows {
+            self.affine.resize(rows, [0.0; 2]);
+        }
+        if format == Format::Int8 && self.turned.len() < ROWS_AT_ONCE * width {
+            self.turned.resize(ROWS_AT_ONCE * width, 0.0);
+        }
+    }
+
+    /// Tiles in use.
+    pub fn count(&self) -> usize {
+        self.rows.div_ceil(self.tile_rows)
+    }
+
+    /// Rows held.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The first row of a tile, its number of rows, its lines.
+    pub fn tile(&self, tile: usize) -> (usize, usize, &[Line]) {
+        let first = tile * self.tile_rows;
+        let size = self.blocks * TILE_ROWS;
+        let lines = &self.lines[tile * size..][..size];
+        (first, self.tile_rows.min(self.rows - first), lines)
+    }
+
+    /// Int8: (scale, offset) of some rows. For other formats they mean nothing.
+    pub fn affine(&self, first: usize, rows: usize) -> &[[f32; 2]] {
+        &self.affine[first..first + rows]
+    }
+
+    /// Rounds and stores all rows: the first `width` of every `stride` elements of `values`.
+    ///
+    /// Rows and width are what `reset` was told. Panics when rows are missing.
+    pub fn store(&mut self, stride: usize, values: &[f32]) {
+        let width = self.width;
+        assert!(
+            values.len() + stride >= self.rows * stride + width && width <= stride,
+            "all rows of the batch"
+        );
+        wide(Store {
+            tiles: self,
+            stride,
+            values,
+        });
+    }
+
+    /// Fills all memory with bits that are NaN in every format, for tests.
+    #[doc(hidden)]
+    pub fn poison(&mut self) {
+        self.lines.fill(Line([u32::MAX; 16]));
+        self.affine.fill([f32::NAN; 2]);
+        self.turned.fill(f32::NAN);
+    }
+
+    /// Bytes held.
+    pub fn resident_bytes(&self) -> usize {
+        self.lines.capacity() * size_of::<Line>()
+            + self.affine.capacity() * size_of::<[f32; 2]>()
+            + self.turned.capacity() * size_of::<f32>()
+    }
+}
+
+/// [`Tiles::store`], in wide vectors.
+struct Store<'a> {
+    tiles: &'a mut Tiles,
+    stride: usize,
+    values: &'a [f32],
+}
+
+impl Body for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<W: Wide>(self, w: W) {
+        let tiles = self.tiles;
+        let size = tiles.blocks * TILE_ROWS;
+        let width = tiles.width;
+        for first in (0..tiles.rows).step_by(ROWS_AT_ONCE) {
+            let rows = ROWS_AT_ONCE.min(tiles.rows - first);
+            if tiles.format == Format::Int8 {
+                let affine = &mut tiles.affine[first..first + rows];
+                let turned = tiles.turned.chunks_exact_mut(width);
+                for ((row, turned), affine) in (first..).zip(turned).zip(affine) {
+                    *affine =
+                        rotate_into(w, Self::row(self.values, self.stride, row, width), turned)
+                            .into();
+                }
+            }
+            for row in first..first + rows {
+                let (tile, place) = (row / tiles.tile_rows, row % tiles.tile_rows);
+                let lines = &mut tiles.lines[tile * size..][..size];
+                match tiles.format {
+                    Format::F32 => store_row::<W, 16, 1>(
+                        w,
+                        lines,
+                        place,
+                        Self::row(self.values, self.stride, row, width),
+                        Round::F32,
+                    ),
+                    Format::Bf16 => store_row::<W, 32, 2>(
+                        w,
+                        lines,
+                        place,
+                        Self::row(self.values, self.stride, row, width),
+                        Round::Bf16,
+                    ),
+                    Format::Int8 => {
+                        let [low, high] = tiles.affine[row];
+                        let scale = (high - low) / LEVELS;
+                        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                        // An integer, so that zero is a byte of its own.
+                        let zero = (ROUND - low * inverse) - ROUND;
+                        tiles.affine[row] = [scale, -zero * scale];
+                        let round = Round::Int8(inverse, ROUND + zero);
+                        let turned = &tiles.turned[(row - first) * width..][..width];
+                        store_row::<W, 64, 4>(w, lines, place, turned, round);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Store<'_> {
+    #[inline(always)]
+    fn row(values: &[f32], stride: usize, row: usize, width: usize) -> &[f32] {
+        &values[row * stride..][..width]
+    }
+}
+
+/// How lanes become a part of a line.
+#[derive(Clone, Copy)]
+enum Round {
+    F32,
+    Bf16,
+    /// The low byte of x · factor + shift.
+    Int8(f32, f32),
+}
+
+/// Writes a row's blocks of `N` elements, `PARTS` vectors each, zeros behind the row's end.
+#[inline(always)]
+fn store_row<W: Wide, const N: usize, const PARTS: usize>(
+    w: W,
+    lines: &mut [Line],
+    place: usize,
+    values: &[f32],
+    round: Round,
+) {
+    let (whole, rest) = values.as_chunks::<N>();
+    for (block, values) in whole.iter().enumerate() {
+        store_block::<W, PARTS>(w, &mut lines[block * TILE_ROWS + place], values, round);
+    }
+    if !rest.is_empty() {
+        let mut padded = [0.0; N];
+        padded[..rest.len()].copy_from_slice(rest);
+        let line = &mut lines[whole.len() * TILE_ROWS + place];
+        store_block::<W, PARTS>(w, line, &padded, round);
+    }
+}
+
+#[inline(always)]
+fn store_block<W: Wide, const PARTS: usize>(w: W, line: &mut Line, values: &[f32], round: Round) {
+    let line = std::slice::from_mut(line);
+    let (parts, _) = values.as_chunks::<LANES>();
+    for (part, values) in parts.iter().enumerate().take(PARTS) {
+        let v = w.load(values);
+        match round {
+            Round::F32 => w.store_line(v, &mut line[0]),
+            Round::Bf16 => w.store_bf16(v, &mut lines::halves(line).as_chunks_mut().0[part]),
+            Round::Int8(factor, shift) => {
+                let v = w.fma(v, w.splat(factor), w.splat(shift));
+                w.store_low_bytes(v, &mut lines::bytes(line).as_chunks_mut().0[part]);
+            }
+        }
+    }
+}
+
+/// Elements that are rotated together.
+const GROUP: usize = 8 * LANES;
+/// What a rotation makes of a column's size, √128; columns that are in no whole group are given it too.
+const GROWTH: f32 = 11.313_708;
+
+/// Multiplies each whole group of 128 columns by the Walsh–Hadamard matrix, which is its own inverse
+/// but for the factor 128; a rest is made √128 times as large. Gives the smallest and the largest value, zero
+/// among them.
+#[inline(always)]
+fn rotate_into<W: Wide>(w: W, values: &[f32], out: &mut [f32]) -> (f32, f32) {
+    let (mut low, mut high) = (w.splat(0.0), w.splat(0.0));
+    let (groups, rest) = values.as_chunks::<GROUP>();
+    let (out_groups, out_rest) = out.as_chunks_mut::<GROUP>();
+    for (group, out) in groups.iter().zip(out_groups) {
+        let v: &[[f32; LANES]; 8] = group.as_chunks().0.first_chunk().expect("eight vectors");
+        let (a, b) = both(w, w.load(&v[0]), w.load(&v[1]));
+        let (c, d) = both(w, w.load(&v[2]), w.load(&v[3]));
+        let (e, f) = both(w, w.load(&v[4]), w.load(&v[5]));
+        let (g, h) = both(w, w.load(&v[6]), w.load(&v[7]));
+        let ((a, c), (b, d)) = (both(w, a, c), both(w, b, d));
+        let ((e, g), (f, h)) = (both(w, e, g), both(w, f, h));
+        let ((a, e), (b, f)) = (both(w, a, e), both(w, b, f));
+        let ((c, g), (d, h)) = (both(w, c, g), both(w, d, h));
+        let vectors = [a, b, c, d, e, f, g, h];
+        for (i, out) in out.as_chunks_mut().0.iter_mut().enumerate() {
+            let v = w.hadamard(vectors[i]);
+            (low, high) = (w.min(v, low), w.max(v, high));
+            w.store(v, out);
+        }
+    }
+    for (out, &x) in out_rest.iter_mut().zip(rest) {
+        *out = x * GROWTH;
+    }
+    let low = w.fold(low, |a, b| if a < b { a } else { b });
+    let high = w.fold(high, |a, b| if a > b { a } else { b });
+    let mut range = (low, high);
+    for &x in &*out_rest {
+        range = (
+            if x < range.0 { x } else { range.0 },
+            if x > range.1 { x } else { range.1 },
+        );
+    }
+    range
+}
+
+/// Sum and difference.
+#[inline(always)]
+fn both<W: Wide>(w: W, a: W::V, b: W::V) -> (W::V, W::V) {
+    (w.add(a, b), w.sub(a, b))
+}
+
+/// Rotates a row of int8 weights the same way, with the factor 1/128 that rows lack.
+pub(crate) fn rotate_weights(values: &mut [f32]) {
+    struct Rotate<'a>(&'a mut [f32]);
+    impl Body for Rotate<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<W: Wide>(self, w: W) {
+            let before = self.0.to_vec();
+            rotate_into(w, &before, self.0);
+        }
+    }
+    wide(Rotate(&mut *values));
+    values.iter_mut().for_each(|w| *w /= GROUP as f32);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wide::Plain;
+
+    #[test]
+    fn rows_are_shared_evenly() {
+        let mut tiles = Tiles::default();
+        let mut shares = |rows: usize| -> Vec<usize> {
+            tiles.reset(Format::F32, rows, 16);
+            (0..tiles.count()).map(|tile| tiles.tile(tile).1).collect()
+        };
+        assert_eq!(shares(1), [1]);
+        assert_eq!(shares(12), [12]);
+        assert_eq!(shares(13), [7, 6]);
+        assert_eq!(shares(25), [9, 9, 7]);
+        assert_eq!(shares(0), [0; 0]);
+    }
+
+    #[test]
+    fn a_rotation_of_both_sides_leaves_the_product() {
+        for width in [1, 127, 128, 300] {
+            let x: Vec<f32> = (0..width)
+                .map(|i| ((i * 37) % 101) as f32 * 0.03 - 0.2)
+                .collect();
+            let y: Vec<f32> = (0..width)
+                .map(|i| ((i * 53) % 97) as f32 * 0.02 - 1.0)
+                .collect();
+            let (mut rotated, mut weights) = (vec![0.0; width], y.clone());
+            let (low, high) = rotate_into(Plain, &x, &mut rotated);
+            rotate_weights(&mut weights);
+            let dot = |a: &[f32], b: &[f32]| -> f64 {
+                a.iter()
+                    .zip(b)
+                    .map(|(&a, &b)| f64::from(a) * f64::from(b))
+                    .sum()
+            };
+            assert!((dot(&x, &y) - dot(&rotated, &weights)).abs() < 1e-4);
+            assert!(rotated.iter().all(|x| (low..=high).contains(x)));
+        }
+    }
+
+    #[test]
+    fn a_byte_is_within_half_a_level_and_zero_is_exact() {
+        let mut values: Vec<f32> = (0..100)
+            .map(|i| ((i * 37) % 101) as f32 * 0.03 - 0.2)
+            .collect();
+        values[7] = 0.0;
+        let mut tiles = Tiles::default();
+        tiles.reset(Format::Int8, 1, 100);
+        tiles.poison();
+        tiles.store(100, &values);
+        let [scale, offset] = tiles.affine(0, 1)[0];
+        let (_, _, lines) = tiles.tile(0);
+        for (i, &x) in values.iter().enumerate() {
+            let line = &mut lines[i / 64 * TILE_ROWS].clone();
+            let byte = lines::bytes(std::slice::from_mut(line))[i % 64];
+            let back = (offset + scale * f32::from(byte)) / GROWTH;
+            assert!(
+                (back - x).abs() <= scale / GROWTH * 0.501,
+                "{x} came back as {back}"
+            );
+            assert!(x != 0.0 || back == 0.0);
+        }
+    }
+
+    #[test]
+    fn a_row_of_zeros_stays_zero() {
+        let mut tiles = Tiles::default();
+        tiles.reset(Format::Int8, 1, 64);
+        tiles.store(64, &[0.0; 64]);
+        assert_eq!(tiles.affine(0, 1), [[0.0, 0.0]]);
+    }
+}

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use engine::contract::Embedder;
 use engine::model::{ChunkId, Key};
 use operators::chunk::{Chunker, ChunkingSpec, ModelTokens};
-use operators::embed::{Measured, ModelFiles, ModelFolder, PretrainedEmbedder};
+use operators::embed::{Kernel, Measured, ModelFiles, ModelFolder, PretrainedEmbedder};
 use queries::definition::Definition;
 use queries::problem::Problem;
 use queries::render::chunking;
@@ -221,12 +221,20 @@ pub struct Embedded {
 pub type EmbedTexts = Box<dyn FnMut(&[String]) -> anyhow::Result<Vec<Embedded>>>;
 
 /// Loads a model once for many batches.
-pub fn embedder(model: &str, models: Option<&Path>, with_ids: bool) -> anyhow::Result<EmbedTexts> {
+///
+/// `precision` as `CREATE MODEL` has it.
+pub fn embedder(
+    model: &str,
+    precision: &str,
+    models: Option<&Path>,
+    with_ids: bool,
+) -> anyhow::Result<EmbedTexts> {
+    let kernel = Kernel::for_precision(precision)?;
     let folder = operators::embed::pull_in(models, model, &|_| {})?;
     let files = ModelFiles::read(&folder)?;
     // As the engine embeds documents.
     let prompt = files.prompts.document.clone();
-    let encoder = PretrainedEmbedder::new(files)?;
+    let encoder = PretrainedEmbedder::with_kernel(files, kernel)?;
     Ok(Box::new(move |texts| {
         let texts: Vec<String> = texts.iter().map(|text| format!("{prompt}{text}")).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -244,7 +252,13 @@ pub fn embedder(model: &str, models: Option<&Path>, with_ids: bool) -> anyhow::R
 }
 
 /// Measures a model on this documentation, cut as an index cuts it, for about `time`.
-pub fn measure(model: &str, models: Option<&Path>, time: Duration) -> anyhow::Result<Measured> {
+pub fn measure(
+    model: &str,
+    precision: &str,
+    models: Option<&Path>,
+    time: Duration,
+) -> anyhow::Result<Measured> {
+    let kernel = Kernel::for_precision(precision)?;
     const PAGES: [&str; 4] = [
         include_str!("../docs/architecture.md"),
         include_str!("../docs/language.md"),
@@ -257,7 +271,7 @@ pub fn measure(model: &str, models: Option<&Path>, time: Duration) -> anyhow::Re
         let chunks = chunk("markdown(max_tokens => 256)", Some(model), models, page)?;
         texts.extend(chunks.into_iter().map(|chunk| chunk.text));
     }
-    Ok(operators::embed::measure(&folder, &texts, time)?)
+    Ok(operators::embed::measure(&folder, kernel, &texts, time)?)
 }
 
 /// One chunk of a text.

@@ -141,7 +141,9 @@ fn feature_names() -> Vec<&'static str> {
 
 fn features() -> Finding {
     let names = feature_names();
-    let effect = if names.contains(&"avx512f") {
+    let effect = if names.contains(&"avx512vnni") && names.contains(&"avx512bf16") {
+        "matrix products use 512-bit vectors, PRECISION 'bf16' and 'int8' their own instructions"
+    } else if names.contains(&"avx512f") {
         "matrix products use 512-bit vectors"
     } else if names.contains(&"avx2") {
         "matrix products use 256-bit vectors"

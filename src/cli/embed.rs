@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Hub name or folder
     #[arg(long, default_value = app::DEFAULT_MODEL)]
     model: String,
+    /// full, f32, bf16 or int8, as PRECISION of CREATE MODEL
+    #[arg(long, default_value = "full")]
+    precision: String,
     /// Adds the token ids
     #[arg(long)]
     ids: bool,
@@ -37,7 +40,7 @@ pub(crate) fn embed(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
     if args.bench {
         return bench(&args, output);
     }
-    let mut embed = app::embedder(&args.model, args.models.models.as_deref(), args.ids)?;
+    let mut embed = app::embedder(&args.model, &args.precision, args.models.models.as_deref(), args.ids)?;
     let mut batch = Vec::with_capacity(BATCH_TEXTS);
     let mut flush = |batch: &mut Vec<String>| -> anyhow::Result<()> {
         if !batch.is_empty() {
@@ -75,7 +78,7 @@ pub(crate) fn embed(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
 
 fn bench(args: &Args, output: &Output) -> anyhow::Result<ExitCode> {
     let time = Duration::from_secs(args.seconds);
-    let measured = app::measure(&args.model, args.models.models.as_deref(), time)?;
+    let measured = app::measure(&args.model, &args.precision, args.models.models.as_deref(), time)?;
     if output.is_json {
         output.json(&measured)?;
         return Ok(ExitCode::SUCCESS);

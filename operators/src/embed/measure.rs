@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use engine::contract::Embedder;
 use engine::error::WorldError;
-use kernels::BertConfig;
+use kernels::{BertConfig, Kernel};
 use kernels::linear::{View, multiply};
 use serde::Serialize;
 
@@ -61,6 +61,7 @@ pub struct Measured {
 /// Errors: the model's files cannot be read.
 pub fn measure(
     folder: &ModelFolder,
+    kernel: Kernel,
     texts: &[String],
     time: Duration,
 ) -> Result<Measured, WorldError> {
@@ -71,7 +72,7 @@ pub fn measure(
         detail,
     };
     let config = BertConfig::parse(&files.config).map_err(|e| corrupt(e.to_string()))?;
-    let model = PretrainedEmbedder::new(files)?;
+    let model = PretrainedEmbedder::with_kernel(files, kernel)?;
     let embed = |text: &str| {
         let vectors = model.embed(&[text]);
         vectors.map_err(|error| corrupt(error.to_string()))

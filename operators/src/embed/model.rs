@@ -6,9 +6,8 @@
 //!
 //! Invariants: the id hashes weights, tokenizer, configuration, pooling, maximum length and precision
 //! class (prompts and a shorter length come with [`super::shape`]), never the device or the folder;
-//! working memory is kept per concurrent
-//! caller, so `embed` may be called from several threads.
-//! Limits: BERT-family encoders, mean or CLS pooling, full precision.
+//! working memory is kept per concurrent caller, so `embed` may be called from several threads.
+//! Limits: BERT-family encoders, mean or CLS pooling.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engine::contract::{CallLimits, EmbedError, Embedder, TokenSpans};
 use engine::error::WorldError;
 use engine::model::ModelId;
-use kernels::{Encoder, Pooling, Scratch, Weights};
+use kernels::{Encoder, Kernel, Pooling, Scratch, Weights};
 use serde::Deserialize;
 
 use super::download::{ProgressFn, hex};
@@ -26,7 +25,7 @@ use super::weights::{ModelFolder, pins, pull_in};
 
 /// Finds, fetches and loads a model: a path, or a name as on the hub.
 ///
-/// `device` is `auto` or `cpu`, `precision` `full`; others are refused by name. Cost: reading and
+/// `device` is `auto` or `cpu`, `precision` a name of [`Kernel::for_precision`]; others are refused by name. Cost: reading and
 /// hashing the weights, about 0.2 s for 90 MB, after the fetch.
 pub fn load(
     location: &str,
@@ -55,13 +54,12 @@ pub fn load_in(
     if !matches!(device, "auto" | "cpu") {
         return Err(refuse("DEVICE", device, "'auto' or 'cpu'"));
     }
-    if precision != "full" {
-        return Err(refuse("PRECISION", precision, "'full'"));
-    }
+    let kernel = Kernel::for_precision(precision)
+        .map_err(|_| refuse("PRECISION", precision, "'full', 'f32', 'bf16' or 'int8'"))?;
     let folder = pull_in(models, location, progress)?;
     let files = ModelFiles::read(&folder)?;
     let prompts = shape.prompts(files.prompts.clone());
-    let model = Arc::new(PretrainedEmbedder::new(files)?);
+    let model = Arc::new(PretrainedEmbedder::with_kernel(files, kernel)?);
     shaped(model, prompts, shape.dimensions)
 }
 
@@ -173,8 +171,13 @@ pub struct PretrainedEmbedder {
 }
 
 impl PretrainedEmbedder {
-    /// Checks and packs a model's files.
+    /// Checks and packs a model's files for full precision.
     pub fn new(files: ModelFiles) -> Result<Self, WorldError> {
+        Self::with_kernel(files, Kernel::F32)
+    }
+
+    /// Checks and packs a model's files for a kernel.
+    pub fn with_kernel(files: ModelFiles, kernel: Kernel) -> Result<Self, WorldError> {
         let corrupt = |detail: String| WorldError::Corrupt {
             path: format!("model '{}'", files.name),
             offset: 0,
@@ -186,14 +189,14 @@ impl PretrainedEmbedder {
         let max_tokens = files.max_tokens.unwrap_or(positions).min(positions);
         let tokenizer = TextTokenizer::parse(&files.tokenizer, max_tokens)
             .map_err(|e| corrupt(format!("tokenizer.json: {e}")))?;
-        let encoder = Encoder::new(weights, files.pooling);
+        let encoder = Encoder::with_kernel(weights, files.pooling, kernel);
         if tokenizer.vocabulary() > encoder.vocabulary() {
             let (tokens, rows) = (tokenizer.vocabulary(), encoder.vocabulary());
             return Err(corrupt(format!(
                 "tokenizer.json has {tokens} tokens, the weights only {rows}"
             )));
         }
-        let id = model_id(&files, max_tokens);
+        let id = model_id(&files, max_tokens, kernel);
         Ok(PretrainedEmbedder {
             id,
             name: files.name,
@@ -217,10 +220,15 @@ impl PretrainedEmbedder {
     }
 }
 
-/// Everything that shapes a vector, and nothing that does not.
-fn model_id(files: &ModelFiles, max_tokens: usize) -> ModelId {
+/// Everything that shapes a vector, and nothing that does not. Of precision its class: vectors of f32 and
+/// bf16 rank alike and may stand beside each other, those of int8 not.
+fn model_id(files: &ModelFiles, max_tokens: usize, kernel: Kernel) -> ModelId {
     let mut hasher = blake3::Hasher::new();
-    let settings = format!("f32 {:?} {max_tokens}", files.pooling);
+    let class = match kernel {
+        Kernel::F32 | Kernel::Bf16 => "full",
+        Kernel::Int8 => "int8",
+    };
+    let settings = format!("{class} {:?} {max_tokens}", files.pooling);
     for part in [
         &files.config[..],
         &files.tokenizer,

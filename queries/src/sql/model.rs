@@ -95,7 +95,7 @@ fn pretrained(cursor: &mut Cursor<'_>, location: String) -> Result<ModelDef, Pro
         false => Options::default(),
     };
     let device = options.choice("DEVICE", &["auto", "cpu"])?;
-    let precision = options.choice("PRECISION", &["full"])?;
+    let precision = options.choice("PRECISION", &["full", "f32", "bf16", "int8"])?;
     Ok(ModelDef::Pretrained {
         location,
         device: device.unwrap_or("auto").to_owned(),

@@ -40,7 +40,12 @@ pub(crate) fn embed(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
     if args.bench {
         return bench(&args, output);
     }
-    let mut embed = app::embedder(&args.model, &args.precision, args.models.models.as_deref(), args.ids)?;
+    let mut embed = app::embedder(
+        &args.model,
+        &args.precision,
+        args.models.models.as_deref(),
+        args.ids,
+    )?;
     let mut batch = Vec::with_capacity(BATCH_TEXTS);
     let mut flush = |batch: &mut Vec<String>| -> anyhow::Result<()> {
         if !batch.is_empty() {
@@ -78,7 +83,12 @@ pub(crate) fn embed(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
 
 fn bench(args: &Args, output: &Output) -> anyhow::Result<ExitCode> {
     let time = Duration::from_secs(args.seconds);
-    let measured = app::measure(&args.model, &args.precision, args.models.models.as_deref(), time)?;
+    let measured = app::measure(
+        &args.model,
+        &args.precision,
+        args.models.models.as_deref(),
+        time,
+    )?;
     if output.is_json {
         output.json(&measured)?;
         return Ok(ExitCode::SUCCESS);

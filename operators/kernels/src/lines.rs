@@ -3,7 +3,7 @@
 //! A [`Line`] is 64 aligned bytes, so that no vector straddles two cache lines and a vector of any
 //! element type can be laid over it. Views are checked casts (`bytemuck`), without `unsafe`.
 
-use pulp::bytemuck::{self, Pod, Zeroable};
+use bytemuck::{Pod, Zeroable};
 
 /// 64 bytes, aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,25 +1,27 @@
 //! How fast a model is on this machine, beside what the machine gives.
 //!
-//! One thread; texts one after another, as the queue's batches go through the encoder. The yardstick is
-//! a large product of matrices in 32-bit floats, measured on the same core just before: no encoder in full
-//! precision does more operations a second, so their quotient is the share of what is possible.
+//! One thread; texts one after another, as the queue gives them to the encoder. The yardstick is the
+//! micro-kernel of the same precision alone, over operands that stay in the first cache, measured on the
+//! same core just before: the quotient is the share of what is possible.
 //!
-//! Limits: operations are those of the model's matrix products; a model of a quarter of the bytes a weight
-//! may have a share above 1.
+//! Limits: operations are those of the model's matrix products.
 
 use std::time::{Duration, Instant};
 
 use engine::contract::Embedder;
 use engine::error::WorldError;
+use kernels::lines::Line;
+use kernels::tile::{PANEL_COLUMNS, Sums, TILE_ROWS, TileKernel};
 use kernels::{BertConfig, Kernel};
-use kernels::linear::{View, multiply};
 use serde::Serialize;
 
 use super::model::{ModelFiles, PretrainedEmbedder};
 use super::weights::ModelFolder;
 
-/// Rows and columns of the yardstick's matrices.
-const SIDE: usize = 512;
+/// Depth of the yardstick's operands, in blocks: with it both lie in the first cache.
+const BLOCKS: usize = 6;
+/// Products between two looks at the clock.
+const ROUNDS: usize = 1_000;
 /// How long the yardstick is measured.
 const YARDSTICK: Duration = Duration::from_millis(500);
 /// Questions that are timed.
@@ -44,7 +46,7 @@ pub struct Measured {
     pub texts_per_second: f64,
     /// Operations a second of the encoder, in 10⁹.
     pub encoder_gflops: f64,
-    /// Operations a second of a large product of matrices, in 10⁹.
+    /// Operations a second of the precision's micro-kernel alone, in 10⁹.
     pub peak_gflops: f64,
     /// The share of the one in the other.
     pub peak_share: f64,
@@ -77,7 +79,7 @@ pub fn measure(
         let vectors = model.embed(&[text]);
         vectors.map_err(|error| corrupt(error.to_string()))
     };
-    let peak_gflops = yardstick();
+    let peak_gflops = yardstick(kernel);
     let (mut seen, mut tokens, mut wasted, mut operations) = (0, 0, 0, 0.0);
     let mut busy = Duration::ZERO;
     let around = model.special_tokens();
@@ -129,25 +131,23 @@ fn of_text(config: &BertConfig, tokens: usize) -> f64 {
     layers * tokens * (weights + 4.0 * tokens * hidden)
 }
 
-/// Operations a second of a large product of matrices on this thread, in 10⁹: the best of many.
-fn yardstick() -> f64 {
-    let data: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32 - 3.0).collect();
-    let view = |data| View {
-        data,
-        rows: SIDE,
-        columns: SIDE,
-        row_stride: SIDE,
-        column_stride: 1,
-    };
-    let mut product = vec![0.0; SIDE * SIDE];
+/// Operations a second of the micro-kernel over operands in the first cache, in 10⁹.
+fn yardstick(kernel: Kernel) -> f64 {
+    let format = kernel.format();
+    let tile = vec![Line::ZERO; BLOCKS * TILE_ROWS];
+    let panel = vec![Line::ZERO; BLOCKS * PANEL_COLUMNS];
+    let mut sums = Sums::new();
+    let micro_kernel = TileKernel::best(format);
     let (started, mut best) = (Instant::now(), f64::INFINITY);
     while started.elapsed() < YARDSTICK {
         let at = Instant::now();
-        multiply(view(&data), view(&data), &mut product, SIDE, false);
+        for _ in 0..ROUNDS {
+            micro_kernel.run(TILE_ROWS, std::hint::black_box(&tile), &panel, &mut sums);
+        }
         best = best.min(at.elapsed().as_secs_f64());
-        std::hint::black_box(&mut product);
     }
-    2.0 * (SIDE as f64).powi(3) / best.max(1e-9) / 1e9
+    let products = ROUNDS * BLOCKS * format.per_block() * TILE_ROWS * PANEL_COLUMNS;
+    2.0 * products as f64 / best.max(1e-9) / 1e9
 }
 
 #[cfg(test)]
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_yardstick_is_a_number() {
-        let gflops = yardstick();
+        let gflops = yardstick(Kernel::F32);
         assert!(gflops > 0.1 && gflops < 1e5, "{gflops}");
     }
 }

@@ -30,8 +30,8 @@ pub mod shape;
 pub mod tokenizer;
 pub mod weights;
 
-pub use measure::{Measured, measure};
 pub use kernels::Kernel;
+pub use measure::{Measured, measure};
 pub use model::{ModelFiles, PretrainedEmbedder, load, load_in};
 pub use remote::{RemoteEmbedder, RemoteOptions};
 pub use service::{EmbedConfig, EmbedService, Priority, TextKind, Urgency};

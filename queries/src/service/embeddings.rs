@@ -115,7 +115,7 @@ impl Inner {
 
     /// A model by its declared name, or by the name of what it was declared from if that is one's only.
     fn model_named(&self, name: &str) -> Reply<(String, Arc<dyn Embedder>)> {
-        let all = self.pipeline.all();
+        let all = self.declared();
         let models = all.iter().filter_map(|declared| match declared {
             Declared::Model { object, model } => Some((object, model)),
             _ => None,

@@ -349,6 +349,13 @@ impl Service {
 }
 
 impl Inner {
+    /// What is declared. Of a recovered catalog the workers may not have come yet to what was dropped.
+    fn declared(&self) -> Vec<Declared> {
+        let mut all = self.pipeline.all();
+        all.retain(|declared| !self.gone.contains(&declared.object().id));
+        all
+    }
+
     fn stop(&self) {
         self.is_stopping
             .store(true, std::sync::atomic::Ordering::Release);

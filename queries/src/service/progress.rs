@@ -19,7 +19,7 @@ impl Inner {
             reasons.push("the input log is being replayed".to_owned());
         }
         let published = self.engine.published();
-        for declared in self.pipeline.all() {
+        for declared in self.declared() {
             let object = declared.object();
             match (&declared, published.collections.get(&object.id)) {
                 (Declared::Model { .. } | Declared::Plain { .. } | Declared::Sink { .. }, _) => {}
@@ -97,7 +97,7 @@ impl Inner {
 
     /// `/v1/pipeline`
     pub(super) fn pipeline_json(&self) -> Json {
-        let all = self.pipeline.all();
+        let all = self.declared();
         let shown = all.iter().map(Declared::object).map(|object: &Object| {
             json!({
                 "name": object.name,
@@ -114,7 +114,7 @@ impl Inner {
     pub(super) fn refresh_gauges(&self) {
         let published = self.engine.published();
         let now = self.engine.clock().now_micros();
-        for declared in self.pipeline.all() {
+        for declared in self.declared() {
             let object = declared.object();
             if let Some(readable) = published.collections.get(&object.id) {
                 let lag = now.saturating_sub(readable.upper) as f64 / 1e6;
@@ -131,7 +131,7 @@ impl Inner {
 
     /// Gauges of the shards: a question each, so less often than the others.
     pub(super) async fn refresh_index_gauges(&self) {
-        for declared in self.pipeline.all() {
+        for declared in self.declared() {
             let Declared::Index(index) = declared else {
                 continue;
             };

@@ -312,7 +312,7 @@ impl Inner {
 
     /// `headwater.sinks`
     pub(super) fn sink_rows(&self) -> Vec<Vec<Value>> {
-        let all = self.pipeline.all();
+        let all = self.declared();
         let sinks = self.sinks.lock().expect("no panic while held");
         let rows = all.iter().filter_map(|declared| {
             let Declared::Sink {

@@ -217,7 +217,7 @@ impl Inner {
                     ShowKind::Connections => Some("connection"),
                     _ => None,
                 };
-                let all = self.pipeline.all();
+                let all = self.declared();
                 let rows = all
                     .iter()
                     .map(Declared::object)

@@ -43,7 +43,7 @@ impl Inner {
     }
 
     fn source_rows(&self) -> Vec<Vec<Value>> {
-        let all = self.pipeline.all();
+        let all = self.declared();
         let running = self.sources.lock().expect("no panic while held");
         let rows = all.iter().filter_map(|declared| {
             let object = declared.object();
@@ -94,7 +94,7 @@ impl Inner {
     async fn progress_rows(&self) -> Reply<Vec<Vec<Value>>> {
         let published = self.engine.published();
         let mut rows = Vec::new();
-        for declared in self.pipeline.all() {
+        for declared in self.declared() {
             let object = declared.object();
             let Some(readable) = published.collections.get(&object.id) else {
                 continue;
@@ -128,7 +128,7 @@ impl Inner {
 
     async fn index_rows(&self) -> Reply<Vec<Vec<Value>>> {
         let mut rows = Vec::new();
-        for declared in self.pipeline.all() {
+        for declared in self.declared() {
             let Declared::Index(index) = declared else {
                 continue;
             };
@@ -160,7 +160,7 @@ impl Inner {
     async fn shard_rows(&self) -> Reply<Vec<Vec<Value>>> {
         let published = self.engine.published();
         let mut rows = Vec::new();
-        for declared in self.pipeline.all() {
+        for declared in self.declared() {
             let Declared::Index(index) = declared else {
                 continue;
             };
@@ -188,7 +188,7 @@ impl Inner {
     async fn cache_rows(&self) -> Reply<Vec<Vec<Value>>> {
         let retractions = self.retractions();
         let mut rows = Vec::new();
-        for declared in self.pipeline.all() {
+        for declared in self.declared() {
             let Declared::Cache {
                 object, definition, ..
             } = declared

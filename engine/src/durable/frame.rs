@@ -28,7 +28,7 @@ use crate::limits::RECORD_BYTES_MAX;
 /// Bytes before the payload.
 pub const HEADER_BYTES: usize = 14;
 /// The payload format that this program writes and reads.
-pub const FORMAT_VERSION: u8 = 2;
+pub const FORMAT_VERSION: u8 = 3;
 
 /// One readable frame at the start of some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

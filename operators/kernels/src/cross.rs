@@ -28,6 +28,12 @@ pub struct Head {
 impl Head {
     /// Reads the head of a checkpoint whose encoder [`Weights::parse`] reads.
     pub fn parse(config: &BertConfig, safetensors: &[u8]) -> Result<Self, WeightsError> {
+        if config.type_vocab_size < 2 {
+            let found = config.type_vocab_size;
+            return Err(WeightsError::Config(format!(
+                "type_vocab_size is {found}, expected 2 or more for pairs of texts"
+            )));
+        }
         let file = SafeTensors::deserialize(safetensors)
             .map_err(|e| WeightsError::Tensor(e.to_string()))?;
         let hidden = config.hidden_size;

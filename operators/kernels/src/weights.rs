@@ -57,6 +57,9 @@ pub struct BertConfig {
     pub position_embedding_type: String,
 }
 
+/// More than any size of a model of this family.
+const SIZE_MAX: usize = 1 << 24;
+
 impl BertConfig {
     /// Parses and checks a `config.json`.
     pub fn parse(json: &[u8]) -> Result<Self, WeightsError> {
@@ -81,18 +84,21 @@ impl BertConfig {
             );
         }
         let sizes = [
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.intermediate_size,
-            config.max_position_embeddings,
-            config.vocab_size,
-            config.type_vocab_size,
+            ("hidden_size", config.hidden_size),
+            ("num_hidden_layers", config.num_hidden_layers),
+            ("num_attention_heads", config.num_attention_heads),
+            ("intermediate_size", config.intermediate_size),
+            ("max_position_embeddings", config.max_position_embeddings),
+            ("vocab_size", config.vocab_size),
+            ("type_vocab_size", config.type_vocab_size),
         ];
-        if sizes.contains(&0) || sizes.iter().any(|&size| size > 1 << 24) {
-            return Err(WeightsError::Config(
-                "a size is 0 or absurdly large".to_owned(),
-            ));
+        if let Some((name, size)) = sizes
+            .iter()
+            .find(|(_, size)| !(1..=SIZE_MAX).contains(size))
+        {
+            return Err(WeightsError::Config(format!(
+                "{name} is {size}, expected 1 to {SIZE_MAX}"
+            )));
         }
         if !config
             .hidden_size

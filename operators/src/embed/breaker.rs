@@ -31,6 +31,9 @@ pub struct Breaker {
     retry_at: Option<Instant>,
     /// Whether the other side said when it wants to be asked again.
     was_told: bool,
+    /// When the last failure was seen: calls that began before say nothing new.
+    failed_at: Option<Instant>,
+    /// A call is under way that asks whether the world is back.
     is_probing: bool,
 }
 
@@ -44,6 +47,7 @@ impl Breaker {
             failures: 0,
             retry_at: None,
             was_told: false,
+            failed_at: None,
             is_probing: false,
         }
     }
@@ -79,12 +83,15 @@ impl Breaker {
         self.is_probing = true;
     }
 
-    /// A call worked. True when this closed an open breaker.
-    pub fn succeed(&mut self) -> bool {
-        let was_open = self.is_open();
-        (self.failures, self.retry_at, self.is_probing) = (0, None, false);
-        self.was_told = false;
-        was_open
+    /// A call that began at `started` worked. False when that is no news: others failed since it began,
+    /// and their waits hold.
+    pub fn succeed(&mut self, started: Instant) -> bool {
+        if self.is_old(started) {
+            return false;
+        }
+        (self.failures, self.retry_at, self.failed_at) = (0, None, None);
+        (self.was_told, self.is_probing) = (false, false);
+        true
     }
 
     /// A call said nothing about the world (a bad text): a probe is over, no more.
@@ -92,9 +99,23 @@ impl Breaker {
         self.is_probing = false;
     }
 
-    /// A call failed. `jitter` in [0, 1) spreads callers: the wait is ½ to 1 of its step, or at least
-    /// what the other side asked for. True when this opened the breaker.
-    pub fn fail(&mut self, now: Instant, jitter: f64, told: Option<Duration>) -> bool {
+    /// A call that began at `started` failed. `jitter` in [0, 1) spreads callers: the wait is ½ to 1 of
+    /// its step, or at least what the other side asked for. Calls that were under way together fail
+    /// together: they count once. True when this opened the breaker.
+    pub fn fail(
+        &mut self,
+        now: Instant,
+        started: Instant,
+        jitter: f64,
+        told: Option<Duration>,
+    ) -> bool {
+        if self.is_old(started) {
+            if let Some(told) = told {
+                self.wait_until(now + told);
+                self.was_told = true;
+            }
+            return false;
+        }
         let was_open = self.is_open();
         let step = self
             .first
@@ -102,8 +123,9 @@ impl Breaker {
             .min(self.longest);
         let wait = step.mul_f64(0.5 + 0.5 * jitter);
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(now + wait.max(told.unwrap_or_default()));
+        self.wait_until(now + wait.max(told.unwrap_or_default()));
         self.was_told = told.is_some();
+        self.failed_at = Some(now);
         self.is_probing = false;
         !was_open && self.is_open()
     }
@@ -113,10 +135,20 @@ impl Breaker {
     pub fn refuse(&mut self, now: Instant, jitter: f64) -> bool {
         let was_open = self.is_open();
         self.failures = self.failures.saturating_add(1).max(self.failures_to_open);
-        self.retry_at = Some(now + self.longest.mul_f64(0.5 + 0.5 * jitter));
+        self.wait_until(now + self.longest.mul_f64(0.5 + 0.5 * jitter));
         self.was_told = false;
+        self.failed_at = Some(now);
         self.is_probing = false;
         !was_open
+    }
+
+    fn is_old(&self, started: Instant) -> bool {
+        self.failed_at.is_some_and(|failed| started < failed)
+    }
+
+    /// A wait is never made shorter.
+    fn wait_until(&mut self, at: Instant) {
+        self.retry_at = Some(self.retry_at.map_or(at, |known| known.max(at)));
     }
 }
 
@@ -131,7 +163,7 @@ mod tests {
         let start = Instant::now();
         let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
         assert_eq!(breaker.admits(start), Admission::Free);
-        assert!(!breaker.fail(start, 0.0, None) && !breaker.fail(start, 0.0, None));
+        assert!(!breaker.fail(start, start, 0.0, None) && !breaker.fail(start, start, 0.0, None));
         assert!(!breaker.is_open());
         assert_eq!(
             breaker.admits(start),
@@ -139,7 +171,7 @@ mod tests {
             "half of the second step"
         );
         assert_eq!(breaker.admits(start + 100 * MS), Admission::Free);
-        assert!(breaker.fail(start, 0.0, None), "the third opens it");
+        assert!(breaker.fail(start, start, 0.0, None), "the third opens it");
         assert_eq!(breaker.admits(start + 200 * MS), Admission::Probe);
         breaker.begin_probe();
         assert!(
@@ -147,11 +179,11 @@ mod tests {
             "one probe only"
         );
         assert!(
-            !breaker.fail(start + 200 * MS, 0.0, None),
+            !breaker.fail(start + 200 * MS, start + 200 * MS, 0.0, None),
             "it was open already"
         );
         assert_eq!(breaker.admits(start + 600 * MS), Admission::Probe);
-        assert!(breaker.succeed());
+        assert!(breaker.succeed(start + 600 * MS));
         assert_eq!(breaker.admits(start + 600 * MS), Admission::Free);
     }
 
@@ -160,7 +192,7 @@ mod tests {
         let start = Instant::now();
         let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
         for _ in 0..100 {
-            breaker.fail(start, 0.999, None);
+            breaker.fail(start, start, 0.999, None);
         }
         assert!(breaker.admits(start + 1000 * MS) == Admission::Probe);
     }
@@ -169,10 +201,10 @@ mod tests {
     fn the_other_sides_wish_is_the_least_wait() {
         let start = Instant::now();
         let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
-        breaker.fail(start, 0.0, Some(5000 * MS));
+        breaker.fail(start, start, 0.0, Some(5000 * MS));
         assert!(!breaker.is_open() && breaker.was_told());
         assert_eq!(breaker.admits(start), Admission::Wait(5000 * MS));
-        breaker.succeed();
+        breaker.succeed(start + 600 * MS);
         assert!(!breaker.was_told());
     }
 
@@ -184,5 +216,31 @@ mod tests {
         assert_eq!(breaker.admits(start), Admission::Wait(500 * MS));
         assert_eq!(breaker.admits(start + 500 * MS), Admission::Probe);
         assert!(!breaker.refuse(start, 0.0), "it was open already");
+    }
+
+    #[test]
+    fn calls_that_were_under_way_together_count_once_and_undo_nothing() {
+        let start = Instant::now();
+        let mut breaker = Breaker::new(3, 100 * MS, 1000 * MS);
+        let failed = start + 50 * MS;
+        breaker.fail(failed, start, 0.0, Some(5000 * MS));
+        for n in 0..3 {
+            let began = start + n * MS;
+            assert!(
+                !breaker.fail(failed + MS, began, 0.0, None),
+                "no row of failures"
+            );
+            assert!(!breaker.succeed(began), "no news");
+        }
+        assert!(!breaker.is_open() && breaker.was_told());
+        assert_eq!(breaker.admits(failed), Admission::Wait(5000 * MS));
+        breaker.fail(failed, start, 0.0, Some(7000 * MS));
+        assert_eq!(
+            breaker.admits(failed),
+            Admission::Wait(7000 * MS),
+            "the longer wish"
+        );
+        assert!(breaker.succeed(failed));
+        assert_eq!(breaker.admits(failed), Admission::Free);
     }
 }

@@ -10,6 +10,7 @@
 //! callback; who waits is called once.
 
 use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -331,12 +332,18 @@ impl Lane {
         let tokens = batch.iter().map(|item| u64::from(item.tokens)).sum();
         let embedder = self.embedder();
         let started = Instant::now();
-        let result = match kind {
+        // A defect that one text brings out must not end the thread, and with it all embedding.
+        let called = catch_unwind(AssertUnwindSafe(|| match kind {
             TextKind::Question => embedder.embed_questions(&texts),
             TextKind::Passage => embedder.embed(&texts),
+        }));
+        let defect = |_| {
+            let detail = "a defect in the encoder; the log has the panic".to_owned();
+            Err(self.error(detail, EmbedFault::Text))
         };
+        let result = called.unwrap_or_else(defect);
         let result = result.and_then(|vectors| self.checked(vectors, texts.len(), &*embedder));
-        self.note(&result, texts.len(), tokens, started.elapsed());
+        self.note(&result, texts.len(), tokens, started);
         // Others may have waited for the end of a probe.
         self.wake.notify_all();
         result
@@ -365,8 +372,9 @@ impl Lane {
         result: &Result<Vec<Vec<f32>>, EmbedError>,
         texts: usize,
         tokens: u64,
-        elapsed: Duration,
+        started: Instant,
     ) {
+        let elapsed = started.elapsed();
         let outcome = match result.as_ref().map_err(|error| error.fault) {
             Ok(_) => "ok",
             Err(EmbedFault::World { .. }) => "transient",
@@ -382,16 +390,18 @@ impl Lane {
                 self.count(TEXTS_TOTAL, texts as u64);
                 let rate = tokens as f64 / (elapsed.as_secs_f64() * 1e3).max(1e-3);
                 queue.tokens_per_ms += 0.2 * (rate - queue.tokens_per_ms);
-                self.note_success(&mut queue);
+                self.note_success(&mut queue, started);
                 false
             }
             // Who blames one text answers the others.
             Err(EmbedFault::Text) => {
-                self.note_success(&mut queue);
+                self.note_success(&mut queue, started);
                 false
             }
             Err(EmbedFault::World { retry_after }) => {
-                queue.breaker.fail(Instant::now(), jitter(), retry_after)
+                queue
+                    .breaker
+                    .fail(Instant::now(), started, jitter(), retry_after)
             }
             Err(EmbedFault::Model) => queue.breaker.refuse(Instant::now(), jitter()),
         };
@@ -406,9 +416,13 @@ impl Lane {
         }
     }
 
-    fn note_success(&self, queue: &mut Queue) {
+    fn note_success(&self, queue: &mut Queue, started: Instant) {
+        let was_open = queue.breaker.is_open();
+        if !queue.breaker.succeed(started) {
+            return;
+        }
         queue.trouble = None;
-        if queue.breaker.succeed() {
+        if was_open {
             gauge!(BREAKER_OPEN, "model" => self.name.clone()).set(0.0);
             tracing::info!(model = self.name, "the encoder is back");
         }
@@ -465,7 +479,8 @@ impl Lane {
         hashes.for_each(|hash| queue.put_back(hash));
     }
 
-    fn answer(&self, mut batch: Vec<Item>, kind: TextKind, turn: Turn) {
+    /// Embeds callers' texts. False: the encoder does not answer now, and all that wait were told.
+    fn answer(&self, mut batch: Vec<Item>, kind: TextKind, turn: Turn) -> bool {
         match self.call(&batch, kind) {
             Ok(vectors) => {
                 for (item, vector) in batch.into_iter().zip(vectors) {
@@ -479,19 +494,30 @@ impl Lane {
                     drop(queue);
                     reply(asked, &Ok(vector));
                 }
+                true
             }
             Err(error) if error.fault != EmbedFault::Text || batch.len() == 1 => {
-                for item in batch {
-                    let asked = self.lock().remove_asked(item.hash);
-                    reply(asked, &Err(error.clone()));
-                }
+                let is_there = error.fault == EmbedFault::Text;
+                self.fail_asked(batch, &error);
                 self.refuse_asked();
+                is_there
             }
             Err(_) => {
                 let rest = batch.split_off(batch.len() / 2);
-                self.answer(batch, kind, turn);
-                self.answer(rest, kind, turn);
+                if self.answer(batch, kind, turn) {
+                    return self.answer(rest, kind, turn);
+                }
+                let error = self.resting(&self.lock());
+                self.fail_asked(rest, &error);
+                false
             }
+        }
+    }
+
+    fn fail_asked(&self, batch: Vec<Item>, error: &EmbedError) {
+        for item in batch {
+            let asked = self.lock().remove_asked(item.hash);
+            reply(asked, &Err(error.clone()));
         }
     }
 

@@ -12,7 +12,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use engine::contract::{CallLimits, EmbedError, Embedder, TokenSpans};
+use engine::contract::{CallLimits, EmbedError, EmbedFault, Embedder, TokenSpans};
 use engine::error::WorldError;
 use engine::model::ModelId;
 use kernels::{Encoder, Kernel, Pooling, Scratch, Weights};
@@ -93,6 +93,7 @@ impl ModelFiles {
             offset: 0,
             detail,
         };
+        modules(&folder.path).map_err(|e| corrupt("modules.json", e))?;
         let files = ModelFiles {
             name: folder.name.clone(),
             config: read("config.json")?,
@@ -135,19 +136,43 @@ fn optional<T: for<'de> Deserialize<'de>>(folder: &Path, file: &str) -> Result<O
     }
 }
 
-fn pooling(folder: &Path) -> Result<Pooling, String> {
+/// The modules of sentence-transformers that lie behind the encoder: pooling, and scaling to unit length.
+/// Another one (a dense layer) would shape vectors, and is not known here.
+fn modules(folder: &Path) -> Result<(), String> {
     #[derive(Deserialize)]
-    struct File {
-        #[serde(default)]
-        pooling_mode_cls_token: bool,
-        #[serde(default)]
-        pooling_mode_mean_tokens: bool,
+    struct Module {
+        #[serde(rename = "type")]
+        kind: String,
     }
-    let file: Option<File> = optional(folder, "1_Pooling/config.json")?;
-    match file.map(|f| (f.pooling_mode_mean_tokens, f.pooling_mode_cls_token)) {
-        None | Some((true, false)) => Ok(Pooling::Mean),
-        Some((false, true)) => Ok(Pooling::Cls),
-        Some(_) => Err("neither mean nor CLS pooling; others are not supported".to_owned()),
+    const KNOWN: [&str; 3] = ["Transformer", "Pooling", "Normalize"];
+    let modules: Option<Vec<Module>> = optional(folder, "modules.json")?;
+    for (n, Module { kind }) in modules.iter().flatten().enumerate() {
+        let name = kind.rsplit('.').next().unwrap_or(kind);
+        if !KNOWN.contains(&name) {
+            let known = KNOWN.join(", ");
+            return Err(format!("module {n} is '{kind}', expected one of {known}"));
+        }
+    }
+    Ok(())
+}
+
+fn pooling(folder: &Path) -> Result<Pooling, String> {
+    let file: Option<serde_json::Map<String, serde_json::Value>> =
+        optional(folder, "1_Pooling/config.json")?;
+    let Some(file) = file else {
+        return Ok(Pooling::Mean);
+    };
+    let modes = file.iter().filter(|(name, is_set)| {
+        name.starts_with("pooling_mode_") && **is_set == serde_json::Value::Bool(true)
+    });
+    let modes: Vec<&str> = modes.map(|(name, _)| &**name).collect();
+    match *modes {
+        ["pooling_mode_mean_tokens"] => Ok(Pooling::Mean),
+        ["pooling_mode_cls_token"] => Ok(Pooling::Cls),
+        _ => Err(format!(
+            "pooling is [{}], expected pooling_mode_mean_tokens or pooling_mode_cls_token alone",
+            modes.join(", ")
+        )),
     }
 }
 
@@ -284,11 +309,20 @@ impl Embedder for PretrainedEmbedder {
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = pool().pop().unwrap_or_default();
-        let vectors = texts
-            .iter()
-            .map(|text| self.encoder.encode(&self.tokenizer.ids(text), &mut scratch))
-            .collect();
+        let vectors = texts.iter().map(|text| {
+            let ids = self.tokenizer.ids(text);
+            if ids.is_empty() {
+                // A tokenizer without special tokens, and a text of characters that it drops.
+                return Err(EmbedError {
+                    model: self.name.clone(),
+                    detail: "the text has no tokens".to_owned(),
+                    fault: EmbedFault::Text,
+                });
+            }
+            Ok(self.encoder.encode(&ids, &mut scratch))
+        });
+        let vectors = vectors.collect();
         pool().push(scratch);
-        Ok(vectors)
+        vectors
     }
 }

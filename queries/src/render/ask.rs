@@ -11,7 +11,7 @@
 //! when its own frontier has passed T, which needs no message from anybody.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -298,21 +298,33 @@ fn read_shard(readers: &Readers, at: Time, question: &Question) -> Option<Partia
     })
 }
 
+/// Chunks of at most `limit` texts: many may have one text, and must not hide the others.
 fn missing(index: &Index, at: Time, limit: usize) -> Vec<MissingChunk> {
+    /// Chunks a text, on average, beyond which the rest comes with another round.
+    const CHUNKS_A_TEXT: usize = 16;
     let shard = index.shard.borrow();
     let mut out = Vec::new();
+    let mut texts = HashSet::new();
+    // Mostly few are missing, of many: none is looked for behind the last one.
+    let mut pending = shard.pending_documents(at);
     for (key, view) in shard.documents(at) {
+        if pending == 0 {
+            break;
+        }
+        let is_pending = view.chunks.iter().any(|chunk| !chunk.has_vector);
+        pending = pending.saturating_sub(u64::from(is_pending));
         for chunk in view.chunks.iter().filter(|chunk| !chunk.has_vector) {
             let piece = &view.state.chunks[chunk.ordinal as usize].piece;
+            texts.insert(piece.content);
+            if texts.len() > limit || out.len() >= CHUNKS_A_TEXT * limit {
+                return out;
+            }
             let text = index.spec.embedded_text(&view.state.text, piece);
             out.push(MissingChunk {
                 key: key.clone(),
                 content: piece.content,
                 text,
             });
-            if out.len() == limit {
-                return out;
-            }
         }
     }
     out

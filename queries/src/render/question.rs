@@ -37,7 +37,7 @@ pub enum Question {
     Missing {
         /// The index.
         index: ObjectId,
-        /// At most so many a worker.
+        /// At most so many texts a worker.
         limit: usize,
     },
     /// Documents whose newest version waits for its embedding, and the shards' sizes.

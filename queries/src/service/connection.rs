@@ -110,18 +110,25 @@ fn missing(what: &str, name: &str) -> WorldError {
 
 fn read_secret(secret: &SecretDef) -> Result<String, WorldError> {
     match secret {
-        SecretDef::Env(variable) => std::env::var(variable).map_err(|_| WorldError::Service {
-            service: "secret".to_owned(),
-            detail: format!("the environment variable {variable} is not set in the server"),
-            is_transient: false,
-        }),
+        SecretDef::Env(variable) => {
+            let value = std::env::var(variable).map_err(|_| WorldError::Service {
+                service: "secret".to_owned(),
+                detail: format!("the environment variable {variable} is not set in the server"),
+                is_transient: false,
+            })?;
+            Ok(without_line_end(&value))
+        }
         SecretDef::File(path) => {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| WorldError::io("cannot read the secret", path.as_ref(), error))?;
-            let value = text.strip_suffix('\n').unwrap_or(&text);
-            Ok(value.strip_suffix('\r').unwrap_or(value).to_owned())
+            Ok(without_line_end(&text))
         }
     }
+}
+
+/// Files and variables often end in a line's end that is no part of the secret.
+fn without_line_end(text: &str) -> String {
+    text.trim_end_matches(['\n', '\r']).to_owned()
 }
 
 impl Inner {

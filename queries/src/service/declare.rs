@@ -121,6 +121,13 @@ impl Inner {
             Ok(at) => at,
             Err(problem) => {
                 self.pipeline.unregister(id);
+                if let Declared::Model {
+                    model: ModelKind::Encoder(encoder),
+                    ..
+                } = &declared
+                {
+                    self.forget_encoder(encoder.id());
+                }
                 return Err(problem);
             }
         };
@@ -191,17 +198,23 @@ impl Inner {
         Ok(())
     }
 
-    /// Ends the threads of an encoder that no declared model has any more.
+    /// A model is gone, or was never declared: ends its encoder's threads, unless another declared model is
+    /// the same encoder, whose way to it (key, limits) counts again then.
     fn forget_encoder(&self, model: ModelId) {
-        let is_used = self.pipeline.all().iter().any(|declared| match declared {
-            Declared::Model {
-                model: ModelKind::Encoder(encoder),
-                ..
-            } => encoder.id() == model,
-            _ => false,
-        });
-        if !is_used {
-            self.embed.unregister(model);
+        let other = self
+            .pipeline
+            .all()
+            .into_iter()
+            .find_map(|declared| match declared {
+                Declared::Model {
+                    model: ModelKind::Encoder(encoder),
+                    ..
+                } if encoder.id() == model => Some(encoder),
+                _ => None,
+            });
+        match other {
+            Some(encoder) => self.embed.register(encoder),
+            None => self.embed.unregister(model),
         }
     }
 

@@ -93,9 +93,15 @@ impl Inner {
         let index = Arc::clone(index);
         self.runtime.spawn(async move {
             loop {
-                let coming = fill_round(&inner, &index).await;
+                let round = fill_round(&inner, &index).await;
                 let Some(inner) = inner.upgrade() else { return };
-                if coming.is_none_or(|coming| coming == 0) && inner.fills.end(id) {
+                let is_over = match round {
+                    Round::Coming(coming) => coming == 0,
+                    // Busy workers, or an index that is not sealed yet: what is missing stays missing.
+                    Round::NotAnswered => inner.pipeline.get(id).is_none(),
+                    Round::NobodyToAsk => true,
+                };
+                if is_over && inner.fills.end(id) {
                     return;
                 }
                 drop(inner);
@@ -194,11 +200,24 @@ fn refused_letter(index: &IndexSpec, chunk: &MissingChunk, why: &str) -> DeadLet
     .key(Some(chunk.key.clone()))
 }
 
-/// One round; how many texts are on their way, or `None` when there is nobody to ask.
-async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize> {
-    let inner = inner.upgrade()?;
+/// What a round came to.
+enum Round {
+    /// So many texts are on their way.
+    Coming(usize),
+    /// The workers did not say what is missing.
+    NotAnswered,
+    /// There is no model to ask, or no engine.
+    NobodyToAsk,
+}
+
+async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Round {
+    let Some(inner) = inner.upgrade() else {
+        return Round::NobodyToAsk;
+    };
     let id = index.object.id;
-    let model = index.model.as_ref()?;
+    let Some(model) = &index.model else {
+        return Round::NobodyToAsk;
+    };
     // What is refused must not hide what is not.
     let limit = FILL_CHUNKS + inner.embed.refused(model.id());
     let question = Question::Missing { index: id, limit };
@@ -206,7 +225,7 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize
         .ask(vec![id], AskTime::Newest, PATIENCE, question)
         .await;
     let Ok((_, Answer::Missing(missing))) = asked else {
-        return None;
+        return Round::NotAnswered;
     };
     let mut coming = 0;
     let mut texts: HashMap<ContentHash, Arc<str>> = HashMap::new();
@@ -230,7 +249,7 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize
     }
     // A column's vector comes with its row.
     let ModelKind::Encoder(encoder) = model else {
-        return None;
+        return Round::NobodyToAsk;
     };
     let asked = texts.len();
     let refusals = inner.request_late(encoder.id(), texts);
@@ -239,7 +258,7 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Option<usize
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
     inner.note_refused(index, &missing, &refusals);
-    Some(coming + asked - refusals.len())
+    Round::Coming(coming + asked - refusals.len())
 }
 
 impl Inner {

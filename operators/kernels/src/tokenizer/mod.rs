@@ -119,7 +119,12 @@ impl WordPiece {
         );
         let images = Images::new(file.rules);
         let ascii = Ascii::new(images.page('\0'), file.rules.lowercase, &vocabulary);
-        let above = file.added.iter().map(|token| token.id as usize + 1).max();
+        let added = file.added.iter().map(|token| token.id);
+        let special = file.single.iter().chain(&file.pair).flat_map(Slot::ids);
+        let above = added
+            .chain(special.copied())
+            .max()
+            .map(|id| id as usize + 1);
         let (normalized, raw) = file.added.into_iter().partition(|token| token.normalized);
         WordPiece {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),

@@ -18,6 +18,16 @@ pub(super) enum Slot {
     Second(u32),
 }
 
+impl Slot {
+    /// The ids that it writes itself.
+    pub(super) fn ids(&self) -> &[u32] {
+        match self {
+            Slot::Special(ids, _) => ids,
+            Slot::First(_) | Slot::Second(_) => &[],
+        }
+    }
+}
+
 /// `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`.
 pub(super) fn bert(start: u32, end: u32) -> (Vec<Slot>, Vec<Slot>) {
     let special = |id, kind| Slot::Special(vec![id], kind);

@@ -130,11 +130,12 @@ impl RemoteEmbedder {
     ) -> Result<RemoteEmbedder, WorldError> {
         let tokenizer = options.tokenizer.as_deref();
         let tokenizer = tokenizer.map(|at| read_tokenizer(&options, at, models));
+        let (tokenizer, hash) = tokenizer.transpose()?.unzip();
         let mut embedder = RemoteEmbedder {
-            id: identity(&options),
+            id: identity(&options, hash.as_ref().map_or(b"", |hash| hash.as_bytes())),
             endpoint: Endpoint::new(&options),
             pace: options.requests_per_minute.map(Pace::new),
-            tokenizer: tokenizer.transpose()?,
+            tokenizer,
             prompt_tokens: 0,
             sound_at: Mutex::default(),
             options,
@@ -261,30 +262,31 @@ impl RemoteEmbedder {
     }
 }
 
-/// What shapes vectors, as far as it is declared: never the key, the port or the path.
-fn identity(options: &RemoteOptions) -> ModelId {
+/// What shapes vectors, as far as it is declared: never the key or the path. Texts are cut at MAX TOKENS,
+/// as the tokenizer counts them, so both belong to it.
+fn identity(options: &RemoteOptions, tokenizer: &[u8]) -> ModelId {
     let url = &*options.url;
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => authority,
-    };
+    let server = authority.rsplit('@').next().unwrap_or(authority);
     hashed_id(&[
         b"openai",
-        host.to_ascii_lowercase().as_bytes(),
+        server.to_ascii_lowercase().as_bytes(),
         options.model.as_bytes(),
         options.dimensions.to_string().as_bytes(),
+        options.max_tokens.to_string().as_bytes(),
+        tokenizer,
         options.prompts.query.as_bytes(),
         options.prompts.document.as_bytes(),
     ])
 }
 
+/// The tokenizer, and the hash of its file.
 fn read_tokenizer(
     options: &RemoteOptions,
     at: &str,
     models: Option<&std::path::Path>,
-) -> Result<TextTokenizer, WorldError> {
+) -> Result<(TextTokenizer, blake3::Hash), WorldError> {
     let path = std::path::Path::new(at);
     let file = match (path.is_file(), path.is_dir()) {
         (true, _) => path.to_owned(),
@@ -294,11 +296,13 @@ fn read_tokenizer(
             .join("tokenizer.json"),
     };
     let bytes = std::fs::read(&file).map_err(|e| WorldError::io("cannot read", &file, e))?;
-    TextTokenizer::parse(&bytes, options.max_tokens).map_err(|detail| WorldError::Corrupt {
+    let tokenizer = TextTokenizer::parse(&bytes, options.max_tokens);
+    let tokenizer = tokenizer.map_err(|detail| WorldError::Corrupt {
         path: file.display().to_string(),
         offset: 0,
         detail,
-    })
+    })?;
+    Ok((tokenizer, blake3::hash(&bytes)))
 }
 
 impl Embedder for RemoteEmbedder {

@@ -109,7 +109,9 @@ fn not_json(body: &[u8], error: &serde_json::Error) -> Garbled {
         let detail = "returned a vector with NaN or Infinity, which are no JSON".to_owned();
         return Garbled::of(EmbedFault::Text, detail);
     }
-    let detail = format!("returned something else than embeddings: {error}");
+    // The error's own words may repeat the body, whatever that is.
+    let (line, column) = (error.line(), error.column());
+    let detail = format!("returned something else than embeddings (line {line}, column {column})");
     Garbled::of(EmbedFault::WORLD, detail)
 }
 
@@ -148,7 +150,7 @@ mod tests {
         let cases = [
             (
                 "<html>".to_owned(),
-                "returned something else than embeddings: expected value at line 1 column 1",
+                "returned something else than embeddings (line 1, column 1)",
             ),
             (
                 r#"{"data":[]}"#.to_owned(),

@@ -20,6 +20,7 @@
 #![warn(missing_docs)]
 
 pub mod attention;
+pub mod cuda;
 pub mod encoder;
 pub mod linear;
 pub mod math;

@@ -189,3 +189,4 @@ LINEAR(bias, BIAS)
 LINEAR(gelu, GELU)
 LINEAR(residual, RESIDUAL)
 LINEAR(tanh, TANH)
+#undef LINEAR

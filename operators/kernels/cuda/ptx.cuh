@@ -55,6 +55,9 @@ DEVICE float exp2_fast(float x) {
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes take part.
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+// Hides where a number came from: what is computed from it is computed after this.
+DEVICE void made_anew(int &x) { asm volatile("" : "+r"(x)); }
+
 // ---- shared memory and asynchronous copies ------------------------------------------------------
 
 DEVICE u32 shared(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }

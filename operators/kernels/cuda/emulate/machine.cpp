@@ -6,11 +6,14 @@
 #include "../ptx.cuh"
 #include "../numbers.cuh"
 #include "../tiles.cuh"
+#include "../hopper.cuh"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <deque>
+#include <map>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -56,7 +59,42 @@ struct Barrier {
   u64 round = 0;
 };
 
+// Hopper: a barrier in shared memory.
+struct Phases {
+  u32 count, arrivals;
+  int bytes;
+  u64 phase;
+};
+
+// What the tests' tensor map holds: see emulator.rs.
+struct TestMap {
+  u64 address, rows, columns, box_rows, box_columns;
+};
+
+// A box on its way.
+struct Box {
+  u32 to;
+  TestMap map;
+  int column, row;
+  u32 barrier;
+};
+
+struct Product {
+  float *sums[128];
+  u64 a, b;
+  int is_sum;
+};
+
+// A warpgroup's products: groups committed, and the open one.
+struct Products {
+  std::deque<std::vector<Product>> groups;
+  std::vector<Product> open;
+};
+
 Thread threads[1024];
+std::map<u32, Phases> phases;
+std::vector<Box> boxes;
+Products products[8];
 Meeting warps[32];
 Barrier barriers[16];
 Thread *current;
@@ -76,6 +114,8 @@ void leave() {
   if (_setjmp(current->here) == 0)
     _longjmp(scheduler, 1);
 }
+
+void land_box(size_t which);
 
 // Yields until *counter is no longer `seen`.
 void wait_change(const u64 *counter, u64 seen) {
@@ -123,6 +163,10 @@ void run_block(const char *name) {
   memset((void *)barriers, 0, sizeof barriers);
   for (Meeting &warp : warps)
     warp.arrived = 0;
+  phases.clear();
+  boxes.clear();
+  for (Products &group : products)
+    group = {};
   std::vector<int> order(count);
   for (int i = 0; i < count; i++) {
     Thread &thread = threads[i];
@@ -151,8 +195,23 @@ void run_block(const char *name) {
       if (has_failed)
         return;
     }
-    if (alive == 0)
+    if (alive == 0) {
+      for (const Barrier &barrier : barriers)
+        if (barrier.arrived != 0 && !has_failed) {
+          has_failed = true;
+          snprintf(message, sizeof message, "%s: a block ended with %d threads at a barrier", name, barrier.arrived);
+        }
+      if (!boxes.empty()) {
+        has_failed = true;
+        snprintf(message, sizeof message, "%s: a block ended before its copies", name);
+      }
       return;
+    }
+    // The copy engine is as slow as can be: it works when nobody else can, in any order.
+    if (ran == 0 && !boxes.empty()) {
+      land_box(next_random(random) % boxes.size());
+      continue;
+    }
     if (ran == 0) {
       has_failed = true;
       snprintf(message, sizeof message, "%s: %d threads of block (%u, %u) wait for ever", name, alive, block_index.x,
@@ -190,6 +249,141 @@ void block_barrier(int id, int count) {
     barrier.round++;
   } else {
     wait_change(&barrier.round, round);
+  }
+}
+
+void block_arrive(int id, int count) {
+  Barrier &barrier = barriers[id];
+  if (barrier.arrived == 0)
+    barrier.expected = count;
+  if (barrier.expected != count)
+    stop("barrier %d: %d threads expected by some, %d by others", id, barrier.expected, count);
+  if (++barrier.arrived == count) {
+    barrier.arrived = 0;
+    barrier.round++;
+  }
+}
+
+static Phases &phases_of(u32 barrier) {
+  at(barrier, 8);
+  auto found = phases.find(barrier);
+  if (found == phases.end())
+    stop("a barrier at %u was never initialised", barrier);
+  return found->second;
+}
+
+static void advance(Phases &barrier) {
+  if (barrier.arrivals == barrier.count && barrier.bytes == 0) {
+    barrier.phase++;
+    barrier.arrivals = 0;
+  }
+}
+
+void barrier_init(u32 barrier, u32 count) {
+  at(barrier, 8);
+  phases[barrier] = {count, 0, 0, 0};
+}
+
+void barrier_arrive(u32 address, u32 bytes) {
+  Phases &barrier = phases_of(address);
+  barrier.bytes += (int)bytes;
+  if (++barrier.arrivals > barrier.count)
+    stop("more arrivals than the barrier counts");
+  advance(barrier);
+}
+
+void barrier_wait(u32 address, u32 parity) {
+  Phases &barrier = phases_of(address);
+  while ((barrier.phase & 1) == parity)
+    wait_change(&barrier.phase, barrier.phase);
+}
+
+namespace {
+
+u32 turned(u32 address) { return address ^ ((address >> 7 & 7) << 4); }
+
+void land_box(size_t which) {
+  Box box = boxes[which];
+  boxes.erase(boxes.begin() + (long)which);
+  const TestMap &map = box.map;
+  for (u64 row = 0; row < map.box_rows; row++)
+    for (u64 column = 0; column < map.box_columns; column++) {
+      u16 value = 0;
+      u64 r = (u64)box.row + row, c = (u64)box.column + column;
+      if (r < map.rows && c < map.columns)
+        value = ((const u16 *)map.address)[r * map.columns + c];
+      memcpy(at(turned((u32)(box.to + row * map.box_columns * 2 + column * 2)), 2), &value, 2);
+    }
+  Phases &barrier = phases_of(box.barrier);
+  barrier.bytes -= (int)(map.box_rows * map.box_columns * 2);
+  advance(barrier);
+}
+
+float element(u64 operand, int row, int column) {
+  u32 address = (u32)(operand & 0x3fff) << 4, stride = (u32)(operand >> 32 & 0x3fff) << 4;
+  if (operand >> 62 != 1)
+    stop("an operand's swizzle is not of 128 bytes");
+  address += (u32)(row / 8) * stride + (u32)(row % 8) * 128 + (u32)column * 2;
+  u16 bits;
+  memcpy(&bits, at(turned(address), 2), 2);
+  return half_table[bits];
+}
+
+void make(const Product &product) {
+  static float a[64][16], b[128][16];
+  for (int k = 0; k < 16; k++) {
+    for (int row = 0; row < 64; row++)
+      a[row][k] = element(product.a, row, k);
+    for (int column = 0; column < 128; column++)
+      b[column][k] = element(product.b, column, k);
+  }
+  for (int i = 0; i < 128; i++)
+    for (int e = 0; e < 64; e++) {
+      int row = i / 32 * 16 + i % 32 / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + i % 4 * 2 + e % 2;
+      float sum = product.is_sum ? product.sums[i][e] : 0.0f;
+      for (int k = 0; k < 16; k++)
+        sum += a[row][k] * b[column][k];
+      product.sums[i][e] = sum;
+    }
+}
+
+Products &mine() { return products[current->index.x / 128]; }
+
+} // namespace
+
+void load_box(u32 to, const void *map, int column, int row, u32 barrier) {
+  TestMap sizes;
+  memcpy(&sizes, map, sizeof sizes);
+  u32 bytes = (u32)(sizes.box_rows * sizes.box_columns * 2);
+  if (to % 1024 != 0 || sizes.box_columns * 2 != 128 || sizes.columns % 8 != 0)
+    stop("a box the copy engine would not take");
+  boxes.push_back({to, sizes, column, row, barrier});
+  if (is_late)
+    memset(at(to, bytes), 0xff, bytes);
+  else
+    land_box(boxes.size() - 1);
+}
+
+void product(float *const *sums, u64 a, u64 b, int is_sum) {
+  Product product = {{}, a, b, is_sum};
+  memcpy(product.sums, sums, sizeof product.sums);
+  if (!is_late) {
+    make(product);
+    return;
+  }
+  mine().open.push_back(product);
+}
+
+void products_commit() {
+  mine().groups.push_back(std::move(mine().open));
+  mine().open.clear();
+}
+
+void products_wait(int pending) {
+  while ((int)mine().groups.size() > pending) {
+    for (const Product &product : mine().groups.front())
+      make(product);
+    mine().groups.pop_front();
   }
 }
 
@@ -285,6 +479,9 @@ namespace norm {
 namespace pool {
 #include "../pool.cu"
 }
+namespace linear_hopper {
+#include "../linear_hopper.cu"
+}
 
 namespace {
 
@@ -308,6 +505,8 @@ const Entry ENTRIES[] = {
     ENTRY(attention, attention_f16_d32), ENTRY(attention, attention_f16_d64), ENTRY(norm, embed_naive),
     ENTRY(norm, norm_naive),           ENTRY(norm, embed_f16),             ENTRY(norm, add_norm_f16),
     ENTRY(pool, pool_naive),           ENTRY(pool, scale_naive),           ENTRY(pool, gather_naive),
+    ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
+    ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),
 };
 

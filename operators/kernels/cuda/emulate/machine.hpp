@@ -46,6 +46,18 @@ unsigned char *at(u32 address, u32 bytes);
 u32 address_of(const void *pointer);
 void stop(const char *format, ...);
 
+// Bar.arrive: counts at a barrier without waiting.
+void block_arrive(int id, int threads);
+
+// Hopper's barriers and its asynchronous engines: see hopper.hpp.
+void barrier_init(u32 barrier, u32 count);
+void barrier_arrive(u32 barrier, u32 bytes);
+void barrier_wait(u32 barrier, u32 parity);
+void load_box(u32 to, const void *map, int column, int row, u32 barrier);
+void product(float *const *sums, u64 a, u64 b, int is_sum);
+void products_commit();
+void products_wait(int pending);
+
 void copy(u32 to, const void *from, int bytes);
 void commit();
 void wait(int pending);
@@ -68,6 +80,7 @@ namespace ptx {
 DEVICE float from_half(u16 h) { return emulate::half_to_float(h); }
 DEVICE u16 to_half(float f) { return emulate::float_to_half(f); }
 DEVICE u32 to_halves(float low, float high) { return (u32)to_half(low) | (u32)to_half(high) << 16; }
+DEVICE void made_anew(int &) {}
 DEVICE float exp2_fast(float x) { return exp2f(x); }
 DEVICE u32 shared(const void *pointer) { return emulate::address_of(pointer); }
 DEVICE void copy16(u32 to, const void *from, int bytes) { emulate::copy(to, from, bytes); }

@@ -1,6 +1,6 @@
 //! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
 
-use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Map, Stage, Tensor, blocks, int};
 
 /// What happens to the sums before they are stored. The order is `numbers::Epilogue`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,13 +37,24 @@ pub const TILE: usize = 128;
 /// Its ring of three stages of two 128×32 operands.
 const SHARED_BYTES: u32 = 3 * 2 * 128 * 32 * 2;
 
+/// Columns of a box that stage 2's copy engine brings: 128 bytes, its widest swizzle.
+const HOPPER_DEPTH: usize = 64;
+/// A ring of four stages of two 128×64 operands, two finished tiles, eight barriers.
+const HOPPER_SHARED_BYTES: u32 = 4 * 2 * 128 * 64 * 2 + 2 * 128 * 128 * 2 + 64;
+
 impl Linear {
-    /// The launch on a stage. Cost: 2 · rows · inputs · outputs operations.
-    pub fn launch(&self, stage: Stage, epilogue: Epilogue) -> Result<Launch, Fault> {
+    /// The launch on a stage; stage 2's grid has a block a multiprocessor at most. Cost: 2 · rows · inputs · outputs operations.
+    pub fn launch(
+        &self,
+        stage: Stage,
+        epilogue: Epilogue,
+        multiprocessors: u32,
+    ) -> Result<Launch, Fault> {
         self.check(stage, epilogue)?;
         match stage {
             Stage::Naive => self.naive(epilogue),
-            Stage::TensorCore | Stage::Hopper => self.tensor_core(epilogue),
+            Stage::TensorCore => self.tensor_core(epilogue),
+            Stage::Hopper => self.hopper(epilogue, multiprocessors),
         }
     }
 
@@ -118,6 +129,33 @@ impl Linear {
             threads: 256,
             shared_bytes: SHARED_BYTES,
             args: self.args()?,
+        })
+    }
+
+    fn hopper(&self, epilogue: Epilogue, multiprocessors: u32) -> Result<Launch, Fault> {
+        let boxed = |tensor: Tensor| {
+            Arg::Map(Map {
+                tensor,
+                box_rows: TILE,
+                box_columns: HOPPER_DEPTH,
+            })
+        };
+        let mut args = vec![boxed(self.x), boxed(self.weight)];
+        // As stage 1 without the addresses of x and the weight.
+        let rest = self.args()?;
+        args.extend(rest[..1].iter().chain(&rest[3..]));
+        let tiles = blocks(self.x.rows, TILE)? * blocks(self.weight.rows, TILE)?;
+        Ok(Launch {
+            kernel: match epilogue {
+                Epilogue::Bias => "linear_hopper_bias",
+                Epilogue::Gelu => "linear_hopper_gelu",
+                Epilogue::Residual => "linear_hopper_residual",
+                Epilogue::Tanh => "linear_hopper_tanh",
+            },
+            grid: [tiles.min(multiprocessors), 1, 1],
+            threads: 384,
+            shared_bytes: HOPPER_SHARED_BYTES,
+            args,
         })
     }
 }

@@ -19,13 +19,21 @@
 
 pub mod attention;
 pub mod batch;
+pub mod choose;
 pub mod device;
+pub mod driver;
+pub mod encoder;
+pub mod engine;
 pub mod linear;
 pub mod norm;
+mod nvrtc;
 pub mod oracle;
 pub mod pool;
+pub mod service;
 pub mod sources;
 pub mod tiles;
+mod worker;
 
 pub use batch::{Batch, Text};
 pub use device::{Device, Fault, Stage};
+pub use service::{Class, Service, Settings, Ticket};

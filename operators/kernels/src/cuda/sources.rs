@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 8] = [
+pub const FILES: [(&str, &str); 9] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
+    ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
@@ -74,6 +75,7 @@ pub const MODULES: [Module; 5] = [
             "linear_hopper_bias",
             "linear_hopper_gelu",
             "linear_hopper_residual",
+            "linear_hopper_tanh",
         ],
         is_hopper: true,
     },

@@ -25,7 +25,7 @@ pub fn linear(
     (rows, inputs, outputs): (usize, usize, usize),
 ) {
     let kind = kind_of(stage);
-    let capacity = rows + 3;
+    let (capacity, multiprocessors) = (rows + 3, device.multiprocessors());
     let mut bed = Bed::new(device, (rows * 31 + inputs * 7 + outputs) as u64);
     let x = bed.numbers(rows * inputs, 1.0, kind);
     let w = bed.numbers(outputs * inputs, 1.0 / (inputs as f64).sqrt(), kind);
@@ -41,7 +41,7 @@ pub fn linear(
         residual,
         y: bed.poisoned(capacity, outputs, kind),
     };
-    bed.run(&[call.launch(stage, epilogue).unwrap()]);
+    bed.run(&[call.launch(stage, epilogue, multiprocessors).unwrap()]);
     let found = bed.result(call.y, rows);
     let expected = oracle::linear(&x, &w, &b, residual.map(|_| &r[..]), epilogue);
     close(
@@ -60,7 +60,7 @@ pub fn linear_is_invariant(
     inputs: usize,
     outputs: usize,
 ) {
-    let kind = kind_of(stage);
+    let (kind, multiprocessors) = (kind_of(stage), device.multiprocessors());
     let mut bed = Bed::new(device, 5);
     let row = bed.numbers(inputs, 1.0, kind);
     let w = bed.numbers(outputs * inputs, 0.1, kind);
@@ -79,7 +79,7 @@ pub fn linear_is_invariant(
             residual: None,
             y: bed.poisoned(rows, outputs, kind),
         };
-        bed.run(&[call.launch(stage, Epilogue::Gelu).unwrap()]);
+        bed.run(&[call.launch(stage, Epilogue::Gelu, multiprocessors).unwrap()]);
         bed.result(call.y, rows)
     };
     let alone = product(&row, 1);

@@ -34,7 +34,7 @@ fn library() -> &'static Library {
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
         let output = Command::new(&compiler)
             .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-U_FORTIFY_SOURCE"])
-            .args(["-DHEADWATER_EMULATED", "-Wno-unknown-pragmas", "-o"])
+            .args(["-DHEADWATER_EMULATED", "-w", "-o"])
             .args([&out, &source])
             .output()
             .expect("a C++ compiler starts");
@@ -84,14 +84,14 @@ impl Emulator {
 
     fn run(&self, launch: &Launch) -> Result<(), Fault> {
         // Every argument in a word of its own; the machine reads as many bytes as the type has.
-        let maps: Vec<[u64; 8]> = launch.args().iter().map(map_words).collect();
+        let maps: Vec<MapWords> = launch.args().iter().map(map_words).collect();
         let words: Vec<u64> = launch.args().iter().map(word).collect();
         let pointers: Vec<*const c_void> = launch
             .args()
             .iter()
             .zip(words.iter().zip(&maps))
             .map(|(arg, (word, map))| match arg {
-                Arg::Map(_) => map.as_ptr().cast(),
+                Arg::Map(_) => map.0.as_ptr().cast(),
                 _ => (word as *const u64).cast(),
             })
             .collect();
@@ -128,15 +128,21 @@ fn word(arg: &Arg) -> u64 {
     }
 }
 
+/// As long and as aligned as a tensor map.
+#[repr(align(64))]
+struct MapWords([u64; 16]);
+
 /// What stands for a tensor map: address, rows, columns, rows and columns of a box.
-fn map_words(arg: &Arg) -> [u64; 8] {
+fn map_words(arg: &Arg) -> MapWords {
     let Arg::Map(map) = arg else {
-        return [0; 8];
+        return MapWords([0; 16]);
     };
     let (tensor, rows, columns) = map.parts();
     let sizes = [tensor.rows, tensor.columns, rows, columns];
     let [a, b, c, d] = sizes.map(|size| size as u64);
-    [tensor.address, a, b, c, d, 0, 0, 0]
+    let mut words = [0; 16];
+    words[..5].copy_from_slice(&[tensor.address, a, b, c, d]);
+    MapWords(words)
 }
 
 impl Drop for Emulator {
@@ -157,8 +163,9 @@ impl Device for Emulator {
         format!("emulated, {:?}", self.weather)
     }
 
+    /// Few, so that persistent kernels have several tiles a block.
     fn multiprocessors(&self) -> u32 {
-        1
+        2
     }
 
     fn best_stage(&self) -> Stage {

@@ -7,9 +7,13 @@
 mod bed;
 mod checks;
 mod emulator;
+mod model;
+mod weather;
 
 use emulator::{Emulator, Weather};
-use kernels::cuda::device::Stage;
+use kernels::cuda::device::{Device, Stage};
+use kernels::cuda::encoder::Residual;
+use kernels::cuda::engine::Options;
 use kernels::cuda::linear::Epilogue;
 
 const WEATHERS: [Weather; 4] = [
@@ -62,7 +66,34 @@ fn products_equal_the_oracle() {
 }
 
 #[test]
+fn products_by_warpgroups_equal_the_oracle() {
+    // (rows, inputs, outputs): none; one tile; a tail of K; three tiles on two blocks, so that one block
+    // has both warpgroups at work; more steps than stages; several tiles a warpgroup.
+    let sizes = [
+        (0, 64, 64),
+        (1, 8, 8),
+        (65, 72, 136),
+        (129, 64, 264),
+        (100, 392, 384),
+        (257, 128, 384),
+    ];
+    for (i, size) in sizes.into_iter().enumerate() {
+        for weather in WEATHERS {
+            let epilogue = EPILOGUES[(i + weather.order as usize) % 4];
+            checks::linear(&mut Emulator::new(weather), Stage::Hopper, epilogue, size);
+        }
+    }
+}
+
+#[test]
 fn products_do_not_depend_on_neighbours() {
+    checks::linear_is_invariant(
+        &mut Emulator::new(WEATHERS[2]),
+        Stage::Hopper,
+        200,
+        136,
+        136,
+    );
     for stage in BOTH {
         checks::linear_is_invariant(&mut Emulator::new(WEATHERS[2]), stage, 200, 96, 136);
     }
@@ -108,4 +139,37 @@ fn pooling_and_heads_equal_the_oracle() {
             }
         }
     }
+}
+
+fn emulated() -> Box<dyn Device> {
+    Box::new(Emulator::new(WEATHERS[2]))
+}
+
+#[test]
+fn models_equal_the_oracle() {
+    for (hidden, heads, wide) in [(64, 2, 128), (128, 2, 192), (96, 3, 96)] {
+        for stage in BOTH {
+            for residual in [Residual::InNorm, Residual::InProduct] {
+                let options = Options {
+                    residual,
+                    ..model::options(stage, 1)
+                };
+                let config = model::shape(hidden, 2, heads, wide);
+                model::equals_the_oracle(emulated(), config, &options, &[2, 65, 17, 1]);
+            }
+        }
+    }
+}
+
+#[test]
+fn vectors_do_not_depend_on_neighbours() {
+    for stage in BOTH {
+        let config = model::shape(64, 2, 2, 96);
+        model::is_invariant(&emulated, config, stage, 1, &[5, 1, 66, 16, 30]);
+    }
+}
+
+#[test]
+fn heads_of_both_stages_agree() {
+    model::heads_agree(&emulated);
 }

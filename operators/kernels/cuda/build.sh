@@ -73,13 +73,32 @@ for source in "$here"/*.cu; do
 done
 [ $failed = 0 ] || exit 1
 
-# One line a kernel: registers, stack and spills by ptxas, threads and blocks by launch_bounds and the
-# register file (65,536 a multiprocessor), and the counts of the instructions that matter.
+# One line a kernel: registers, stack and spills by ptxas; threads, shared memory (both as its launcher
+# beside src/cuda has them) and the blocks that a multiprocessor of 65,536 registers, 2,048 threads and
+# 227 KB holds of it; and the counts of the instructions that matter.
 awk '
 function want(kernel) {
-    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG UTMASTG SYNCS"
+    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG"
     if (kernel ~ /^linear_f16/ || kernel ~ /^attention_f16/) return "HMMA LDSM LDGSTS"
     return ""
+}
+function threads(kernel) {
+    if (kernel ~ /_hopper_/) return 384
+    return kernel ~ /^attention_f16/ ? 128 : 256
+}
+function shared(kernel) {
+    if (kernel ~ /_hopper_/) return 1024 + 4 * 32768 + 2 * 32768 + 64
+    if (kernel ~ /^linear_f16/) return 3 * 2 * 128 * 32 * 2
+    if (kernel ~ /^attention_f16_d/) return 5 * 64 * substr(kernel, 16) * 2
+    return kernel == "pool_f16" ? 1032 * 4 : 0
+}
+function least(a, b) { return a < b ? a : b }
+function blocks(kernel,    regs, warps, most) {
+    # Registers are given out by the warp, 256 at a time; a block takes 1 KB of shared memory besides.
+    regs = int((registers[kernel] * 32 + 255) / 256) * 256
+    warps = threads(kernel) / 32
+    most = least(int(65536 / regs / warps), int(2048 / threads(kernel)))
+    return least(least(most, int(233472 / (shared(kernel) + 1024))), 32)
 }
 /Compiling entry function/ { split($0, part, "\047"); kernel = part[2]; order[++kernels] = kernel }
 /bytes stack frame/ { stack[kernel] = $1; spill[kernel] = $5 + $9 }
@@ -92,12 +111,12 @@ is_code {
     }
 }
 END {
-    printf "%-24s %9s %5s %5s  %s\n", "kernel", "registers", "stack", "spill", "instructions"
+    printf "%-23s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
     for (k = 1; k <= kernels; k++) {
         kernel = order[k]; seen = ""
         n = split("HMMA HGMMA LDSM STSM LDGSTS UTMALDG UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
         for (i = 1; i <= n; i++) if (count[kernel, names[i]]) seen = seen names[i] " " count[kernel, names[i]] "  "
-        printf "%-24s %9d %5d %5d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], seen
+        printf "%-23s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
         if (stack[kernel] + spill[kernel] + count[kernel, "LDL"] + count[kernel, "STL"] > 0) {
             printf "error: %s uses local memory\n", kernel; bad = 1
         }

@@ -152,7 +152,9 @@ DEVICE void consume(unsigned char *memory, const float *bias, const u16 *residua
 template <int EPILOGUE>
 DEVICE void linear_hopper(const TensorMap *x, const TensorMap *w, const int *count, const float *bias,
                           const u16 *residual, u16 *y, int inputs, int outputs) {
-  SHARED_MEMORY(memory);
+  SHARED_MEMORY(raw);
+  // The swizzle is a pattern of addresses: stages begin at a multiple of 1,024 wherever the memory does.
+  unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
   u32 base = ptx::shared(memory);
   int rows = *count, across = (outputs + TILE - 1) / TILE;
   Work work = {rows, outputs, (inputs + DEPTH - 1) / DEPTH, across, (rows + TILE - 1) / TILE * across};
@@ -177,7 +179,7 @@ DEVICE void linear_hopper(const TensorMap *x, const TensorMap *w, const int *cou
 
 } // namespace
 
-// ---- grid: a block a multiprocessor at most; 384 threads; BARRIERS_AT + 64 bytes -------------------------------
+// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 64 bytes -------------------------------
 
 #define LINEAR(name, EPILOGUE)                                                                                        \
   KERNEL __launch_bounds__(THREADS, 1)                                                                                \

@@ -2,11 +2,12 @@
 //
 // What it checks beyond results: a warp's lanes meet at the same instruction; nothing waits for ever;
 // shared memory is touched inside the launch's size and begins as NaN; asynchronous copies land as
-// late as the program allows (or as early); threads run in forward, backward or shuffled order; and it
+// late as the program allows (or as early); the first, the last or any thread runs on while it can; and it
 // counts bank conflicts of matrix loads. Device memory ends at a page that cannot be touched.
 //
 // Limits: no two blocks at once, no weak memory order, no clusters; sums of a tensor core are made in
-// order of K in f32, which the hardware does not promise.
+// order of K in f32, which the hardware does not promise; a warpgroup's threads meet at each of its
+// products, which on the hardware only the threads of a warp do.
 #pragma once
 
 #include <math.h>

@@ -4,8 +4,11 @@ use super::batch::OnDevice;
 use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
 use super::tiles::ATTENTION_TILE;
 
-/// Blocks a multiprocessor holds at once, roughly: what the persistent grid is made of.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 4;
+/// Blocks that a multiprocessor holds at once, as build.sh prints them: the persistent grid has no more,
+/// or the last would begin when the first end.
+fn blocks_per_multiprocessor(width: usize) -> u32 {
+    if width == 32 { 4 } else { 3 }
+}
 
 /// The launch. `qkv` is `[capacity, 3 · hidden]`, `context` `[capacity, hidden]`; `heads` divides
 /// hidden. Cost: 4 · length² · hidden operations a text.
@@ -59,7 +62,7 @@ pub fn launch(
     let items = blocks(batch.bucket.tiles() * heads, 1)?;
     Ok(Launch {
         kernel,
-        grid: [items.min(multiprocessors * BLOCKS_PER_MULTIPROCESSOR), 1, 1],
+        grid: [items.min(multiprocessors * blocks_per_multiprocessor(width)), 1, 1],
         threads: 128,
         // Queries, and two tiles of keys and of values in flight.
         shared_bytes: (5 * ATTENTION_TILE * width * 2) as u32,

@@ -39,8 +39,9 @@ const SHARED_BYTES: u32 = 3 * 2 * 128 * 32 * 2;
 
 /// Columns of a box that stage 2's copy engine brings: 128 bytes, its widest swizzle.
 const HOPPER_DEPTH: usize = 64;
-/// A ring of four stages of two 128×64 operands, two finished tiles, eight barriers.
-const HOPPER_SHARED_BYTES: u32 = 4 * 2 * 128 * 64 * 2 + 2 * 128 * 128 * 2 + 64;
+/// Room to begin at a multiple of 1,024, a ring of four stages of two 128×64 operands, two finished
+/// tiles, eight barriers.
+const HOPPER_SHARED_BYTES: u32 = 1024 + 4 * 2 * 128 * 64 * 2 + 2 * 128 * 128 * 2 + 64;
 
 impl Linear {
     /// The launch on a stage; stage 2's grid has a block a multiprocessor at most. Cost: 2 · rows · inputs · outputs operations.

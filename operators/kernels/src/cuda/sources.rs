@@ -161,7 +161,7 @@ mod tests {
                 "{}",
                 module.name
             );
-            assert_eq!(flat.matches("namespace ptx {").count(), 1);
+            assert_eq!(flat.matches("DEVICE float from_half(").count(), 1);
         }
     }
 

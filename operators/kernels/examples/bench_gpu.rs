@@ -16,7 +16,8 @@ use std::time::Instant;
 use kernels::Pooling;
 use kernels::cuda::batch::{BUCKETS, Batch, Bucket, OnDevice, Text};
 use kernels::cuda::device::{Device, Launch, Stage};
-use kernels::cuda::driver::{self, Driver};
+use kernels::cuda::devices;
+use kernels::cuda::driver::Driver;
 use kernels::cuda::encoder::{Model, Output, Recipe, Residual};
 use kernels::cuda::engine::{Class, DeviceEngine, Engine, Options, SlotPlan};
 use kernels::weights::{BertConfig, Weights};
@@ -102,14 +103,14 @@ fn throughput(
         let since = Instant::now();
         let (mut begun, mut done, mut busy) = (0, 0, [false; 2]);
         while done < 8 {
-            for slot in 0..slots {
-                if !busy[slot] && begun < 8 {
+            for (slot, busy) in busy.iter_mut().enumerate().take(slots) {
+                if !*busy && begun < 8 {
                     engine
                         .begin(slot, &mut batches[begun % 3])
                         .expect("a batch starts");
-                    (begun, busy[slot]) = (begun + 1, true);
-                } else if busy[slot] && engine.finish(slot, &mut out).expect("a batch ends") {
-                    (done, busy[slot]) = (done + 1, false);
+                    (begun, *busy) = (begun + 1, true);
+                } else if *busy && engine.finish(slot, &mut out).expect("a batch ends") {
+                    (done, *busy) = (done + 1, false);
                 }
             }
         }
@@ -265,7 +266,7 @@ fn note_state(when: &str) {
 }
 
 fn main() {
-    for line in driver::report() {
+    for line in devices::report() {
         println!("{line}");
     }
     note_state("before");

@@ -157,6 +157,18 @@ u32 next_random(u32 &state) {
   return state ^= state << 5;
 }
 
+bool may_run(const Thread &thread) {
+  return !thread.is_done && !(thread.waits_for && *thread.waits_for == thread.seen);
+}
+
+// A thread of i's warp that can run, or −1.
+int next_of_warp(int i) {
+  for (int other = i / 32 * 32; other < i / 32 * 32 + 32; other++)
+    if (may_run(threads[other]))
+      return other;
+  return -1;
+}
+
 void run_block(const char *name) {
   int count = (int)block_size.x;
   memset(shared_start, 0xff, shared_bytes); // NaN
@@ -184,18 +196,20 @@ void run_block(const char *name) {
         std::swap(order[i], order[next_random(random) % (u32)(i + 1)]);
     int alive = 0, ran = 0;
     for (int i : order) {
-      Thread &thread = threads[i];
-      if (thread.is_done)
+      if (threads[i].is_done)
         continue;
       alive++;
-      if (thread.waits_for && *thread.waits_for == thread.seen)
+      if (!may_run(threads[i]))
         continue;
       ran++;
-      enter(thread);
-      if (has_failed)
-        return;
+      // In shuffled order once each; else a warp runs ahead of the others as far as it may.
+      do {
+        enter(threads[i]);
+        if (has_failed)
+          return;
+      } while (order_seed < 2 && (i = next_of_warp(i)) >= 0);
       if (order_seed < 2)
-        break; // the first that can: a warp runs ahead of the others as far as it may
+        break;
     }
     if (ran > 0)
       continue;

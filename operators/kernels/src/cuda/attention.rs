@@ -62,7 +62,11 @@ pub fn launch(
     let items = blocks(batch.bucket.tiles() * heads, 1)?;
     Ok(Launch {
         kernel,
-        grid: [items.min(multiprocessors * blocks_per_multiprocessor(width)), 1, 1],
+        grid: [
+            items.min(multiprocessors * blocks_per_multiprocessor(width)),
+            1,
+            1,
+        ],
         threads: 128,
         // Queries, and two tiles of keys and of values in flight.
         shared_bytes: (5 * ATTENTION_TILE * width * 2) as u32,

@@ -14,11 +14,10 @@
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
-use half::f16;
-
-use super::batch::{Bucket, OnDevice, Text, check};
+use super::batch::{Bucket, OnDevice};
 use super::device::{Device, Fault, Kind, Launch, Stage, Tensor};
 use super::linear::{Epilogue, Linear};
+use super::load::{Dense, Loader, kind_of};
 use super::norm::{Norm, Tables};
 use super::{attention, norm, pool};
 use crate::Pooling;
@@ -60,9 +59,6 @@ pub struct Recipe {
     /// Which of two places for the residual.
     pub residual: Residual,
 }
-
-/// (weight `[outputs, inputs]`, bias).
-type Dense = (Tensor, Tensor);
 
 struct Layer {
     qkv: Dense,
@@ -125,15 +121,12 @@ impl Model {
         let mut layers = Vec::with_capacity(weights.layers.len());
         for layer in &weights.layers {
             let [query, key, value, attention_out, widen, narrow] = &layer.linears;
-            let joined = |part: fn(&(Vec<f32>, Vec<f32>)) -> &Vec<f32>| -> Vec<f32> {
-                [part(query), part(key), part(value)]
-                    .into_iter()
-                    .flatten()
-                    .copied()
-                    .collect()
-            };
+            let parts = [query, key, value];
+            let weight = parts.into_iter().flat_map(|(weight, _)| weight).copied();
+            let bias = parts.into_iter().flat_map(|(_, bias)| bias).copied();
+            let qkv = (weight.collect(), bias.collect());
             layers.push(Layer {
-                qkv: loader.dense(&(joined(|pair| &pair.0), joined(|pair| &pair.1)))?,
+                qkv: loader.dense(&qkv)?,
                 attention_out: loader.dense(attention_out)?,
                 attention_norm: loader.norm(&layer.norms[0], epsilon),
                 widen: loader.dense(widen)?,
@@ -166,16 +159,6 @@ impl Model {
             Last::Vector(_) => self.config.hidden_size,
             Last::Logits { classifier, .. } => classifier.0.rows,
         }
-    }
-
-    /// Fails on a text that the model cannot take.
-    pub fn check(&self, text: &Text) -> Result<(), Fault> {
-        check(
-            text,
-            self.config.max_position_embeddings,
-            self.config.vocab_size,
-            self.config.type_vocab_size,
-        )
     }
 
     /// Memory for passes up to a bucket: one allocation.
@@ -342,113 +325,5 @@ fn product(count: Tensor, x: Tensor, dense: Dense, residual: Option<Tensor>, y: 
         bias: dense.1,
         residual,
         y,
-    }
-}
-
-fn kind_of(stage: Stage) -> Kind {
-    match stage {
-        Stage::Naive => Kind::F32,
-        _ => Kind::F16,
-    }
-}
-
-/// Collects tensors on the host, at the addresses that they will have, and sends them in one copy.
-struct Loader {
-    kind: Kind,
-    base: u64,
-    bytes: Vec<u8>,
-    room: usize,
-}
-
-impl Loader {
-    fn new(
-        device: &mut dyn Device,
-        weights: &Weights,
-        output: &Output,
-        stage: Stage,
-    ) -> Result<Loader, Fault> {
-        let kind = kind_of(stage);
-        let sized = |is_matrix: bool, len: usize| {
-            let bytes = if is_matrix { kind.bytes() } else { 4 };
-            (len * bytes).next_multiple_of(256)
-        };
-        let mut room: usize = weights
-            .tensors()
-            .values()
-            .map(|(shape, values)| sized(shape.len() == 2, values.len()))
-            .sum();
-        if let Output::Logits(head) = output {
-            for (weight, bias) in [&head.pooler, &head.classifier] {
-                room += sized(true, weight.len()) + sized(false, bias.len());
-            }
-        }
-        Ok(Loader {
-            kind,
-            base: device.allocate(room)?,
-            bytes: Vec::with_capacity(room),
-            room,
-        })
-    }
-
-    fn put(
-        &mut self,
-        rows: usize,
-        columns: usize,
-        kind: Kind,
-        bytes: impl Iterator<Item = u8>,
-    ) -> Tensor {
-        let address = self.base + self.bytes.len() as u64;
-        self.bytes.extend(bytes);
-        self.bytes.resize(self.bytes.len().next_multiple_of(256), 0);
-        Tensor {
-            address,
-            rows,
-            columns,
-            kind,
-        }
-    }
-
-    fn matrix(&mut self, values: &[f32], columns: usize) -> Result<Tensor, Fault> {
-        let rows = values.len() / columns;
-        if self.kind == Kind::F32 {
-            let bytes = values.iter().flat_map(|x| x.to_le_bytes());
-            return Ok(self.put(rows, columns, Kind::F32, bytes));
-        }
-        let most = f16::MAX.to_f32();
-        if let Some(x) = values.iter().find(|x| x.is_nan() || x.abs() > most) {
-            return Err(Fault::Unavailable(format!(
-                "a weight is {x}, halves hold at most {most}: this model runs on the CPU"
-            )));
-        }
-        let bytes = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes());
-        Ok(self.put(rows, columns, Kind::F16, bytes))
-    }
-
-    fn vector(&mut self, values: &[f32]) -> Tensor {
-        let bytes = values.iter().flat_map(|x| x.to_le_bytes());
-        self.put(1, values.len(), Kind::F32, bytes)
-    }
-
-    fn dense(&mut self, (weight, bias): &(Vec<f32>, Vec<f32>)) -> Result<Dense, Fault> {
-        Ok((
-            self.matrix(weight, weight.len() / bias.len())?,
-            self.vector(bias),
-        ))
-    }
-
-    fn norm(&mut self, (gain, shift): &(Vec<f32>, Vec<f32>), epsilon: f32) -> Norm {
-        Norm {
-            gain: self.vector(gain),
-            shift: self.vector(shift),
-            epsilon,
-        }
-    }
-
-    fn finish(self, device: &mut dyn Device) -> Result<(), Fault> {
-        assert!(
-            self.bytes.len() <= self.room,
-            "the sizes were added up before"
-        );
-        device.write(self.base, &self.bytes)
     }
 }

@@ -12,7 +12,7 @@
 //! Invariants: a slot has one batch at a time; an engine is used by the thread that opened it; after a
 //! fault it is dropped, never used again.
 
-use super::batch::{BUCKETS, Batch, Bucket, OnDevice, Text};
+use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
 use super::encoder::{Model, Output, Recipe, Residual};
 use crate::weights::Weights;
@@ -39,8 +39,6 @@ pub struct SlotPlan {
 pub trait Engine {
     /// The slots.
     fn slots(&self) -> &[SlotPlan];
-    /// Fails on a text that the model cannot take.
-    fn check(&self, text: &Text) -> Result<(), Fault>;
     /// Floats that a text becomes.
     fn width(&self) -> usize;
     /// Starts a batch in a free slot that it fits.
@@ -184,10 +182,6 @@ fn open_slot(
 impl Engine for DeviceEngine {
     fn slots(&self) -> &[SlotPlan] {
         &self.plans
-    }
-
-    fn check(&self, text: &Text) -> Result<(), Fault> {
-        self.model.check(text)
     }
 
     fn width(&self) -> usize {

@@ -14,17 +14,19 @@
 //!
 //! Invariants: nothing here needs a GPU, a driver or a toolkit to build or to start; a text's vector
 //! is bitwise the same whatever shares its batch, on one device and stage; `unsafe` lives in
-//! [`driver`] only. Limits: BERT-family encoders, hidden ≤ 1,024, heads of 32 or 64; halves on the
+//! [`driver`], [`devices`] and `nvrtc` only. Limits: BERT-family encoders, hidden ≤ 1,024, heads of 32 or 64; halves on the
 //! device (weights beyond ±65,504 are refused, states beyond it are computed again by the CPU).
 
 pub mod attention;
 pub mod batch;
 pub mod choose;
 pub mod device;
+pub mod devices;
 pub mod driver;
 pub mod encoder;
 pub mod engine;
 pub mod linear;
+mod load;
 pub mod norm;
 mod nvrtc;
 pub mod oracle;

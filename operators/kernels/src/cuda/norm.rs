@@ -50,7 +50,7 @@ fn check(norm: &Norm, hidden: usize, stage: Stage) -> Result<(), Fault> {
 /// stage 1 one without it. `out` and `scratch` are `[capacity, hidden]`.
 ///
 /// Cost: memory, 4 rows a token. Ids and places must lie inside the tables: [`super::Batch`] is
-/// filled from texts that [`super::encoder::Shape`] checked.
+/// filled from texts that [`super::service::checker`] checked.
 pub fn embed(
     stage: Stage,
     batch: &OnDevice,

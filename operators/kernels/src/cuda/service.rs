@@ -33,6 +33,7 @@ use super::device::Fault;
 pub use super::engine::Class;
 use super::engine::Engine;
 use super::worker;
+use crate::weights::BertConfig;
 
 /// Opens an engine on a fresh context, on the worker's own thread.
 pub type Opener = Box<dyn Fn() -> Result<Box<dyn Engine>, Fault> + Send>;
@@ -40,6 +41,13 @@ pub type Opener = Box<dyn Fn() -> Result<Box<dyn Engine>, Fault> + Send>;
 pub type Fallback = dyn Fn(&[&Text]) -> Vec<Vec<f32>> + Send + Sync;
 /// Fails on a text that the model cannot take.
 pub type Check = dyn Fn(&Text) -> Result<(), Fault> + Send + Sync;
+
+/// What a model of this shape can take.
+pub fn checker(config: &BertConfig) -> Arc<Check> {
+    let (longest, vocabulary) = (config.max_position_embeddings, config.vocab_size);
+    let segments = config.type_vocab_size;
+    Arc::new(move |text| check(text, longest, vocabulary, segments))
+}
 
 /// Times and sizes.
 #[derive(Debug, Clone, Copy)]

@@ -54,10 +54,6 @@ impl Engine for Stand {
         &self.plans
     }
 
-    fn check(&self, _: &Text) -> Result<(), Fault> {
-        Ok(())
-    }
-
     fn width(&self) -> usize {
         2
     }
@@ -368,4 +364,8 @@ fn a_text_that_no_model_takes_is_refused_at_the_door() {
         "{message}"
     );
     assert_eq!(service.status().waiting, 0);
+    let check = kernels::cuda::service::checker(&crate::model::shape(64, 1, 2, 64));
+    assert!(check(&Text::new(vec![299; 512])).is_ok());
+    let message = check(&Text::new(vec![300])).unwrap_err().to_string();
+    assert_eq!(message, "shapes: id 300, the vocabulary has 300");
 }

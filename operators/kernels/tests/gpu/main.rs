@@ -1,8 +1,7 @@
 //! Every kernel and whole models on a real device: bars 1 and 2 of the CUDA kernels.
 //!
-//! One command, minutes: `cargo test -p headwater-kernels --release --test gpu -- --test-threads 1`.
-//! Needs a device of compute capability 8.0, and kernels: run `operators/kernels/cuda/build.sh` first,
-//! or have NVRTC. Where there is no device every test says so and is counted; where
+//! One command, minutes, with the bench: `operators/kernels/tests/gpu/run.sh`. Needs a device of compute
+//! capability 8.0, and kernels: `operators/kernels/cuda/build.sh` makes them, or NVRTC does. Where there is no device every test says so and is counted; where
 //! `HEADWATER_TEST_DEVICE=required` is set, it fails instead.
 //!
 //! The same checks run on the emulated GPU (tests/cuda), at fewer sizes.
@@ -24,7 +23,7 @@ use kernels::cuda::driver::Driver;
 use kernels::cuda::encoder::{Output, Residual};
 use kernels::cuda::engine::{DeviceEngine, Engine, Options};
 use kernels::cuda::linear::Epilogue;
-use kernels::cuda::service::{Class, Opener, Service, Settings};
+use kernels::cuda::service::{Class, Opener, Service, Settings, checker};
 use kernels::weights::Weights;
 use kernels::{Encoder, Pooling, Scratch};
 use rand::SeedableRng;
@@ -227,7 +226,7 @@ fn the_service_answers_as_the_cpu_does() {
     };
     let service = Service::start(
         vec![open],
-        Arc::new(|_| Ok(())),
+        checker(&weights.config),
         Arc::new(fallback),
         Settings::default(),
     )

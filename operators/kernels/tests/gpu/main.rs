@@ -1,8 +1,8 @@
 //! Every kernel and whole models on a real device: bars 1 and 2 of the CUDA kernels.
 //!
 //! One command, minutes, with the bench: `operators/kernels/tests/gpu/run.sh`. Needs a device of compute
-//! capability 8.0, and kernels: `operators/kernels/cuda/build.sh` makes them, or NVRTC does. Where there is no device every test says so and is counted; where
-//! `HEADWATER_TEST_DEVICE=required` is set, it fails instead.
+//! capability 8.0, and kernels: `operators/kernels/cuda/build.sh` makes them, or NVRTC does. Where there is
+//! no device every test says so and is counted; where `HEADWATER_TEST_DEVICE` is set it fails instead.
 //!
 //! The same checks run on the emulated GPU (tests/cuda), at fewer sizes.
 

@@ -476,6 +476,8 @@ void count_conflicts(const u32 *addresses) {
 
 float half_to_float(u16 h) { return half_table[h]; }
 u16 float_to_half(float f) {
+  if (f != f)
+    return 0x7fff; // the device's only NaN
   _Float16 h = (_Float16)f;
   u16 bits;
   memcpy(&bits, &h, 2);

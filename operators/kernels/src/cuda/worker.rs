@@ -19,8 +19,8 @@ struct Flight {
 enum End {
     /// The service closes and nothing is left to do.
     Closed,
-    /// The engine failed while these were on it.
-    Failed(Fault, Vec<Job>),
+    /// The engine failed while these were on it; whether it had delivered a batch before.
+    Failed(Fault, Vec<Job>, bool),
 }
 
 /// The worker's life. Without an opener the CPU does all.
@@ -31,16 +31,14 @@ pub(super) fn run(device: usize, opener: Option<Opener>, shared: &Shared) {
     let settings = shared.settings;
     let (mut faults_in_a_row, mut pause) = (0u32, settings.rest);
     loop {
-        let before = shared.desk().status.device_texts;
         let end = match guarded(&open) {
             Ok(engine) => shift(device, engine, shared),
-            Err(fault) => End::Failed(fault, Vec::new()),
+            Err(fault) => End::Failed(fault, Vec::new(), false),
         };
-        let (fault, jobs) = match end {
+        let (fault, jobs, has_worked) = match end {
             End::Closed => return,
-            End::Failed(fault, jobs) => (fault, jobs),
+            End::Failed(fault, jobs, has_worked) => (fault, jobs, has_worked),
         };
-        let has_worked = shared.desk().status.device_texts > before;
         if has_worked {
             (faults_in_a_row, pause) = (0, settings.rest);
         }
@@ -127,6 +125,7 @@ fn shift(device: usize, mut engine: Box<dyn Engine>, shared: &Shared) -> End {
     let plans = engine.slots().to_vec();
     let mut flights: Vec<Option<Flight>> = plans.iter().map(|_| None).collect();
     let (mut batch, mut results) = (Batch::new(), Vec::new());
+    let mut has_worked = false;
     loop {
         for slot in 0..plans.len() {
             let done = match flights[slot] {
@@ -137,7 +136,8 @@ fn shift(device: usize, mut engine: Box<dyn Engine>, shared: &Shared) -> End {
                     &mut flights,
                     &mut results,
                     shared,
-                ),
+                )
+                .map(|is_done| has_worked |= is_done),
                 None => depart(
                     engine.as_mut(),
                     slot,
@@ -154,7 +154,7 @@ fn shift(device: usize, mut engine: Box<dyn Engine>, shared: &Shared) -> End {
                 // The engine ends before its texts go anywhere else, whatever its end may do.
                 let _ = catch_unwind(AssertUnwindSafe(move || drop(engine)));
                 let jobs = flights.into_iter().flatten().flat_map(|flight| flight.jobs);
-                return End::Failed(fault, jobs.collect());
+                return End::Failed(fault, jobs.collect(), has_worked);
             }
         }
         if flights.iter().any(Option::is_some) {
@@ -222,7 +222,7 @@ fn depart(
     guarded(|| engine.begin(slot, batch))
 }
 
-/// Delivers a slot's batch if it is done; fails when it takes too long.
+/// Delivers a slot's batch if it is done, and says so; fails when it takes too long.
 fn land(
     device: usize,
     engine: &mut dyn Engine,
@@ -230,14 +230,14 @@ fn land(
     flights: &mut [Option<Flight>],
     results: &mut Vec<f32>,
     shared: &Shared,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     let since = flights[slot].as_ref().map(|flight| flight.since);
     if !guarded(|| engine.finish(slot, results))? {
         let limit = shared.settings.batch_timeout;
         if since.is_some_and(|since| since.elapsed() > limit) {
             return Err(Fault::TimedOut(limit.as_millis()));
         }
-        return Ok(());
+        return Ok(false);
     }
     let width = engine.width();
     let texts = flights[slot].as_ref().map_or(0, |flight| flight.jobs.len());
@@ -248,7 +248,7 @@ fn land(
         )));
     }
     let Some(flight) = flights[slot].take() else {
-        return Ok(());
+        return Ok(false);
     };
     let results = flight.jobs.into_iter().zip(results.chunks(width));
     let (good, bad): (Vec<_>, Vec<_>) =
@@ -269,5 +269,5 @@ fn land(
     if !not_finite.is_empty() {
         shared.compute_on_cpu(not_finite);
     }
-    Ok(())
+    Ok(true)
 }

@@ -8,6 +8,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// What every row behind a tensor's last holds, and what is checked afterwards.
 const CANARY: u8 = 0xa5;
+/// What an output holds before: neither NaN, which arithmetic on NaN could give again, nor a sane number.
+const UNWRITTEN: u8 = 0xee;
 const CANARY_ROWS: usize = 2;
 
 pub struct Bed<'a> {
@@ -15,6 +17,8 @@ pub struct Bed<'a> {
     pub rng: ChaCha8Rng,
     stream: Stream,
     canaries: Vec<(u64, usize)>,
+    /// Tensors whose unused rows hold NaN; all others' hold [`UNWRITTEN`].
+    inputs: Vec<u64>,
 }
 
 impl<'a> Bed<'a> {
@@ -26,6 +30,7 @@ impl<'a> Bed<'a> {
             rng,
             stream,
             canaries: Vec::new(),
+            inputs: Vec::new(),
         }
     }
 
@@ -47,20 +52,22 @@ impl<'a> Bed<'a> {
         kind: Kind,
     ) -> Tensor {
         let tensor = self.poisoned(capacity, columns, kind);
-        self.device
-            .write(tensor.address, &bytes_of(values, kind))
-            .unwrap();
+        let mut bytes = vec![0xff; tensor.bytes()];
+        let used = bytes_of(values, kind);
+        bytes[..used.len()].copy_from_slice(&used);
+        self.device.write(tensor.address, &bytes).unwrap();
+        self.inputs.push(tensor.address);
         tensor
     }
 
-    /// A tensor full of NaN, canaries past its end.
+    /// A tensor for results, canaries past its end.
     pub fn poisoned(&mut self, capacity: usize, columns: usize, kind: Kind) -> Tensor {
         let (bytes, past) = (
             capacity * columns * kind.bytes(),
             CANARY_ROWS * columns * kind.bytes(),
         );
         let address = self.device.allocate(bytes + past).unwrap();
-        self.device.write(address, &vec![0xff; bytes]).unwrap();
+        self.device.write(address, &vec![UNWRITTEN; bytes]).unwrap();
         self.device
             .write(address + bytes as u64, &vec![CANARY; past])
             .unwrap();
@@ -123,13 +130,18 @@ impl<'a> Bed<'a> {
         self.device.synchronize(self.stream).unwrap();
     }
 
-    /// The first `rows` rows, checked to be followed by untouched poison and canaries.
+    /// The first `rows` rows, checked to be followed by untouched ones and canaries.
     pub fn result(&mut self, tensor: Tensor, rows: usize) -> Vec<f64> {
         let mut bytes = vec![0; tensor.bytes()];
         self.device.read(tensor.address, &mut bytes).unwrap();
+        let untouched = if self.inputs.contains(&tensor.address) {
+            0xff
+        } else {
+            UNWRITTEN
+        };
         let used = rows * tensor.columns * tensor.kind.bytes();
         assert!(
-            bytes[used..].iter().all(|&b| b == 0xff),
+            bytes[used..].iter().all(|&b| b == untouched),
             "rows past the count were written"
         );
         for &(address, past) in &self.canaries {

@@ -10,13 +10,14 @@
 //! Reading order: [`reference`](mod@reference) (the pass as the textbook says it, in f64),
 //! [`weights`] (what lies in the files), [`tile`] (the micro-kernel), [`rows`] and [`linear`] (packed
 //! activations and weights around it), [`attention`], [`encoder`]; [`kernel`] chooses between f32,
-//! bf16 and int8. [`cross`] puts a reranker's head on the encoder; [`statics`] needs none. [`tokenizer`] (text to token ids)
-//! stands beside them.
+//! bf16 and int8. [`cross`] puts a reranker's head on the encoder; [`statics`] needs none. [`tokenizer`]
+//! (text to token ids) and [`cuda`] (the same pass on a GPU) stand beside them.
 //!
 //! Invariants: a text goes through all layers with no padding and no threads inside, and a row's bits
 //! never depend on other rows, so a vector never depends on what else is in a batch
 //! (*batch-invariance*, bitwise on one machine). This crate is the only home of `unsafe`; it lies in
-//! [`tile`] and `wide` (instructions) and [`lines`] (what a cache line may be seen as).
+//! [`tile`] and `wide` (instructions), [`lines`] (what a cache line may be seen as), and the parts of
+//! [`cuda`] that speak with the driver.
 //! Limits: absolute positions, post-norm, erf GELU (BERT, MiniLM, BGE, E5, GTE v1).
 
 #![deny(unsafe_code)]
@@ -24,6 +25,7 @@
 
 pub mod attention;
 pub mod cross;
+pub mod cuda;
 pub mod encoder;
 pub mod kernel;
 pub mod linear;

@@ -1,0 +1,136 @@
+#!/bin/sh
+# Compiles every kernel to an sm_90a cubin and checks what came out. Needs no GPU and no CUDA toolkit:
+# the compiler comes from the Python index, once (500 MB, seconds), into a cache outside the checkout.
+#
+#   operators/kernels/cuda/build.sh
+#
+# Fails when a kernel spills registers or uses local memory, when ptxas serialises wgmma or ignores
+# setmaxnreg, or when an instruction that a kernel stands for is not in its machine code. The cubins
+# stay in $HEADWATER_CUDA/cubin (default: ~/.cache/headwater/cuda/cubin), where the program looks,
+# beside a copy of the sources that they were made from: of other sources the program takes none.
+#
+# Exit codes: 0 all well; 1 a check failed; 3 the compiler could not be had (no Python, no index).
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+home=${HEADWATER_CUDA:-${XDG_CACHE_HOME:-$HOME/.cache}/headwater/cuda}
+version=13.0
+kit=$home/kit-$version
+tree=$kit/nvidia/cu13
+
+missing() {
+    echo "skipped: CUDA kernels were not compiled: $1" >&2
+    exit 3
+}
+
+if [ ! -f "$kit/complete" ]; then
+    command -v python3 >/dev/null 2>&1 || missing "python3 is not here, it installs the compiler"
+    python3 -m pip --version >/dev/null 2>&1 || missing "python3 has no pip, it installs the compiler"
+    echo "installing the CUDA $version compiler into $kit"
+    rm -rf "$kit"
+    mkdir -p "$kit"
+    python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$kit" \
+        "nvidia-cuda-nvcc==13.0.88" "nvidia-nvvm==13.0.*" "nvidia-cuda-crt==13.0.*" \
+        "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cccl==13.0.*" \
+        "nvidia-cuda-cuobjdump==13.*" "nvidia-cuda-nvdisasm==13.*" >"$home/pip.log" 2>&1 ||
+        missing "pip could not install it (no index? see $home/pip.log)"
+    touch "$kit/complete"
+fi
+[ -x "$tree/bin/nvcc" ] || missing "$tree/bin/nvcc is not there; remove $kit and try again"
+command -v c++ >/dev/null 2>&1 || missing "nvcc needs a C++ compiler (c++)"
+
+work=$home/cubin.$$
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$work"
+failed=0
+fail() {
+    echo "error: $1" >&2
+    failed=1
+}
+
+# Every module, two at a time at most.
+for source in "$here"/*.cu; do
+    name=$(basename "$source" .cu)
+    "$tree/bin/nvcc" -std=c++17 -O3 -lineinfo -gencode arch=compute_90a,code=sm_90a -cubin \
+        -Xptxas -v,-warn-spills,-warn-lmem-usage -o "$work/$name.cubin" "$source" >"$work/$name.log" 2>&1 &
+    last=${current:-}
+    current=$!
+    [ -z "$last" ] || wait "$last" || true
+done
+wait
+for source in "$here"/*.cu; do
+    name=$(basename "$source" .cu)
+    if [ ! -f "$work/$name.cubin" ]; then
+        cat "$work/$name.log" >&2
+        fail "$name.cu does not compile"
+        continue
+    fi
+    if grep -Eiq 'warning|C7508|C7512|serializ' "$work/$name.log"; then
+        grep -Ei 'warning|C7508|C7512|serializ' "$work/$name.log" >&2
+        fail "$name.cu compiles with warnings"
+    fi
+    "$tree/bin/cuobjdump" --dump-sass "$work/$name.cubin" >"$work/$name.sass" 2>"$work/$name.err" ||
+        { cat "$work/$name.err" >&2; fail "$name.cubin cannot be disassembled"; }
+done
+[ $failed = 0 ] || exit 1
+
+# One line a kernel: registers, stack and spills by ptxas; threads, shared memory (both as its launcher
+# beside src/cuda has them) and the blocks that a multiprocessor of 65,536 registers, 2,048 threads and
+# 227 KB holds of it; and the counts of the instructions that matter.
+awk '
+function want(kernel) {
+    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG"
+    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_f16/) return "HMMA LDSM LDGSTS"
+    return ""
+}
+function threads(kernel) {
+    if (kernel ~ /_hopper_/) return 384
+    return kernel ~ /^attention_f16/ ? 128 : 256
+}
+function shared(kernel) {
+    if (kernel ~ /_hopper_/) return 1024 + 4 * 32768 + 2 * 32768 + 64
+    if (kernel ~ /^linear_f16/) return 3 * 2 * 128 * 32 * 2
+    if (kernel ~ /^attention_f16_d/) return 5 * 64 * substr(kernel, 16) * 2
+    return kernel == "pool_f16" ? 1032 * 4 : 0
+}
+function least(a, b) { return a < b ? a : b }
+function blocks(kernel,    regs, warps, most) {
+    # Registers are given out by the warp, 256 at a time; a block takes 1 KB of shared memory besides.
+    regs = int((registers[kernel] * 32 + 255) / 256) * 256
+    warps = threads(kernel) / 32
+    most = least(int(65536 / regs / warps), int(2048 / threads(kernel)))
+    return least(least(most, int(233472 / (shared(kernel) + 1024))), 32)
+}
+/Compiling entry function/ { split($0, part, "\047"); kernel = part[2]; order[++kernels] = kernel }
+/bytes stack frame/ { stack[kernel] = $1; spill[kernel] = $5 + $9 }
+/Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") registers[kernel] = $(i + 1) }
+/Function :/ { kernel = $NF; is_code = 1 }
+is_code {
+    for (i = 1; i <= NF; i++) {
+        split($i, word, ".")
+        if (word[1] ~ /^(HMMA|HGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM)$/) count[kernel, word[1]]++
+    }
+}
+END {
+    printf "%-23s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
+    for (k = 1; k <= kernels; k++) {
+        kernel = order[k]; seen = ""
+        n = split("HMMA HGMMA LDSM STSM LDGSTS UTMALDG UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
+        for (i = 1; i <= n; i++) if (count[kernel, names[i]]) seen = seen names[i] " " count[kernel, names[i]] "  "
+        printf "%-23s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
+        if (stack[kernel] + spill[kernel] + count[kernel, "LDL"] + count[kernel, "STL"] > 0) {
+            printf "error: %s uses local memory\n", kernel; bad = 1
+        }
+        n = split(want(kernel), names, " ")
+        for (i = 1; i <= n; i++) if (!count[kernel, names[i]]) {
+            printf "error: %s has no %s\n", kernel, names[i]; bad = 1
+        }
+    }
+    if (!kernels) { print "error: no kernel was compiled"; bad = 1 }
+    exit bad
+}' "$work"/*.log "$work"/*.sass || exit 1
+
+rm -f "$work"/*.log "$work"/*.sass "$work"/*.err
+cp "$here"/*.cu "$here"/*.cuh "$work/"
+rm -rf "$home/cubin"
+mv "$work" "$home/cubin"
+echo "cubins for compute capability 9.0: $home/cubin"

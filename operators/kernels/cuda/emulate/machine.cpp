@@ -1,0 +1,605 @@
+// The machine behind machine.hpp, and every kernel compiled into it. See there for what it is.
+//
+// Threads are fibers: entered once through ucontext, switched by _setjmp and _longjmp, which make no
+// system call. A thread runs until it must wait; then the scheduler takes the next that need not.
+
+#include "../ptx.cuh"
+#include "../numbers.cuh"
+#include "../tiles.cuh"
+#include "../hopper.cuh"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <deque>
+#include <map>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace emulate {
+
+Index block_index, grid_size, block_size;
+
+namespace {
+
+constexpr u32 SHARED_BASE = 1024; // an address 0 is a mistake
+constexpr size_t SHARED_MAX = 227 * 1024, STACK = 128 * 1024;
+
+struct Copy {
+  u32 to;
+  const void *from;
+  int bytes;
+};
+
+struct Thread {
+  ucontext_t first;
+  jmp_buf here;
+  unsigned char *stack = nullptr;
+  Index index;
+  bool is_started = false, is_done = true;
+  const u64 *waits_for = nullptr; // runs again when this differs from `seen`
+  u64 seen = 0;
+  std::vector<std::vector<Copy>> groups;
+  std::vector<Copy> open;
+};
+
+struct Meeting {
+  Meaning meaning;
+  int arrived = 0;
+  u64 round = 0;
+  void *slots[128];
+};
+
+struct Barrier {
+  int arrived = 0, expected = 0;
+  u64 round = 0;
+};
+
+// Hopper: a barrier in shared memory.
+struct Phases {
+  u32 count, arrivals;
+  int bytes;
+  u64 phase;
+};
+
+// What the tests' tensor map holds: see emulator.rs.
+struct TestMap {
+  u64 address, rows, columns, box_rows, box_columns;
+};
+
+// A box on its way.
+struct Box {
+  u32 to;
+  TestMap map;
+  int column, row;
+  u32 barrier;
+};
+
+struct Product {
+  float *sums[128];
+  u64 a, b;
+  int is_sum;
+};
+
+// A warpgroup's products: groups committed, and the open one.
+struct Products {
+  std::deque<std::vector<Product>> groups;
+  std::vector<Product> open;
+};
+
+Thread threads[1024];
+std::map<u32, Phases> phases;
+std::vector<Box> boxes;
+Products products[8];
+Meeting warps[32];
+Barrier barriers[16];
+Thread *current;
+jmp_buf scheduler;
+int order_seed;
+bool is_late;
+unsigned char *shared_end, *shared_start;
+u32 shared_bytes;
+bool has_failed;
+char message[512];
+u64 conflicts;
+void (*body)(void **);
+void **body_arguments;
+float half_table[65536];
+
+void leave() {
+  if (_setjmp(current->here) == 0)
+    _longjmp(scheduler, 1);
+}
+
+void land_box(size_t which);
+
+// Yields until *counter is no longer `seen`.
+void wait_change(const u64 *counter, u64 seen) {
+  current->waits_for = counter;
+  current->seen = seen;
+  leave();
+  current->waits_for = nullptr;
+}
+
+void fiber() {
+  for (;;) {
+    body(body_arguments);
+    if (!current->open.empty())
+      stop("copies were started and never committed");
+    current->is_done = true;
+    leave();
+  }
+}
+
+void enter(Thread &thread) {
+  current = &thread;
+  if (_setjmp(scheduler) != 0)
+    return;
+  if (thread.is_started)
+    _longjmp(thread.here, 1);
+  thread.is_started = true;
+  getcontext(&thread.first);
+  thread.stack = (unsigned char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  thread.first.uc_stack.ss_sp = thread.stack;
+  thread.first.uc_stack.ss_size = STACK;
+  thread.first.uc_link = nullptr;
+  makecontext(&thread.first, fiber, 0);
+  setcontext(&thread.first);
+}
+
+u32 next_random(u32 &state) {
+  state ^= state << 13;
+  state ^= state >> 17;
+  return state ^= state << 5;
+}
+
+bool may_run(const Thread &thread) {
+  return !thread.is_done && !(thread.waits_for && *thread.waits_for == thread.seen);
+}
+
+// A thread of i's warp that can run, or −1.
+int next_of_warp(int i) {
+  for (int other = i / 32 * 32; other < i / 32 * 32 + 32; other++)
+    if (may_run(threads[other]))
+      return other;
+  return -1;
+}
+
+void run_block(const char *name) {
+  int count = (int)block_size.x;
+  memset(shared_start, 0xff, shared_bytes); // NaN
+  memset((void *)barriers, 0, sizeof barriers);
+  for (Meeting &warp : warps)
+    warp.arrived = 0;
+  phases.clear();
+  boxes.clear();
+  for (Products &group : products)
+    group = {};
+  std::vector<int> order(count);
+  for (int i = 0; i < count; i++) {
+    Thread &thread = threads[i];
+    thread.index = {(unsigned)i, 0, 0};
+    thread.is_done = false;
+    thread.waits_for = nullptr;
+    thread.groups.clear();
+    thread.open.clear();
+    order[i] = order_seed == 1 ? count - 1 - i : i;
+  }
+  u32 random = 0x9e3779b9u * (u32)(order_seed + 1) + block_index.x * 31 + block_index.y;
+  for (;;) {
+    if (order_seed > 1)
+      for (int i = count - 1; i > 0; i--)
+        std::swap(order[i], order[next_random(random) % (u32)(i + 1)]);
+    int alive = 0, ran = 0;
+    for (int i : order) {
+      if (threads[i].is_done)
+        continue;
+      alive++;
+      if (!may_run(threads[i]))
+        continue;
+      ran++;
+      // In shuffled order once each; else a warp runs ahead of the others as far as it may.
+      do {
+        enter(threads[i]);
+        if (has_failed)
+          return;
+      } while (order_seed < 2 && (i = next_of_warp(i)) >= 0);
+      if (order_seed < 2)
+        break;
+    }
+    if (ran > 0)
+      continue;
+    if (alive == 0) {
+      for (const Barrier &barrier : barriers)
+        if (barrier.arrived != 0 && !has_failed) {
+          has_failed = true;
+          snprintf(message, sizeof message, "%s: a block ended with %d threads at a barrier", name, barrier.arrived);
+        }
+      if (!boxes.empty()) {
+        has_failed = true;
+        snprintf(message, sizeof message, "%s: a block ended before its copies", name);
+      }
+      return;
+    }
+    // The copy engine is as slow as can be: it works when nobody else can, in any order.
+    if (ran == 0 && !boxes.empty()) {
+      land_box(next_random(random) % boxes.size());
+      continue;
+    }
+    if (ran == 0) {
+      has_failed = true;
+      snprintf(message, sizeof message, "%s: %d threads of block (%u, %u) wait for ever", name, alive, block_index.x,
+               block_index.y);
+      return;
+    }
+  }
+}
+
+} // namespace
+
+const Index &thread_index() { return current->index; }
+unsigned char *shared_memory() { return shared_start; }
+
+void stop(const char *format, ...) {
+  va_list list;
+  va_start(list, format);
+  if (!has_failed)
+    vsnprintf(message, sizeof message, format, list);
+  va_end(list);
+  has_failed = true;
+  for (;;)
+    leave(); // never taken up again
+}
+
+void block_barrier(int id, int count) {
+  Barrier &barrier = barriers[id];
+  if (barrier.arrived == 0)
+    barrier.expected = count;
+  if (barrier.expected != count)
+    stop("barrier %d: %d threads expected by some, %d by others", id, barrier.expected, count);
+  u64 round = barrier.round;
+  if (++barrier.arrived == count) {
+    barrier.arrived = 0;
+    barrier.round++;
+  } else {
+    wait_change(&barrier.round, round);
+  }
+}
+
+void block_arrive(int id, int count) {
+  Barrier &barrier = barriers[id];
+  if (barrier.arrived == 0)
+    barrier.expected = count;
+  if (barrier.expected != count)
+    stop("barrier %d: %d threads expected by some, %d by others", id, barrier.expected, count);
+  if (++barrier.arrived == count) {
+    barrier.arrived = 0;
+    barrier.round++;
+  }
+}
+
+static Phases &phases_of(u32 barrier) {
+  at(barrier, 8);
+  auto found = phases.find(barrier);
+  if (found == phases.end())
+    stop("a barrier at %u was never initialised", barrier);
+  return found->second;
+}
+
+static void advance(Phases &barrier) {
+  if (barrier.arrivals == barrier.count && barrier.bytes == 0) {
+    barrier.phase++;
+    barrier.arrivals = 0;
+  }
+}
+
+void barrier_init(u32 barrier, u32 count) {
+  at(barrier, 8);
+  phases[barrier] = {count, 0, 0, 0};
+}
+
+void barrier_arrive(u32 address, u32 bytes) {
+  Phases &barrier = phases_of(address);
+  barrier.bytes += (int)bytes;
+  if (++barrier.arrivals > barrier.count)
+    stop("more arrivals than the barrier counts");
+  advance(barrier);
+}
+
+void barrier_wait(u32 address, u32 parity) {
+  Phases &barrier = phases_of(address);
+  while ((barrier.phase & 1) == parity)
+    wait_change(&barrier.phase, barrier.phase);
+}
+
+namespace {
+
+u32 turned(u32 address) { return address ^ ((address >> 7 & 7) << 4); }
+
+void land_box(size_t which) {
+  Box box = boxes[which];
+  boxes.erase(boxes.begin() + (long)which);
+  const TestMap &map = box.map;
+  for (u64 row = 0; row < map.box_rows; row++)
+    for (u64 column = 0; column < map.box_columns; column++) {
+      u16 value = 0;
+      u64 r = (u64)box.row + row, c = (u64)box.column + column;
+      if (r < map.rows && c < map.columns)
+        value = ((const u16 *)map.address)[r * map.columns + c];
+      memcpy(at(turned((u32)(box.to + row * map.box_columns * 2 + column * 2)), 2), &value, 2);
+    }
+  Phases &barrier = phases_of(box.barrier);
+  barrier.bytes -= (int)(map.box_rows * map.box_columns * 2);
+  advance(barrier);
+}
+
+float element(u64 operand, int row, int column) {
+  u32 address = (u32)(operand & 0x3fff) << 4, stride = (u32)(operand >> 32 & 0x3fff) << 4;
+  if (operand >> 62 != 1)
+    stop("an operand's swizzle is not of 128 bytes");
+  address += (u32)(row / 8) * stride + (u32)(row % 8) * 128 + (u32)column * 2;
+  u16 bits;
+  memcpy(&bits, at(turned(address), 2), 2);
+  return half_table[bits];
+}
+
+void make(const Product &product) {
+  static float a[64][16], b[128][16];
+  for (int k = 0; k < 16; k++) {
+    for (int row = 0; row < 64; row++)
+      a[row][k] = element(product.a, row, k);
+    for (int column = 0; column < 128; column++)
+      b[column][k] = element(product.b, column, k);
+  }
+  for (int i = 0; i < 128; i++)
+    for (int e = 0; e < 64; e++) {
+      int row = i / 32 * 16 + i % 32 / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + i % 4 * 2 + e % 2;
+      float sum = product.is_sum ? product.sums[i][e] : 0.0f;
+      for (int k = 0; k < 16; k++)
+        sum += a[row][k] * b[column][k];
+      product.sums[i][e] = sum;
+    }
+}
+
+Products &mine() { return products[current->index.x / 128]; }
+
+} // namespace
+
+void load_box(u32 to, const void *map, int column, int row, u32 barrier) {
+  TestMap sizes;
+  memcpy(&sizes, map, sizeof sizes);
+  u32 bytes = (u32)(sizes.box_rows * sizes.box_columns * 2);
+  if (to % 1024 != 0 || sizes.box_columns * 2 != 128 || sizes.columns % 8 != 0)
+    stop("a box the copy engine would not take");
+  boxes.push_back({to, sizes, column, row, barrier});
+  if (is_late)
+    memset(at(to, bytes), 0xff, bytes);
+  else
+    land_box(boxes.size() - 1);
+}
+
+void product(float *const *sums, u64 a, u64 b, int is_sum) {
+  Product product = {{}, a, b, is_sum};
+  memcpy(product.sums, sums, sizeof product.sums);
+  if (!is_late) {
+    make(product);
+    return;
+  }
+  mine().open.push_back(product);
+}
+
+void products_commit() {
+  mine().groups.push_back(std::move(mine().open));
+  mine().open.clear();
+}
+
+void products_wait(int pending) {
+  while ((int)mine().groups.size() > pending) {
+    for (const Product &product : mine().groups.front())
+      make(product);
+    mine().groups.pop_front();
+  }
+}
+
+void together(Meaning meaning, void *mine, int lanes) {
+  int first = (int)current->index.x / lanes * lanes;
+  Meeting &meeting = warps[first / 32];
+  if (meeting.arrived == 0)
+    meeting.meaning = meaning;
+  if (meeting.meaning != meaning)
+    stop("lanes of one warp are at different instructions");
+  u64 round = meeting.round;
+  meeting.slots[(int)current->index.x - first] = mine;
+  if (++meeting.arrived == lanes) {
+    meeting.arrived = 0;
+    meeting.round++;
+    meaning(meeting.slots);
+  } else {
+    wait_change(&meeting.round, round);
+  }
+}
+
+u32 address_of(const void *pointer) { return (u32)((const unsigned char *)pointer - shared_start) + SHARED_BASE; }
+
+unsigned char *at(u32 address, u32 bytes) {
+  if (address < SHARED_BASE || address - SHARED_BASE + bytes > shared_bytes)
+    stop("shared memory: %u bytes at %u, the launch has %u", bytes, address - SHARED_BASE, shared_bytes);
+  if (bytes <= 16 && address % bytes != 0)
+    stop("shared memory: address %u is no multiple of %u", address, bytes);
+  return shared_start + (address - SHARED_BASE);
+}
+
+static void land(const Copy &copy) {
+  unsigned char *to = at(copy.to, 16);
+  memset(to, 0, 16);
+  memcpy(to, copy.from, (size_t)copy.bytes);
+}
+
+void copy(u32 to, const void *from, int bytes) {
+  if ((uintptr_t)from % 16 != 0)
+    stop("copy16 from an address that is no multiple of 16");
+  Copy copy = {to, from, bytes};
+  if (is_late)
+    memset(at(to, 16), 0xff, 16);
+  else
+    land(copy);
+  current->open.push_back(copy);
+}
+
+void commit() {
+  current->groups.push_back(std::move(current->open));
+  current->open.clear();
+}
+
+void wait(int pending) {
+  auto &groups = current->groups;
+  while ((int)groups.size() > pending) {
+    if (is_late)
+      for (const Copy &copy : groups.front())
+        land(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+void count_conflicts(const u32 *addresses) {
+  for (int phase = 0; phase < 4; phase++) {
+    u32 banks = 0;
+    for (int i = 0; i < 8; i++)
+      banks |= 1u << (addresses[phase * 8 + i] / 16 % 8);
+    conflicts += banks != 0xff;
+  }
+}
+
+float half_to_float(u16 h) { return half_table[h]; }
+u16 float_to_half(float f) {
+  if (f != f)
+    return 0x7fff; // the device's only NaN
+  _Float16 h = (_Float16)f;
+  u16 bits;
+  memcpy(&bits, &h, 2);
+  return bits;
+}
+
+} // namespace emulate
+
+// Each file in a namespace of its own: their anonymous ones would meet otherwise.
+namespace linear {
+#include "../linear.cu"
+}
+namespace attention {
+#include "../attention.cu"
+}
+namespace norm {
+#include "../norm.cu"
+}
+namespace pool {
+#include "../pool.cu"
+}
+namespace linear_hopper {
+#include "../linear_hopper.cu"
+}
+
+namespace {
+
+template <class... A, size_t... I> void call(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
+  kernel(*(A *)arguments[I]...);
+}
+template <class... A> void spread(void (*kernel)(A...), void **arguments) {
+  call(kernel, arguments, std::index_sequence_for<A...>());
+}
+template <auto KERNEL_> void run(void **arguments) { spread(KERNEL_, arguments); }
+
+struct Entry {
+  const char *name;
+  void (*body)(void **);
+};
+
+#define ENTRY(space, name) {#name, run<space::name>}
+const Entry ENTRIES[] = {
+    ENTRY(linear, linear_naive),       ENTRY(linear, linear_f16_bias),     ENTRY(linear, linear_f16_gelu),
+    ENTRY(linear, linear_f16_residual), ENTRY(linear, linear_f16_tanh),    ENTRY(attention, attention_naive),
+    ENTRY(attention, attention_f16_d32), ENTRY(attention, attention_f16_d64), ENTRY(norm, embed_naive),
+    ENTRY(norm, norm_naive),           ENTRY(norm, embed_f16),             ENTRY(norm, add_norm_f16),
+    ENTRY(pool, pool_naive),           ENTRY(pool, scale_naive),           ENTRY(pool, gather_naive),
+    ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
+    ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
+    ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),
+};
+
+} // namespace
+
+// ---- what the tests call, one thread at a time ---------------------------------------------------
+
+// Runs a grid. `order`: 0 the first thread that can run, 1 the last, else shuffled by it; `late`: copies land at their wait.
+// Returns null, or what went wrong.
+extern "C" const char *emulate_launch(const char *name, const unsigned *grid, unsigned block, unsigned shared,
+                                      void **arguments, int order, int late) {
+  using namespace emulate;
+  if (!shared_end) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (SHARED_MAX + 2 * page - 1) / page * page;
+    unsigned char *start = (unsigned char *)mmap(nullptr, room + page, PROT_READ | PROT_WRITE,
+                                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(start + room, page, PROT_NONE);
+    shared_end = start + room;
+    for (int i = 0; i < 65536; i++) {
+      u16 bits = (u16)i;
+      _Float16 h;
+      memcpy(&h, &bits, 2);
+      half_table[i] = (float)h;
+    }
+  }
+  has_failed = false;
+  body = nullptr;
+  for (const Entry &entry : ENTRIES)
+    if (strcmp(entry.name, name) == 0)
+      body = entry.body;
+  if (!body)
+    return "no such kernel";
+  if (block == 0 || block > 1024 || block % 32 != 0 || shared > SHARED_MAX)
+    return "the launch's sizes are impossible";
+  order_seed = order;
+  is_late = late != 0;
+  shared_bytes = shared;
+  shared_start = shared_end - (shared + 1023) / 1024 * 1024;
+  body_arguments = arguments;
+  grid_size = {grid[0], grid[1], grid[2]};
+  block_size = {block, 1, 1};
+  for (unsigned z = 0; z < grid[2]; z++)
+    for (unsigned y = 0; y < grid[1]; y++)
+      for (unsigned x = 0; x < grid[0]; x++) {
+        block_index = {x, y, z};
+        run_block(name);
+        if (has_failed) {
+          for (Thread &thread : threads) // their stacks are lost in the middle of a kernel
+            if (thread.is_started) {
+              munmap(thread.stack, STACK);
+              thread.is_started = false;
+            }
+          return message;
+        }
+      }
+  return nullptr;
+}
+
+// Memory that ends, rounded up to 16 bytes, where a forbidden page begins.
+extern "C" void *emulate_allocate(size_t bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), size = (bytes + 15) / 16 * 16, room = (size + page - 1) / page * page;
+  unsigned char *start =
+      (unsigned char *)mmap(nullptr, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (start == MAP_FAILED)
+    return nullptr;
+  mprotect(start + room, page, PROT_NONE);
+  return start + room - size;
+}
+
+extern "C" void emulate_free(void *memory, size_t bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), size = (bytes + 15) / 16 * 16, room = (size + page - 1) / page * page;
+  munmap((unsigned char *)memory + size - room, room + page);
+}
+
+// Matrix loads so far whose eight rows met in a bank.
+extern "C" unsigned long long emulate_conflicts() { return emulate::conflicts; }

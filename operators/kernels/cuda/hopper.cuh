@@ -1,0 +1,113 @@
+// The machine's words that only Hopper has (sm_90a): the copy engine, its barriers, a warpgroup's
+// tensor cores. As ptx.cuh, and emulated like it.
+#pragma once
+#include "ptx.cuh"
+
+// A tensor map, made by the driver on the host (cuTensorMapEncodeTiled), passed by value.
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+#ifdef HEADWATER_EMULATED
+#include "emulate/hopper.hpp"
+#else
+
+namespace ptx {
+
+// ---- barriers in shared memory (mbarrier) -----------------------------------------------------------
+// A phase ends when `count` arrivals and all announced bytes have come; phases are numbered from 0.
+
+DEVICE void barrier_init(u32 barrier, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+
+// Makes initialised barriers visible to other threads and to the copy engine; then __syncthreads.
+DEVICE void barriers_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+DEVICE void barrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives, and announces bytes that the copy engine will bring in this phase.
+DEVICE void barrier_expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Waits until the phase under way has the other parity, i.e. until the phase of this parity is over.
+// On a fresh barrier parity 1 is over. The caller is never more than one phase ahead.
+DEVICE void barrier_wait(u32 barrier, u32 parity) {
+  asm volatile("{\n"
+               ".reg .pred done;\n"
+               "again_%=:\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+               "@done bra over_%=;\n"
+               "bra again_%=;\n"
+               "over_%=:\n"
+               "}" ::"r"(barrier),
+               "r"(parity)
+               : "memory");
+}
+
+// ---- the copy engine (TMA) --------------------------------------------------------------------------
+
+// Starts copying the map's box whose first element is (row, column); zeros stand for what is outside.
+// All its bytes, zeros too, are counted by the barrier.
+DEVICE void load_box(u32 to, const TensorMap *map, int column, int row, u32 barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+               "l"(map), "r"(column), "r"(row), "r"(barrier)
+               : "memory");
+}
+
+// ---- a warpgroup's tensor cores (wgmma) -------------------------------------------------------------
+
+// What tells wgmma where an operand lies: rows of 128 swizzled bytes, 8 rows a block of 1,024.
+//   bits 0–13 address / 16   16–29 unused with this swizzle   32–45 bytes between blocks / 16   62–63 swizzle
+DEVICE u64 operand(u32 address) {
+  return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// Before the first product, and after registers of the sums were touched.
+DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Closes a group of products.
+DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most PENDING of the newest groups are unfinished.
+template <int PENDING> DEVICE void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// D[64×128] = A[64×16]·B[128×16]ᵀ (+ D when `is_sum`), by four warps. Warp w has rows 16 w …; with g and t
+// as in ptx.cuh, d[4 n], d[4 n + 1] are row g, columns 8 n + 2t and the next; d[4 n + 2], … row g + 8.
+DEVICE void multiply_64x128x16(float (&d)[64], u64 a, u64 b, int is_sum) {
+  asm volatile("{\n"
+               ".reg .pred is_sum;\n"
+               "setp.ne.b32 is_sum, %66, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+               "%64, %65, is_sum, 1, 1, 0, 0;\n"
+               "}"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                 "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                 "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                 "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+                 "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]),
+                 "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]),
+                 "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+                 "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+               : "l"(a), "l"(b), "r"(is_sum));
+}
+
+// ---- parts of a block -------------------------------------------------------------------------------
+
+// Named barriers 1–15: `sync` waits for all `threads` that sync or arrive.
+DEVICE void part_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void part_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// A warpgroup gives registers back, or takes what others gave.
+template <int COUNT> DEVICE void registers_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT> DEVICE void registers_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+
+} // namespace ptx
+#endif

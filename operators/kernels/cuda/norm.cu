@@ -1,0 +1,141 @@
+// LayerNorm of rows, alone, behind the embedding tables, or behind a residual sum.
+//
+//   embed_naive, norm_naive     stage 0   one thread an output, f32
+//   embed_f16, add_norm_f16     stage 1   one warp a row, halves in and out
+//
+//   embed:     row = LayerNorm(word[id] + position[place] + segment[place])
+//   add_norm:  row = LayerNorm(x + y)   (y may be null)       in place is allowed: out = x
+//
+// Stage 1 reads a row once, four halves a lane, keeps it in registers as f32, and sums twice by
+// shuffles: the mean, then the squares around it (no E[x²] − E[x]², which cancels).
+//
+//   lane       0        1    …   31      0 …
+//   columns  0–3      4–7    124–127   128–131 …   at most 8 rounds: hidden ≤ 1,024
+//
+// A place is the position in bits 0–15 and the segment above. Invariants: a row depends on itself
+// only; rows past the count are neither read nor written. Limits: hidden % 4 = 0, ≤ 1,024.
+#include "numbers.cuh"
+#include "tiles.cuh"
+
+namespace {
+
+constexpr int ROUNDS = 8, THREADS = 256, ROUND_COLUMNS = 4 * tiles::WARP;
+
+// Normalises the row that a warp holds and stores it.
+DEVICE void normalize(float (&v)[ROUNDS][4], u16 *out, const float *gain, const float *shift, int hidden,
+                      float epsilon, int lane) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      sum += v[i][e]; // columns past the row are 0
+  float mean = numbers::warp_sum(sum) / (float)hidden;
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++)
+    if (i * ROUND_COLUMNS + lane * 4 < hidden) {
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        squares += (v[i][e] - mean) * (v[i][e] - mean);
+    }
+  float inverse = rsqrtf(numbers::warp_sum(squares) / (float)hidden + epsilon);
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++) {
+    int column = i * ROUND_COLUMNS + lane * 4;
+    if (column < hidden) {
+      float done[4];
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        done[e] = (v[i][e] - mean) * inverse * gain[column + e] + shift[column + e];
+      numbers::store4(out + column, done);
+    }
+  }
+}
+
+// Adds four columns of a row of halves.
+DEVICE void add4(float (&to)[4], const u16 *from) {
+  float h[4];
+  numbers::load4(h, from);
+#pragma unroll
+  for (int e = 0; e < 4; e++)
+    to[e] += h[e];
+}
+
+} // namespace
+
+// ---- stage 0 ------------------------------------------------------------------------------------
+
+KERNEL embed_naive(const int *count, const u32 *ids, const u32 *places, const float *words, const float *positions,
+                   const float *segments, float *out, int hidden) {
+  u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= (u64)*count * hidden)
+    return;
+  size_t row = i / hidden, column = i % hidden;
+  u32 place = places[row];
+  out[i] = words[(size_t)ids[row] * hidden + column] + positions[(size_t)(place & 0xffff) * hidden + column] +
+           segments[(size_t)(place >> 16) * hidden + column];
+}
+
+// Not in place: every output reads its whole row.
+KERNEL norm_naive(const int *count, const float *x, float *out, const float *gain, const float *shift, int hidden,
+                  float epsilon) {
+  u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= (u64)*count * hidden)
+    return;
+  const float *row = x + i / hidden * hidden;
+  int column = (int)(i % hidden);
+  float sum = 0.0f, squares = 0.0f;
+  for (int c = 0; c < hidden; c++)
+    sum += row[c];
+  float mean = sum / (float)hidden;
+  for (int c = 0; c < hidden; c++)
+    squares += (row[c] - mean) * (row[c] - mean);
+  out[i] = (row[column] - mean) * rsqrtf(squares / (float)hidden + epsilon) * gain[column] + shift[column];
+}
+
+// ---- stage 1: grid ⌈capacity / 8⌉, 256 threads ----------------------------------------------------
+
+KERNEL __launch_bounds__(THREADS) embed_f16(const int *count, const u32 *ids, const u32 *places, const u16 *words,
+                                            const u16 *positions, const u16 *segments, u16 *out, const float *gain,
+                                            const float *shift, int hidden, float epsilon) {
+  int row = (int)(blockIdx.x * (THREADS / tiles::WARP) + threadIdx.x / tiles::WARP);
+  int lane = (int)threadIdx.x % tiles::WARP;
+  if (row >= *count)
+    return; // the whole warp: its lanes share the row
+  u32 place = places[row];
+  const u16 *word = words + (size_t)ids[row] * hidden;
+  const u16 *position = positions + (size_t)(place & 0xffff) * hidden;
+  const u16 *segment = segments + (size_t)(place >> 16) * hidden;
+  float v[ROUNDS][4] = {};
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++) {
+    int column = i * ROUND_COLUMNS + lane * 4;
+    if (column < hidden) {
+      add4(v[i], word + column);
+      add4(v[i], position + column);
+      add4(v[i], segment + column);
+    }
+  }
+  normalize(v, out + (size_t)row * hidden, gain, shift, hidden, epsilon, lane);
+}
+
+KERNEL __launch_bounds__(THREADS) add_norm_f16(const int *count, const u16 *x, const u16 *y, u16 *out,
+                                               const float *gain, const float *shift, int hidden, float epsilon) {
+  int row = (int)(blockIdx.x * (THREADS / tiles::WARP) + threadIdx.x / tiles::WARP);
+  int lane = (int)threadIdx.x % tiles::WARP;
+  if (row >= *count)
+    return;
+  size_t start = (size_t)row * hidden;
+  float v[ROUNDS][4] = {};
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++) {
+    int column = i * ROUND_COLUMNS + lane * 4;
+    if (column < hidden) {
+      add4(v[i], x + start + column);
+      if (y)
+        add4(v[i], y + start + column);
+    }
+  }
+  normalize(v, out + start, gain, shift, hidden, epsilon, lane);
+}

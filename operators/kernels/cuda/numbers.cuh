@@ -1,0 +1,47 @@
+// Small arithmetic: activations, sums over a warp, four halves at a time.
+#pragma once
+#include "ptx.cuh"
+
+namespace numbers {
+
+// What a matrix product does with its sums before they are stored.
+enum Epilogue { BIAS = 0, GELU = 1, RESIDUAL = 2, TANH = 3 };
+
+// x · Φ(x), with the exact error function as BERT's "gelu" has it.
+DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+template <int EPILOGUE> DEVICE float activate(float x) {
+  if (EPILOGUE == GELU)
+    return gelu(x);
+  if (EPILOGUE == TANH)
+    return tanhf(x);
+  return x;
+}
+
+// The sum over 32 lanes, in every lane, added up in one fixed order.
+DEVICE float warp_sum(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask >>= 1)
+    x += ptx::shuffle_xor(x, mask);
+  return x;
+}
+
+struct alignas(8) Halves4 {
+  u32 low, high;
+};
+
+// Four halves from an address that is a multiple of 8.
+DEVICE void load4(float (&to)[4], const u16 *from) {
+  Halves4 h = *(const Halves4 *)from;
+  to[0] = ptx::from_half((u16)h.low);
+  to[1] = ptx::from_half((u16)(h.low >> 16));
+  to[2] = ptx::from_half((u16)h.high);
+  to[3] = ptx::from_half((u16)(h.high >> 16));
+}
+
+DEVICE void store4(u16 *to, const float (&from)[4]) {
+  Halves4 h = {ptx::to_halves(from[0], from[1]), ptx::to_halves(from[2], from[3])};
+  *(Halves4 *)to = h;
+}
+
+} // namespace numbers

@@ -1,0 +1,101 @@
+//! Which CUDA devices there are, and what the driver's errors mean.
+
+#![allow(unsafe_code)]
+
+use std::panic::catch_unwind;
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
+
+use super::choose::{self, Facts};
+use super::device::Fault;
+use super::nvrtc::Nvrtc;
+
+/// An error of the driver as a fault: what is not known to be harmless has cost the context.
+pub(super) fn fault(error: DriverError) -> Fault {
+    let name = error.error_name().map_or_else(
+        |_| format!("error {}", error.0 as u32),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    match error.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Fault::OutOfMemory(name),
+        CUresult::CUDA_ERROR_NO_DEVICE
+        | CUresult::CUDA_ERROR_INVALID_DEVICE
+        | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | CUresult::CUDA_ERROR_INVALID_PTX
+        | CUresult::CUDA_ERROR_INVALID_IMAGE
+        | CUresult::CUDA_ERROR_NOT_FOUND => Fault::Unavailable(name),
+        _ => Fault::Lost(name),
+    }
+}
+
+/// The devices of this machine, or why there are none. Opens the driver's library.
+pub fn devices() -> Result<Vec<Facts>, Fault> {
+    // cudarc panics where a library or a function of it is missing: the library is looked for first,
+    // and an old one without some function must not end the program.
+    let found = catch_unwind(|| {
+        // SAFETY: opens and closes a library by name.
+        if !unsafe { sys::is_culib_present() } {
+            let why = "there is no CUDA driver (libcuda is not on the loader's path)";
+            return Err(Fault::Unavailable(why.to_owned()));
+        }
+        result::init().map_err(fault)?;
+        let mut version = 0;
+        // SAFETY: writes one int.
+        unsafe { sys::cuDriverGetVersion(&mut version) }
+            .result()
+            .map_err(fault)?;
+        let driver = (version as u32 / 1000, version as u32 % 1000 / 10);
+        let count = result::device::get_count().map_err(fault)?;
+        (0..count)
+            .map(|ordinal| {
+                let device = result::device::get(ordinal).map_err(fault)?;
+                // SAFETY: the device was given by the driver.
+                let attribute = |name| unsafe { result::device::get_attribute(device, name) };
+                let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+                let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+                Ok(Facts {
+                    ordinal: ordinal as usize,
+                    name: result::device::get_name(device).map_err(fault)?,
+                    capability: (major.map_err(fault)? as u32, minor.map_err(fault)? as u32),
+                    driver,
+                })
+            })
+            .collect()
+    });
+    found.unwrap_or_else(|_| {
+        Err(Fault::Unavailable(
+            "the CUDA driver lacks functions that are needed: it is too old".to_owned(),
+        ))
+    })
+}
+
+/// What `headwater doctor` says of CUDA: a line a device, or the reason why there is none.
+pub fn report() -> Vec<String> {
+    let found = match devices() {
+        Ok(found) if found.is_empty() => return vec!["no CUDA device; the CPU encodes".to_owned()],
+        Ok(found) => found,
+        Err(why) => return vec![format!("{why}; the CPU encodes")],
+    };
+    let home = choose::home();
+    let line = |facts: &Facts| {
+        let (major, minor) = facts.capability;
+        let head = format!(
+            "cuda:{} {}, capability {major}.{minor}",
+            facts.ordinal, facts.name
+        );
+        match choose::choose(facts, home.as_deref(), &Nvrtc) {
+            Ok(kernels) => match kernels.not_taken.is_empty() {
+                true => format!("{head}: {}", kernels.describe()),
+                false => format!(
+                    "{head}: {} ({})",
+                    kernels.describe(),
+                    kernels.not_taken.join("; ")
+                ),
+            },
+            Err(why) => format!("{head}: {why}; the CPU encodes"),
+        }
+    };
+    found.iter().map(line).collect()
+}

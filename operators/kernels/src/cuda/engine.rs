@@ -1,0 +1,242 @@
+//! A device at work: slots with pinned buffers and streams of their own, a graph a bucket.
+//!
+//! ```text
+//!   slot 0  question   ──▶ [pinned in] ─copy─▶ [graph of the bucket] ─copy─▶ [pinned out]   urgent stream
+//!   slot 1  bulk       ──▶ …       packing of one slot's next batch, copies of another's and
+//!   slot 2  bulk       ──▶ …       a third's kernels go on at the same time
+//! ```
+//!
+//! Slots share the weights and nothing else, so their kernels may overlap. Everything is allocated and
+//! captured when the engine is opened; a batch costs two copies and one launch.
+//!
+//! Invariants: a slot has one batch at a time; an engine is used by the thread that opened it; after a
+//! fault it is dropped, never used again.
+
+use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
+use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
+use super::encoder::{Model, Output, Recipe, Residual};
+use crate::weights::Weights;
+
+/// What a slot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Someone waits: before bulk, whenever a slot is free.
+    Question,
+    /// Everything else.
+    Bulk,
+}
+
+/// One slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotPlan {
+    /// Question slots take questions only; bulk slots take what waits, questions first.
+    pub class: Class,
+    /// The largest batch.
+    pub most: Bucket,
+}
+
+/// What computes batches: a device, or a test's stand-in. Lives on one thread.
+pub trait Engine {
+    /// The slots.
+    fn slots(&self) -> &[SlotPlan];
+    /// Floats that a text becomes.
+    fn width(&self) -> usize;
+    /// Starts a batch in a free slot that it fits.
+    fn begin(&mut self, slot: usize, batch: &mut Batch) -> Result<(), Fault>;
+    /// Whether the slot's batch is done; then its results, `width` floats a text, replace `out`'s
+    /// content and the slot is free. Does not block.
+    fn finish(&mut self, slot: usize, out: &mut Vec<f32>) -> Result<bool, Fault>;
+    /// Gives the device up without waiting for it: after a time-out.
+    fn abandon(&mut self);
+}
+
+/// How an engine is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The kernels; the device's best when absent.
+    pub stage: Option<Stage>,
+    /// Where residuals are added.
+    pub residual: Residual,
+    /// Slots, questions' first.
+    pub slots: Vec<SlotPlan>,
+    /// Captured graphs, or a launch after the other.
+    pub has_graphs: bool,
+}
+
+impl Default for Options {
+    /// One question slot of 2,048 tokens, two bulk slots of 8,192: a bulk batch of MiniLM's shape is
+    /// meant to take about half a millisecond, which is what a question waits for at most.
+    fn default() -> Self {
+        let bulk = SlotPlan {
+            class: Class::Bulk,
+            most: BUCKETS[5],
+        };
+        Options {
+            stage: None,
+            residual: Residual::default(),
+            slots: vec![
+                SlotPlan {
+                    class: Class::Question,
+                    most: BUCKETS[3],
+                },
+                bulk,
+                bulk,
+            ],
+            has_graphs: true,
+        }
+    }
+}
+
+enum Pass {
+    Graph(Graph),
+    Launches(Vec<Launch>),
+}
+
+struct Slot {
+    stream: Stream,
+    input: Pinned,
+    output: Pinned,
+    /// Where the batch's block lies, and what computes it, for every bucket up to the slot's.
+    passes: Vec<(OnDevice, Pass)>,
+    block: u64,
+    results: u64,
+    /// Texts of the batch in flight.
+    texts: Option<usize>,
+}
+
+/// An [`Engine`] over a [`Device`].
+pub struct DeviceEngine {
+    device: Box<dyn Device>,
+    model: Model,
+    plans: Vec<SlotPlan>,
+    slots: Vec<Slot>,
+}
+
+impl DeviceEngine {
+    /// Loads the weights, allocates all memory and captures all graphs.
+    pub fn open(
+        mut device: Box<dyn Device>,
+        weights: &Weights,
+        output: &Output,
+        options: &Options,
+    ) -> Result<DeviceEngine, Fault> {
+        let stage = options.stage.unwrap_or_else(|| device.best_stage());
+        let recipe = Recipe {
+            stage,
+            residual: options.residual,
+        };
+        let model = Model::load(device.as_mut(), weights, output, recipe)?;
+        let slots = options
+            .slots
+            .iter()
+            .map(|plan| open_slot(device.as_mut(), &model, *plan, options.has_graphs))
+            .collect::<Result<Vec<Slot>, Fault>>()?;
+        Ok(DeviceEngine {
+            device,
+            model,
+            plans: options.slots.clone(),
+            slots,
+        })
+    }
+
+    /// What it runs on, for people.
+    pub fn describe(&self) -> String {
+        self.device.describe()
+    }
+}
+
+fn open_slot(
+    device: &mut dyn Device,
+    model: &Model,
+    plan: SlotPlan,
+    has_graphs: bool,
+) -> Result<Slot, Fault> {
+    let stream = device.stream(plan.class == Class::Question)?;
+    let buffers = model.buffers(device, plan.most)?;
+    let block = device.allocate(plan.most.bytes())?;
+    let input = device.pinned(plan.most.bytes())?;
+    let output = device.pinned(buffers.out.bytes())?;
+    // What a first replay may read behind the counts is defined, if meaningless.
+    device.write(block, &vec![0; plan.most.bytes()])?;
+    let mut passes = Vec::new();
+    for bucket in BUCKETS.into_iter().filter(|b| b.tokens <= plan.most.tokens) {
+        let batch = OnDevice::new(bucket, block);
+        let launches = model.forward(&batch, &buffers)?;
+        let pass = match has_graphs {
+            true => Pass::Graph(device.capture(stream, &launches)?),
+            false => Pass::Launches(launches),
+        };
+        passes.push((batch, pass));
+    }
+    Ok(Slot {
+        stream,
+        input,
+        output,
+        passes,
+        block,
+        results: buffers.out.address,
+        texts: None,
+    })
+}
+
+impl Engine for DeviceEngine {
+    fn slots(&self) -> &[SlotPlan] {
+        &self.plans
+    }
+
+    fn width(&self) -> usize {
+        self.model.width()
+    }
+
+    fn begin(&mut self, slot: usize, batch: &mut Batch) -> Result<(), Fault> {
+        let slot = &mut self.slots[slot];
+        assert!(slot.texts.is_none(), "a slot has one batch at a time");
+        let fits = |(on_device, _): &&(OnDevice, Pass)| {
+            batch.tokens() <= on_device.bucket.tokens && batch.texts() <= on_device.bucket.texts
+        };
+        let Some((on_device, pass)) = slot.passes.iter().find(fits) else {
+            return Err(Fault::Shape(format!(
+                "{} tokens of {} texts in one slot",
+                batch.tokens(),
+                batch.texts()
+            )));
+        };
+        let bucket = on_device.bucket;
+        batch.write(bucket, self.device.host(slot.input));
+        self.device
+            .upload(slot.stream, slot.block, slot.input, bucket.bytes())?;
+        match pass {
+            Pass::Graph(graph) => self.device.replay(slot.stream, *graph)?,
+            Pass::Launches(launches) => {
+                for launch in launches {
+                    self.device.launch(slot.stream, launch)?;
+                }
+            }
+        }
+        let bytes = batch.texts() * self.model.width() * 4;
+        self.device
+            .download(slot.stream, slot.output, slot.results, bytes)?;
+        slot.texts = Some(batch.texts());
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: usize, out: &mut Vec<f32>) -> Result<bool, Fault> {
+        let slot = &mut self.slots[slot];
+        let Some(texts) = slot.texts else {
+            return Ok(false);
+        };
+        if !self.device.is_idle(slot.stream)? {
+            return Ok(false);
+        }
+        slot.texts = None;
+        let bytes = &self.device.host(slot.output)[..texts * self.model.width() * 4];
+        let (floats, _) = bytes.as_chunks::<4>();
+        out.clear();
+        out.extend(floats.iter().map(|b| f32::from_le_bytes(*b)));
+        Ok(true)
+    }
+
+    fn abandon(&mut self) {
+        self.device.abandon();
+    }
+}

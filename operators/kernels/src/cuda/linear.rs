@@ -1,0 +1,162 @@
+//! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
+
+use super::device::{Arg, Fault, Kind, Launch, Map, Stage, Tensor, blocks, int};
+
+/// What happens to the sums before they are stored. The order is `numbers::Epilogue`'s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Epilogue {
+    /// Nothing but the bias.
+    Bias,
+    /// GELU with the exact error function.
+    Gelu,
+    /// A residual is added.
+    Residual,
+    /// Hyperbolic tangent: BERT's pooler.
+    Tanh,
+}
+
+/// The operands of a product.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear {
+    /// One `int` on the device: how many rows the batch really has.
+    pub count: Tensor,
+    /// `[capacity, inputs]`.
+    pub x: Tensor,
+    /// `[outputs, inputs]`, as checkpoints have it.
+    pub weight: Tensor,
+    /// `[1, outputs]` in f32.
+    pub bias: Tensor,
+    /// `[capacity, outputs]`; with [`Epilogue::Residual`] only. May not be `y`.
+    pub residual: Option<Tensor>,
+    /// `[capacity, outputs]`.
+    pub y: Tensor,
+}
+
+/// Rows and columns of Y that a block of stage 1 makes.
+pub const TILE: usize = 128;
+/// Its ring of three stages of two 128×32 operands.
+const SHARED_BYTES: u32 = 3 * 2 * 128 * 32 * 2;
+
+/// Columns of a box that stage 2's copy engine brings: 128 bytes, its widest swizzle.
+const HOPPER_DEPTH: usize = 64;
+/// Room to begin at a multiple of 1,024, a ring of four stages of two 128×64 operands, two finished
+/// tiles, eight barriers.
+const HOPPER_SHARED_BYTES: u32 = 1024 + 4 * 2 * 128 * 64 * 2 + 2 * 128 * 128 * 2 + 64;
+
+impl Linear {
+    /// The launch on a stage; stage 2's grid has a block a multiprocessor at most. Cost: 2 · rows · inputs · outputs operations.
+    pub fn launch(
+        &self,
+        stage: Stage,
+        epilogue: Epilogue,
+        multiprocessors: u32,
+    ) -> Result<Launch, Fault> {
+        self.check(stage, epilogue)?;
+        match stage {
+            Stage::Naive => self.naive(epilogue),
+            Stage::TensorCore => self.tensor_core(epilogue),
+            Stage::Hopper => self.hopper(epilogue, multiprocessors),
+        }
+    }
+
+    fn check(&self, stage: Stage, epilogue: Epilogue) -> Result<(), Fault> {
+        let (inputs, outputs) = (self.weight.columns, self.weight.rows);
+        let kind = match stage {
+            Stage::Naive => Kind::F32,
+            _ => Kind::F16,
+        };
+        self.count.expect("the count", 1, 1, Kind::Int)?;
+        self.x.expect("x", 0, inputs, kind)?;
+        self.weight.expect("the weight", outputs, inputs, kind)?;
+        self.bias.expect("the bias", 1, outputs, Kind::F32)?;
+        self.y.expect("y", self.x.rows, outputs, kind)?;
+        if let Some(residual) = self.residual {
+            residual.expect("the residual", self.x.rows, outputs, kind)?;
+            if residual.address == self.y.address {
+                return Err(Fault::Shape("the residual is also the output".to_owned()));
+            }
+        }
+        if self.residual.is_some() != (epilogue == Epilogue::Residual) {
+            return Err(Fault::Shape(
+                "a residual comes with its epilogue, and only then".to_owned(),
+            ));
+        }
+        if stage != Stage::Naive && !(inputs.is_multiple_of(8) && outputs.is_multiple_of(8)) {
+            return Err(Fault::Shape(format!(
+                "{inputs} inputs and {outputs} outputs, expected multiples of 8"
+            )));
+        }
+        Ok(())
+    }
+
+    fn args(&self) -> Result<Vec<Arg>, Fault> {
+        Ok(vec![
+            Arg::Address(self.count.address),
+            Arg::Address(self.x.address),
+            Arg::Address(self.weight.address),
+            Arg::Address(self.bias.address),
+            Arg::Address(self.residual.map_or(0, |residual| residual.address)),
+            Arg::Address(self.y.address),
+            int(self.weight.columns)?,
+            int(self.weight.rows)?,
+        ])
+    }
+
+    fn naive(&self, epilogue: Epilogue) -> Result<Launch, Fault> {
+        let mut args = self.args()?;
+        args.push(Arg::Int(epilogue as i32));
+        Ok(Launch {
+            kernel: "linear_naive",
+            grid: [blocks(self.x.rows * self.weight.rows, 256)?, 1, 1],
+            threads: 256,
+            shared_bytes: 0,
+            args,
+        })
+    }
+
+    fn tensor_core(&self, epilogue: Epilogue) -> Result<Launch, Fault> {
+        let down = blocks(self.x.rows, TILE)?;
+        if down > 65_535 {
+            return Err(Fault::Shape(format!("{} rows in one product", self.x.rows)));
+        }
+        Ok(Launch {
+            kernel: match epilogue {
+                Epilogue::Bias => "linear_f16_bias",
+                Epilogue::Gelu => "linear_f16_gelu",
+                Epilogue::Residual => "linear_f16_residual",
+                Epilogue::Tanh => "linear_f16_tanh",
+            },
+            grid: [blocks(self.weight.rows, TILE)?, down, 1],
+            threads: 256,
+            shared_bytes: SHARED_BYTES,
+            args: self.args()?,
+        })
+    }
+
+    fn hopper(&self, epilogue: Epilogue, multiprocessors: u32) -> Result<Launch, Fault> {
+        let boxed = |tensor: Tensor| {
+            Arg::Map(Map {
+                tensor,
+                box_rows: TILE,
+                box_columns: HOPPER_DEPTH,
+            })
+        };
+        let mut args = vec![boxed(self.x), boxed(self.weight)];
+        // As stage 1 without the addresses of x and the weight.
+        let rest = self.args()?;
+        args.extend(rest[..1].iter().chain(&rest[3..]));
+        let tiles = blocks(self.x.rows, TILE)? * blocks(self.weight.rows, TILE)?;
+        Ok(Launch {
+            kernel: match epilogue {
+                Epilogue::Bias => "linear_hopper_bias",
+                Epilogue::Gelu => "linear_hopper_gelu",
+                Epilogue::Residual => "linear_hopper_residual",
+                Epilogue::Tanh => "linear_hopper_tanh",
+            },
+            grid: [tiles.min(multiprocessors), 1, 1],
+            threads: 384,
+            shared_bytes: HOPPER_SHARED_BYTES,
+            args,
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! Weights on their way to a device: rounded once, at the addresses that they will have, in one copy.
+
+use half::f16;
+
+use super::device::{Device, Fault, Kind, Stage, Tensor};
+use super::encoder::Output;
+use super::norm::Norm;
+use crate::weights::Weights;
+
+/// (weight `[outputs, inputs]`, bias `[1, outputs]`).
+pub(super) type Dense = (Tensor, Tensor);
+
+/// What a stage's states and weights are.
+pub(super) fn kind_of(stage: Stage) -> Kind {
+    match stage {
+        Stage::Naive => Kind::F32,
+        _ => Kind::F16,
+    }
+}
+
+/// Collects tensors on the host, at the addresses that they will have, and sends them in one copy.
+pub(super) struct Loader {
+    kind: Kind,
+    base: u64,
+    bytes: Vec<u8>,
+    room: usize,
+}
+
+impl Loader {
+    pub(super) fn new(
+        device: &mut dyn Device,
+        weights: &Weights,
+        output: &Output,
+        stage: Stage,
+    ) -> Result<Loader, Fault> {
+        let kind = kind_of(stage);
+        let sized = |is_matrix: bool, len: usize| {
+            let bytes = if is_matrix { kind.bytes() } else { 4 };
+            (len * bytes).next_multiple_of(256)
+        };
+        let mut room: usize = weights
+            .tensors()
+            .values()
+            .map(|(shape, values)| sized(shape.len() == 2, values.len()))
+            .sum();
+        if let Output::Logits(head) = output {
+            for (weight, bias) in [&head.pooler, &head.classifier] {
+                room += sized(true, weight.len()) + sized(false, bias.len());
+            }
+        }
+        Ok(Loader {
+            kind,
+            base: device.allocate(room)?,
+            bytes: Vec::with_capacity(room),
+            room,
+        })
+    }
+
+    fn put(
+        &mut self,
+        rows: usize,
+        columns: usize,
+        kind: Kind,
+        bytes: impl Iterator<Item = u8>,
+    ) -> Tensor {
+        let address = self.base + self.bytes.len() as u64;
+        self.bytes.extend(bytes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(256), 0);
+        Tensor {
+            address,
+            rows,
+            columns,
+            kind,
+        }
+    }
+
+    pub(super) fn matrix(&mut self, values: &[f32], columns: usize) -> Result<Tensor, Fault> {
+        let rows = values.len() / columns;
+        if self.kind == Kind::F32 {
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes());
+            return Ok(self.put(rows, columns, Kind::F32, bytes));
+        }
+        let most = f16::MAX.to_f32();
+        if let Some(x) = values.iter().find(|x| x.is_nan() || x.abs() > most) {
+            return Err(Fault::Unavailable(format!(
+                "a weight is {x}, halves hold at most {most}: this model runs on the CPU"
+            )));
+        }
+        let bytes = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes());
+        Ok(self.put(rows, columns, Kind::F16, bytes))
+    }
+
+    fn vector(&mut self, values: &[f32]) -> Tensor {
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes());
+        self.put(1, values.len(), Kind::F32, bytes)
+    }
+
+    pub(super) fn dense(&mut self, (weight, bias): &(Vec<f32>, Vec<f32>)) -> Result<Dense, Fault> {
+        Ok((
+            self.matrix(weight, weight.len() / bias.len())?,
+            self.vector(bias),
+        ))
+    }
+
+    pub(super) fn norm(&mut self, (gain, shift): &(Vec<f32>, Vec<f32>), epsilon: f32) -> Norm {
+        Norm {
+            gain: self.vector(gain),
+            shift: self.vector(shift),
+            epsilon,
+        }
+    }
+
+    pub(super) fn finish(self, device: &mut dyn Device) -> Result<(), Fault> {
+        assert!(
+            self.bytes.len() <= self.room,
+            "the sizes were added up before"
+        );
+        device.write(self.base, &self.bytes)
+    }
+}

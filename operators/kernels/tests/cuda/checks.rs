@@ -1,0 +1,246 @@
+//! Laws of single kernels: each equals its oracle at every size, touches nothing else, and a row's
+//! result does not depend on its neighbours. Used by the emulated GPU's tests and the real one's.
+
+use kernels::Pooling;
+use kernels::cuda::device::{Device, Kind, Stage};
+use kernels::cuda::linear::{Epilogue, Linear};
+use kernels::cuda::norm::{self, Norm, Tables};
+use kernels::cuda::{attention, oracle, pool};
+
+use super::bed::{Bed, bar, kind_of};
+
+fn close(name: &str, stage: Stage, found: &[f64], expected: &[f64]) {
+    let error = oracle::relative_error(found, expected);
+    assert!(
+        error <= bar(stage),
+        "{name}, {stage:?}: relative error {error:.2e}"
+    );
+}
+
+/// One product of `rows` of a capacity of more; returns its rows.
+pub fn linear(
+    device: &mut dyn Device,
+    stage: Stage,
+    epilogue: Epilogue,
+    (rows, inputs, outputs): (usize, usize, usize),
+) {
+    let kind = kind_of(stage);
+    let (capacity, multiprocessors) = (rows + 3, device.multiprocessors());
+    let mut bed = Bed::new(device, (rows * 31 + inputs * 7 + outputs) as u64);
+    let x = bed.numbers(rows * inputs, 1.0, kind);
+    let w = bed.numbers(outputs * inputs, 1.0 / (inputs as f64).sqrt(), kind);
+    let b = bed.numbers(outputs, 0.5, Kind::F32);
+    let r = bed.numbers(rows * outputs, 1.0, kind);
+    let residual =
+        (epilogue == Epilogue::Residual).then(|| bed.tensor(&r, capacity, outputs, kind));
+    let call = Linear {
+        count: bed.ints(&[rows as u32]),
+        x: bed.tensor(&x, capacity, inputs, kind),
+        weight: bed.tensor(&w, outputs, inputs, kind),
+        bias: bed.tensor(&b, 1, outputs, Kind::F32),
+        residual,
+        y: bed.poisoned(capacity, outputs, kind),
+    };
+    bed.run(&[call.launch(stage, epilogue, multiprocessors).unwrap()]);
+    let found = bed.result(call.y, rows);
+    let expected = oracle::linear(&x, &w, &b, residual.map(|_| &r[..]), epilogue);
+    close(
+        &format!("linear {epilogue:?} {rows}×{inputs}×{outputs}"),
+        stage,
+        &found,
+        &expected,
+    );
+}
+
+/// A product's rows are bitwise the same wherever they lie in the batch.
+pub fn linear_is_invariant(
+    device: &mut dyn Device,
+    stage: Stage,
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+) {
+    let (kind, multiprocessors) = (kind_of(stage), device.multiprocessors());
+    let mut bed = Bed::new(device, 5);
+    let row = bed.numbers(inputs, 1.0, kind);
+    let w = bed.numbers(outputs * inputs, 0.1, kind);
+    let b = bed.numbers(outputs, 0.5, Kind::F32);
+    let mut x = bed.numbers(rows * inputs, 1.0, kind);
+    let places = [0, 1, rows / 2, rows - 1];
+    for place in places {
+        x[place * inputs..][..inputs].copy_from_slice(&row);
+    }
+    let mut product = |x: &[f64], rows: usize| {
+        let call = Linear {
+            count: bed.ints(&[rows as u32]),
+            x: bed.tensor(x, rows, inputs, kind),
+            weight: bed.tensor(&w, outputs, inputs, kind),
+            bias: bed.tensor(&b, 1, outputs, Kind::F32),
+            residual: None,
+            y: bed.poisoned(rows, outputs, kind),
+        };
+        bed.run(&[call.launch(stage, Epilogue::Gelu, multiprocessors).unwrap()]);
+        bed.result(call.y, rows)
+    };
+    let alone = product(&row, 1);
+    let among = product(&x, rows);
+    for place in places {
+        assert_eq!(
+            alone,
+            among[place * outputs..][..outputs],
+            "row {place} of {rows}"
+        );
+    }
+}
+
+pub fn attention(
+    device: &mut dyn Device,
+    stage: Stage,
+    heads: usize,
+    width: usize,
+    lengths: &[usize],
+) {
+    let (kind, hidden) = (kind_of(stage), heads * width);
+    let multiprocessors = device.multiprocessors();
+    let mut bed = Bed::new(device, lengths.iter().sum::<usize>() as u64);
+    let (batch, _, starts) = bed.batch(lengths, 100);
+    let (rows, capacity) = (*starts.last().unwrap(), batch.bucket.tokens);
+    // Spread 2: softmax is far from flat, and some maxima come late, so that sums are rescaled.
+    let qkv = bed.numbers(rows * 3 * hidden, 2.0, kind);
+    let on_device = bed.tensor(&qkv, capacity, 3 * hidden, kind);
+    let context = bed.poisoned(capacity, hidden, kind);
+    bed.run(&[
+        attention::launch(stage, &batch, on_device, context, heads, multiprocessors).unwrap(),
+    ]);
+    let found = bed.result(context, rows);
+    let expected = oracle::attention(&starts, &qkv, hidden, heads);
+    for (text, span) in starts.windows(2).enumerate() {
+        let part = span[0] * hidden..span[1] * hidden;
+        let name = format!(
+            "attention d{width}, text {text} of {} rows",
+            span[1] - span[0]
+        );
+        close(&name, stage, &found[part.clone()], &expected[part]);
+    }
+}
+
+pub fn embed_and_norm(device: &mut dyn Device, stage: Stage, hidden: usize, lengths: &[usize]) {
+    let kind = kind_of(stage);
+    let mut bed = Bed::new(device, hidden as u64);
+    let (batch, texts, starts) = bed.batch(lengths, 50);
+    let (rows, capacity) = (*starts.last().unwrap(), batch.bucket.tokens);
+    let longest = lengths.iter().copied().max().unwrap_or(1).max(1);
+    let words = bed.numbers(50 * hidden, 1.0, kind);
+    let positions = bed.numbers(longest * hidden, 1.0, kind);
+    let segments = bed.numbers(2 * hidden, 1.0, kind);
+    let gain = bed.numbers(hidden, 1.0, Kind::F32);
+    let shift = bed.numbers(hidden, 1.0, Kind::F32);
+    let norm = Norm {
+        gain: bed.tensor(&gain, 1, hidden, Kind::F32),
+        shift: bed.tensor(&shift, 1, hidden, Kind::F32),
+        epsilon: 1e-12,
+    };
+    let tables = Tables {
+        words: bed.tensor(&words, 50, hidden, kind),
+        positions: bed.tensor(&positions, longest, hidden, kind),
+        segments: bed.tensor(&segments, 2, hidden, kind),
+    };
+    let (scratch, out) = (
+        bed.poisoned(capacity, hidden, kind),
+        bed.poisoned(capacity, hidden, kind),
+    );
+    bed.run(&norm::embed(stage, &batch, &tables, &norm, scratch, out).unwrap());
+    let found = bed.result(out, rows);
+    let mut sums = Vec::new();
+    for text in &texts {
+        for (at, &id) in text.ids.iter().enumerate() {
+            let segment = usize::from(text.second.is_some_and(|second| at >= second));
+            sums.extend((0..hidden).map(|c| {
+                words[id as usize * hidden + c]
+                    + positions[at * hidden + c]
+                    + segments[segment * hidden + c]
+            }));
+        }
+    }
+    close(
+        "embed",
+        stage,
+        &found,
+        &oracle::norm(&sums, &gain, &shift, 1e-12),
+    );
+    // x + y, in place where the stage can; a large common part, which careless variances cancel in.
+    let x: Vec<f64> = bed
+        .numbers(rows * hidden, 1.0, kind)
+        .iter()
+        .map(|x| super::bed::rounded(x + 10.0, kind))
+        .collect();
+    let y = bed.numbers(rows * hidden, 1.0, kind);
+    let on_device = bed.tensor(&x, capacity, hidden, kind);
+    let (other, to) = match stage {
+        Stage::Naive => (None, bed.poisoned(capacity, hidden, kind)),
+        _ => (Some(bed.tensor(&y, capacity, hidden, kind)), on_device),
+    };
+    bed.run(&[norm::add_norm(stage, batch.token_count, on_device, other, &norm, to).unwrap()]);
+    let found = bed.result(to, rows);
+    let sums: Vec<f64> = match stage {
+        Stage::Naive => x,
+        _ => x.iter().zip(&y).map(|(x, y)| x + y).collect(),
+    };
+    close(
+        "norm",
+        stage,
+        &found,
+        &oracle::norm(&sums, &gain, &shift, 1e-12),
+    );
+}
+
+pub fn pooling(device: &mut dyn Device, stage: Stage, hidden: usize, lengths: &[usize]) {
+    let kind = kind_of(stage);
+    let mut bed = Bed::new(device, hidden as u64);
+    let (batch, _, starts) = bed.batch(lengths, 50);
+    let (rows, texts) = (*starts.last().unwrap(), lengths.len());
+    let x = bed.numbers(rows * hidden, 1.0, kind);
+    let on_device = bed.tensor(&x, batch.bucket.tokens, hidden, kind);
+    for pooling in [Pooling::Mean, Pooling::Cls] {
+        let (scratch, out) = (
+            bed.poisoned(batch.bucket.texts, hidden, Kind::F32),
+            bed.poisoned(batch.bucket.texts, hidden, Kind::F32),
+        );
+        bed.run(&pool::pool(stage, &batch, on_device, scratch, out, pooling).unwrap());
+        let found = bed.result(out, texts);
+        let expected = oracle::pool(&starts, &x, hidden, pooling == Pooling::Mean);
+        // Sums are in f32 and the result is too: both stages are held to it.
+        close(
+            &format!("pool {pooling:?}"),
+            Stage::Naive,
+            &found,
+            &expected,
+        );
+    }
+    let first = bed.poisoned(batch.bucket.texts, hidden, kind);
+    bed.run(&[pool::gather(stage, &batch, on_device, first).unwrap()]);
+    let found = bed.result(first, texts);
+    let expected: Vec<f64> = starts[..texts]
+        .iter()
+        .flat_map(|&s| x[s * hidden..][..hidden].to_vec())
+        .collect();
+    assert_eq!(found, expected);
+    if stage == Stage::Naive {
+        return;
+    }
+    for labels in [1, 3, 9] {
+        let w = bed.numbers(labels * hidden, 0.1, kind);
+        let b = bed.numbers(labels, 0.5, Kind::F32);
+        let weight = bed.tensor(&w, labels, hidden, kind);
+        let bias = bed.tensor(&b, 1, labels, Kind::F32);
+        let out = bed.poisoned(batch.bucket.texts, labels, Kind::F32);
+        bed.run(&[pool::logits(&batch, first, weight, bias, out).unwrap()]);
+        let found = bed.result(out, texts);
+        close(
+            "logits",
+            stage,
+            &found,
+            &oracle::linear(&expected, &w, &b, None, Epilogue::Bias),
+        );
+    }
+}

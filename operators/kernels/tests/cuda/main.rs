@@ -1,0 +1,176 @@
+//! Kernels on the emulated GPU, and the host's logic around them: no GPU is needed.
+//!
+//! Laws: every kernel equals its f64 oracle at sizes around every edge, writes nothing past its rows,
+//! reads no poison, and does so in any order of threads, whether asynchronous copies land early or late;
+//! matrix loads have no bank conflicts.
+
+mod bed;
+mod checks;
+mod emulator;
+mod model;
+mod weather;
+
+use emulator::{Emulator, Weather};
+use kernels::cuda::device::{Device, Stage};
+use kernels::cuda::encoder::Residual;
+use kernels::cuda::engine::Options;
+use kernels::cuda::linear::Epilogue;
+
+const WEATHERS: [Weather; 4] = [
+    Weather {
+        order: 0,
+        is_late: true,
+    },
+    Weather {
+        order: 1,
+        is_late: false,
+    },
+    Weather {
+        order: 2,
+        is_late: true,
+    },
+    Weather {
+        order: 3,
+        is_late: false,
+    },
+];
+const EPILOGUES: [Epilogue; 4] = [
+    Epilogue::Bias,
+    Epilogue::Gelu,
+    Epilogue::Residual,
+    Epilogue::Tanh,
+];
+const ALL: [Stage; 3] = [Stage::Naive, Stage::TensorCore, Stage::Hopper];
+const BOTH: [Stage; 2] = [Stage::Naive, Stage::TensorCore];
+
+#[test]
+fn products_equal_the_oracle() {
+    let sizes = [
+        (0, 64, 64),
+        (1, 8, 8),
+        (2, 32, 128),
+        (15, 96, 136),
+        (127, 40, 24),
+        (128, 64, 128),
+        (129, 384, 136),
+        (257, 72, 264),
+    ];
+    for stage in BOTH {
+        for (i, size) in sizes.into_iter().enumerate() {
+            for (j, epilogue) in EPILOGUES.into_iter().enumerate() {
+                let mut device = Emulator::new(WEATHERS[(i + j) % 4]);
+                checks::linear(&mut device, stage, epilogue, size);
+            }
+        }
+    }
+    assert_eq!(Emulator::conflicts(), 0);
+}
+
+#[test]
+fn products_by_warpgroups_equal_the_oracle() {
+    // (rows, inputs, outputs): none; one tile; a tail of K; three tiles on two blocks, so that one block
+    // has both warpgroups at work; more steps than stages; several tiles a warpgroup.
+    let sizes = [
+        (0, 64, 64),
+        (1, 8, 8),
+        (65, 72, 136),
+        (129, 64, 264),
+        (100, 392, 384),
+        (257, 128, 384),
+    ];
+    for (i, size) in sizes.into_iter().enumerate() {
+        for weather in WEATHERS {
+            let epilogue = EPILOGUES[(i + weather.order as usize) % 4];
+            checks::linear(&mut Emulator::new(weather), Stage::Hopper, epilogue, size);
+        }
+    }
+}
+
+#[test]
+fn products_do_not_depend_on_neighbours() {
+    checks::linear_is_invariant(
+        &mut Emulator::new(WEATHERS[2]),
+        Stage::Hopper,
+        200,
+        136,
+        136,
+    );
+    for stage in BOTH {
+        checks::linear_is_invariant(&mut Emulator::new(WEATHERS[2]), stage, 200, 96, 136);
+    }
+}
+
+#[test]
+fn attention_equals_the_oracle() {
+    let mixes: [&[usize]; 5] = [
+        &[],
+        &[1],
+        &[1, 2, 15, 16, 17],
+        &[64, 3, 65, 63, 127],
+        &[129, 1, 200],
+    ];
+    for stage in BOTH {
+        for (heads, width) in [(2, 32), (2, 64), (3, 32)] {
+            for (i, lengths) in mixes.into_iter().enumerate() {
+                let mut device = Emulator::new(WEATHERS[i % 4]);
+                checks::attention(&mut device, stage, heads, width, lengths);
+            }
+        }
+    }
+    assert_eq!(Emulator::conflicts(), 0);
+}
+
+#[test]
+fn embedding_and_norms_equal_the_oracle() {
+    for stage in BOTH {
+        for hidden in [4, 64, 132, 384, 768, 1024] {
+            for lengths in [&[][..], &[1], &[3, 20, 1]] {
+                checks::embed_and_norm(&mut Emulator::new(WEATHERS[2]), stage, hidden, lengths);
+            }
+        }
+    }
+}
+
+#[test]
+fn pooling_and_heads_equal_the_oracle() {
+    for stage in BOTH {
+        for hidden in [4, 64, 132, 384, 768, 1024] {
+            for lengths in [&[][..], &[1], &[3, 20, 1, 64, 7]] {
+                checks::pooling(&mut Emulator::new(WEATHERS[3]), stage, hidden, lengths);
+            }
+        }
+    }
+}
+
+fn emulated() -> Box<dyn Device> {
+    Box::new(Emulator::new(WEATHERS[2]))
+}
+
+#[test]
+fn models_equal_the_oracle() {
+    for (hidden, heads, wide) in [(64, 2, 128), (128, 2, 192), (96, 3, 96)] {
+        for stage in ALL {
+            for residual in [Residual::InNorm, Residual::InProduct] {
+                let options = Options {
+                    residual,
+                    ..model::options(stage, 1)
+                };
+                let config = model::shape(hidden, 2, heads, wide);
+                model::equals_the_oracle(emulated(), config, &options, &[2, 65, 17, 1]);
+            }
+        }
+    }
+}
+
+#[test]
+fn vectors_do_not_depend_on_neighbours() {
+    for stage in ALL {
+        let config = model::shape(64, 2, 2, 96);
+        model::is_invariant(&emulated, config, stage, 1, &[5, 1, 66, 16, 30]);
+    }
+}
+
+#[test]
+fn heads_of_all_stages_agree() {
+    model::heads_agree(&emulated, &ALL);
+}

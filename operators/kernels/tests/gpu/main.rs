@@ -1,0 +1,276 @@
+//! Every kernel and whole models on a real device: bars 1 and 2 of the CUDA kernels.
+//!
+//! One command, minutes, with the bench: `operators/kernels/tests/gpu/run.sh`. Needs a device of compute
+//! capability 8.0, and kernels: `operators/kernels/cuda/build.sh` makes them, or NVRTC does. Where there is
+//! no device every test says so and is counted; where `HEADWATER_TEST_DEVICE` is set it fails instead.
+//!
+//! The same checks run on the emulated GPU (tests/cuda), at fewer sizes.
+
+#[path = "../cuda/bed.rs"]
+mod bed;
+#[path = "../cuda/checks.rs"]
+mod checks;
+#[path = "../cuda/model.rs"]
+mod model;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use kernels::cuda::batch::{BUCKETS, Text};
+use kernels::cuda::device::{Device, Stage};
+use kernels::cuda::driver::Driver;
+use kernels::cuda::encoder::{Output, Residual};
+use kernels::cuda::engine::{DeviceEngine, Engine, Options};
+use kernels::cuda::linear::Epilogue;
+use kernels::cuda::service::{Class, Opener, Service, Settings, checker};
+use kernels::weights::Weights;
+use kernels::{Encoder, Pooling, Scratch};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// The first device, or a loud reason why this test is skipped.
+fn device(test: &str) -> Option<Driver> {
+    match Driver::open(0) {
+        Ok(driver) => {
+            println!("{test}: {}", driver.describe());
+            Some(driver)
+        }
+        Err(why) => {
+            let is_required = std::env::var_os("HEADWATER_TEST_DEVICE").is_some();
+            assert!(!is_required, "{test}: {why}");
+            let nth = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+            // Past the harness, which keeps what passing tests print to itself.
+            let line = format!("SKIPPED {nth}: {test}: {why}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            None
+        }
+    }
+}
+
+fn stages(device: &Driver) -> Vec<Stage> {
+    let all = [Stage::Naive, Stage::TensorCore, Stage::Hopper];
+    all.into_iter()
+        .filter(|&stage| stage <= device.best_stage())
+        .collect()
+}
+
+const LENGTHS: [usize; 16] = [
+    1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512,
+];
+
+#[test]
+fn products_equal_the_oracle() {
+    let Some(mut device) = device("products") else {
+        return;
+    };
+    let epilogues = [
+        Epilogue::Bias,
+        Epilogue::Gelu,
+        Epilogue::Residual,
+        Epilogue::Tanh,
+    ];
+    let rows = [
+        0, 1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 512,
+    ];
+    for stage in stages(&device) {
+        for (i, rows) in rows.into_iter().enumerate() {
+            for (inputs, outputs) in [(384, 384), (40, 136)] {
+                checks::linear(
+                    &mut device,
+                    stage,
+                    epilogues[i % 4],
+                    (rows, inputs, outputs),
+                );
+            }
+        }
+        for (inputs, outputs) in [
+            (384, 1152),
+            (384, 1536),
+            (1536, 384),
+            (768, 2304),
+            (768, 3072),
+            (3072, 768),
+        ] {
+            for epilogue in epilogues {
+                checks::linear(&mut device, stage, epilogue, (300, inputs, outputs));
+            }
+        }
+        // More tiles than a persistent grid has blocks, several times over.
+        checks::linear(&mut device, stage, Epilogue::Bias, (9000, 64, 1152));
+    }
+}
+
+#[test]
+fn products_do_not_depend_on_neighbours() {
+    let Some(mut device) = device("products, invariance") else {
+        return;
+    };
+    for stage in stages(&device) {
+        for (inputs, outputs) in [(384, 1536), (1536, 384), (768, 768)] {
+            checks::linear_is_invariant(&mut device, stage, 5000, inputs, outputs);
+        }
+    }
+}
+
+#[test]
+fn attention_equals_the_oracle() {
+    let Some(mut device) = device("attention") else {
+        return;
+    };
+    let many = vec![3; 4096];
+    for stage in stages(&device)
+        .into_iter()
+        .filter(|&stage| stage < Stage::Hopper)
+    {
+        for (heads, width) in [(12, 32), (12, 64), (3, 32)] {
+            for lengths in [&[][..], &LENGTHS, &[512, 1, 512]] {
+                checks::attention(&mut device, stage, heads, width, lengths);
+            }
+        }
+        checks::attention(&mut device, stage, 2, 32, &many);
+    }
+}
+
+#[test]
+fn norms_pooling_and_heads_equal_the_oracle() {
+    let Some(mut device) = device("norms and pooling") else {
+        return;
+    };
+    let many = vec![3; 4096];
+    for stage in stages(&device)
+        .into_iter()
+        .filter(|&stage| stage < Stage::Hopper)
+    {
+        for hidden in [4, 64, 132, 384, 768, 1024] {
+            for lengths in [&[][..], &[1], &LENGTHS] {
+                checks::embed_and_norm(&mut device, stage, hidden, lengths);
+                checks::pooling(&mut device, stage, hidden, lengths);
+            }
+        }
+        checks::embed_and_norm(&mut device, stage, 64, &many);
+        checks::pooling(&mut device, stage, 64, &many);
+    }
+}
+
+#[test]
+fn models_equal_the_oracle() {
+    let Some(first) = device("models") else {
+        return;
+    };
+    for stage in stages(&first) {
+        for residual in [Residual::InNorm, Residual::InProduct] {
+            for (config, lengths) in [
+                (model::shape(384, 2, 12, 1536), &LENGTHS[..13]),
+                (model::shape(768, 1, 12, 3072), &[2, 65, 130]),
+                (model::shape(64, 2, 2, 128), &LENGTHS),
+            ] {
+                let options = Options {
+                    residual,
+                    ..model::options(stage, 4)
+                };
+                let device = Box::new(Driver::open(0).unwrap());
+                model::equals_the_oracle(device, config, &options, lengths);
+            }
+        }
+    }
+}
+
+#[test]
+fn vectors_do_not_depend_on_neighbours() {
+    let Some(first) = device("models, invariance") else {
+        return;
+    };
+    let mut lengths: Vec<usize> = LENGTHS.into_iter().chain(1..60).collect();
+    lengths.extend([512, 300, 200]);
+    let make = || -> Box<dyn Device> { Box::new(Driver::open(0).unwrap()) };
+    for stage in stages(&first) {
+        model::is_invariant(&make, model::shape(384, 3, 12, 1536), stage, 5, &lengths);
+        model::is_invariant(&make, model::shape(768, 2, 12, 3072), stage, 5, &lengths);
+    }
+}
+
+#[test]
+fn heads_of_all_stages_agree() {
+    let Some(first) = device("heads") else { return };
+    let make = || -> Box<dyn Device> { Box::new(Driver::open(0).unwrap()) };
+    model::heads_agree(&make, &stages(&first));
+}
+
+#[test]
+fn the_service_answers_as_the_cpu_does() {
+    let Some(first) = device("service") else {
+        return;
+    };
+    drop(first);
+    let weights = Arc::new(Weights::generate(model::shape(384, 2, 12, 1536), 3));
+    let encoder = Arc::new(Encoder::new((*weights).clone(), Pooling::Mean));
+    let open: Opener = {
+        let weights = Arc::clone(&weights);
+        Box::new(move || {
+            let device = Box::new(Driver::open(0)?);
+            let output = Output::Vector(Pooling::Mean);
+            let engine = DeviceEngine::open(device, &weights, &output, &Options::default())?;
+            Ok(Box::new(engine) as Box<dyn Engine>)
+        })
+    };
+    let cpu = Arc::clone(&encoder);
+    let fallback = move |texts: &[&Text]| -> Vec<Vec<f32>> {
+        let mut scratch = Scratch::default();
+        texts
+            .iter()
+            .map(|text| cpu.encode(&text.ids, &mut scratch))
+            .collect()
+    };
+    let service = Service::start(
+        vec![open],
+        checker(&weights.config),
+        Arc::new(fallback),
+        Settings::default(),
+    )
+    .unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let lengths: Vec<usize> = (0..2000).map(|i| 1 + i * 37 % 200).collect();
+    let texts = model::texts(&mut rng, &lengths);
+    let bulk = service.submit(Class::Bulk, texts.clone()).unwrap();
+    let question = service
+        .submit(Class::Question, texts[..1].to_vec())
+        .unwrap()
+        .wait()
+        .unwrap();
+    let vectors = bulk.wait().unwrap();
+    assert_eq!(question[0], vectors[0], "a question's bits are the bulk's");
+    let status = service.status();
+    assert_eq!((status.cpu_texts, status.faults), (0, 0), "{status:?}");
+    let mut scratch = Scratch::default();
+    for (text, vector) in texts.iter().zip(&vectors).step_by(97) {
+        let expected = encoder.encode(&text.ids, &mut scratch);
+        let cosine: f32 = vector.iter().zip(&expected).map(|(a, b)| a * b).sum();
+        assert!(cosine > 0.9999, "{cosine}");
+    }
+}
+
+#[test]
+fn memory_that_is_not_there_is_a_fault_and_the_next_context_works() {
+    let Some(mut first) = device("faults") else {
+        return;
+    };
+    let fault = first.allocate(1 << 50).unwrap_err();
+    assert!(
+        matches!(fault, kernels::cuda::Fault::OutOfMemory(_)),
+        "{fault}"
+    );
+    drop(first);
+    let device = Box::new(Driver::open(0).unwrap());
+    let weights = Weights::generate(model::shape(64, 1, 2, 64), 3);
+    let output = Output::Vector(Pooling::Cls);
+    let options = model::options(Stage::TensorCore, 0);
+    assert_eq!(options.slots[0].most, BUCKETS[0]);
+    let mut engine = DeviceEngine::open(device, &weights, &output, &options).unwrap();
+    assert_eq!(
+        model::run(&mut engine, &[Text::new(vec![1, 2, 3])]).len(),
+        1
+    );
+}

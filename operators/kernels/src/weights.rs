@@ -418,7 +418,10 @@ mod tests {
             message("\"num_attention_heads\":2", "\"num_attention_heads\":3"),
             "config.json: hidden_size 8 is not a multiple of num_attention_heads 3"
         );
-        assert!(message("\"vocab_size\":5", "\"vocab_size\":0").contains("absurdly"));
+        assert_eq!(
+            message("\"vocab_size\":5", "\"vocab_size\":0"),
+            "config.json: vocab_size is 0, expected 1 to 16777216"
+        );
     }
 
     #[test]

@@ -112,5 +112,20 @@ fn the_id_names_the_content_and_the_checksums_hold() {
             .to_string()
     };
     assert!(refused("cuda", "full").contains("DEVICE 'cuda' is not supported by this version"));
-    assert!(refused("auto", "int8").contains("PRECISION 'int8' is not supported"));
+    let expected = "PRECISION 'int4' is not supported by this version; expected 'full', 'f32', 'bf16' or 'int8'";
+    assert!(refused("auto", "int4").contains(expected));
+    // Vectors of one class stand beside each other, and those of another never.
+    let of = |precision: &str| {
+        let model = load(DEFAULT_MODEL, "cpu", precision, &Shape::default(), &|_| {});
+        model.unwrap()
+    };
+    assert_eq!(of("bf16").id(), again.id());
+    assert_ne!(of("int8").id(), again.id());
+    let text = "how do I reset the second factor of my account?";
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let full = again.embed(&[text]).unwrap().remove(0);
+    for (precision, least) in [("f32", 0.999_999), ("bf16", 0.9999), ("int8", 0.998)] {
+        let vector = of(precision).embed(&[text]).unwrap().remove(0);
+        assert!(dot(&full, &vector) > least, "{precision}");
+    }
 }

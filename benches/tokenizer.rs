@@ -12,6 +12,9 @@
 //! cargo bench --bench tokenizer                         # HEADWATER_BENCH_ROUNDS=9
 //! ```
 
+#[path = "support/registry.rs"]
+mod registry;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -172,18 +175,9 @@ fn home() -> PathBuf {
     std::env::var_os("HOME").expect("a home folder").into()
 }
 
-/// The README files of the registry, sorted by path.
+/// The texts of the registry's README files.
 fn readmes() -> Vec<String> {
-    let cargo = std::env::var_os("CARGO_HOME").map_or_else(|| home().join(".cargo"), PathBuf::from);
-    let mut paths: Vec<PathBuf> = walkdir::WalkDir::new(cargo.join("registry/src"))
-        .max_depth(3)
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name() == "README.md")
-        .map(walkdir::DirEntry::into_path)
-        .collect();
-    paths.sort();
-    let texts: Vec<String> = paths
+    let texts: Vec<String> = registry::readmes()
         .iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
         .collect();

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Every test: formatting, lints, docs, licences (when cargo-deny is there), all suites. Installs
+# Every test: formatting, lints, docs, licences (when cargo-deny is there), all suites; compiles the CUDA
+# kernels where a compiler can be had (Python and a package index; no GPU). Installs
 # what it needs: the toolchain of rust-toolchain.toml comes with rustup, the model by itself.
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,6 +11,19 @@ for tool in c++ make git; do
         exit 1
     fi
 done
+# One run compiles everything once: incremental state would double what it writes.
+export CARGO_INCREMENTAL="${CARGO_INCREMENTAL:-0}"
+# A full disk shows as whatever happened to be written last: say it before an hour is gone. In MB.
+target="${CARGO_TARGET_DIR:-target}"
+mkdir -p "$target"
+built="$(du -sm "$target" | cut -f1)"
+free="$(df -Pm "$target" | awk 'NR == 2 { print $4 }')"
+need=$((10000 - built))
+[ "$need" -gt 2000 ] || need=2000
+if [ "$free" -lt "$need" ]; then
+    echo "error: $target needs $need MB more and the disk has $free MB free: free some, or set CARGO_TARGET_DIR to a folder on another disk" >&2
+    exit 1
+fi
 step() { echo; echo "== $*"; "$@"; }
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --quiet -- -D warnings

@@ -1,7 +1,8 @@
 //! Real texts on every machine that builds this: the README files of the crates in the user's cargo
 //! registry, sorted by path, cut every so many tokens.
 
-use std::path::PathBuf;
+#[path = "registry.rs"]
+mod registry;
 
 use engine::contract::Embedder;
 use operators::embed::PretrainedEmbedder;
@@ -11,19 +12,8 @@ use operators::embed::PretrainedEmbedder;
 /// # Panics
 /// When the registry has no README files.
 pub fn chunks(model: &PretrainedEmbedder, room: usize) -> Vec<(String, usize)> {
-    let home = std::env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| etcetera::home_dir().expect("a home folder").join(".cargo"));
-    let mut paths: Vec<PathBuf> = walkdir::WalkDir::new(home.join("registry/src"))
-        .max_depth(3)
-        .into_iter()
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name() == "README.md")
-        .map(walkdir::DirEntry::into_path)
-        .collect();
-    paths.sort();
     let mut chunks = Vec::new();
-    for path in paths {
+    for path in registry::readmes() {
         let Ok(text) = std::fs::read_to_string(&path) else {
             continue;
         };

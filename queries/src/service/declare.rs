@@ -60,12 +60,9 @@ impl CatalogView for Inner {
     }
 
     fn names(&self) -> Vec<String> {
-        let all = self.pipeline.all();
-        let objects = all.iter().map(Declared::object);
-        objects
-            .filter(|object| !self.gone.contains(&object.id))
-            .map(|object| object.name.clone())
-            .collect()
+        let declared = self.declared();
+        let objects = declared.iter().map(Declared::object);
+        objects.map(|object| object.name.clone()).collect()
     }
 
     fn describe(&self, sought: &DatabaseTable<'_>) -> Result<Schema, String> {

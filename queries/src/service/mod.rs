@@ -304,8 +304,7 @@ impl Service {
     /// Starts the sources and sinks of a recovered catalog, and asks for vectors that are still missing. What
     /// was dropped may still be there: the workers take it out when they come to it.
     fn recover(&self, last: Time) {
-        let mut objects = self.inner.pipeline.all();
-        objects.retain(|declared| !self.inner.gone.contains(&declared.object().id));
+        let objects = self.inner.declared();
         let is_there = |name: &str| objects.iter().any(|one| one.object().name == name);
         self.inner.engine.forget_letters(is_there);
         let sources = objects.iter().filter_map(|declared| {

@@ -59,11 +59,9 @@ impl super::Service {
         let _declaring = self.inner.declaring.lock().await;
         let existing: Vec<Object> = self
             .inner
-            .pipeline
-            .all()
+            .declared()
             .iter()
             .map(|declared| declared.object().clone())
-            .filter(|object| !self.inner.gone.contains(&object.id))
             .collect();
         let mut done = Reconciled::default();
         let mut actions = reconcile(&existing, &creates, replace, prune)?

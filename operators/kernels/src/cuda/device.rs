@@ -151,6 +151,18 @@ pub enum Arg {
     Map(Map),
 }
 
+impl Arg {
+    /// Its bits in a word of their own, low bytes first; a map is passed by itself.
+    pub fn word(&self) -> u64 {
+        match *self {
+            Arg::Address(address) => address,
+            Arg::Int(int) => u64::from(int as u32),
+            Arg::Float(float) => u64::from(float.to_bits()),
+            Arg::Map(_) => 0,
+        }
+    }
+}
+
 /// A kernel with all it needs to run. Made by the functions beside the kernels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {

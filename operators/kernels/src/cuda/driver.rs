@@ -139,7 +139,7 @@ impl Driver {
             .iter()
             .map(encode)
             .collect::<Result<Vec<_>, Fault>>()?;
-        let words: Vec<u64> = launch.args.iter().map(word).collect();
+        let words: Vec<u64> = launch.args.iter().map(Arg::word).collect();
         let mut pointers: Vec<*mut c_void> = words
             .iter()
             .zip(&maps)
@@ -196,15 +196,6 @@ impl Driver {
             let _ = unsafe { result::event::destroy(event) };
         }
         times
-    }
-}
-
-fn word(arg: &Arg) -> u64 {
-    match *arg {
-        Arg::Address(address) => address,
-        Arg::Int(int) => u64::from(int as u32),
-        Arg::Float(float) => u64::from(float.to_bits()),
-        Arg::Map(_) => 0,
     }
 }
 

@@ -85,7 +85,7 @@ impl Emulator {
     fn run(&self, launch: &Launch) -> Result<(), Fault> {
         // Every argument in a word of its own; the machine reads as many bytes as the type has.
         let maps: Vec<MapWords> = launch.args().iter().map(map_words).collect();
-        let words: Vec<u64> = launch.args().iter().map(word).collect();
+        let words: Vec<u64> = launch.args().iter().map(Arg::word).collect();
         let pointers: Vec<*const c_void> = launch
             .args()
             .iter()
@@ -116,15 +116,6 @@ impl Emulator {
             CStr::from_ptr(message).to_string_lossy().into_owned()
         };
         Err(Fault::Lost(message))
-    }
-}
-
-fn word(arg: &Arg) -> u64 {
-    match *arg {
-        Arg::Address(address) => address,
-        Arg::Int(int) => u64::from(int as u32),
-        Arg::Float(float) => u64::from(float.to_bits()),
-        Arg::Map(_) => 0,
     }
 }
 

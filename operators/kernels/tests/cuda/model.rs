@@ -10,21 +10,10 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub fn shape(hidden: usize, layers: usize, heads: usize, intermediate: usize) -> BertConfig {
-    BertConfig {
-        model_type: "bert".to_owned(),
-        hidden_size: hidden,
-        num_hidden_layers: layers,
-        num_attention_heads: heads,
-        intermediate_size: intermediate,
-        max_position_embeddings: 512,
-        vocab_size: 300,
-        type_vocab_size: 2,
-        layer_norm_eps: 1e-12,
-        hidden_act: "gelu".to_owned(),
-        position_embedding_type: "absolute".to_owned(),
-    }
-}
+#[path = "../support/mod.rs"]
+mod support;
+
+pub use support::shape;
 
 pub fn texts(rng: &mut ChaCha8Rng, lengths: &[usize]) -> Vec<Text> {
     let ids = |length: usize, rng: &mut ChaCha8Rng| {

@@ -19,9 +19,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use engine::contract::Embedder;
-use operators::embed::PretrainedEmbedder;
 use operators::embed::model::ModelFiles;
 use operators::embed::weights::{DEFAULT_MODEL, pull};
+use operators::embed::{LocalModel, PretrainedEmbedder};
 
 /// Tokens measured unless `HEADWATER_BENCH_TOKENS` says otherwise.
 const TOKENS: usize = 100_000;

@@ -14,7 +14,8 @@ use anyhow::{Context, bail};
 use engine::contract::Embedder;
 use engine::model::{ChunkId, Key};
 use operators::chunk::{Chunker, ChunkingSpec, ModelTokens};
-use operators::embed::{Kernel, Measured, ModelFiles, ModelFolder, PretrainedEmbedder};
+pub use operators::embed::Measured;
+use operators::embed::{Kernel, ModelFolder};
 use queries::definition::Definition;
 use queries::problem::Problem;
 use queries::render::chunking;
@@ -205,6 +206,12 @@ pub fn model_verify(name: &str, models: Option<&Path>) -> anyhow::Result<ModelRe
     }
 }
 
+/// What is known of CUDA devices: a line each, or why none is used. Loads the driver, which a broken
+/// installation may not survive or end.
+pub fn gpus() -> Vec<String> {
+    operators::embed::gpu::report()
+}
+
 /// One embedded text.
 #[derive(Debug, Clone, Serialize)]
 pub struct Embedded {
@@ -222,19 +229,18 @@ pub type EmbedTexts = Box<dyn FnMut(&[String]) -> anyhow::Result<Vec<Embedded>>>
 
 /// Loads a model once for many batches.
 ///
-/// `precision` as `CREATE MODEL` has it.
+/// `precision` and `device` as `CREATE MODEL` has them.
 pub fn embedder(
     model: &str,
     precision: &str,
+    device: &str,
     models: Option<&Path>,
     with_ids: bool,
 ) -> anyhow::Result<EmbedTexts> {
-    let kernel = Kernel::for_precision(precision)?;
     let folder = operators::embed::pull_in(models, model, &|_| {})?;
-    let files = ModelFiles::read(&folder)?;
+    let local = operators::embed::placed(&folder, device, precision)?;
     // As the engine embeds documents.
-    let prompt = files.prompts.document.clone();
-    let encoder = PretrainedEmbedder::with_kernel(files, kernel)?;
+    let (encoder, prompt) = (local.model, local.prompts.document);
     Ok(Box::new(move |texts| {
         let texts: Vec<String> = texts.iter().map(|text| format!("{prompt}{text}")).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
@@ -255,10 +261,10 @@ pub fn embedder(
 pub fn measure(
     model: &str,
     precision: &str,
+    device: &str,
     models: Option<&Path>,
     time: Duration,
 ) -> anyhow::Result<Measured> {
-    let kernel = Kernel::for_precision(precision)?;
     const PAGES: [&str; 4] = [
         include_str!("../docs/architecture.md"),
         include_str!("../docs/language.md"),
@@ -271,7 +277,9 @@ pub fn measure(
         let chunks = chunk("markdown(max_tokens => 256)", Some(model), models, page)?;
         texts.extend(chunks.into_iter().map(|chunk| chunk.text));
     }
-    Ok(operators::embed::measure(&folder, kernel, &texts, time)?)
+    Ok(operators::embed::measure(
+        &folder, precision, device, &texts, time,
+    )?)
 }
 
 /// One chunk of a text.
@@ -299,7 +307,7 @@ pub fn chunk(
     let model = model.unwrap_or(DEFAULT_MODEL);
     let chunking = chunking_of(strategy)?;
     let folder = operators::embed::pull_in(models, model, &|_| {})?;
-    let encoder: Arc<dyn Embedder> = Arc::new(PretrainedEmbedder::new(ModelFiles::read(&folder)?)?);
+    let encoder: Arc<dyn Embedder> = operators::embed::local(&folder, Kernel::F32)?.model;
     let chunker = Chunker::new(&chunking, Arc::new(ModelTokens(encoder)));
     let key = Key::text("");
     let pieces = chunker.cut(text);

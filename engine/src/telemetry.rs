@@ -130,10 +130,14 @@ declare! {
     EMBED_BATCHES Counter Count "embed_batches_total" ["model"] "Batches through a model: ok, transient, permanent (a person must act), refused (because of a text).";
     EMBED_TEXTS Counter Count "embed_texts_total" ["model"] "Texts through a model.";
     EMBED_TOKENS Counter Count "embed_tokens_total" ["model"] "Tokens through a model, padding excluded; about, four bytes a token, where nobody had counted.";
+    EMBED_CUT Counter Count "embed_texts_cut_total" ["model"] "Texts longer than a model's window: their vectors say nothing of the rest.";
     EMBED_MEMO_HITS Counter Count "embed_memo_hits_total" ["model"] "Texts whose vector was stored already.";
     EMBED_REFUSED Counter Count "embed_refused_total" ["model"] "Texts that a model refused for good: their dead letters say why.";
     EMBED_OVERFLOW Counter Count "embed_queue_overflow_total" ["model"] "Texts that found no room in a model's queue and are asked for again later.";
     EMBED_BREAKER_OPEN Gauge Count "embed_breaker_open" ["model"] "1 while a failing model is left alone.";
+    EMBED_DEVICES Gauge Count "embed_devices" ["model"] "GPUs that work, of a model that runs on some.";
+    EMBED_DEVICE_FAULTS Counter Count "embed_device_faults_total" ["model"] "Times that a GPU lost its context, its memory or an answer.";
+    EMBED_DEVICE_CPU Counter Count "embed_device_cpu_texts_total" ["model"] "Texts that the CPU embedded in a GPU's place.";
     EMBED_QUESTION_HITS Counter Count "embed_question_cache_hits_total" ["model"] "Questions whose vector was remembered.";
     EMBED_QUESTION_MISSES Counter Count "embed_question_cache_misses_total" ["model"] "Questions that had to be embedded.";
 

@@ -10,7 +10,7 @@ use engine::contract::Embedder;
 use engine::testing::embedder_laws;
 use operators::embed::model::ModelFiles;
 use operators::embed::weights::{DEFAULT_MODEL, pull, verify};
-use operators::embed::{PretrainedEmbedder, Shape, load};
+use operators::embed::{LocalModel, PretrainedEmbedder, Shape, load};
 
 fn model() -> Arc<PretrainedEmbedder> {
     static MODEL: OnceLock<Arc<PretrainedEmbedder>> = OnceLock::new();
@@ -111,7 +111,26 @@ fn the_id_names_the_content_and_the_checksums_hold() {
             .unwrap()
             .to_string()
     };
-    assert!(refused("cuda", "full").contains("DEVICE 'cuda' is not supported by this version"));
+    for (device, precision, words) in [
+        (
+            "gpu",
+            "full",
+            "DEVICE is 'gpu', expected 'auto', 'cpu' or 'cuda:0'",
+        ),
+        (
+            "cuda:99",
+            "full",
+            "DEVICE 'cuda:99' cannot be used: there is no ",
+        ),
+        (
+            "cuda",
+            "int8",
+            "DEVICE 'cuda' is for encoders with PRECISION 'full' (fp16 there)",
+        ),
+    ] {
+        let said = refused(device, precision);
+        assert!(said.contains(words), "{said}");
+    }
     let expected = "PRECISION 'int4' is not supported by this version; expected 'full', 'f32', 'bf16' or 'int8'";
     assert!(refused("auto", "int4").contains(expected));
     // Vectors of one class stand beside each other, and those of another never.
@@ -128,4 +147,10 @@ fn the_id_names_the_content_and_the_checksums_hold() {
         let vector = of(precision).embed(&[text]).unwrap().remove(0);
         assert!(dot(&full, &vector) > least, "{precision}");
     }
+}
+
+#[test]
+fn operations_are_those_of_the_literature() {
+    let a_token = model().operations(128).unwrap() / 128.0 / 1e6;
+    assert!((a_token - 22.41).abs() < 0.01, "{a_token} million");
 }

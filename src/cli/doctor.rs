@@ -1,7 +1,7 @@
 //! `headwater doctor`: what this machine has, and what the engine will use and why.
 //!
-//! Looks, never changes: files, CPU flags, one try to bind a port. The GPU is found by the driver's
-//! files, because loading the driver to ask it could itself be what hangs.
+//! Looks, never changes: files, CPU flags, one try to bind a port. The driver of a GPU is loaded only where
+//! there is a device, after its files are printed: loading it could itself be what hangs.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -202,17 +202,20 @@ fn gpu() -> Finding {
         shown(&tool),
     );
     let effect = match (&library, &device) {
-        (Some(_), Some(_)) => "present; this version embeds on the CPU all the same",
-        (Some(_), None) => {
-            "a library without a device (a container without --gpus?): the CPU embeds"
+        // Loading the driver is what may hang: whoever waits sees why.
+        (_, Some(_)) => {
+            eprintln!("asking the GPU's driver …");
+            app::gpus().join("; ")
         }
-        (None, Some(_)) => "a device without the driver's library: the CPU embeds",
-        (None, None) => "no GPU: the CPU embeds",
+        (Some(_), None) => {
+            "a library without a device (a container without --gpus?): the CPU embeds".to_owned()
+        }
+        (None, None) => "no GPU: the CPU embeds".to_owned(),
     };
     Finding {
         topic: "gpu",
         found,
-        effect: effect.to_owned(),
+        effect,
         is_good: true,
     }
 }

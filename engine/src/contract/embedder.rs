@@ -101,6 +101,10 @@ pub trait Embedder: Send + Sync {
     fn token_spans(&self, text: &str) -> TokenSpans;
     /// What one call may carry.
     fn call_limits(&self) -> CallLimits;
+    /// Why vectors come slower than declared, though they come: a device that rests. Replies say it.
+    fn degraded(&self) -> Option<String> {
+        None
+    }
     /// Embeds a batch of documents' texts: one vector a text, in order. May take long; never called
     /// on a worker.
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use super::download::{Client, Failure, ProgressFn};
-use super::weights::{FILES, FILES_OPTIONAL};
+use super::layout::{FILES_OPTIONAL, missing, required};
 
 /// Looks a variable up; tests bring their own.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -31,10 +31,7 @@ pub fn find_cached(env: Env<'_>, name: &str) -> Option<PathBuf> {
     let repository = cache_folder(env)?.join(format!("models--{}", name.replace('/', "--")));
     let commit = std::fs::read_to_string(repository.join("refs/main")).ok()?;
     let snapshot = repository.join("snapshots").join(commit.trim());
-    FILES
-        .iter()
-        .all(|file| snapshot.join(file).is_file())
-        .then_some(snapshot)
+    missing(&snapshot).is_empty().then_some(snapshot)
 }
 
 /// Where downloads would come from.
@@ -59,10 +56,10 @@ pub fn fetch(
     }
     let client = Client::new(None)?;
     let base = format!("{}/{name}/resolve/main", endpoint(env));
-    for file in FILES_OPTIONAL.iter().chain(&FILES) {
+    let get = |file: &str, is_required: bool| {
         let target = folder.join(file);
         if target.is_file() {
-            continue;
+            return Ok(());
         }
         if let Some(parent) = target.parent() {
             std::fs::create_dir_all(parent)
@@ -74,15 +71,23 @@ pub fn fetch(
         } else if let Some((_, bytes)) = client.page(&url, "*/*")? {
             std::fs::write(&target, bytes)
                 .map_err(|e| format!("cannot write {}: {e}", target.display()))?;
-        } else if FILES.contains(file) {
+        } else if is_required {
             return Err(format!("{url}: HTTP 404"));
         }
-    }
-    Ok(())
+        Ok(())
+    };
+    FILES_OPTIONAL
+        .iter()
+        .try_for_each(|file| get(file, false))?;
+    // These say where the others are.
+    required(folder)
+        .iter()
+        .try_for_each(|file| get(&file.display().to_string(), true))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::FILES;
     use super::*;
 
     #[test]

@@ -258,7 +258,11 @@ impl Lane {
     fn resting(&self, queue: &Queue) -> EmbedError {
         let last = queue.trouble.as_deref().unwrap_or("it failed");
         let detail = format!("it is tried again later; the last try: {last}");
-        self.error(detail, EmbedFault::WORLD)
+        let retry_after = match queue.breaker.admits(Instant::now()) {
+            Admission::Wait(wait) => Some(wait),
+            Admission::Free | Admission::Probe => None,
+        };
+        self.error(detail, EmbedFault::World { retry_after })
     }
 
     fn note_length(&self, queue: &Queue) {

@@ -1,6 +1,7 @@
 //! How fast a model is on this machine, beside what the machine gives.
 //!
-//! One thread; texts one after another, as the queue gives them to the encoder. The yardstick is the
+//! On the CPU one thread; texts one after another, as the queue gives them to the encoder. On a device several
+//! threads with batches. The yardstick is the
 //! micro-kernel of the same precision alone, over operands that stay in the first cache, measured on the
 //! same core just before: the quotient is the share of what is possible.
 //!
@@ -8,14 +9,14 @@
 
 use std::time::{Duration, Instant};
 
-use engine::contract::Embedder;
+use engine::contract::EmbedError;
 use engine::error::WorldError;
+use kernels::Kernel;
 use kernels::lines::Line;
 use kernels::tile::{PANEL_COLUMNS, Sums, TILE_ROWS, TileKernel};
-use kernels::{BertConfig, Kernel};
 use serde::Serialize;
 
-use super::model::{ModelFiles, PretrainedEmbedder};
+use super::model::{LocalModel, placed};
 use super::weights::ModelFolder;
 
 /// Depth of the yardstick's operands, in blocks: with it both lie in the first cache.
@@ -24,6 +25,8 @@ const BLOCKS: usize = 6;
 const ROUNDS: usize = 1_000;
 /// How long the yardstick is measured.
 const YARDSTICK: Duration = Duration::from_millis(500);
+/// Texts of a device's call.
+const BATCH_TEXTS: usize = 64;
 /// Questions that are timed.
 const QUESTIONS: usize = 50;
 /// What is asked, again and again.
@@ -44,12 +47,12 @@ pub struct Measured {
     pub tokens_per_second: f64,
     /// Texts a second on one core.
     pub texts_per_second: f64,
-    /// Operations a second of the encoder, in 10⁹.
-    pub encoder_gflops: f64,
-    /// Operations a second of the precision's micro-kernel alone, in 10⁹.
-    pub peak_gflops: f64,
+    /// Operations a second of the encoder, in 10⁹; `None` for a model without matrix products.
+    pub encoder_gflops: Option<f64>,
+    /// Operations a second of the precision's micro-kernel alone on one core, in 10⁹; `None` on a device.
+    pub peak_gflops: Option<f64>,
     /// The share of the one in the other.
-    pub peak_share: f64,
+    pub peak_share: Option<f64>,
     /// Tokens of the question.
     pub question_tokens: u64,
     /// Milliseconds from a short question's text to its vector: the middle one.
@@ -60,75 +63,147 @@ pub struct Measured {
 
 /// Measures a model over `texts`, again from the first when they are over, for about `time`.
 ///
-/// Errors: the model's files cannot be read.
+/// Errors: the model's files cannot be read, or the device cannot be had.
 pub fn measure(
     folder: &ModelFolder,
-    kernel: Kernel,
+    precision: &str,
+    device: &str,
     texts: &[String],
     time: Duration,
 ) -> Result<Measured, WorldError> {
-    let files = ModelFiles::read(folder)?;
-    let corrupt = |detail: String| WorldError::Corrupt {
-        path: folder.path.join("config.json").display().to_string(),
+    let model = placed(folder, device, precision)?.model;
+    let failed = |error: &EmbedError| WorldError::Corrupt {
+        path: folder.path.display().to_string(),
         offset: 0,
-        detail,
+        detail: error.to_string(),
     };
-    let config = BertConfig::parse(&files.config).map_err(|e| corrupt(e.to_string()))?;
-    let model = PretrainedEmbedder::with_kernel(files, kernel)?;
-    let embed = |text: &str| {
-        let vectors = model.embed(&[text]);
-        vectors.map_err(|error| corrupt(error.to_string()))
+    // On a device a core's yardstick says nothing.
+    let kernel = Kernel::for_precision(precision).unwrap_or(Kernel::F32);
+    let calls = model.call_limits().calls;
+    let peak_gflops = (calls == 1 && model.operations(1).is_some()).then(|| yardstick(kernel));
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let texts: Vec<&str> = texts.into_iter().filter(|text| !text.is_empty()).collect();
+    let bulk = match calls {
+        1 => one_by_one(&*model, &texts, time),
+        _ => in_batches(&*model, &texts, time, calls - 1),
     };
-    let peak_gflops = yardstick(kernel);
-    let (mut seen, mut tokens, mut wasted, mut operations) = (0, 0, 0, 0.0);
-    let mut busy = Duration::ZERO;
-    let around = model.special_tokens();
-    for text in texts.iter().filter(|text| !text.is_empty()).cycle() {
-        let whole = model.token_spans(text).starts.len() + around;
-        let length = whole.min(model.max_tokens());
-        let started = Instant::now();
-        std::hint::black_box(embed(text)?);
-        busy += started.elapsed();
-        seen += 1;
-        tokens += length as u64;
-        wasted += (whole - length) as u64;
-        operations += of_text(&config, length);
-        if busy >= time {
-            break;
-        }
-    }
+    let bulk = bulk.map_err(|error| failed(&error))?;
     let mut times_ms = Vec::with_capacity(QUESTIONS);
     for _ in 0..QUESTIONS {
         let started = Instant::now();
-        std::hint::black_box(embed(QUESTION)?);
+        let vectors = model.embed_questions(&[QUESTION]);
+        std::hint::black_box(vectors.map_err(|error| failed(&error))?);
         times_ms.push(started.elapsed().as_secs_f64() * 1e3);
     }
     times_ms.sort_by(f64::total_cmp);
-    let seconds = busy.as_secs_f64().max(1e-9);
-    let encoder_gflops = operations / seconds / 1e9;
+    let seconds = bulk.busy.as_secs_f64().max(1e-9);
+    let encoder_gflops = bulk.operations.map(|operations| operations / seconds / 1e9);
+    let question = model.token_spans(QUESTION).starts.len() + model.special_tokens();
     Ok(Measured {
-        texts: seen,
-        tokens,
-        tokens_wasted: wasted,
+        texts: bulk.texts,
+        tokens: bulk.tokens,
+        tokens_wasted: bulk.wasted,
         seconds,
-        tokens_per_second: tokens as f64 / seconds,
-        texts_per_second: seen as f64 / seconds,
+        tokens_per_second: bulk.tokens as f64 / seconds,
+        texts_per_second: bulk.texts as f64 / seconds,
         encoder_gflops,
         peak_gflops,
-        peak_share: encoder_gflops / peak_gflops,
-        question_tokens: (model.token_spans(QUESTION).starts.len() + around) as u64,
+        peak_share: encoder_gflops
+            .zip(peak_gflops)
+            .map(|(gflops, peak)| gflops / peak),
+        question_tokens: question as u64,
         question_p50_ms: times_ms[QUESTIONS / 2],
         question_p99_ms: times_ms[QUESTIONS * 99 / 100],
     })
 }
 
-/// Operations of a text's matrix products: four square ones and the two of the feed-forward part a
-/// token and layer, and attention's two a pair of tokens.
-fn of_text(config: &BertConfig, tokens: usize) -> f64 {
-    let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
-    let (layers, tokens) = (config.num_hidden_layers as f64, tokens as f64);
-    let weights = 2.0 * (4.0 * hidden * hidden + 2.0 * hidden * inner);
-    layers * tokens * (weights + 4.0 * tokens * hidden)
+/// What was embedded, and in what time.
+struct Bulk {
+    texts: u64,
+    tokens: u64,
+    wasted: u64,
+    operations: Option<f64>,
+    busy: Duration,
+}
+
+impl Bulk {
+    fn new() -> Self {
+        Bulk {
+            texts: 0,
+            tokens: 0,
+            wasted: 0,
+            operations: Some(0.0),
+            busy: Duration::ZERO,
+        }
+    }
+
+    /// Notes a text that the model saw.
+    fn note(&mut self, model: &dyn LocalModel, text: &str) {
+        let whole = model.token_spans(text).starts.len() + model.special_tokens();
+        let length = whole.min(model.max_tokens());
+        self.texts += 1;
+        self.tokens += length as u64;
+        self.wasted += (whole - length) as u64;
+        let operations = self.operations.zip(model.operations(length));
+        self.operations = operations.map(|(sum, one)| sum + one);
+    }
+}
+
+/// As the queue calls an encoder on the CPU. The count of tokens is not part of the time.
+fn one_by_one(model: &dyn LocalModel, texts: &[&str], time: Duration) -> Result<Bulk, EmbedError> {
+    let mut bulk = Bulk::new();
+    for text in texts.iter().cycle() {
+        let started = Instant::now();
+        std::hint::black_box(model.embed(&[text])?);
+        bulk.busy += started.elapsed();
+        bulk.note(model, text);
+        if bulk.busy >= time {
+            break;
+        }
+    }
+    Ok(bulk)
+}
+
+/// As the queue calls a device: batches, several at once.
+fn in_batches(
+    model: &dyn LocalModel,
+    texts: &[&str],
+    time: Duration,
+    calls: usize,
+) -> Result<Bulk, EmbedError> {
+    let mut all = Bulk::new();
+    texts.iter().for_each(|text| all.note(model, text));
+    let started = Instant::now();
+    let rounds = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..calls)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut rounds = 0_u64;
+                    while started.elapsed() < time {
+                        for batch in texts.chunks(BATCH_TEXTS) {
+                            std::hint::black_box(model.embed(batch)?);
+                        }
+                        rounds += 1;
+                    }
+                    Ok::<u64, EmbedError>(rounds)
+                })
+            })
+            .collect();
+        let rounds = callers.into_iter().map(|caller| {
+            // A panic inside is a defect, and goes on.
+            caller
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        rounds.sum::<Result<u64, EmbedError>>()
+    })?;
+    Ok(Bulk {
+        texts: all.texts * rounds,
+        tokens: all.tokens * rounds,
+        wasted: all.wasted * rounds,
+        operations: all.operations.map(|operations| operations * rounds as f64),
+        busy: started.elapsed(),
+    })
 }
 
 /// Operations a second of the micro-kernel over operands in the first cache, in 10⁹.
@@ -153,17 +228,6 @@ fn yardstick(kernel: Kernel) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn operations_of_minilm_are_those_of_the_literature() {
-        let json = br#"{"model_type":"bert","hidden_size":384,"num_hidden_layers":6,
-            "num_attention_heads":12,"intermediate_size":1536,"vocab_size":30522,
-            "max_position_embeddings":512,"type_vocab_size":2,"layer_norm_eps":1e-12,
-            "hidden_act":"gelu"}"#;
-        let config = BertConfig::parse(json).unwrap();
-        let a_token = of_text(&config, 128) / 128.0 / 1e6;
-        assert!((a_token - 22.41).abs() < 0.01, "{a_token} million");
-    }
 
     #[test]
     fn the_yardstick_is_a_number() {

@@ -1,7 +1,8 @@
 //! A pretrained encoder: files in, [`Embedder`] out.
 //!
 //! ```text
-//! ModelFolder ─▶ ModelFiles (bytes + settings) ─▶ PretrainedEmbedder { TextTokenizer, kernels::Encoder }
+//! ModelFolder ─┬─▶ ModelFiles (bytes + settings) ─▶ PretrainedEmbedder { TextTokenizer, kernels::Encoder }
+//!              └─▶ StaticEmbedder (see `static_model`)
 //! ```
 //!
 //! Invariants: the id hashes weights, tokenizer, configuration, pooling, maximum length and precision
@@ -15,18 +16,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use engine::contract::{CallLimits, EmbedError, EmbedFault, Embedder, TokenSpans};
 use engine::error::WorldError;
 use engine::model::ModelId;
-use kernels::{Encoder, Kernel, Pooling, Scratch, Weights};
+use kernels::cuda::choose::Wanted;
+use kernels::{BertConfig, Encoder, Kernel, Pooling, Scratch, Weights};
 use serde::Deserialize;
 
+use super::cut::Cuts;
 use super::download::{ProgressFn, hex};
+use super::gpu;
+use super::layout::{self, Kind, Layout, optional};
 use super::shape::{Prompts, Shape, prompts_of, shaped};
+use super::static_model::StaticEmbedder;
 use super::tokenizer::TextTokenizer;
 use super::weights::{ModelFolder, pins, pull_in};
 
 /// Finds, fetches and loads a model: a path, or a name as on the hub.
 ///
-/// `device` is `auto` or `cpu`, `precision` a name of [`Kernel::for_precision`]; others are refused by name. Cost: reading and
-/// hashing the weights, about 0.2 s for 90 MB, after the fetch.
+/// `device` is `auto`, `cpu` or `cuda:0` ([`super::gpu`]), `precision` a name of [`Kernel::for_precision`]; others
+/// are refused by name. Cost: reading and hashing the weights, about 0.2 s for 90 MB, after the fetch.
 pub fn load(
     location: &str,
     device: &str,
@@ -46,21 +52,86 @@ pub fn load_in(
     shape: &Shape,
     progress: ProgressFn<'_>,
 ) -> Result<Arc<dyn Embedder>, WorldError> {
-    let refuse = |what: &str, found: &str, expected: &str| WorldError::Service {
-        service: format!("model '{location}'"),
-        detail: format!("{what} '{found}' is not supported by this version; expected {expected}"),
+    let folder = pull_in(models, location, progress)?;
+    let Local { model, prompts } = placed(&folder, device, precision)?;
+    shaped(model, shape.prompts(prompts), shape.dimensions)
+}
+
+/// Loads what lies in a folder where a declaration wants it.
+///
+/// Errors: as [`local`]; or the device is not there, or has nothing for this model.
+pub fn placed(folder: &ModelFolder, device: &str, precision: &str) -> Result<Local, WorldError> {
+    let refuse = |detail: String| WorldError::Service {
+        service: format!("model '{}'", folder.name),
+        detail,
         is_transient: false,
     };
-    if !matches!(device, "auto" | "cpu") {
-        return Err(refuse("DEVICE", device, "'auto' or 'cpu'"));
+    let wanted = Wanted::parse(device).map_err(refuse)?;
+    let kernel = Kernel::for_precision(precision).map_err(|_| {
+        refuse(format!(
+            "PRECISION '{precision}' is not supported by this version; \
+             expected 'full', 'f32', 'bf16' or 'int8'"
+        ))
+    })?;
+    let is_encoder = Layout::of(&folder.path).is_ok_and(|layout| layout.kind == Kind::Encoder);
+    match (&wanted, is_encoder && precision == "full") {
+        (Wanted::Auto | Wanted::Cuda(_), true) => {
+            let files = ModelFiles::read(folder)?;
+            let prompts = files.prompts.clone();
+            let model: Arc<dyn LocalModel> = match gpu::place(files, &wanted)? {
+                gpu::Placed::Gpu(model) => Arc::new(model),
+                gpu::Placed::Cpu(model, reason) => {
+                    tracing::info!(model = folder.name, reason, "the CPU embeds");
+                    model
+                }
+            };
+            Ok(Local { model, prompts })
+        }
+        (Wanted::Cuda(_), false) => Err(refuse(format!(
+            "DEVICE '{device}' is for encoders with PRECISION 'full' (fp16 there); expected 'auto' or 'cpu'"
+        ))),
+        _ => local(folder, kernel),
     }
-    let kernel = Kernel::for_precision(precision)
-        .map_err(|_| refuse("PRECISION", precision, "'full', 'f32', 'bf16' or 'int8'"))?;
-    let folder = pull_in(models, location, progress)?;
-    let files = ModelFiles::read(&folder)?;
-    let prompts = shape.prompts(files.prompts.clone());
+}
+
+/// A model that runs in this process.
+pub trait LocalModel: Embedder {
+    /// The token ids that the model sees for a text, special tokens included.
+    fn token_ids(&self, text: &str) -> Vec<u32>;
+    /// Operations of the matrix products of a text of so many tokens; `None`: it has none.
+    fn operations(&self, tokens: usize) -> Option<f64>;
+}
+
+/// A model of this machine, and the prompts that its makers want in front of texts.
+pub struct Local {
+    /// Without prompts.
+    pub model: Arc<dyn LocalModel>,
+    /// See [`shaped`].
+    pub prompts: Prompts,
+}
+
+/// Loads what lies in a folder: an encoder, or a static model.
+///
+/// Errors: a file cannot be read or understood, or a precision that the model does not have.
+pub fn local(folder: &ModelFolder, kernel: Kernel) -> Result<Local, WorldError> {
+    let corrupt = |file: &str, detail: String| WorldError::Corrupt {
+        path: folder.path.join(file).display().to_string(),
+        offset: 0,
+        detail,
+    };
+    let layout = Layout::of(&folder.path).map_err(|e| corrupt("", e))?;
+    if let Kind::Static { .. } = layout.kind {
+        modules(&folder.path, &["StaticEmbedding", "Normalize"])
+            .map_err(|e| corrupt("modules.json", e))?;
+        let prompts = prompts_of(&folder.name, &folder.path)
+            .map_err(|e| corrupt("config_sentence_transformers.json", e))?;
+        let model = Arc::new(StaticEmbedder::read(folder, &layout, kernel)?);
+        return Ok(Local { model, prompts });
+    }
+    let files = ModelFiles::read(folder)?;
+    let prompts = files.prompts.clone();
     let model = Arc::new(PretrainedEmbedder::with_kernel(files, kernel)?);
-    shaped(model, prompts, shape.dimensions)
+    Ok(Local { model, prompts })
 }
 
 /// A model's files, read and with their settings understood, before anything is packed.
@@ -93,7 +164,8 @@ impl ModelFiles {
             offset: 0,
             detail,
         };
-        modules(&folder.path).map_err(|e| corrupt("modules.json", e))?;
+        modules(&folder.path, &["Transformer", "Pooling", "Normalize"])
+            .map_err(|e| corrupt("modules.json", e))?;
         let files = ModelFiles {
             name: folder.name.clone(),
             config: read("config.json")?,
@@ -125,32 +197,15 @@ impl ModelFiles {
     }
 }
 
-/// Parses a file of the folder if it is there.
-fn optional<T: for<'de> Deserialize<'de>>(folder: &Path, file: &str) -> Result<Option<T>, String> {
-    match std::fs::read(folder.join(file)) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| e.to_string()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e.to_string()),
-    }
-}
-
-/// The modules of sentence-transformers that lie behind the encoder: pooling, and scaling to unit length.
-/// Another one (a dense layer) would shape vectors, and is not known here.
-fn modules(folder: &Path) -> Result<(), String> {
-    #[derive(Deserialize)]
-    struct Module {
-        #[serde(rename = "type")]
-        kind: String,
-    }
-    const KNOWN: [&str; 3] = ["Transformer", "Pooling", "Normalize"];
-    let modules: Option<Vec<Module>> = optional(folder, "modules.json")?;
-    for (n, Module { kind }) in modules.iter().flatten().enumerate() {
-        let name = kind.rsplit('.').next().unwrap_or(kind);
-        if !KNOWN.contains(&name) {
-            let known = KNOWN.join(", ");
-            return Err(format!("module {n} is '{kind}', expected one of {known}"));
+/// The modules of sentence-transformers must be known: another one (a dense layer) would shape vectors.
+fn modules(folder: &Path, known: &[&str]) -> Result<(), String> {
+    for (n, module) in layout::modules(folder)?.iter().enumerate() {
+        if !known.contains(&module.name()) {
+            return Err(format!(
+                "module {n} is '{}', expected one of {}",
+                module.kind,
+                known.join(", ")
+            ));
         }
     }
     Ok(())
@@ -176,7 +231,8 @@ fn pooling(folder: &Path) -> Result<Pooling, String> {
     }
 }
 
-fn max_tokens(folder: &Path) -> Result<Option<usize>, String> {
+/// The window that sentence-transformers' settings say.
+pub(super) fn max_tokens(folder: &Path) -> Result<Option<usize>, String> {
     #[derive(Deserialize)]
     struct File {
         max_seq_length: Option<usize>,
@@ -191,6 +247,9 @@ pub struct PretrainedEmbedder {
     name: String,
     tokenizer: TextTokenizer,
     encoder: Encoder,
+    /// Its shape.
+    config: BertConfig,
+    cuts: Cuts,
     /// Working memory not in use; as many as were ever used at once.
     scratch: Mutex<Vec<Scratch>>,
 }
@@ -214,6 +273,7 @@ impl PretrainedEmbedder {
         let max_tokens = files.max_tokens.unwrap_or(positions).min(positions);
         let tokenizer = TextTokenizer::parse(&files.tokenizer, max_tokens)
             .map_err(|e| corrupt(format!("tokenizer.json: {e}")))?;
+        let config = weights.config.clone();
         let encoder = Encoder::with_kernel(weights, files.pooling, kernel);
         if tokenizer.vocabulary() > encoder.vocabulary() {
             let (tokens, rows) = (tokenizer.vocabulary(), encoder.vocabulary());
@@ -224,16 +284,44 @@ impl PretrainedEmbedder {
         let id = model_id(&files, max_tokens, kernel);
         Ok(PretrainedEmbedder {
             id,
+            cuts: Cuts::new(&files.name),
             name: files.name,
             tokenizer,
             encoder,
+            config,
             scratch: Mutex::new(Vec::new()),
         })
     }
 
-    /// The token ids that the model sees for a text, special tokens included.
-    pub fn token_ids(&self, text: &str) -> Vec<u32> {
-        self.tokenizer.ids(text)
+    /// The shape of its layers.
+    pub fn config(&self) -> &BertConfig {
+        &self.config
+    }
+
+    /// The sequence that the encoder sees for a text. Fails on one of no tokens: a tokenizer without
+    /// special tokens, and a text of characters that it drops.
+    pub(super) fn sequence(&self, text: &str) -> Result<Vec<u32>, EmbedError> {
+        let mut ids = Vec::new();
+        if self.tokenizer.ids_into(text, &mut ids).is_cut {
+            self.cuts.note(self.tokenizer.max_tokens());
+        }
+        if ids.is_empty() {
+            return Err(EmbedError {
+                model: self.name.clone(),
+                detail: "the text has no tokens".to_owned(),
+                fault: EmbedFault::Text,
+            });
+        }
+        Ok(ids)
+    }
+
+    /// The vector of a sequence, on the calling thread. Panics on an id outside the vocabulary.
+    pub fn encode(&self, ids: &[u32]) -> Vec<f32> {
+        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = pool().pop().unwrap_or_default();
+        let vector = self.encoder.encode(ids, &mut scratch);
+        pool().push(scratch);
+        vector
     }
 
     /// Bytes held for weights, vocabulary and working memory.
@@ -266,6 +354,24 @@ fn model_id(files: &ModelFiles, max_tokens: usize, kernel: Kernel) -> ModelId {
     let mut id = [0; 16];
     id.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     ModelId(id)
+}
+
+impl LocalModel for PretrainedEmbedder {
+    fn token_ids(&self, text: &str) -> Vec<u32> {
+        self.tokenizer.ids(text)
+    }
+
+    /// Four square products and the two of the feed-forward part a token and layer, and attention's two
+    /// a pair of tokens.
+    fn operations(&self, tokens: usize) -> Option<f64> {
+        let (hidden, inner) = (
+            self.config.hidden_size as f64,
+            self.config.intermediate_size as f64,
+        );
+        let (layers, tokens) = (self.config.num_hidden_layers as f64, tokens as f64);
+        let weights = 2.0 * (4.0 * hidden * hidden + 2.0 * hidden * inner);
+        Some(layers * tokens * (weights + 4.0 * tokens * hidden))
+    }
 }
 
 impl Embedder for PretrainedEmbedder {
@@ -307,22 +413,7 @@ impl Embedder for PretrainedEmbedder {
     }
 
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
-        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut scratch = pool().pop().unwrap_or_default();
-        let vectors = texts.iter().map(|text| {
-            let ids = self.tokenizer.ids(text);
-            if ids.is_empty() {
-                // A tokenizer without special tokens, and a text of characters that it drops.
-                return Err(EmbedError {
-                    model: self.name.clone(),
-                    detail: "the text has no tokens".to_owned(),
-                    fault: EmbedFault::Text,
-                });
-            }
-            Ok(self.encoder.encode(&ids, &mut scratch))
-        });
-        let vectors = vectors.collect();
-        pool().push(scratch);
-        vectors
+        let one = |text: &&str| Ok(self.encode(&self.sequence(text)?));
+        texts.iter().map(one).collect()
     }
 }

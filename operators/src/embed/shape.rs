@@ -231,6 +231,10 @@ impl Embedder for Shaped {
         self.inner.call_limits()
     }
 
+    fn degraded(&self) -> Option<String> {
+        self.inner.degraded()
+    }
+
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         if self.prompts.document.is_empty() {
             return self.cut(self.inner.embed(texts)?);

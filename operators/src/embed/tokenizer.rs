@@ -17,6 +17,8 @@ use kernels::tokenizer::{Encoded, Scratch, WordPiece};
 pub struct TextTokenizer {
     inner: WordPiece,
     max_tokens: usize,
+    /// Nothing is put around texts.
+    is_bare: bool,
     /// Working memory not in use.
     scratch: Mutex<Vec<Scratch>>,
 }
@@ -25,17 +27,28 @@ impl TextTokenizer {
     /// Reads a `tokenizer.json`. `max_tokens` counts special tokens. The error says what is wrong
     /// with the file.
     pub fn parse(json: &[u8], max_tokens: usize) -> Result<Self, String> {
+        Self::with_specials(json, max_tokens, false)
+    }
+
+    /// The same for a model that wants no special tokens around its texts.
+    pub fn parse_bare(json: &[u8], max_tokens: usize) -> Result<Self, String> {
+        Self::with_specials(json, max_tokens, true)
+    }
+
+    fn with_specials(json: &[u8], max_tokens: usize, is_bare: bool) -> Result<Self, String> {
         let inner = WordPiece::parse(json).map_err(|e| e.to_string())?;
-        if inner.special_tokens() >= max_tokens {
+        let tokenizer = TextTokenizer {
+            inner,
+            max_tokens,
+            is_bare,
+            scratch: Mutex::new(Vec::new()),
+        };
+        if tokenizer.special_tokens() >= max_tokens {
             return Err(format!(
                 "a maximum of {max_tokens} tokens leaves no room for text"
             ));
         }
-        Ok(TextTokenizer {
-            inner,
-            max_tokens,
-            scratch: Mutex::new(Vec::new()),
-        })
+        Ok(tokenizer)
     }
 
     /// The longest sequence, special tokens included.
@@ -45,7 +58,15 @@ impl TextTokenizer {
 
     /// How many special tokens surround a text.
     pub fn special_tokens(&self) -> usize {
+        if self.is_bare {
+            return 0;
+        }
         self.inner.special_tokens()
+    }
+
+    /// The id of what is in no other token.
+    pub fn unknown(&self) -> u32 {
+        self.inner.unknown()
     }
 
     /// Every id is below.
@@ -70,7 +91,12 @@ impl TextTokenizer {
     /// Appends the sequence the model sees, and says whether the text was cut. The rest of a text
     /// that is cut is not read.
     pub fn ids_into(&self, text: &str, ids: &mut Vec<u32>) -> Encoded {
-        self.with_scratch(|scratch| self.inner.encode_into(scratch, text, self.max_tokens, ids))
+        self.with_scratch(|scratch| match self.is_bare {
+            true => self
+                .inner
+                .encode_bare_into(scratch, text, self.max_tokens, ids),
+            false => self.inner.encode_into(scratch, text, self.max_tokens, ids),
+        })
     }
 
     /// Where each token lies in the text, uncut, without special tokens. Cost: linear, about

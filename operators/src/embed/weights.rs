@@ -20,18 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use super::download::{Failure, Progress, ProgressFn, sha256_of};
 use super::hub::Env;
+use super::layout::{FILES, FILES_OPTIONAL, missing, required};
 use super::{hub, package_index};
-
-/// Files a model cannot do without.
-pub const FILES: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
-/// Files that refine one: pooling, maximum length, prompts.
-pub const FILES_OPTIONAL: [&str; 5] = [
-    "1_Pooling/config.json",
-    "sentence_bert_config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "tokenizer_config.json",
-];
 
 /// The model of the examples and the demo.
 pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";
@@ -186,7 +176,8 @@ pub(super) fn pull_with(
 
 /// Whether a location is a path rather than a name.
 fn is_path(location: &str) -> bool {
-    location.starts_with(['/', '.', '~', '\\']) || Path::new(location).join(FILES[0]).is_file()
+    let holds = |file: &str| Path::new(location).join(file).is_file();
+    location.starts_with(['/', '.', '~', '\\']) || holds(FILES[0]) || holds("modules.json")
 }
 
 /// The full name: the default model may be called by its last part.
@@ -220,7 +211,7 @@ fn find(
     location: &str,
     tried: &mut Vec<Failure>,
 ) -> Result<Option<ModelFolder>, WorldError> {
-    let has_all = |path: &Path| FILES.iter().all(|file| path.join(file).is_file());
+    let has_all = |path: &Path| missing(path).is_empty();
     if is_path(location) {
         let path = match (location.strip_prefix("~/"), env("HOME")) {
             (Some(rest), Some(home)) => PathBuf::from(home).join(rest),
@@ -234,10 +225,9 @@ fn find(
                 origin,
             }));
         }
-        let missing: Vec<&str> = FILES
+        let missing: Vec<String> = missing(&path)
             .iter()
-            .copied()
-            .filter(|file| !path.join(file).is_file())
+            .map(|file| file.display().to_string())
             .collect();
         return Err(refused(
             location,
@@ -343,11 +333,8 @@ fn install(
     models: &Path,
 ) -> Result<ModelFolder, WorldError> {
     let mut sha256 = BTreeMap::new();
-    for file in FILES.iter().chain(&FILES_OPTIONAL) {
-        let path = from.join(file);
-        if path.is_file() {
-            sha256.insert((*file).to_owned(), sha256_of(&path)?);
-        }
+    for file in known(from) {
+        sha256.insert(file.clone(), sha256_of(&from.join(&file))?);
     }
     let manifest = Manifest {
         name: name.to_owned(),
@@ -416,7 +403,7 @@ fn list_in(models: &Path) -> Result<Vec<ModelFolder>, WorldError> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
-        if folder.starts_with('.') || !FILES.iter().all(|file| path.join(file).is_file()) {
+        if folder.starts_with('.') || !missing(&path).is_empty() {
             continue;
         }
         let manifest = manifest(&path);
@@ -434,19 +421,27 @@ fn list_in(models: &Path) -> Result<Vec<ModelFolder>, WorldError> {
 pub fn checked(folder: &ModelFolder) -> Result<Vec<Checked>, WorldError> {
     let noted = manifest(&folder.path).map(|m| m.sha256).unwrap_or_default();
     let pins: BTreeMap<_, _> = pins(&folder.name).iter().copied().collect();
-    let files = FILES
-        .iter()
-        .chain(&FILES_OPTIONAL)
-        .filter(|file| folder.path.join(file).is_file());
-    files
-        .map(|&file| {
-            let expected = pins.get(file).map(|sum| (*sum).to_owned());
-            Ok(Checked {
-                file: file.to_owned(),
-                sha256: sha256_of(&folder.path.join(file))?,
-                expected: expected.or_else(|| noted.get(file).cloned()),
-            })
+    let sum = |file: String| {
+        let expected = pins.get(&*file).map(|sum| (*sum).to_owned());
+        Ok(Checked {
+            sha256: sha256_of(&folder.path.join(&file))?,
+            expected: expected.or_else(|| noted.get(&file).cloned()),
+            file,
         })
+    };
+    known(&folder.path).into_iter().map(sum).collect()
+}
+
+/// The files of a folder that are read, as far as they are there.
+fn known(folder: &Path) -> Vec<String> {
+    let mut files = required(folder);
+    let optional = FILES_OPTIONAL.iter().map(PathBuf::from);
+    let more: Vec<PathBuf> = optional.filter(|file| !files.contains(file)).collect();
+    files.extend(more);
+    files.retain(|file| folder.join(file).is_file());
+    files
+        .iter()
+        .map(|file| file.display().to_string())
         .collect()
 }
 

@@ -55,6 +55,14 @@ impl ModelKind {
         }
     }
 
+    /// What embeds texts, if it does.
+    pub fn encoder(&self) -> Option<&Arc<dyn Embedder>> {
+        match self {
+            ModelKind::Encoder(encoder) => Some(encoder),
+            ModelKind::Column { .. } => None,
+        }
+    }
+
     /// Length of a vector.
     pub fn dimensions(&self) -> usize {
         match self {

@@ -119,6 +119,8 @@ impl Inner {
         if pending > 0 && index.model.is_some() && request.mode.as_deref() != Some("keyword") {
             degraded.push(format!("{pending} documents wait for their embedding"));
         }
+        let encoder = index.model.as_ref().and_then(ModelKind::encoder);
+        degraded.extend(encoder.and_then(|encoder| encoder.degraded()));
         let explain = request.explain.then(|| explain(index, request, &answers));
         let hits = best_of(answers, k);
         degraded.sort();

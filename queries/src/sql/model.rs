@@ -94,11 +94,11 @@ fn pretrained(cursor: &mut Cursor<'_>, location: String) -> Result<ModelDef, Pro
         true => Options::parse(cursor, &KNOWN)?,
         false => Options::default(),
     };
-    let device = options.choice("DEVICE", &["auto", "cpu"])?;
+    let device = device(&options)?;
     let precision = options.choice("PRECISION", &["full", "f32", "bf16", "int8"])?;
     Ok(ModelDef::Pretrained {
         location,
-        device: device.unwrap_or("auto").to_owned(),
+        device,
         precision: precision.unwrap_or("full").to_owned(),
         shape: ShapeDef {
             dimensions: dimensions(&options)?,
@@ -106,6 +106,22 @@ fn pretrained(cursor: &mut Cursor<'_>, location: String) -> Result<ModelDef, Pro
             document_prompt: options.text("DOCUMENT PROMPT")?,
         },
     })
+}
+
+/// `auto`, `cpu` or `cuda:N`.
+fn device(options: &Options) -> Result<String, Problem> {
+    let text = options.text("DEVICE").ok().flatten().unwrap_or_default();
+    let number = match &*text.to_ascii_lowercase() {
+        "cuda" => Some(0),
+        lower => lower
+            .strip_prefix("cuda:")
+            .and_then(|number| number.parse::<u16>().ok()),
+    };
+    if let Some(number) = number {
+        return Ok(format!("cuda:{number}"));
+    }
+    let choice = options.choice("DEVICE", &["auto", "cpu", "cuda:0"])?;
+    Ok(choice.unwrap_or("auto").to_owned())
 }
 
 fn remote(

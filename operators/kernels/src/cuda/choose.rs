@@ -1,13 +1,14 @@
 //! Which device, and kernels from where: cubin, cache, run-time compiler, or the CPU; and why.
 //!
 //! ```text
-//!   device of capability 9.0 ─▶ cubins that build.sh made of these very sources?  ─ yes ─▶ use them
+//!   device of capability 9.0 ─▶ cubins in the program itself?                     ─ yes ─▶ use them
+//!                            ─▶ cubins that build.sh made of these very sources?  ─ yes ─▶ use them
 //!   any of 8.0 or newer      ─▶ PTX compiled here earlier, of these sources?       ─ yes ─▶ use it
 //!                            ─▶ NVRTC, no newer than the driver?                   ─ yes ─▶ compile, keep
 //!                            ─▶ none: the CPU encodes
 //! ```
 //!
-//! Everything lies in one folder, `$HEADWATER_CUDA` or `~/.cache/headwater/cuda`. A run-time compiler
+//! Everything else lies in one folder, `$HEADWATER_CUDA` or `~/.cache/headwater/cuda`. A run-time compiler
 //! newer than the driver makes PTX that the driver cannot read, so it is not even tried.
 //!
 //! Invariants: nothing here fails for lack of a device; every way not taken has a reason in the report.
@@ -15,7 +16,7 @@
 use std::path::{Path, PathBuf};
 
 use super::device::Fault;
-use super::sources::{self, MODULES, Module};
+use super::sources::{self, CUBINS, MODULES, Module};
 
 /// What `DEVICE = '…'` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub struct Facts {
 /// Where kernels came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
+    /// Machine code in the program itself.
+    Embedded,
     /// Machine code by `build.sh`.
     Cubin(PathBuf),
     /// PTX that an earlier start compiled.
@@ -84,6 +87,7 @@ impl Kernels {
     /// One line for people.
     pub fn describe(&self) -> String {
         match &self.origin {
+            Origin::Embedded => "kernels compiled into the program".to_owned(),
             Origin::Cubin(folder) => format!("kernels compiled ahead, in {}", folder.display()),
             Origin::Cached(folder) => format!("kernels compiled earlier, in {}", folder.display()),
             Origin::Compiled => "kernels compiled just now".to_owned(),
@@ -124,6 +128,15 @@ pub fn choose(
     home: Option<&Path>,
     compiler: &dyn Compiler,
 ) -> Result<Kernels, Fault> {
+    choose_from(CUBINS, facts, home, compiler)
+}
+
+fn choose_from(
+    embedded: &[(&str, &[u8])],
+    facts: &Facts,
+    home: Option<&Path>,
+    compiler: &dyn Compiler,
+) -> Result<Kernels, Fault> {
     let (major, minor) = facts.capability;
     if major < 8 {
         return Err(Fault::Unavailable(format!(
@@ -132,6 +145,16 @@ pub fn choose(
         )));
     }
     let mut not_taken = Vec::new();
+    match within(embedded, facts) {
+        Ok(images) => {
+            return Ok(Kernels {
+                origin: Origin::Embedded,
+                not_taken,
+                images,
+            });
+        }
+        Err(why) => not_taken.push(format!("in the program: {why}")),
+    }
     let folders = home.map(|home| {
         let target = format!("ptx-{major}.{minor}");
         (home.join("cubin"), home.join(target))
@@ -180,6 +203,25 @@ pub fn choose(
             )))
         }
     }
+}
+
+/// Images that are part of the program.
+fn within(
+    embedded: &[(&str, &[u8])],
+    facts: &Facts,
+) -> Result<Vec<(Module, Vec<u8>)>, &'static str> {
+    if embedded.is_empty() {
+        return Err("none");
+    }
+    if facts.capability != (9, 0) {
+        return Err("they are for compute capability 9.0");
+    }
+    let image = |module: Module| {
+        let found = embedded.iter().find(|(name, _)| *name == module.name);
+        found.map(|(_, image)| (module, image.to_vec()))
+    };
+    let images: Option<Vec<_>> = MODULES.into_iter().map(image).collect();
+    images.ok_or("one is missing")
 }
 
 /// Images that lie in a folder, made of the embedded sources.
@@ -297,7 +339,17 @@ mod tests {
         std::fs::write(cubins.join("pool.cu"), "// older").unwrap();
         let cached = choose(&facts((9, 0)), Some(&home), &none).unwrap();
         assert_eq!(cached.origin, Origin::Cached(home.join("ptx-9.0")));
-        assert!(cached.not_taken[0].ends_with("was made of other sources"));
+        assert!(cached.not_taken[1].ends_with("was made of other sources"));
+        // What is in the program comes before all.
+        let within: Vec<(&str, &[u8])> = MODULES.map(|module| (module.name, &b"code"[..])).to_vec();
+        let first = choose_from(&within, &facts((9, 0)), Some(&home), &none).unwrap();
+        assert_eq!((first.origin, first.images.len()), (Origin::Embedded, 5));
+        let other = choose_from(&within, &facts((8, 9)), None, &compiler).unwrap();
+        assert_eq!(other.origin, Origin::Compiled);
+        assert_eq!(
+            other.not_taken,
+            ["in the program: they are for compute capability 9.0"]
+        );
         std::fs::remove_dir_all(&home).unwrap();
     }
 
@@ -313,11 +365,11 @@ mod tests {
         );
         assert_eq!(
             message((8, 0), Ok((13, 5))),
-            "no kernels for A GPU: compiled now: NVRTC is 13.5, newer than the driver's 13.0: its PTX would not load"
+            "no kernels for A GPU: in the program: none; compiled now: NVRTC is 13.5, newer than the driver's 13.0: its PTX would not load"
         );
         assert_eq!(
             message((9, 0), Err("libnvrtc is not here".to_owned())),
-            "no kernels for A GPU: compiled now: libnvrtc is not here"
+            "no kernels for A GPU: in the program: none; compiled now: libnvrtc is not here"
         );
     }
 

@@ -81,6 +81,9 @@ pub const MODULES: [Module; 5] = [
     },
 ];
 
+/// (module, machine code) of what was compiled before the program was: `build.rs` says when.
+pub static CUBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
+
 /// The text of a file. Panics on a name that is not in [`FILES`].
 pub fn text(name: &str) -> &'static str {
     let found = FILES.iter().find(|(file, _)| *file == name);

@@ -148,6 +148,11 @@ impl WordPiece {
         self.ids
     }
 
+    /// The id of what is in no other token.
+    pub fn unknown(&self) -> u32 {
+        self.tables.vocabulary.unknown()
+    }
+
     /// How many special tokens are put around a text.
     pub fn special_tokens(&self) -> usize {
         specials(&self.single)
@@ -192,6 +197,22 @@ impl WordPiece {
                 _ => is_cut |= self.append(scratch, text, room, ids),
             }
         }
+        Encoded {
+            tokens: ids.len() - before,
+            is_cut,
+        }
+    }
+
+    /// Appends at most `max` ids of a text, without special tokens. Cost: as [`WordPiece::encode_into`].
+    pub fn encode_bare_into(
+        &self,
+        scratch: &mut Scratch,
+        text: &str,
+        max: usize,
+        ids: &mut Vec<u32>,
+    ) -> Encoded {
+        let before = ids.len();
+        let is_cut = self.append(scratch, text, max, ids);
         Encoded {
             tokens: ids.len() - before,
             is_cut,

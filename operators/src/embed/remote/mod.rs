@@ -36,6 +36,7 @@ use serde::Serialize;
 
 use self::call::{Endpoint, Failure};
 use self::pace::Pace;
+use super::cut::Cuts;
 use super::service::TextKind;
 use super::shape::{Prompts, direction, hashed_id};
 use super::tokenizer::TextTokenizer;
@@ -105,6 +106,7 @@ pub struct RemoteEmbedder {
     tokenizer: Option<TextTokenizer>,
     /// Tokens of the documents' prompt.
     prompt_tokens: usize,
+    cuts: Cuts,
     /// When the server last embedded something.
     sound_at: Mutex<Option<Instant>>,
 }
@@ -137,6 +139,7 @@ impl RemoteEmbedder {
             pace: options.requests_per_minute.map(Pace::new),
             tokenizer,
             prompt_tokens: 0,
+            cuts: Cuts::new(&options.name),
             sound_at: Mutex::default(),
             options,
         };
@@ -251,7 +254,10 @@ impl RemoteEmbedder {
         }
         let spans = self.token_spans(text);
         match spans.ends.get(room - 1) {
-            Some(&end) if spans.ends.len() > room => &text[..end as usize],
+            Some(&end) if spans.ends.len() > room => {
+                self.cuts.note(self.options.max_tokens);
+                &text[..end as usize]
+            }
             _ => text,
         }
     }

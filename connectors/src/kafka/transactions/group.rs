@@ -38,6 +38,9 @@ const BATCH_BYTES: usize = 2 << 20;
 /// A source without events logs its place in the transaction topic so often, milliseconds.
 const LOG_PLACE: u64 = 60_000;
 
+/// What a source may wait for, beside its own topic.
+const TOPIC: &str = "the transaction topic";
+
 /// A message that was decoded and not applied yet.
 #[derive(Debug)]
 pub struct Held {
@@ -91,6 +94,8 @@ pub struct Group {
     is_closing: bool,
     /// Why it cannot go on.
     failure: Option<String>,
+    /// What its transaction topic waits for.
+    waits: Option<String>,
     placed_at: u64,
     split_told_at: Option<u64>,
     splits_untold: u64,
@@ -107,6 +112,7 @@ impl Group {
             has_started: false,
             is_closing: false,
             failure: None,
+            waits: None,
             placed_at: 0,
             split_told_at: None,
             splits_untold: 0,
@@ -143,6 +149,7 @@ impl Group {
             was_told_strange: false,
             was_told_bare: false,
         };
+        self.show(&member);
         self.members.insert(number, member);
         Ok(())
     }
@@ -456,6 +463,19 @@ impl Group {
         for member in self.members.values() {
             let mut wishes = member.board.lock().unwrap_or_else(PoisonError::into_inner);
             wishes.failure.clone_from(&self.failure);
+        }
+    }
+
+    /// Tells people of every source that the transaction topic waits, or goes on.
+    pub fn waits(&mut self, reason: Option<String>) {
+        self.waits = reason;
+        self.members.values().for_each(|member| self.show(member));
+    }
+
+    fn show(&self, member: &Member) {
+        match &self.waits {
+            Some(reason) => member.context.waits_for(TOPIC, reason),
+            None => member.context.goes_on(TOPIC),
         }
     }
 

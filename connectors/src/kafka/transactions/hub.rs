@@ -87,6 +87,8 @@ pub(super) enum Told {
     Began(i64),
     /// The transaction topic is another one.
     Anew,
+    /// What it waits for; `None`: it goes on.
+    Waits(Option<String>),
     Failed(String),
 }
 
@@ -425,6 +427,7 @@ impl Thread {
                 Told::All(at) => self.group.told_all(at),
                 Told::Began(offset) => self.group.began(offset),
                 Told::Anew => self.group.begin_anew(),
+                Told::Waits(reason) => self.group.waits(reason),
                 Told::Failed(reason) => self.group.fail(&reason),
             },
         }

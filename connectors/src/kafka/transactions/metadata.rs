@@ -80,6 +80,9 @@ pub(super) struct Metadata {
     asked: Option<Asked>,
     /// Whether it was said that there is no such topic.
     was_missing: bool,
+    /// What people were told that it waits for, and whether that is a schema.
+    waits: Option<String>,
+    is_schema: bool,
 }
 
 /// Why reading ended.
@@ -118,6 +121,8 @@ impl Metadata {
             next: None,
             asked: None,
             was_missing: false,
+            waits: None,
+            is_schema: false,
         })
     }
 
@@ -142,10 +147,30 @@ impl Metadata {
         sent.map_err(|_| Ended::Gone)
     }
 
+    /// Tells what it waits for, when that is news.
+    fn say(&mut self, waits: Option<String>) -> Result<(), Ended> {
+        if self.waits == waits {
+            return Ok(());
+        }
+        self.waits.clone_from(&waits);
+        self.is_schema = false;
+        self.tell(Told::Waits(waits))
+    }
+
     fn round(&mut self) -> Result<(), Ended> {
         let Some(next) = self.next else {
             return self.begin();
         };
+        // A topic in which nothing is written says nothing either.
+        let is_away = self.waits.is_some() && !self.is_schema;
+        if is_away
+            && self
+                .consumer
+                .fetch_watermarks(&self.topic, 0, ANSWER)
+                .is_ok()
+        {
+            self.say(None)?;
+        }
         if self.asked.is_none()
             && let Some(at) = self.line.take_asked()
         {
@@ -167,11 +192,12 @@ impl Metadata {
                     let read = record::with_raw(&message, |raw| decoder.decode(raw));
                     match read {
                         Ok(decoded) => {
+                            self.say(None)?;
                             self.next = Some(offset + 1);
                             ends.extend(decoded.markers.into_iter().filter_map(|m| end(m, offset)));
                         }
                         Err(wait) => {
-                            self.again(offset, &wait);
+                            self.again(offset, &wait)?;
                             break;
                         }
                     }
@@ -182,7 +208,7 @@ impl Metadata {
                     break;
                 }
                 Some(Err(error)) => {
-                    self.trouble(&error);
+                    self.trouble(&error)?;
                     break;
                 }
             }
@@ -220,6 +246,8 @@ impl Metadata {
                          one by one. Is provide.transaction.metadata=true set?"
                     );
                 }
+                let missing = format!("TRANSACTION TOPIC '{}' does not exist", self.topic);
+                self.say(Some(missing))?;
                 std::thread::sleep(PAUSE);
                 // No END is written.
                 let asked = self.asked.take().map(|asked| asked.at);
@@ -230,6 +258,7 @@ impl Metadata {
             }
             Err(error) => {
                 tracing::warn!(topic = self.topic, %error, "the transaction topic; trying again");
+                self.say(Some(self.reason(&error)))?;
                 std::thread::sleep(PAUSE);
                 Ok(())
             }
@@ -306,7 +335,14 @@ impl Metadata {
     }
 
     /// A message whose schema could not be had is read again later.
-    fn again(&mut self, offset: i64, wait: &Wait) {
+    fn again(&mut self, offset: i64, wait: &Wait) -> Result<(), Ended> {
+        let topic = &self.topic;
+        let waits = format!(
+            "TRANSACTION TOPIC '{topic}' waits for a schema: {}",
+            wait.error
+        );
+        self.say(Some(waits))?;
+        self.is_schema = true;
         tracing::warn!(topic = self.topic, error = %wait.error, "a transaction waits for its schema");
         std::thread::sleep(wait.after.clamp(IDLE, PAUSE));
         if let Err(error) = self.assign(offset) {
@@ -314,9 +350,11 @@ impl Metadata {
             self.start = Some(offset);
             self.next = None;
         }
+        Ok(())
     }
 
-    fn trouble(&mut self, error: &KafkaError) {
+    fn trouble(&mut self, error: &KafkaError) -> Result<(), Ended> {
+        self.say(Some(self.reason(error)))?;
         match error.rdkafka_error_code() {
             Some(code) if client::is_lost(code) => {
                 tracing::warn!(topic = self.topic, %error, "the transaction topic; looking for it");
@@ -328,6 +366,11 @@ impl Metadata {
             }
         }
         std::thread::sleep(PAUSE);
+        Ok(())
+    }
+
+    fn reason(&self, error: &KafkaError) -> String {
+        format!("TRANSACTION TOPIC '{}': {error}", self.topic)
     }
 
     /// Notes a question; it is answered when everything that is written now was read.

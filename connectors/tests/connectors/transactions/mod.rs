@@ -407,3 +407,22 @@ fn a_transaction_topic_that_was_made_again_is_read_from_its_beginning() {
         (Some(2), vec![])
     );
 }
+
+#[test]
+fn every_source_says_what_its_transaction_topic_waits_for() {
+    let mut rig = rig::Rig::new(Bounds {
+        wait: WAIT,
+        bytes: 1_000,
+    });
+    rig.join(0);
+    assert_eq!(rig.waits(0), None);
+    let reason = "TRANSACTION TOPIC 'app.transaction' does not exist".to_owned();
+    rig.group.waits(Some(reason.clone()));
+    rig.join(1);
+    assert_eq!(
+        [rig.waits(0), rig.waits(1)],
+        [Some(reason.clone()), Some(reason)]
+    );
+    rig.group.waits(None);
+    assert_eq!([rig.waits(0), rig.waits(1)], [None, None]);
+}

@@ -8,7 +8,7 @@ use connectors::envelope::{Decoder, Envelope, Marker, Options, RawRecord};
 use connectors::kafka::Record;
 use connectors::kafka::transactions::assembly::{Bounds, End, Place};
 use connectors::kafka::transactions::group::{Board, Group, Held};
-use engine::contract::{LaneSink, Part, Resume, SinkClosed, SourceBatch, SourceContext};
+use engine::contract::{LaneSink, Part, Resume, SinkClosed, SourceBatch, SourceContext, Waits};
 use engine::model::{ContentHash, Key, ObjectId, Row, RowCodec, Schema, SqlType, Value};
 use serde_json::Value as Json;
 
@@ -132,6 +132,7 @@ impl Resume for Sink {
 struct Reader {
     decoder: Decoder,
     board: Board,
+    waits: Arc<Waits>,
     next: BTreeMap<i32, i64>,
 }
 
@@ -200,6 +201,7 @@ impl Rig {
         };
         let number = table as u64;
         let board = Board::default();
+        let waits = Arc::clone(&context.waits);
         let joined = self.group.join(
             number,
             context,
@@ -213,9 +215,15 @@ impl Rig {
             Reader {
                 decoder: decoder(),
                 board,
+                waits,
                 next: BTreeMap::new(),
             },
         );
+    }
+
+    /// What people are told that a source waits for.
+    pub fn waits(&self, table: usize) -> Option<String> {
+        self.readers[&(table as u64)].waits.reason()
     }
 
     pub fn begin(&mut self, table: usize, history: &History) {

@@ -210,8 +210,8 @@ impl Tiles {
             let (tile, place) = (row / self.tile_rows, row % self.tile_rows);
             let lines = &mut self.lines[tile * size..][..size];
             match self.format {
-                Format::F32 => store_row::<W, 16, 1>(w, lines, place, of_row(row), Round::F32),
-                Format::Bf16 => store_row::<W, 32, 2>(w, lines, place, of_row(row), Round::Bf16),
+                Format::F32 => store_row::<W, 16>(w, lines, place, of_row(row), Round::F32),
+                Format::Bf16 => store_row::<W, 32>(w, lines, place, of_row(row), Round::Bf16),
                 Format::Int8 => {
                     let [low, high] = self.affine[row];
                     let scale = (high - low) / LEVELS;
@@ -222,7 +222,7 @@ impl Tiles {
                     self.affine[row] = [scale, -zero * scale];
                     let round = Round::Int8(inverse, ROUND + zero);
                     let turned = &self.turned[(row - first) * width..][..width];
-                    store_row::<W, 64, 4>(w, lines, place, turned, round);
+                    store_row::<W, 64>(w, lines, place, turned, round);
                 }
             }
         }
@@ -238,9 +238,9 @@ enum Round {
     Int8(f32, f32),
 }
 
-/// Writes a row's blocks of `N` elements, `PARTS` vectors each, zeros behind the row's end.
+/// Writes a row's blocks of `N` elements, zeros behind the row's end.
 #[inline(always)]
-fn store_row<W: Wide, const N: usize, const PARTS: usize>(
+fn store_row<W: Wide, const N: usize>(
     w: W,
     lines: &mut [Line],
     place: usize,
@@ -249,31 +249,34 @@ fn store_row<W: Wide, const N: usize, const PARTS: usize>(
 ) {
     let (whole, rest) = values.as_chunks::<N>();
     for (block, values) in whole.iter().enumerate() {
-        store_block::<W, PARTS>(w, &mut lines[block * TILE_ROWS + place], values, round);
+        store_block(w, &mut lines[block * TILE_ROWS + place], values, round);
     }
     if !rest.is_empty() {
         let mut padded = [0.0; N];
         padded[..rest.len()].copy_from_slice(rest);
         let line = &mut lines[whole.len() * TILE_ROWS + place];
-        store_block::<W, PARTS>(w, line, &padded, round);
+        store_block(w, line, &padded, round);
     }
 }
 
+/// One block: word by word the elements that are sixteen apart, as [`Format::place`] says.
 #[inline(always)]
-fn store_block<W: Wide, const PARTS: usize>(w: W, line: &mut Line, values: &[f32], round: Round) {
-    let line = std::slice::from_mut(line);
+fn store_block<W: Wide>(w: W, line: &mut Line, values: &[f32], round: Round) {
     let (parts, _) = values.as_chunks::<LANES>();
-    for (part, values) in parts.iter().enumerate().take(PARTS) {
-        let v = w.load(values);
-        match round {
-            Round::F32 => w.store_line(v, &mut line[0]),
-            Round::Bf16 => w.store_bf16(v, &mut lines::halves(line).as_chunks_mut().0[part]),
-            Round::Int8(factor, shift) => {
-                let v = w.fma(v, w.splat(factor), w.splat(shift));
-                w.store_low_bytes(v, &mut lines::bytes(line).as_chunks_mut().0[part]);
-            }
+    let words = match round {
+        Round::F32 => w.load(&parts[0]),
+        Round::Bf16 => w.bf16_pairs(w.load(&parts[0]), w.load(&parts[1])),
+        Round::Int8(factor, shift) => {
+            let (factor, shift) = (w.splat(factor), w.splat(shift));
+            w.low_bytes([
+                w.fma(w.load(&parts[0]), factor, shift),
+                w.fma(w.load(&parts[1]), factor, shift),
+                w.fma(w.load(&parts[2]), factor, shift),
+                w.fma(w.load(&parts[3]), factor, shift),
+            ])
         }
-    }
+    };
+    w.store_line(words, line);
 }
 
 /// Elements that are rotated together.

@@ -52,10 +52,8 @@ pub(crate) trait Wide: Copy {
     fn load_integers(self, from: &[u32; LANES]) -> Self::V;
     /// `v` times two to the power that stands in the low bits of `n`.
     fn scale_exponent(self, v: Self::V, n: Self::V) -> Self::V;
-    /// The low byte of each lane.
-    fn store_low_bytes(self, v: Self::V, to: &mut [u8; LANES]);
-    /// Each lane as bf16.
-    fn store_bf16(self, v: Self::V, to: &mut [u16; LANES]);
+    /// The bits of four low bytes, from the first vector's in each word's lowest to the last one's.
+    fn low_bytes(self, vectors: [Self::V; 4]) -> Self::V;
     /// The bits of pairs of bf16, low and high half of each lane's word.
     fn bf16_pairs(self, low: Self::V, high: Self::V) -> Self::V;
     /// What is left of each lane above the integer below it: in [0, 1).
@@ -218,17 +216,9 @@ impl Wide for Plain {
     }
 
     #[inline(always)]
-    fn store_low_bytes(self, v: Self::V, to: &mut [u8; LANES]) {
-        for (to, x) in to.iter_mut().zip(v) {
-            *to = x.to_bits() as u8;
-        }
-    }
-
-    #[inline(always)]
-    fn store_bf16(self, v: Self::V, to: &mut [u16; LANES]) {
-        for (to, x) in to.iter_mut().zip(v) {
-            *to = crate::math::bf16_bits(x);
-        }
+    fn low_bytes(self, vectors: [Self::V; 4]) -> Self::V {
+        let byte = |x: f32| x.to_bits() as u8;
+        each(|i| f32::from_bits(u32::from_le_bytes(vectors.map(|v| byte(v[i])))))
     }
 
     #[inline(always)]

@@ -50,7 +50,7 @@ impl Panels {
             let (panel, column) = (output / PANEL_COLUMNS, output % PANEL_COLUMNS);
             let words = lines::words(&mut lines[panel * size..][..size]);
             for (input, &w) in weights.iter().enumerate() {
-                let (step, part) = (input / format.per_step(), input % format.per_step());
+                let (step, part) = format.place(input);
                 let word = &mut words[step * PANEL_COLUMNS + column];
                 *word |= bits(output, w) << (part * element_bits);
             }
@@ -165,6 +165,7 @@ impl<F: Finish> Apply<'_, F> {
             let panel = &panels.lines[from / PANEL_COLUMNS * panels.size..][..panels.size];
             for tile in 0..tiles.count() {
                 let (first, rows, lines) = tiles.tile(tile);
+                let at = first * self.stride + from - self.columns.start;
                 panels.kernel.run(rows, lines, panel, &mut sums);
                 let finished = Finished {
                     finish: self.finish,
@@ -172,7 +173,6 @@ impl<F: Finish> Apply<'_, F> {
                     sums: &sums.0[..rows],
                     affine: tiles.affine(first, rows),
                 };
-                let at = first * self.stride + from - self.columns.start;
                 let width = PANEL_COLUMNS.min(self.columns.end - from);
                 finished.update(w, &mut self.output[at..], self.stride, width, &f);
             }

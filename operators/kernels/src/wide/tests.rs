@@ -27,6 +27,7 @@ impl Body for Everything<'_> {
             w.load_integers(&bits),
             w.scale_exponent(a, w.add(w.splat(12_582_912.0), w.splat(-7.0))),
             w.bf16_pairs(a, b),
+            w.low_bytes([a, b, c, w.add(a, w.splat(12_582_912.0))]),
             w.fraction(a),
             w.scale_floor(a, b),
             w.scale_floor(a, w.splat(-0.1)),
@@ -49,11 +50,6 @@ impl Body for Everything<'_> {
             w.store(v, &mut lanes);
             out.extend(lanes.map(f32::to_bits));
         }
-        let (mut bytes, mut halves) = ([0; LANES], [0; LANES]);
-        w.store_low_bytes(w.add(a, w.splat(12_582_912.0)), &mut bytes);
-        w.store_bf16(a, &mut halves);
-        out.extend(bytes.map(u32::from));
-        out.extend(halves.map(u32::from));
         out
     }
 }

@@ -67,6 +67,9 @@ unsafe fn with_avx2<B: Body>(body: B, token: Avx2) -> B::Output {
     body.run(token)
 }
 
+/// For `vpternlog`: bits of the second where the first has ones, else of the third.
+const SELECT: i32 = 0b1100_1010;
+
 #[allow(unsafe_code)]
 // SAFETY (whole block): the token says that the CPU has the instructions; loads and stores are
 // unaligned and go through references to arrays of exactly their size.
@@ -168,19 +171,17 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
-    fn store_low_bytes(self, v: __m512, to: &mut [u8; LANES]) {
+    fn low_bytes(self, [a, b, c, d]: [__m512; 4]) -> __m512 {
         unsafe {
-            let bytes = _mm512_cvtepi32_epi8(_mm512_castps_si512(v));
-            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
-        }
-    }
-
-    #[inline(always)]
-    fn store_bf16(self, v: __m512, to: &mut [u16; LANES]) {
-        unsafe {
-            let bits = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
-            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
-            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
+            let b = _mm512_slli_epi32::<8>(_mm512_castps_si512(b));
+            let c = _mm512_slli_epi32::<16>(_mm512_castps_si512(c));
+            let d = _mm512_slli_epi32::<24>(_mm512_castps_si512(d));
+            let one = _mm512_set1_epi32(0xff);
+            let low = _mm512_ternarylogic_epi32::<SELECT>(one, _mm512_castps_si512(a), b);
+            let three = _mm512_set1_epi32(0xff_ffff);
+            let high = _mm512_ternarylogic_epi32::<SELECT>(three, c, d);
+            let two = _mm512_set1_epi32(0xffff);
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<SELECT>(two, low, high))
         }
     }
 
@@ -190,7 +191,8 @@ impl Wide for Avx512 {
             let round = _mm512_set1_epi32(0x8000);
             let low = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_castps_si512(low), round));
             let high = _mm512_add_epi32(_mm512_castps_si512(high), round);
-            _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, low, high))
+            let half = _mm512_set1_epi32(0xffff);
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<SELECT>(half, low, high))
         }
     }
 
@@ -375,17 +377,18 @@ impl Wide for Avx2 {
     }
 
     #[inline(always)]
-    fn store_low_bytes(self, v: Self::V, to: &mut [u8; LANES]) {
-        let mut lanes = [0.0; LANES];
-        self.store(v, &mut lanes);
-        Plain.store_low_bytes(lanes, to);
-    }
-
-    #[inline(always)]
-    fn store_bf16(self, v: Self::V, to: &mut [u16; LANES]) {
-        let mut lanes = [0.0; LANES];
-        self.store(v, &mut lanes);
-        Plain.store_bf16(lanes, to);
+    fn low_bytes(self, [a, b, c, d]: [Self::V; 4]) -> Self::V {
+        let byte = |v| unsafe {
+            let low = _mm256_set1_epi32(0xff);
+            _mm256_and_si256(_mm256_castps_si256(v), low)
+        };
+        let two =
+            |low, high| unsafe { _mm256_or_si256(byte(low), _mm256_slli_epi32::<8>(byte(high))) };
+        let all = |a, b, c, d| unsafe {
+            let all = _mm256_or_si256(two(a, b), _mm256_slli_epi32::<16>(two(c, d)));
+            _mm256_castsi256_ps(all)
+        };
+        [all(a[0], b[0], c[0], d[0]), all(a[1], b[1], c[1], d[1])]
     }
 
     #[inline(always)]

@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! head [S, 3·d] f32 = [ Q | K | V ]          log₂e / √d is folded into Q's weights at load
-//!   Q ─▶ tiles of ≤ 12 rows     K ─▶ panels of 32 keys, depth d     V ─▶ panels of 32 columns, depth S
-//! for each tile of Q:
+//!   K ─▶ panels of 32 keys, depth d     V ─▶ panels of 32 columns, depth S
+//! for each tile of ≤ 12 queries:
 //!   scores = tile · K panels     [S / 32] × Sums, 12 rows each
-//!   2^(x − max) per row          rounded straight into a tile whose depth is the keys
+//!   2^x per row                  rounded straight into a tile whose depth is the keys
 //!   context = tile · V panels, each row divided by its sum
 //! ```
 //!
@@ -14,21 +14,35 @@
 //! sum is applied to the d columns of the context instead of the S columns of the scores. Sums run
 //! over the weights before they are rounded.
 //!
+//! bf16 has f32's range, so its weights are 2^x as it is: subtracting a row's largest score first
+//! changes no relative error. Only a row whose sum leaves [`SUMS`] is done again with it, as f32's are
+//! always. Two bf16 in a word are sixteen elements (or keys) apart, not neighbours: what is sixteen apart lies
+//! in the same lane of two vectors. A product does not ask for the order of its depth.
+//!
 //! Invariants: no mask, as a text is never padded; columns that fill up the last panel of keys become
 //! weights of nearly zero against zeros in V. A row depends on its text only. Limits: d is
 //! padded to a multiple of 32 by zero columns, at load.
 
+use std::ops::RangeInclusive;
+
 use crate::wide::{Body, LANES, Wide, wide};
 
 use crate::lines::{self, Line};
-use crate::math::{self, bf16_bits};
-use crate::rows::Tiles;
-use crate::tile::{Format, PANEL_COLUMNS, PANEL_LINES, Sums, TILE_ROWS, TileKernel};
+use crate::math;
+use crate::rows;
+use crate::tile::{BLOCK_STEPS, Format, PANEL_COLUMNS, PANEL_LINES, Sums, TILE_ROWS, TileKernel};
+
+/// Sums of a row of 2^x that are taken as they are: far from where f32 ends on both sides.
+const SUMS: RangeInclusive<f32> = 1e-20..=1e20;
+/// The score of a key that is none: two to this power is nothing.
+const NO_KEY: f32 = -1e30;
+/// The elements of a key that is none.
+const NOTHING: [f32; LANES] = [0.0; LANES];
 
 /// Working memory of attention; grows to the longest text seen, then stays.
 #[derive(Default)]
 pub struct AttentionScratch {
-    queries: Tiles,
+    queries: Vec<Line>,
     keys: Vec<Line>,
     values: Vec<Line>,
     scores: Vec<Sums>,
@@ -38,17 +52,22 @@ pub struct AttentionScratch {
 impl AttentionScratch {
     /// Bytes held.
     pub fn resident_bytes(&self) -> usize {
-        let lines = self.keys.capacity() + self.values.capacity() + self.weights.capacity();
-        self.queries.resident_bytes()
-            + lines * size_of::<Line>()
-            + self.scores.capacity() * size_of::<Sums>()
+        let lines: usize = [&self.queries, &self.keys, &self.values, &self.weights]
+            .map(Vec::capacity)
+            .iter()
+            .sum();
+        lines * size_of::<Line>() + self.scores.capacity() * size_of::<Sums>()
     }
 
     /// Fills all memory with bits that are NaN in every format, for tests.
     #[doc(hidden)]
     pub fn poison(&mut self) {
-        self.queries.poison();
-        for lines in [&mut self.keys, &mut self.values, &mut self.weights] {
+        for lines in [
+            &mut self.queries,
+            &mut self.keys,
+            &mut self.values,
+            &mut self.weights,
+        ] {
             lines.fill(Line([u32::MAX; 16]));
         }
         for sums in &mut self.scores {
@@ -107,14 +126,13 @@ impl Attention {
         if scores.len() < key_panels {
             scores.resize_with(key_panels, Sums::new);
         }
-        queries.reset(self.format, rows, self.width);
-        queries.store(3 * self.width, head);
+        let query_lines = self.width / per_block * TILE_ROWS;
         let weight_lines = key_panels * PANEL_COLUMNS / per_block * TILE_ROWS;
         wide(Attend {
             attention: *self,
             rows,
             head,
-            queries,
+            queries: lines::sized(queries, query_lines),
             keys: lines::sized(keys, key_panels * key_size),
             key_size,
             values: lines::sized(values, self.width / PANEL_COLUMNS * value_size),
@@ -133,7 +151,8 @@ struct Attend<'a> {
     attention: Attention,
     rows: usize,
     head: &'a [f32],
-    queries: &'a Tiles,
+    /// One tile of them.
+    queries: &'a mut [Line],
     keys: &'a mut [Line],
     /// Lines of a panel of keys.
     key_size: usize,
@@ -154,11 +173,13 @@ impl Body for Attend<'_> {
     fn run<W: Wide>(mut self, w: W) {
         self.pack_keys(w);
         self.pack_values(w);
-        for tile in 0..self.queries.count() {
-            let (first, rows, lines) = self.queries.tile(tile);
+        let tile_rows = rows::tile_rows(self.rows);
+        for first in (0..self.rows).step_by(tile_rows) {
+            let rows = tile_rows.min(self.rows - first);
+            self.pack_queries(w, first, rows);
             let panels = self.keys.chunks_exact(self.key_size);
             for (panel, sums) in panels.zip(self.scores.iter_mut()) {
-                self.attention.kernel.run(rows, lines, panel, sums);
+                self.attention.kernel.run(rows, self.queries, panel, sums);
             }
             let mut factors = [0.0; TILE_ROWS];
             self.softmax(w, &mut factors[..rows]);
@@ -168,23 +189,44 @@ impl Body for Attend<'_> {
 }
 
 impl Attend<'_> {
-    /// Panels of keys: step = element(s) of the depth, column = key.
+    /// A block of the depth of one query (`part` 0) or key (`part` 1): one word a step.
     #[inline(always)]
-    fn pack_keys<W: Wide>(&mut self, _: W) {
+    fn words<W: Wide>(&self, w: W, row: usize, part: usize, block: usize) -> W::V {
         let width = self.attention.width;
-        let rows = self.head.chunks_exact(3 * width).take(self.rows);
-        for (key, row) in rows.enumerate() {
-            let row = &row[width..][..width];
-            let panel = &mut self.keys[key / PANEL_COLUMNS * self.key_size..][..self.key_size];
-            let words = lines::words(panel)[key % PANEL_COLUMNS..].iter_mut();
-            let words = words.step_by(PANEL_COLUMNS);
-            if self.attention.format == Format::F32 {
-                for (word, &x) in words.zip(row) {
-                    *word = x.to_bits();
+        let of_row = &self.head[(3 * row + part) * width..][..width];
+        let (vectors, _) = of_row.as_chunks();
+        match self.attention.format {
+            Format::F32 => w.load(&vectors[block]),
+            _ => w.bf16_pairs(w.load(&vectors[2 * block]), w.load(&vectors[2 * block + 1])),
+        }
+    }
+
+    /// A tile of queries: a block of a row is a line.
+    #[inline(always)]
+    fn pack_queries<W: Wide>(&mut self, w: W, first: usize, rows: usize) {
+        for block in 0..self.queries.len() / TILE_ROWS {
+            for row in 0..rows {
+                let words = self.words(w, first + row, 0, block);
+                w.store_line(words, &mut self.queries[block * TILE_ROWS + row]);
+            }
+        }
+    }
+
+    /// Panels of keys: step = element(s) of the depth, column = key. Sixteen keys at a time.
+    #[inline(always)]
+    fn pack_keys<W: Wide>(&mut self, w: W) {
+        for first in (0..self.rows).step_by(LANES) {
+            let (panel, half) = (first / PANEL_COLUMNS, first % PANEL_COLUMNS / LANES);
+            for block in 0..self.key_size / PANEL_LINES {
+                let mut words = [w.load(&NOTHING); LANES];
+                for (key, words) in (first..self.rows).zip(&mut words) {
+                    *words = self.words(w, key, 1, block);
                 }
-            } else {
-                for (word, &[low, high]) in words.zip(row.as_chunks::<2>().0) {
-                    *word = u32::from(bf16_bits(low)) | u32::from(bf16_bits(high)) << 16;
+                w.transpose(&mut words);
+                let lines = &mut self.keys[panel * self.key_size + block * PANEL_LINES..];
+                let (steps, _) = lines[..PANEL_LINES].as_chunks_mut::<2>();
+                for (step, words) in steps.iter_mut().zip(words) {
+                    w.store_line(words, &mut step[half]);
                 }
             }
         }
@@ -193,86 +235,106 @@ impl Attend<'_> {
     /// Panels of values: step = key(s), column = element. Keys that are none are zeros.
     #[inline(always)]
     fn pack_values<W: Wide>(&mut self, w: W) {
-        const NONE: [f32; LANES] = [0.0; LANES];
-        let width = self.attention.width;
-        let mut rows = self.head.chunks_exact(3 * width).take(self.rows);
         for step in 0..self.value_size * LANES / PANEL_COLUMNS {
-            let low = rows.next();
-            let high = match self.attention.format {
-                Format::F32 => None,
-                _ => rows.next(),
-            };
-            for half in 0..width / LANES {
-                let lanes = |row: Option<&[f32]>| {
-                    let of = |row: &[f32]| w.load(&row[2 * width..].as_chunks().0[half]);
-                    row.map_or(w.load(&NONE), of)
+            for part in 0..self.attention.width / LANES {
+                let words = match self.attention.format {
+                    Format::F32 => self.value(w, step, part),
+                    _ => {
+                        let key = step / BLOCK_STEPS * PANEL_COLUMNS + step % BLOCK_STEPS;
+                        let high = self.value(w, key + BLOCK_STEPS, part);
+                        w.bf16_pairs(self.value(w, key, part), high)
+                    }
                 };
-                let (low, high) = (lanes(low), lanes(high));
-                let line = &mut self.values[half / 2 * self.value_size + step * 2 + half % 2];
-                match self.attention.format {
-                    Format::F32 => w.store_line(low, line),
-                    _ => w.store_bf16_pairs(low, high, &mut line.0),
-                }
+                let line = part / 2 * self.value_size + step * 2 + part % 2;
+                w.store_line(words, &mut self.values[line]);
             }
         }
     }
 
-    /// 2^(x − max) of each row of the tile, rounded into `weights`; one over each row's sum.
+    /// Sixteen elements of a key's value, zeros where there is no such key.
+    #[inline(always)]
+    fn value<W: Wide>(&self, w: W, key: usize, part: usize) -> W::V {
+        if key >= self.rows {
+            return w.load(&NOTHING);
+        }
+        let of_key = &self.head[(3 * key + 2) * self.attention.width..];
+        w.load(&of_key.as_chunks().0[part])
+    }
+
+    /// Two to the power of each score of the tile, rounded into `weights`; one over each row's sum.
     ///
-    /// Three loops over rows instead of one, so that no row waits for its own maximum and sum.
+    /// Loops over rows one after the other instead of one, so that no row waits for its own sum.
     #[inline(always)]
     fn softmax<W: Wide>(&mut self, w: W, factors: &mut [f32]) {
         let valid = (self.rows - 1) % PANEL_COLUMNS + 1;
         if let Some(last) = self.scores.last_mut() {
             for sums in &mut last.0[..factors.len()] {
-                sums[valid..].fill(f32::NEG_INFINITY.to_bits());
+                sums[valid..].fill(NO_KEY.to_bits());
             }
-        }
-        let mut largest = [0.0; TILE_ROWS];
-        for (row, largest) in largest[..factors.len()].iter_mut().enumerate() {
-            let [mut left, mut right] = [w.splat(f32::NEG_INFINITY); 2];
-            for sums in self.scores.iter() {
-                let (halves, _) = sums.0[row].as_chunks();
-                left = w.max(w.load_bits(&halves[0]), left);
-                right = w.max(w.load_bits(&halves[1]), right);
-            }
-            *largest = w.fold(w.max(left, right), |a, b| if a > b { a } else { b });
         }
         let mut totals = [w.splat(0.0); TILE_ROWS];
-        for (row, total) in totals[..factors.len()].iter_mut().enumerate() {
-            *total = self.powers(w, row, largest[row]);
+        if self.attention.format == Format::F32 {
+            let mut largest = [0.0; TILE_ROWS];
+            for (row, largest) in largest[..factors.len()].iter_mut().enumerate() {
+                *largest = self.largest(w, row);
+            }
+            for (row, total) in totals[..factors.len()].iter_mut().enumerate() {
+                *total = self.powers(w, row, largest[row]);
+            }
+        } else {
+            for (row, total) in totals[..factors.len()].iter_mut().enumerate() {
+                *total = self.short_powers(w, row, 0.0);
+            }
         }
-        for (factor, &total) in factors.iter_mut().zip(&totals) {
-            *factor = 1.0 / w.sum(total);
+        for (row, factor) in factors.iter_mut().enumerate() {
+            let mut total = w.sum(totals[row]);
+            if self.attention.format != Format::F32 && !SUMS.contains(&total) {
+                let largest = self.largest(w, row);
+                total = w.sum(self.short_powers(w, row, largest));
+            }
+            *factor = 1.0 / total;
         }
     }
 
-    /// 2^(x − largest) of one row, rounded into `weights`; their sum, still in lanes.
+    /// The largest score of a row of the tile.
+    #[inline(always)]
+    fn largest<W: Wide>(&self, w: W, row: usize) -> f32 {
+        let [mut left, mut right] = [w.splat(NO_KEY); 2];
+        for sums in self.scores.iter() {
+            let (halves, _) = sums.0[row].as_chunks();
+            left = w.max(w.load_bits(&halves[0]), left);
+            right = w.max(w.load_bits(&halves[1]), right);
+        }
+        w.fold(w.max(left, right), |a, b| if a > b { a } else { b })
+    }
+
+    /// 2^(x − largest) of one row in f32, into `weights`; their sum, still in lanes.
     #[inline(always)]
     fn powers<W: Wide>(&mut self, w: W, row: usize, largest: f32) -> W::V {
         let largest = w.splat(largest);
         let [mut left, mut right] = [w.splat(0.0); 2];
         for (panel, sums) in self.scores.iter().enumerate() {
             let (halves, _) = sums.0[row].as_chunks();
-            let scores = [
-                w.sub(w.load_bits(&halves[0]), largest),
-                w.sub(w.load_bits(&halves[1]), largest),
-            ];
-            let [low, high] = if self.attention.format == Format::F32 {
-                let low = math::exp2_negative(w, scores[0], &math::EXP2);
-                let high = math::exp2_negative(w, scores[1], &math::EXP2);
-                w.store_line(low, &mut self.weights[2 * panel * TILE_ROWS + row]);
-                w.store_line(high, &mut self.weights[(2 * panel + 1) * TILE_ROWS + row]);
-                [low, high]
-            } else {
-                let low = math::exp2_negative(w, scores[0], &math::EXP2_SHORT);
-                let high = math::exp2_negative(w, scores[1], &math::EXP2_SHORT);
-                let line = &mut self.weights[panel * TILE_ROWS + row];
-                let (halves, _) = lines::halves(std::slice::from_mut(line)).as_chunks_mut();
-                w.store_bf16(low, &mut halves[0]);
-                w.store_bf16(high, &mut halves[1]);
-                [low, high]
-            };
+            let low = math::exp2_negative(w, w.sub(w.load_bits(&halves[0]), largest));
+            let high = math::exp2_negative(w, w.sub(w.load_bits(&halves[1]), largest));
+            w.store_line(low, &mut self.weights[2 * panel * TILE_ROWS + row]);
+            w.store_line(high, &mut self.weights[(2 * panel + 1) * TILE_ROWS + row]);
+            (left, right) = (w.add(left, low), w.add(right, high));
+        }
+        w.add(left, right)
+    }
+
+    /// The same in bf16.
+    #[inline(always)]
+    fn short_powers<W: Wide>(&mut self, w: W, row: usize, largest: f32) -> W::V {
+        let largest = w.splat(largest);
+        let [mut left, mut right] = [w.splat(0.0); 2];
+        for (panel, sums) in self.scores.iter().enumerate() {
+            let (halves, _) = sums.0[row].as_chunks();
+            let low = math::exp2_short(w, w.sub(w.load_bits(&halves[0]), largest));
+            let high = math::exp2_short(w, w.sub(w.load_bits(&halves[1]), largest));
+            let line = &mut self.weights[panel * TILE_ROWS + row];
+            w.store_line(w.bf16_pairs(low, high), line);
             (left, right) = (w.add(left, low), w.add(right, high));
         }
         w.add(left, right)
@@ -288,14 +350,31 @@ impl Attend<'_> {
             let kernel = self.attention.kernel;
             kernel.run(factors.len(), self.weights, panel, &mut sums);
             for (row, (sums, &factor)) in sums.0.iter().zip(factors).enumerate() {
-                let mut values = [0.0; PANEL_COLUMNS];
-                let halves = values.as_chunks_mut().0.iter_mut();
-                for (to, sums) in halves.zip(sums.as_chunks().0) {
-                    w.store(w.mul(w.load_bits(sums), w.splat(factor)), to);
-                }
-                let out = &mut self.context[(first + row) * self.stride + from..][..wanted];
-                out.copy_from_slice(&values[..wanted]);
+                let (halves, _) = sums.as_chunks();
+                let factor = w.splat(factor);
+                let left = w.mul(w.load_bits(&halves[0]), factor);
+                let right = w.mul(w.load_bits(&halves[1]), factor);
+                let out = &mut self.context[(first + row) * self.stride + from..];
+                write_columns(w, out, wanted, [left, right]);
             }
         }
+    }
+}
+
+/// Writes the first `width` of 32 columns.
+#[inline(always)]
+fn write_columns<W: Wide>(w: W, out: &mut [f32], width: usize, values: [W::V; 2]) {
+    let mut padded = [0.0; PANEL_COLUMNS];
+    let is_whole = width == PANEL_COLUMNS;
+    let to = if is_whole {
+        out.first_chunk_mut()
+    } else {
+        None
+    };
+    let (halves, _) = to.unwrap_or(&mut padded).as_chunks_mut();
+    w.store(values[0], &mut halves[0]);
+    w.store(values[1], &mut halves[1]);
+    if !is_whole {
+        out[..width].copy_from_slice(&padded[..width]);
     }
 }

@@ -1,17 +1,19 @@
 //! The forward pass: one text, or a few short ones, through all layers on the calling thread.
 //!
 //! ```text
-//! ids [S] ─▶ x = LayerNorm(word + position + segment)
-//!   per layer   per head   q, k, v = x·W + b          weights lie head by head, log₂e/√d folded into q
+//! ids [S] ─▶ x = word + position + segment
+//!   per layer   x = LayerNorm(x)
+//!               per head   q, k, v = x·W + b          weights lie head by head, log₂e/√d folded into q
 //!                          context[head] = softmax(q·kᵀ)·v
-//!               x = LayerNorm(x + context·Wo + b)
-//!               per block of rows   x = LayerNorm(x + GELU(x·W1 + b)·W2 + b)
-//! ─▶ mean over tokens, or the first ─▶ L2 norm ─▶ vector [hidden]
+//!               x = x + context·Wo + b
+//!               per block of rows   x = LayerNorm(x);  x = x + GELU(x·W1 + b)·W2 + b
+//! ─▶ LayerNorm ─▶ mean over tokens, or the first ─▶ L2 norm ─▶ vector [hidden]
 //! ```
 //!
 //! The idea: what a layer works on stays in the second-level cache. A head's q, k and v are made just
-//! before they are used, and the wide rows of the feed-forward network exist a block at a time. Texts
-//! share a pass only to read the weights once for all; attention keeps to each text.
+//! before they are used, and the wide rows of the feed-forward network exist a block at a time. Rows
+//! are normalised when the next product's tiles are made of them. Texts share a pass only to read the
+//! weights once for all; attention keeps to each text.
 //!
 //! The source is "BERT: Pre-training of Deep Bidirectional Transformers" (Devlin et al. 2018) as
 //! `transformers` implements it; pooling as `sentence-transformers` does.
@@ -24,7 +26,7 @@ use std::ops::Range;
 use crate::attention::{Attention, AttentionScratch};
 use crate::kernel::Kernel;
 use crate::linear::{Epilogue, Erf, PackedLinear};
-use crate::math;
+use crate::math::{self, Norm};
 use crate::rows::Tiles;
 use crate::tile::{Cpu, PANEL_COLUMNS};
 use crate::weights::{LayerWeights, Linear, Weights};
@@ -41,18 +43,6 @@ pub enum Pooling {
     Mean,
     /// The first token's state.
     Cls,
-}
-
-/// LayerNorm's parameters.
-struct Norm {
-    gain: Vec<f32>,
-    shift: Vec<f32>,
-}
-
-impl Norm {
-    fn new((gain, shift): (Vec<f32>, Vec<f32>)) -> Self {
-        Norm { gain, shift }
-    }
 }
 
 struct Layer {
@@ -120,7 +110,6 @@ pub struct Encoder {
     hidden: usize,
     heads: usize,
     max_tokens: usize,
-    epsilon: f32,
     pooling: Pooling,
     kernel: Kernel,
     attention: Attention,
@@ -146,19 +135,20 @@ impl Encoder {
     pub fn on(weights: Weights, pooling: Pooling, kernel: Kernel, cpu: Cpu) -> Self {
         let config = weights.config;
         let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
-        let pack = |layer| pack(layer, hidden / heads, |w: &[f32], b| kernel.pack(cpu, w, b));
+        let epsilon = config.layer_norm_eps as f32;
+        let linear = |w: &[f32], b| kernel.pack(cpu, w, b);
+        let pack = |layer| pack(layer, hidden / heads, epsilon, linear);
         Encoder {
             hidden,
             heads,
             max_tokens: config.max_position_embeddings,
-            epsilon: config.layer_norm_eps as f32,
             pooling,
             kernel,
             attention: kernel.attention(cpu, hidden / heads),
             words: weights.words,
             positions: weights.positions,
             segments: weights.segments,
-            norm: Norm::new(weights.norm),
+            norm: Norm::new(weights.norm, epsilon),
             layers: weights.layers.into_iter().map(pack).collect(),
         }
     }
@@ -262,11 +252,13 @@ impl Encoder {
                 &mut states[span.start * self.hidden..span.end * self.hidden],
             );
         }
-        math::layer_norm(states, &self.norm.gain, &self.norm.shift, self.epsilon);
+        let mut norm = &self.norm;
         for layer in &self.layers {
-            self.attend(layer, &spans, rows, scratch);
+            self.attend(layer, norm, &spans, rows, scratch);
             self.feed_forward(layer, rows, scratch);
+            norm = &layer.norm;
         }
+        norm.apply(&mut scratch.states[..rows * self.hidden]);
         spans
     }
 
@@ -288,15 +280,22 @@ impl Encoder {
         }
     }
 
-    /// x = LayerNorm(x + attention(x)).
-    fn attend(&self, layer: &Layer, spans: &[Range<usize>], rows: usize, scratch: &mut Scratch) {
+    /// x = LayerNorm(x), by the norm before this layer; x = x + attention(x).
+    fn attend(
+        &self,
+        layer: &Layer,
+        norm: &Norm,
+        spans: &[Range<usize>],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
         let hidden = self.hidden;
         let columns = layer.qkv.outputs() / self.heads;
         let width = hidden / self.heads;
         let x = &mut scratch.states[..rows * hidden];
         let head = sized(&mut scratch.head, rows * columns);
         let context = sized(&mut scratch.context, rows * hidden);
-        layer.qkv.pack_rows(rows, x, &mut scratch.tiles);
+        layer.qkv.pack_normalized(rows, norm, x, &mut scratch.tiles);
         for h in 0..self.heads {
             let of_head = h * columns..(h + 1) * columns;
             layer
@@ -316,11 +315,9 @@ impl Encoder {
         layer
             .attention_out
             .apply(&scratch.tiles, 0..hidden, Epilogue::Add, x, hidden);
-        let norm = &layer.attention_norm;
-        math::layer_norm(x, &norm.gain, &norm.shift, self.epsilon);
     }
 
-    /// x = LayerNorm(x + GELU(x·W1 + b)·W2 + b), a block of rows at a time.
+    /// x = LayerNorm(x); x = x + GELU(x·W1 + b)·W2 + b. A block of rows at a time.
     fn feed_forward(&self, layer: &Layer, rows: usize, scratch: &mut Scratch) {
         let hidden = self.hidden;
         let columns = layer.widen.outputs();
@@ -333,7 +330,10 @@ impl Encoder {
         };
         for x in scratch.states[..rows * hidden].chunks_mut(block_rows * hidden) {
             let rows = x.len() / hidden;
-            layer.widen.pack_rows(rows, x, &mut scratch.tiles);
+            let norm = &layer.attention_norm;
+            layer
+                .widen
+                .pack_normalized(rows, norm, x, &mut scratch.tiles);
             layer.widen.apply(
                 &scratch.tiles,
                 0..columns,
@@ -345,7 +345,6 @@ impl Encoder {
             layer
                 .narrow
                 .apply(&scratch.wide_tiles, 0..hidden, Epilogue::Add, x, hidden);
-            math::layer_norm(x, &layer.norm.gain, &layer.norm.shift, self.epsilon);
         }
     }
 
@@ -365,11 +364,12 @@ impl Encoder {
 fn pack(
     layer: LayerWeights,
     width: usize,
+    epsilon: f32,
     linear: impl Fn(&[f32], Vec<f32>) -> Box<dyn PackedLinear>,
 ) -> Layer {
     let [query, key, value, attention_out, widen, narrow] = layer.linears;
     let (weight, bias) = by_head([&query, &key, &value], width);
-    let [attention_norm, norm] = layer.norms.map(Norm::new);
+    let [attention_norm, norm] = layer.norms.map(|norm| Norm::new(norm, epsilon));
     Layer {
         qkv: linear(&weight, bias),
         attention_out: linear(&attention_out.0, attention_out.1),

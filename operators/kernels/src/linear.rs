@@ -21,7 +21,7 @@ use std::ops::Range;
 
 use apply::{Finish, Panels};
 
-use crate::math;
+use crate::math::{self, Norm};
 use crate::rows::{Tiles, rotate_weights};
 use crate::tile::{Format, PANEL_COLUMNS, TileKernel};
 use crate::wide::{LANES, Wide};
@@ -73,6 +73,12 @@ pub trait PackedLinear: Send + Sync {
     fn pack_rows(&self, rows: usize, input: &[f32], tiles: &mut Tiles) {
         tiles.reset(self.format(), rows, self.inputs());
         tiles.store(self.inputs(), input);
+    }
+
+    /// Normalises `rows` rows of the input in place and rounds them into tiles.
+    fn pack_normalized(&self, rows: usize, norm: &Norm, input: &mut [f32], tiles: &mut Tiles) {
+        tiles.reset(self.format(), rows, self.inputs());
+        tiles.store_normalized(norm, input);
     }
 }
 

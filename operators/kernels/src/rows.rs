@@ -22,6 +22,7 @@
 use crate::wide::{Body, LANES, Wide, wide};
 
 use crate::lines::{self, Line};
+use crate::math::Norm;
 use crate::tile::{Format, TILE_ROWS};
 
 /// Rounds are half to even: adding 1.5·2²³ leaves the integer in the low bits of the mantissa.
@@ -46,6 +47,11 @@ pub struct Tiles {
     blocks: usize,
 }
 
+/// Rows of a tile (fewer in the last) when `rows` rows are shared evenly among as few as there can be.
+pub(crate) fn tile_rows(rows: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(TILE_ROWS).max(1)).max(1)
+}
+
 impl Default for Tiles {
     fn default() -> Self {
         Tiles {
@@ -65,7 +71,7 @@ impl Tiles {
     /// Prepares for `rows` rows `width` long. What is in them is left over until they are stored.
     pub fn reset(&mut self, format: Format, rows: usize, width: usize) {
         (self.format, self.width, self.rows) = (format, width, rows);
-        self.tile_rows = rows.div_ceil(rows.div_ceil(TILE_ROWS).max(1)).max(1);
+        self.tile_rows = tile_rows(rows);
         self.blocks = width.div_ceil(format.per_block());
         let lines = self.count() * self.blocks * TILE_ROWS;
         lines::sized(&mut self.lines, lines);
@@ -116,6 +122,19 @@ impl Tiles {
         });
     }
 
+    /// Normalises rows `[rows, width]` in place, then stores them: a row is read from afar once.
+    pub(crate) fn store_normalized(&mut self, norm: &Norm, values: &mut [f32]) {
+        assert!(
+            values.len() == self.rows * self.width && norm.width() == self.width,
+            "all rows of the batch, as wide as the norm"
+        );
+        wide(StoreNormalized {
+            tiles: self,
+            norm,
+            values,
+        });
+    }
+
     /// Fills all memory with bits that are NaN in every format, for tests.
     #[doc(hidden)]
     pub fn poison(&mut self) {
@@ -144,60 +163,69 @@ impl Body for Store<'_> {
 
     #[inline(always)]
     fn run<W: Wide>(self, w: W) {
-        let tiles = self.tiles;
-        let size = tiles.blocks * TILE_ROWS;
-        let width = tiles.width;
-        for first in (0..tiles.rows).step_by(ROWS_AT_ONCE) {
-            let rows = ROWS_AT_ONCE.min(tiles.rows - first);
-            if tiles.format == Format::Int8 {
-                let affine = &mut tiles.affine[first..first + rows];
-                let turned = tiles.turned.chunks_exact_mut(width);
-                for ((row, turned), affine) in (first..).zip(turned).zip(affine) {
-                    *affine =
-                        rotate_into(w, Self::row(self.values, self.stride, row, width), turned)
-                            .into();
-                }
-            }
-            for row in first..first + rows {
-                let (tile, place) = (row / tiles.tile_rows, row % tiles.tile_rows);
-                let lines = &mut tiles.lines[tile * size..][..size];
-                match tiles.format {
-                    Format::F32 => store_row::<W, 16, 1>(
-                        w,
-                        lines,
-                        place,
-                        Self::row(self.values, self.stride, row, width),
-                        Round::F32,
-                    ),
-                    Format::Bf16 => store_row::<W, 32, 2>(
-                        w,
-                        lines,
-                        place,
-                        Self::row(self.values, self.stride, row, width),
-                        Round::Bf16,
-                    ),
-                    Format::Int8 => {
-                        let [low, high] = tiles.affine[row];
-                        let scale = (high - low) / LEVELS;
-                        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                        // An integer, so that zero is a byte of its own; rounded once, as the bytes
-                        // are: else the least value of a row could fall below byte 0.
-                        let zero = low.mul_add(-inverse, ROUND) - ROUND;
-                        tiles.affine[row] = [scale, -zero * scale];
-                        let round = Round::Int8(inverse, ROUND + zero);
-                        let turned = &tiles.turned[(row - first) * width..][..width];
-                        store_row::<W, 64, 4>(w, lines, place, turned, round);
-                    }
-                }
-            }
+        for first in (0..self.tiles.rows).step_by(ROWS_AT_ONCE) {
+            self.tiles.store_some(w, first, self.stride, self.values);
         }
     }
 }
 
-impl Store<'_> {
+/// [`Tiles::store_normalized`], in wide vectors.
+struct StoreNormalized<'a> {
+    tiles: &'a mut Tiles,
+    norm: &'a Norm,
+    values: &'a mut [f32],
+}
+
+impl Body for StoreNormalized<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn row(values: &[f32], stride: usize, row: usize, width: usize) -> &[f32] {
-        &values[row * stride..][..width]
+    fn run<W: Wide>(self, w: W) {
+        let width = self.tiles.width;
+        for first in (0..self.tiles.rows).step_by(ROWS_AT_ONCE) {
+            let last = self.tiles.rows.min(first + ROWS_AT_ONCE);
+            for row in self.values[first * width..last * width].chunks_exact_mut(width) {
+                self.norm.row(w, row);
+            }
+            self.tiles.store_some(w, first, width, self.values);
+        }
+    }
+}
+
+impl Tiles {
+    /// Rounds and stores rows from `first`, as many as are rotated together.
+    #[inline(always)]
+    fn store_some<W: Wide>(&mut self, w: W, first: usize, stride: usize, values: &[f32]) {
+        let width = self.width;
+        let of_row = |row: usize| &values[row * stride..][..width];
+        let rows = first..self.rows.min(first + ROWS_AT_ONCE);
+        if self.format == Format::Int8 {
+            let turned = self.turned.chunks_exact_mut(width);
+            for (row, turned) in rows.clone().zip(turned) {
+                self.affine[row] = rotate_into(w, of_row(row), turned).into();
+            }
+        }
+        let size = self.blocks * TILE_ROWS;
+        for row in rows {
+            let (tile, place) = (row / self.tile_rows, row % self.tile_rows);
+            let lines = &mut self.lines[tile * size..][..size];
+            match self.format {
+                Format::F32 => store_row::<W, 16>(w, lines, place, of_row(row), Round::F32),
+                Format::Bf16 => store_row::<W, 32>(w, lines, place, of_row(row), Round::Bf16),
+                Format::Int8 => {
+                    let [low, high] = self.affine[row];
+                    let scale = (high - low) / LEVELS;
+                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                    // An integer, so that zero is a byte of its own; rounded once, as the bytes
+                    // are: else the least value of a row could fall below byte 0.
+                    let zero = low.mul_add(-inverse, ROUND) - ROUND;
+                    self.affine[row] = [scale, -zero * scale];
+                    let round = Round::Int8(inverse, ROUND + zero);
+                    let turned = &self.turned[(row - first) * width..][..width];
+                    store_row::<W, 64>(w, lines, place, turned, round);
+                }
+            }
+        }
     }
 }
 
@@ -210,9 +238,9 @@ enum Round {
     Int8(f32, f32),
 }
 
-/// Writes a row's blocks of `N` elements, `PARTS` vectors each, zeros behind the row's end.
+/// Writes a row's blocks of `N` elements, zeros behind the row's end.
 #[inline(always)]
-fn store_row<W: Wide, const N: usize, const PARTS: usize>(
+fn store_row<W: Wide, const N: usize>(
     w: W,
     lines: &mut [Line],
     place: usize,
@@ -221,31 +249,34 @@ fn store_row<W: Wide, const N: usize, const PARTS: usize>(
 ) {
     let (whole, rest) = values.as_chunks::<N>();
     for (block, values) in whole.iter().enumerate() {
-        store_block::<W, PARTS>(w, &mut lines[block * TILE_ROWS + place], values, round);
+        store_block(w, &mut lines[block * TILE_ROWS + place], values, round);
     }
     if !rest.is_empty() {
         let mut padded = [0.0; N];
         padded[..rest.len()].copy_from_slice(rest);
         let line = &mut lines[whole.len() * TILE_ROWS + place];
-        store_block::<W, PARTS>(w, line, &padded, round);
+        store_block(w, line, &padded, round);
     }
 }
 
+/// One block: word by word the elements that are sixteen apart, as [`Format::place`] says.
 #[inline(always)]
-fn store_block<W: Wide, const PARTS: usize>(w: W, line: &mut Line, values: &[f32], round: Round) {
-    let line = std::slice::from_mut(line);
+fn store_block<W: Wide>(w: W, line: &mut Line, values: &[f32], round: Round) {
     let (parts, _) = values.as_chunks::<LANES>();
-    for (part, values) in parts.iter().enumerate().take(PARTS) {
-        let v = w.load(values);
-        match round {
-            Round::F32 => w.store_line(v, &mut line[0]),
-            Round::Bf16 => w.store_bf16(v, &mut lines::halves(line).as_chunks_mut().0[part]),
-            Round::Int8(factor, shift) => {
-                let v = w.fma(v, w.splat(factor), w.splat(shift));
-                w.store_low_bytes(v, &mut lines::bytes(line).as_chunks_mut().0[part]);
-            }
+    let words = match round {
+        Round::F32 => w.load(&parts[0]),
+        Round::Bf16 => w.bf16_pairs(w.load(&parts[0]), w.load(&parts[1])),
+        Round::Int8(factor, shift) => {
+            let (factor, shift) = (w.splat(factor), w.splat(shift));
+            w.low_bytes([
+                w.fma(w.load(&parts[0]), factor, shift),
+                w.fma(w.load(&parts[1]), factor, shift),
+                w.fma(w.load(&parts[2]), factor, shift),
+                w.fma(w.load(&parts[3]), factor, shift),
+            ])
         }
-    }
+    };
+    w.store_line(words, line);
 }
 
 /// Elements that are rotated together.
@@ -278,13 +309,12 @@ fn rotate_into<W: Wide>(w: W, values: &[f32], out: &mut [f32]) -> (f32, f32) {
             w.store(v, out);
         }
     }
-    for (out, &x) in out_rest.iter_mut().zip(rest) {
-        *out = x * GROWTH;
-    }
     let low = w.fold(low, |a, b| if a < b { a } else { b });
     let high = w.fold(high, |a, b| if a > b { a } else { b });
     let mut range = (low, high);
-    for &x in &*out_rest {
+    for (out, &x) in out_rest.iter_mut().zip(rest) {
+        let x = x * GROWTH;
+        *out = x;
         range = (
             if x < range.0 { x } else { range.0 },
             if x > range.1 { x } else { range.1 },
@@ -316,99 +346,4 @@ pub(crate) fn rotate_weights(values: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wide::Plain;
-
-    #[test]
-    fn rows_are_shared_evenly() {
-        let mut tiles = Tiles::default();
-        let mut shares = |rows: usize| -> Vec<usize> {
-            tiles.reset(Format::F32, rows, 16);
-            (0..tiles.count()).map(|tile| tiles.tile(tile).1).collect()
-        };
-        assert_eq!(shares(1), [1]);
-        assert_eq!(shares(12), [12]);
-        assert_eq!(shares(13), [7, 6]);
-        assert_eq!(shares(25), [9, 9, 7]);
-        assert_eq!(shares(0), [0; 0]);
-    }
-
-    #[test]
-    fn a_rotation_of_both_sides_leaves_the_product() {
-        for width in [1, 127, 128, 300] {
-            let x: Vec<f32> = (0..width)
-                .map(|i| ((i * 37) % 101) as f32 * 0.03 - 0.2)
-                .collect();
-            let y: Vec<f32> = (0..width)
-                .map(|i| ((i * 53) % 97) as f32 * 0.02 - 1.0)
-                .collect();
-            let (mut rotated, mut weights) = (vec![0.0; width], y.clone());
-            let (low, high) = rotate_into(Plain, &x, &mut rotated);
-            rotate_weights(&mut weights);
-            let dot = |a: &[f32], b: &[f32]| -> f64 {
-                a.iter()
-                    .zip(b)
-                    .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                    .sum()
-            };
-            assert!((dot(&x, &y) - dot(&rotated, &weights)).abs() < 1e-4);
-            assert!(rotated.iter().all(|x| (low..=high).contains(x)));
-        }
-    }
-
-    #[test]
-    fn a_byte_is_within_half_a_level_and_zero_is_exact() {
-        let mut values: Vec<f32> = (0..100)
-            .map(|i| ((i * 37) % 101) as f32 * 0.03 - 0.2)
-            .collect();
-        values[7] = 0.0;
-        let mut tiles = Tiles::default();
-        tiles.reset(Format::Int8, 1, 100);
-        tiles.poison();
-        tiles.store(100, &values);
-        let [scale, offset] = tiles.affine(0, 1)[0];
-        let (_, _, lines) = tiles.tile(0);
-        for (i, &x) in values.iter().enumerate() {
-            let line = &mut lines[i / 64 * TILE_ROWS].clone();
-            let byte = lines::bytes(std::slice::from_mut(line))[i % 64];
-            let back = (offset + scale * f32::from(byte)) / GROWTH;
-            assert!(
-                (back - x).abs() <= scale / GROWTH * 0.501,
-                "{x} came back as {back}"
-            );
-            assert!(x != 0.0 || back == 0.0);
-        }
-    }
-
-    /// One row in some 400,000 had its least value in byte 255: the zero point was rounded twice.
-    #[test]
-    fn the_ends_of_a_row_are_the_ends_of_the_bytes() {
-        let mut state = 1_u64;
-        let mut random = || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (state >> 40) as f32 / (1 << 24) as f32
-        };
-        let mut tiles = Tiles::default();
-        tiles.reset(Format::Int8, 1, 64);
-        let mut values = [0.0; 64];
-        for row in 0..2_000_000 {
-            (values[0], values[1]) = (-random() * 4.0, random() * 4.0);
-            tiles.store(64, &values);
-            let (_, _, lines) = tiles.tile(0);
-            let mut line = lines[0];
-            let bytes = lines::bytes(std::slice::from_mut(&mut line));
-            assert!(bytes[0] <= 1 && bytes[1] >= 253, "row {row}: {values:?}");
-        }
-    }
-
-    #[test]
-    fn a_row_of_zeros_stays_zero() {
-        let mut tiles = Tiles::default();
-        tiles.reset(Format::Int8, 1, 64);
-        tiles.store(64, &[0.0; 64]);
-        assert_eq!(tiles.affine(0, 1), [[0.0, 0.0]]);
-    }
-}
+mod tests;

@@ -69,6 +69,16 @@ impl Format {
     pub fn per_block(self) -> usize {
         BLOCK_STEPS * self.per_step()
     }
+
+    /// Where an element of the depth lies: its step, and its part of the four bytes.
+    ///
+    /// What shares a step is a block's steps apart: the same lane of vectors that follow each other, so
+    /// that a row is packed without moving anything between lanes. A sum does not ask for the order.
+    pub fn place(self, element: usize) -> (usize, usize) {
+        let (block, inside) = (element / self.per_block(), element % self.per_block());
+        let (part, step) = (inside / BLOCK_STEPS, inside % BLOCK_STEPS);
+        (block * BLOCK_STEPS + step, part)
+    }
 }
 
 /// Instruction sets with a kernel of their own.

@@ -40,6 +40,10 @@ pub(crate) trait Wide: Copy {
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// The smaller; `b` when `a` is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Each lane without its sign, at most `limit`.
+    fn magnitude(self, v: Self::V, limit: f32) -> Self::V;
+    /// For each lane the element of `table` that the low four bits of the lane's mantissa say.
+    fn lookup(self, table: &[f32; LANES], at: Self::V) -> Self::V;
     /// The lanes' Walsh–Hadamard transform: sums and differences over distances 1, 2, 4 and 8.
     fn hadamard(self, v: Self::V) -> Self::V;
     /// The bits of f32.
@@ -48,12 +52,16 @@ pub(crate) trait Wide: Copy {
     fn load_integers(self, from: &[u32; LANES]) -> Self::V;
     /// `v` times two to the power that stands in the low bits of `n`.
     fn scale_exponent(self, v: Self::V, n: Self::V) -> Self::V;
-    /// The low byte of each lane.
-    fn store_low_bytes(self, v: Self::V, to: &mut [u8; LANES]);
-    /// Each lane as bf16.
-    fn store_bf16(self, v: Self::V, to: &mut [u16; LANES]);
-    /// Pairs of bf16, low and high half of each lane's word.
-    fn store_bf16_pairs(self, low: Self::V, high: Self::V, to: &mut [u32; LANES]);
+    /// The bits of four low bytes, from the first vector's in each word's lowest to the last one's.
+    fn low_bytes(self, vectors: [Self::V; 4]) -> Self::V;
+    /// The bits of pairs of bf16, low and high half of each lane's word.
+    fn bf16_pairs(self, low: Self::V, high: Self::V) -> Self::V;
+    /// What is left of each lane above the integer below it: in [0, 1).
+    fn fraction(self, v: Self::V) -> Self::V;
+    /// `v` times two to the power of the integer below `n`: zero or infinite where that is too much.
+    fn scale_floor(self, v: Self::V, n: Self::V) -> Self::V;
+    /// Swaps lanes for vectors: lane `j` of the new vector `i` is lane `i` of the old `j`.
+    fn transpose(self, vectors: &mut [Self::V; LANES]);
 
     /// Folds the lanes by halves, in a fixed order.
     #[inline(always)]
@@ -167,6 +175,16 @@ impl Wide for Plain {
     }
 
     #[inline(always)]
+    fn magnitude(self, v: Self::V, limit: f32) -> Self::V {
+        each(|i| v[i].abs().min(limit))
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], at: Self::V) -> Self::V {
+        each(|i| table[at[i].to_bits() as usize % LANES])
+    }
+
+    #[inline(always)]
     fn hadamard(self, v: Self::V) -> Self::V {
         let mut v = v;
         for distance in [1, 2, 4, 8] {
@@ -198,24 +216,37 @@ impl Wide for Plain {
     }
 
     #[inline(always)]
-    fn store_low_bytes(self, v: Self::V, to: &mut [u8; LANES]) {
-        for (to, x) in to.iter_mut().zip(v) {
-            *to = x.to_bits() as u8;
-        }
+    fn low_bytes(self, vectors: [Self::V; 4]) -> Self::V {
+        let byte = |x: f32| x.to_bits() as u8;
+        each(|i| f32::from_bits(u32::from_le_bytes(vectors.map(|v| byte(v[i])))))
     }
 
     #[inline(always)]
-    fn store_bf16(self, v: Self::V, to: &mut [u16; LANES]) {
-        for (to, x) in to.iter_mut().zip(v) {
-            *to = crate::math::bf16_bits(x);
-        }
+    fn bf16_pairs(self, low: Self::V, high: Self::V) -> Self::V {
+        let half = |x| u32::from(crate::math::bf16_bits(x));
+        each(|i| f32::from_bits(half(low[i]) | half(high[i]) << 16))
     }
 
     #[inline(always)]
-    fn store_bf16_pairs(self, low: Self::V, high: Self::V, to: &mut [u32; LANES]) {
-        for (i, to) in to.iter_mut().enumerate() {
-            let half = |x| u32::from(crate::math::bf16_bits(x));
-            *to = half(low[i]) | half(high[i]) << 16;
+    fn fraction(self, v: Self::V) -> Self::V {
+        each(|i| v[i] - v[i].floor())
+    }
+
+    #[inline(always)]
+    fn scale_floor(self, v: Self::V, n: Self::V) -> Self::V {
+        // In two factors, as one may be no f32 where the product is.
+        let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+        each(|i| {
+            let n = n[i].floor().clamp(-252.0, 254.0) as i32;
+            v[i] * power(n / 2) * power(n - n / 2)
+        })
+    }
+
+    #[inline(always)]
+    fn transpose(self, vectors: &mut [Self::V; LANES]) {
+        let before = *vectors;
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            *vector = each(|j| before[j][i]);
         }
     }
 }

@@ -50,7 +50,7 @@ impl Panels {
             let (panel, column) = (output / PANEL_COLUMNS, output % PANEL_COLUMNS);
             let words = lines::words(&mut lines[panel * size..][..size]);
             for (input, &w) in weights.iter().enumerate() {
-                let (step, part) = (input / format.per_step(), input % format.per_step());
+                let (step, part) = format.place(input);
                 let word = &mut words[step * PANEL_COLUMNS + column];
                 *word |= bits(output, w) << (part * element_bits);
             }
@@ -126,103 +126,126 @@ struct Apply<'a, F> {
 impl<F: Finish> Body for Apply<'_, F> {
     type Output = ();
 
+    /// The choice stands outside of all loops: each epilogue has its own, with its constants in
+    /// registers.
     #[inline(always)]
     fn run<W: Wide>(self, w: W) {
-        let Apply {
-            panels,
-            tiles,
-            columns,
-            ..
-        } = self;
+        match self.epilogue {
+            Epilogue::Store => self.all(
+                w,
+                #[inline(always)]
+                |_, y| y,
+            ),
+            Epilogue::Gelu(Erf::Exact) => self.all(
+                w,
+                #[inline(always)]
+                |_, y| math::gelu(w, y),
+            ),
+            Epilogue::Gelu(Erf::Short) => self.all(
+                w,
+                #[inline(always)]
+                |_, y| math::gelu_short(w, y),
+            ),
+            Epilogue::Add => self.all(
+                w,
+                #[inline(always)]
+                |x, y| w.add(x, y),
+            ),
+        }
+    }
+}
+
+impl<F: Finish> Apply<'_, F> {
+    /// All panels and tiles; an output becomes `f(what lies there, its value)`.
+    #[inline(always)]
+    fn all<W: Wide>(self, w: W, f: impl Fn(W::V, W::V) -> W::V) {
+        let (panels, tiles) = (self.panels, self.tiles);
         let mut sums = Sums::new();
-        for from in columns.clone().step_by(PANEL_COLUMNS) {
+        for from in self.columns.clone().step_by(PANEL_COLUMNS) {
             let panel = &panels.lines[from / PANEL_COLUMNS * panels.size..][..panels.size];
             for tile in 0..tiles.count() {
                 let (first, rows, lines) = tiles.tile(tile);
+                let at = first * self.stride + from - self.columns.start;
                 panels.kernel.run(rows, lines, panel, &mut sums);
                 let finished = Finished {
-                    w,
                     finish: self.finish,
-                    of: [
-                        self.finish.columns(w, from),
-                        self.finish.columns(w, from + LANES),
-                    ],
+                    from,
                     sums: &sums.0[..rows],
                     affine: tiles.affine(first, rows),
                 };
-                let at = first * self.stride + from - columns.start;
-                let width = PANEL_COLUMNS.min(columns.end - from);
-                let out = &mut self.output[at..];
-                finished.emit(self.epilogue, out, self.stride, width);
+                let width = PANEL_COLUMNS.min(self.columns.end - from);
+                finished.update(w, &mut self.output[at..], self.stride, width, &f);
             }
         }
     }
 }
 
 /// A tile on its way out.
-struct Finished<'a, W: Wide, F: Finish> {
-    w: W,
+struct Finished<'a, F> {
     finish: F,
-    of: [F::Columns<W::V>; 2],
+    /// The panel's first column.
+    from: usize,
     sums: &'a [[u32; PANEL_COLUMNS]],
     affine: &'a [[f32; 2]],
 }
 
-impl<W: Wide, F: Finish> Finished<'_, W, F> {
-    /// Writes by the epilogue: `width` columns, fewer than 32 only at a layer's end.
+impl<F: Finish> Finished<'_, F> {
+    /// Replaces `width` columns of each row, fewer than 32 only at a layer's end.
+    ///
+    /// The loop over whole panels stands alone: a call beside it, and the columns' constants would live
+    /// in memory instead of registers.
     #[inline(always)]
-    fn emit(self, epilogue: Epilogue, out: &mut [f32], stride: usize, width: usize) {
-        let w = self.w;
-        match epilogue {
-            Epilogue::Store => self.update(
-                out,
-                stride,
-                width,
-                #[inline(always)]
-                |_, y| y,
-            ),
-            Epilogue::Gelu(Erf::Exact) => self.update(
-                out,
-                stride,
-                width,
-                #[inline(always)]
-                |_, y| math::gelu(w, y),
-            ),
-            Epilogue::Gelu(Erf::Short) => self.update(
-                out,
-                stride,
-                width,
-                #[inline(always)]
-                |_, y| math::gelu_short(w, y),
-            ),
-            Epilogue::Add => self.update(
-                out,
-                stride,
-                width,
-                #[inline(always)]
-                |x, y| w.add(x, y),
-            ),
+    fn update<W: Wide>(
+        self,
+        w: W,
+        out: &mut [f32],
+        stride: usize,
+        width: usize,
+        f: &impl Fn(W::V, W::V) -> W::V,
+    ) {
+        let rows = self.sums.iter().zip(self.affine).enumerate();
+        if width == PANEL_COLUMNS {
+            let of = self.columns(w);
+            for (row, (sums, &affine)) in rows {
+                let out = out[row * stride..].first_chunk_mut();
+                let values = self.values(w, of, sums, affine);
+                put(w, out.expect("a row of 32"), values, f);
+            }
+        } else {
+            let of = self.columns(w);
+            for (row, (sums, &affine)) in rows {
+                let out = &mut out[row * stride..][..width];
+                let mut padded = [0.0; PANEL_COLUMNS];
+                padded[..width].copy_from_slice(out);
+                put(w, &mut padded, self.values(w, of, sums, affine), f);
+                out.copy_from_slice(&padded[..width]);
+            }
         }
     }
 
-    /// Replaces each row by `f(what lies there, its values)`.
+    /// What the panel's columns need.
     #[inline(always)]
-    fn update(self, out: &mut [f32], stride: usize, width: usize, f: impl Fn(W::V, W::V) -> W::V) {
-        let w = self.w;
-        let rows = self.sums.iter().zip(self.affine);
-        for ((sums, &affine), out) in rows.zip(out.chunks_mut(stride)) {
-            let (halves, _) = sums.as_chunks::<LANES>();
-            let left = self.finish.values(w, self.of[0], affine, &halves[0]);
-            let right = self.finish.values(w, self.of[1], affine, &halves[1]);
-            if let (PANEL_COLUMNS, Some(out)) = (width, out.first_chunk_mut()) {
-                put(w, out, [left, right], &f);
-            } else {
-                let mut padded = [0.0; PANEL_COLUMNS];
-                padded[..width].copy_from_slice(&out[..width]);
-                put(w, &mut padded, [left, right], &f);
-                out[..width].copy_from_slice(&padded[..width]);
-            }
-        }
+    fn columns<W: Wide>(&self, w: W) -> [F::Columns<W::V>; 2] {
+        [
+            self.finish.columns(w, self.from),
+            self.finish.columns(w, self.from + LANES),
+        ]
+    }
+
+    /// A row's values.
+    #[inline(always)]
+    fn values<W: Wide>(
+        &self,
+        w: W,
+        [left, right]: [F::Columns<W::V>; 2],
+        sums: &[u32; PANEL_COLUMNS],
+        affine: [f32; 2],
+    ) -> [W::V; 2] {
+        let (halves, _) = sums.as_chunks::<LANES>();
+        [
+            self.finish.values(w, left, affine, &halves[0]),
+            self.finish.values(w, right, affine, &halves[1]),
+        ]
     }
 }
 

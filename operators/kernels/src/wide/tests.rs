@@ -20,10 +20,20 @@ impl Body for Everything<'_> {
             w.fma(a, b, c),
             w.max(a, b),
             w.min(a, b),
+            w.magnitude(a, 100.0),
+            w.lookup(&self.0[1], w.add(a, w.splat(12_582_912.0))),
             w.hadamard(a),
             w.load_bits(&bits),
             w.load_integers(&bits),
             w.scale_exponent(a, w.add(w.splat(12_582_912.0), w.splat(-7.0))),
+            w.bf16_pairs(a, b),
+            w.low_bytes([a, b, c, w.add(a, w.splat(12_582_912.0))]),
+            w.fraction(a),
+            w.scale_floor(a, b),
+            w.scale_floor(a, w.splat(-0.1)),
+            w.scale_floor(a, w.splat(127.5)),
+            w.scale_floor(a, w.splat(-130.5)),
+            w.scale_floor(a, w.splat(f32::NEG_INFINITY)),
         ];
         let mut out = Vec::new();
         for v in vectors {
@@ -32,13 +42,14 @@ impl Body for Everything<'_> {
             out.extend(lanes.map(f32::to_bits));
             out.push(w.sum(v).to_bits());
         }
-        let (mut bytes, mut halves, mut pairs) = ([0; LANES], [0; LANES], [0; LANES]);
-        w.store_low_bytes(w.add(a, w.splat(12_582_912.0)), &mut bytes);
-        w.store_bf16(a, &mut halves);
-        w.store_bf16_pairs(a, b, &mut pairs);
-        out.extend(bytes.map(u32::from));
-        out.extend(halves.map(u32::from));
-        out.extend(pairs);
+        let mut rows: [W::V; LANES] =
+            std::array::from_fn(|i| w.add(w.mul(a, b), w.splat(i as f32)));
+        w.transpose(&mut rows);
+        for v in rows {
+            let mut lanes = [0.0; LANES];
+            w.store(v, &mut lanes);
+            out.extend(lanes.map(f32::to_bits));
+        }
         out
     }
 }

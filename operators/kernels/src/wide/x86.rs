@@ -67,6 +67,9 @@ unsafe fn with_avx2<B: Body>(body: B, token: Avx2) -> B::Output {
     body.run(token)
 }
 
+/// For `vpternlog`: bits of the second where the first has ones, else of the third.
+const SELECT: i32 = 0b1100_1010;
+
 #[allow(unsafe_code)]
 // SAFETY (whole block): the token says that the CPU has the instructions; loads and stores are
 // unaligned and go through references to arrays of exactly their size.
@@ -124,6 +127,17 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
+    fn magnitude(self, v: __m512, limit: f32) -> __m512 {
+        // The smaller magnitude, the sign cleared.
+        unsafe { _mm512_range_ps::<0b1010>(v, _mm512_set1_ps(limit)) }
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], at: __m512) -> __m512 {
+        unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(at), self.load(table)) }
+    }
+
+    #[inline(always)]
     fn hadamard(self, v: __m512) -> __m512 {
         // The neighbour plus or minus oneself: exact, as the factors are ±1.
         let add = |other, v, minus: u16| unsafe {
@@ -157,31 +171,80 @@ impl Wide for Avx512 {
     }
 
     #[inline(always)]
-    fn store_low_bytes(self, v: __m512, to: &mut [u8; LANES]) {
+    fn low_bytes(self, [a, b, c, d]: [__m512; 4]) -> __m512 {
         unsafe {
-            let bytes = _mm512_cvtepi32_epi8(_mm512_castps_si512(v));
-            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+            let b = _mm512_slli_epi32::<8>(_mm512_castps_si512(b));
+            let c = _mm512_slli_epi32::<16>(_mm512_castps_si512(c));
+            let d = _mm512_slli_epi32::<24>(_mm512_castps_si512(d));
+            let one = _mm512_set1_epi32(0xff);
+            let low = _mm512_ternarylogic_epi32::<SELECT>(one, _mm512_castps_si512(a), b);
+            let three = _mm512_set1_epi32(0xff_ffff);
+            let high = _mm512_ternarylogic_epi32::<SELECT>(three, c, d);
+            let two = _mm512_set1_epi32(0xffff);
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<SELECT>(two, low, high))
         }
     }
 
     #[inline(always)]
-    fn store_bf16(self, v: __m512, to: &mut [u16; LANES]) {
-        unsafe {
-            let bits = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x8000));
-            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits));
-            _mm256_storeu_si256(to.as_mut_ptr().cast(), halves);
-        }
-    }
-
-    #[inline(always)]
-    fn store_bf16_pairs(self, low: __m512, high: __m512, to: &mut [u32; LANES]) {
+    fn bf16_pairs(self, low: __m512, high: __m512) -> __m512 {
         unsafe {
             let round = _mm512_set1_epi32(0x8000);
             let low = _mm512_srli_epi32::<16>(_mm512_add_epi32(_mm512_castps_si512(low), round));
             let high = _mm512_add_epi32(_mm512_castps_si512(high), round);
-            let pairs = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high);
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+            let half = _mm512_set1_epi32(0xffff);
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<SELECT>(half, low, high))
         }
+    }
+
+    #[inline(always)]
+    fn fraction(self, v: __m512) -> __m512 {
+        // No bits after the point are kept in what is taken off, rounded down, no exceptions.
+        unsafe { _mm512_reduce_ps::<0b1001>(v) }
+    }
+
+    #[inline(always)]
+    fn scale_floor(self, v: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(v, n) }
+    }
+
+    #[inline(always)]
+    fn transpose(self, vectors: &mut [__m512; LANES]) {
+        let v = *vectors;
+        let p = transpose_quarters(v[0], v[1], v[2], v[3]);
+        let q = transpose_quarters(v[4], v[5], v[6], v[7]);
+        let r = transpose_quarters(v[8], v[9], v[10], v[11]);
+        let s = transpose_quarters(v[12], v[13], v[14], v[15]);
+        for i in 0..4 {
+            unsafe {
+                let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(p[i], q[i]);
+                let odd = _mm512_shuffle_f32x4::<0b11_01_11_01>(p[i], q[i]);
+                let even_late = _mm512_shuffle_f32x4::<0b10_00_10_00>(r[i], s[i]);
+                let odd_late = _mm512_shuffle_f32x4::<0b11_01_11_01>(r[i], s[i]);
+                vectors[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(even, even_late);
+                vectors[8 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(even, even_late);
+                vectors[4 + i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd, odd_late);
+                vectors[12 + i] = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd, odd_late);
+            }
+        }
+    }
+}
+
+/// Four rows: the 4 × 4 words of each quarter transposed, so that result `i` holds columns `i`, `4 + i`, …
+#[allow(unsafe_code)]
+#[inline(always)]
+fn transpose_quarters(a: __m512, b: __m512, c: __m512, d: __m512) -> [__m512; 4] {
+    // SAFETY: registers of this type exist only behind the token.
+    unsafe {
+        let [ab, ab_high] = [_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)];
+        let [cd, cd_high] = [_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)];
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let (ab_high, cd_high) = (_mm512_castps_pd(ab_high), _mm512_castps_pd(cd_high));
+        [
+            _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+            _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+        ]
     }
 }
 
@@ -258,6 +321,20 @@ impl Wide for Avx2 {
     }
 
     #[inline(always)]
+    fn magnitude(self, v: Self::V, limit: f32) -> Self::V {
+        let sign = self.splat(-0.0);
+        let v = both(v, sign, |v, sign| unsafe { _mm256_andnot_ps(sign, v) });
+        self.min(v, self.splat(limit))
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[f32; LANES], at: Self::V) -> Self::V {
+        let mut places = [0.0; LANES];
+        self.store(at, &mut places);
+        self.load(&Plain.lookup(table, places))
+    }
+
+    #[inline(always)]
     fn hadamard(self, v: Self::V) -> Self::V {
         let signs = |of: [f32; 8]| unsafe { _mm256_loadu_ps(of.as_ptr()) };
         let (p, m) = (1.0, -1.0);
@@ -300,24 +377,52 @@ impl Wide for Avx2 {
     }
 
     #[inline(always)]
-    fn store_low_bytes(self, v: Self::V, to: &mut [u8; LANES]) {
-        let mut lanes = [0.0; LANES];
-        self.store(v, &mut lanes);
-        Plain.store_low_bytes(lanes, to);
+    fn low_bytes(self, [a, b, c, d]: [Self::V; 4]) -> Self::V {
+        let byte = |v| unsafe {
+            let low = _mm256_set1_epi32(0xff);
+            _mm256_and_si256(_mm256_castps_si256(v), low)
+        };
+        let two =
+            |low, high| unsafe { _mm256_or_si256(byte(low), _mm256_slli_epi32::<8>(byte(high))) };
+        let all = |a, b, c, d| unsafe {
+            let all = _mm256_or_si256(two(a, b), _mm256_slli_epi32::<16>(two(c, d)));
+            _mm256_castsi256_ps(all)
+        };
+        [all(a[0], b[0], c[0], d[0]), all(a[1], b[1], c[1], d[1])]
     }
 
     #[inline(always)]
-    fn store_bf16(self, v: Self::V, to: &mut [u16; LANES]) {
-        let mut lanes = [0.0; LANES];
-        self.store(v, &mut lanes);
-        Plain.store_bf16(lanes, to);
+    fn bf16_pairs(self, low: Self::V, high: Self::V) -> Self::V {
+        both(low, high, |low, high| unsafe {
+            let round = _mm256_set1_epi32(0x8000);
+            let low = _mm256_srli_epi32::<16>(_mm256_add_epi32(_mm256_castps_si256(low), round));
+            let high = _mm256_add_epi32(_mm256_castps_si256(high), round);
+            _mm256_castsi256_ps(_mm256_blend_epi16::<0b1010_1010>(low, high))
+        })
     }
 
     #[inline(always)]
-    fn store_bf16_pairs(self, low: Self::V, high: Self::V, to: &mut [u32; LANES]) {
-        let mut lanes = [[0.0; LANES]; 2];
-        self.store(low, &mut lanes[0]);
-        self.store(high, &mut lanes[1]);
-        Plain.store_bf16_pairs(lanes[0], lanes[1], to);
+    fn fraction(self, v: Self::V) -> Self::V {
+        both(v, v, |v, _| unsafe { _mm256_sub_ps(v, _mm256_floor_ps(v)) })
+    }
+
+    #[inline(always)]
+    fn scale_floor(self, v: Self::V, n: Self::V) -> Self::V {
+        let (mut lanes, mut powers) = ([0.0; LANES], [0.0; LANES]);
+        self.store(v, &mut lanes);
+        self.store(n, &mut powers);
+        self.load(&Plain.scale_floor(lanes, powers))
+    }
+
+    #[inline(always)]
+    fn transpose(self, vectors: &mut [Self::V; LANES]) {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, &v) in rows.iter_mut().zip(&*vectors) {
+            self.store(v, row);
+        }
+        Plain.transpose(&mut rows);
+        for (v, row) in vectors.iter_mut().zip(&rows) {
+            *v = self.load(row);
+        }
     }
 }

@@ -131,7 +131,9 @@ impl Task {
     async fn tell(&mut self) -> Result<(), PgWireError> {
         let confirmed = *self.confirmed.borrow();
         let clock = SystemTime::now().duration_since(UNIX_EPOCH);
-        let micros = clock.map_or(0, |time| i64::try_from(time.as_micros()).unwrap_or(i64::MAX));
+        let micros = clock.map_or(0, |time| {
+            i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+        });
         let status = encode_standby_status_update(
             Lsn::from_u64(confirmed),
             unix_to_pg_timestamp(micros),

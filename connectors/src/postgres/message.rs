@@ -374,7 +374,10 @@ mod tests {
         );
         let truncate = [b'T', 0, 0, 0, 2, 0, 0, 0, 0, 7, 0, 0, 0, 8];
         let tables = vec![7, 8];
-        assert_eq!(decode(&truncate, false).unwrap(), Message::Truncate { tables });
+        assert_eq!(
+            decode(&truncate, false).unwrap(),
+            Message::Truncate { tables }
+        );
     }
 
     /// A message as it comes within a stream of transaction 0x01020304.
@@ -398,8 +401,20 @@ mod tests {
         let cases: [(&[u8], Message<'_>); 8] = [
             (&begin, Message::Begin { commit: place(7) }),
             (&commit, Message::Commit { end: place(8) }),
-            (&start, Message::StreamStart { xid, is_first: true }),
-            (&go_on, Message::StreamStart { xid, is_first: false }),
+            (
+                &start,
+                Message::StreamStart {
+                    xid,
+                    is_first: true,
+                },
+            ),
+            (
+                &go_on,
+                Message::StreamStart {
+                    xid,
+                    is_first: false,
+                },
+            ),
             (b"E", Message::StreamStop),
             (
                 &over,
@@ -415,7 +430,10 @@ mod tests {
         for (bytes, expected) in cases {
             assert_eq!(decode(bytes, false).unwrap(), expected);
             for end in (0..bytes.len()).filter(|end| bytes[..*end] != abort) {
-                assert!(decode(&bytes[..end], false).is_err(), "{expected:?} cut at {end}");
+                assert!(
+                    decode(&bytes[..end], false).is_err(),
+                    "{expected:?} cut at {end}"
+                );
             }
             assert!(decode(bytes, true).is_err(), "{expected:?} within a stream");
         }

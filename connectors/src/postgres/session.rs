@@ -372,7 +372,11 @@ mod tests {
              publication_names '\"it''s \"\"one\"\"\"', streaming 'on')"
         );
         let asked = start_statement(&options, Protocol::of(130_000, true));
-        assert!(asked.starts_with("START_REPLICATION SLOT \"headwater_pg\" LOGICAL 0/0 (proto_version '1'"));
+        assert!(
+            asked.starts_with(
+                "START_REPLICATION SLOT \"headwater_pg\" LOGICAL 0/0 (proto_version '1'"
+            )
+        );
         assert!(!asked.contains("streaming"), "{asked}");
     }
 }

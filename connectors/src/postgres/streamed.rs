@@ -98,7 +98,9 @@ impl Streamed {
     /// What follows belongs to transaction `xid`.
     pub fn start(&mut self, xid: u32, is_first: bool) -> Result<(), Unkept> {
         if let Some(open) = self.open {
-            return Err(disorder(format!("{xid} begins within the stream of {open}")));
+            return Err(disorder(format!(
+                "{xid} begins within the stream of {open}"
+            )));
         }
         if is_first {
             self.forget(xid);
@@ -155,7 +157,10 @@ impl Streamed {
         let file = match kept.file.take() {
             Some(mut file) => {
                 file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-                Some(BufReader::with_capacity(1 << 20, file.take(kept.file_bytes)))
+                Some(BufReader::with_capacity(
+                    1 << 20,
+                    file.take(kept.file_bytes),
+                ))
             }
             None => None,
         };
@@ -189,7 +194,9 @@ impl Streamed {
         }
         let written = match &mut largest.file {
             Some(file) => file.write_all(&largest.memory),
-            empty => open(&self.folder).and_then(|file| empty.insert(file).write_all(&largest.memory)),
+            empty => {
+                open(&self.folder).and_then(|file| empty.insert(file).write_all(&largest.memory))
+            }
         };
         written.map_err(|error| {
             let folder = self.folder.display();
@@ -241,7 +248,7 @@ impl Replay {
     /// The next message, to be decoded as one of a stream; `None` at the end.
     ///
     /// Errors: its file cannot be read.
-    #[expect(clippy::should_implement_trait, reason = "it lends its buffer")]
+    #[expect(clippy::should_implement_trait, reason = "it lends what it gives")]
     pub fn next(&mut self) -> Result<Option<&[u8]>, Unkept> {
         loop {
             if !self.read()? {

@@ -39,7 +39,11 @@ pub(super) struct Transaction {
 
 impl Reader {
     /// Takes a message; whether the stream must begin again.
-    pub(super) fn received(&mut self, stream: &mut Stream, message: &Message<'_>) -> Result<bool, Failure> {
+    pub(super) fn received(
+        &mut self,
+        stream: &mut Stream,
+        message: &Message<'_>,
+    ) -> Result<bool, Failure> {
         match *message {
             Message::Begin { commit } => self.begin(stream, commit),
             Message::Commit { end } => {

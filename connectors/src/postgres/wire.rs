@@ -263,9 +263,7 @@ mod tests {
 
     #[test]
     fn rows_are_read_as_the_documentation_has_them() {
-        let bytes = [
-            0, 3, 0, 0, 0, 1, b'a', 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0,
-        ];
+        let bytes = [0, 3, 0, 0, 0, 1, b'a', 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
         let expected = vec![Some("a".to_owned()), None, Some(String::new())];
         assert_eq!(row(&bytes).unwrap(), expected);
         for end in 0..bytes.len() {

@@ -88,7 +88,7 @@ impl Workload {
             0..72 => self.change(),
             72..96 => {
                 let all = match self.rng.random_range(0..10) {
-                    0 => self.large(),
+                    0..2 => self.large(),
                     _ => self.changes(6),
                 };
                 self.count += 1;
@@ -135,7 +135,7 @@ impl Workload {
                 0 => "ROLLBACK TO",
                 _ => "RELEASE",
             };
-            let changes = self.changes(14);
+            let changes = self.changes(24);
             format!("SAVEPOINT s{n}; {changes} {end} s{n}; {}", self.changes(3))
         };
         (0..5).map(savepoint).collect()

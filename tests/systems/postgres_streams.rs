@@ -249,7 +249,8 @@ fn without_room_for_an_open_transaction_the_server_keeps_it() {
         (0.0, 1)
     );
     large.run("COMMIT").expect("it is committed");
-    compare(&program, &postgres, "after the commit");
+    let waited = compare(&program, &postgres, "after the commit");
+    println!("39,999 rows of 1 kB, sent at their commit: there {waited:.2?} after it");
     assert_eq!(count(&program, "docs"), 40_000);
     assert_eq!(ended(&program, "committed"), 0.0, "it came whole");
 }

@@ -209,15 +209,15 @@ impl Session {
         may_stream: bool,
     ) -> Result<Feed, Failure> {
         let protocol = Protocol::of(self.version().await?, may_stream);
+        let sql = start_statement(options, protocol);
+        let mut wire = self.wire.take().ok_or_else(gone)?;
+        heard(wire.start(&sql)).await??;
         tracing::info!(
             connection = options.name,
             version = protocol.version,
             is_streaming = protocol.is_streaming,
             "reading the log by pgoutput"
         );
-        let sql = start_statement(options, protocol);
-        let mut wire = self.wire.take().ok_or_else(gone)?;
-        heard(wire.start(&sql)).await??;
         Ok(Feed::new(wire))
     }
 

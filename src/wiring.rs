@@ -52,7 +52,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         load_model: Arc::new(move |name, model, key| {
             load_model(name, model, key, models.as_deref())
         }),
-        connect: connector_with(Some(options.data.join("git")), extractor()),
+        connect: connector_with(Some(&options.data), extractor()),
         connect_sink: Arc::new(connect_sink),
         describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
@@ -150,24 +150,38 @@ fn extractor() -> Extractor {
 }
 
 /// As [`connector_with`], for tests: documents are read in this process.
-pub fn connector(mirrors: Option<PathBuf>) -> Arc<Connect> {
-    connector_with(mirrors, Extractor::in_process())
+pub fn connector(data: Option<&Path>) -> Arc<Connect> {
+    connector_with(data, Extractor::in_process())
 }
 
 /// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot, those for
-/// one Kafka transaction topic wait for each other's events; git repositories behind URLs are mirrored below `mirrors`, a folder that may be deleted at any time.
-pub fn connector_with(mirrors: Option<PathBuf>, extractor: Extractor) -> Arc<Connect> {
+/// one Kafka transaction topic wait for each other's events. Below the data folder (without one: in
+/// temporary folders) are mirrors of git repositories behind URLs, and what PostgreSQL sends before its
+/// commit; both may be deleted while nothing runs.
+pub fn connector_with(data: Option<&Path>, extractor: Extractor) -> Arc<Connect> {
     let (databases, groups) = (Connections::default(), Groups::default());
+    let folders = Folders {
+        mirrors: data.map(|data| data.join("git")),
+        open: data.map_or_else(std::env::temp_dir, |data| data.join("open")),
+    };
     Arc::new(move |source, name, access| {
         let shared = (&databases, &groups, &extractor);
-        connect(shared, mirrors.as_deref(), source, name, access)
+        connect(shared, &folders, source, name, access)
     })
+}
+
+/// Where sources keep what is theirs.
+struct Folders {
+    /// Mirrors of git repositories behind URLs.
+    mirrors: Option<PathBuf>,
+    /// Transactions of databases that are not committed.
+    open: PathBuf,
 }
 
 /// Makes the reader of a source; pushes have none.
 fn connect(
     (databases, groups, extractor): (&Connections, &Groups, &Extractor),
-    mirrors: Option<&Path>,
+    folders: &Folders,
     source: &SourceDef,
     name: &str,
     access: &Access,
@@ -187,7 +201,7 @@ fn connect(
             let kafka = self::kafka(&source.schema, kafka, access)?;
             Some(Box::new(kafka.grouped(groups)))
         }
-        Connector::Git(git) => Some(Box::new(self::git(name, git, mirrors)?)),
+        Connector::Git(git) => Some(Box::new(self::git(name, git, folders.mirrors.as_deref())?)),
         Connector::Postgres(postgres) => {
             let connection = access
                 .connection
@@ -200,7 +214,7 @@ fn connect(
             let table = TableName::parse(&postgres.table);
             let schema = source.schema.clone();
             Some(Box::new(databases.source(
-                database(connection)?,
+                database(connection, &folders.open)?,
                 table,
                 schema,
             )))
@@ -210,7 +224,8 @@ fn connect(
 
 /// Asks a database for the columns of a table. Blocks; may be called from an asynchronous task.
 pub fn describe(connection: &Connection, table: &str) -> Result<Schema, WorldError> {
-    let (options, table) = (database(connection)?, TableName::parse(table));
+    let options = database(connection, &std::env::temp_dir())?;
+    let table = TableName::parse(table);
     // It has a runtime of its own, which a task's thread cannot enter.
     let asked = std::thread::spawn(move || connectors::postgres::describe(&options, &table));
     asked.join().unwrap_or_else(|_| {
@@ -222,7 +237,8 @@ pub fn describe(connection: &Connection, table: &str) -> Result<Schema, WorldErr
     })
 }
 
-fn database(connection: &Connection) -> Result<PostgresOptions, WorldError> {
+/// `folder`: where transactions lie that are not committed.
+fn database(connection: &Connection, folder: &Path) -> Result<PostgresOptions, WorldError> {
     let definition = &connection.definition;
     let host = |text: &str| {
         let (host, port) = match text.rsplit_once(':') {
@@ -255,6 +271,7 @@ fn database(connection: &Connection) -> Result<PostgresOptions, WorldError> {
         publication: definition.publication.clone(),
         is_own: definition.is_own,
         copies_again: definition.slot_lost == SlotLost::Copy,
+        folder: folder.to_owned(),
     })
 }
 

@@ -20,6 +20,11 @@ pub const STAGED_BYTES_MAX: usize = 32 << 20;
 pub const LOG_QUEUED_BYTES_MAX: usize = 64 << 20;
 /// Rows of one transaction of a database; a larger one becomes visible in parts, counted.
 pub const TRANSACTION_BYTES_MAX: usize = 64 << 20;
+/// Transactions of a database connection that come before they commit, in memory; what is more goes to
+/// files.
+pub const STREAMED_BYTES_MAX: usize = 32 << 20;
+/// Those files together; beyond, the database keeps such transactions until they commit.
+pub const STREAMED_FILE_BYTES_MAX: u64 = 4 << 30;
 /// One text column: larger texts are dead letters.
 pub const TEXT_BYTES_MAX: usize = 8 << 20;
 /// One file whose text is taken out (HTML, DOCX, PDF), or one archive: in memory whole meanwhile.

@@ -109,6 +109,8 @@ declare! {
     SINK_COMMIT_SECONDS Histogram Seconds "sink_commit_seconds" ["sink"] "From the begin of a sink's transaction to its commit.";
     // PostgreSQL.
     POSTGRES_LAG_BYTES Gauge Bytes "postgres_lag_bytes" ["connection"] "Log of a database that is written and not read yet.";
+    POSTGRES_STREAMED_BYTES Gauge Bytes "postgres_streamed_bytes" ["connection", "place"] "Transactions of a database that are not committed yet, kept in memory or in files.";
+    POSTGRES_STREAMED Counter Count "postgres_streamed_total" ["connection", "outcome"] "Transactions that a database sent before they ended: committed or rolled back.";
     SNAPSHOT_ROWS Gauge Count "snapshot_rows" ["source"] "Rows read by the copy of a table that runs, or ran last.";
     TRANSACTIONS_SPLIT Counter Count "transactions_split_total" ["connection"] "Transactions that became visible in parts: too large for one time, or of a Kafka transaction topic (which the label names then) and not told or not there in time.";
     TRANSACTIONS_HELD Gauge Bytes "transactions_held_bytes" ["connection"] "Events of a transaction topic's sources that wait until their transactions are whole.";

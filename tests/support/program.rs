@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // each test uses its part
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
@@ -44,6 +44,11 @@ impl Program {
     pub fn restart(&mut self) {
         let path = self.folder.path();
         self.server = Some(Server::start(path, &self.pipeline, &["--workers", "1"]));
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// The data folder as a backup has it, in a folder of its own. The server must not run.

@@ -22,6 +22,7 @@ mod letters;
 mod postgres;
 mod postgres_edges;
 mod postgres_freshness;
+mod postgres_streams;
 mod sink;
 mod workload;
 

@@ -160,7 +160,7 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
     ));
     compare(&program, &postgres, "the first copy");
     let mut work = Workload::new(seed);
-    let (mut reads, mut slowest) = (0, Duration::ZERO);
+    let (mut reads, mut slowest, mut streams) = (0, Duration::ZERO, 0);
     for pause in 0..pauses {
         let watcher = Watcher::start(program.address());
         for _ in 0..statements / pauses {
@@ -210,6 +210,9 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
         };
         let waited = compare(&program, &postgres, &format!("pause {pause}"));
         slowest = slowest.max(waited);
+        // The server counts from when it was killed last.
+        let sent = postgres.value("SELECT sum(stream_txns) FROM pg_stat_replication_slots");
+        streams = streams.max(sent.parse::<u64>().expect("a number"));
         println!("pause {pause}: fault {fault}; there after {waited:.2?}");
         if waited > Duration::from_secs(5) {
             println!("{}", program.log());
@@ -217,6 +220,8 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
     }
     println!("{reads} reads of the shadow, slowest pause {slowest:.2?}");
     assert!(reads > 0, "the reader read");
+    println!("{streams} transactions at least were sent before they ended");
+    assert!(streams > 0, "large transactions are");
 
     // Whoever goes takes what the database kept for it along.
     let slots = "SELECT count(*) FROM pg_replication_slots";

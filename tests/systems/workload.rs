@@ -87,8 +87,10 @@ impl Workload {
         match self.rng.random_range(0..100) {
             0..72 => self.change(),
             72..96 => {
-                let count = self.rng.random_range(1..6);
-                let all: String = (0..count).map(|_| self.change()).collect();
+                let all = match self.rng.random_range(0..10) {
+                    0..2 => self.large(),
+                    _ => self.changes(6),
+                };
                 self.count += 1;
                 let n = self.count;
                 let end = match self.rng.random_range(0..10) {
@@ -118,6 +120,25 @@ impl Workload {
                 )
             }
         }
+    }
+
+    fn changes(&mut self, most: usize) -> String {
+        let count = self.rng.random_range(1..most);
+        (0..count).map(|_| self.change()).collect()
+    }
+
+    /// Changes with savepoints that are rolled back or kept; most are sent before their commit, where the
+    /// reader takes such transactions.
+    fn large(&mut self) -> String {
+        let savepoint = |n| {
+            let end = match self.rng.random_range(0..3) {
+                0 => "ROLLBACK TO",
+                _ => "RELEASE",
+            };
+            let changes = self.changes(24);
+            format!("SAVEPOINT s{n}; {changes} {end} s{n}; {}", self.changes(3))
+        };
+        (0..5).map(savepoint).collect()
     }
 
     /// A column that nobody reads comes and goes.

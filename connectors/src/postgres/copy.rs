@@ -61,7 +61,7 @@ pub(super) async fn copy(
         std::process::id(),
         COPIES.fetch_add(1, Ordering::Relaxed)
     );
-    let mut session = Session::open(options, &slot).await?;
+    let mut session = Session::open(options).await?;
     session
         .rows("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ")
         .await?;

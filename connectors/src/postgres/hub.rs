@@ -227,6 +227,8 @@ pub(super) struct Reader {
     pub(super) staged_by: Vec<Arc<dyn LaneSink>>,
     /// Whether the stream ran since the last failure.
     pub(super) has_streamed: bool,
+    /// Whether large transactions may be sent before they commit: false once they had no room here.
+    pub(super) may_stream: bool,
 }
 
 impl Reader {
@@ -242,6 +244,7 @@ impl Reader {
             failed: Vec::new(),
             staged_by: Vec::new(),
             has_streamed: false,
+            may_stream: true,
         })
     }
 

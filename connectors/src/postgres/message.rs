@@ -1,16 +1,51 @@
-//! `pgoutput` messages, protocol version 1: what PostgreSQL's log says about published tables.
+//! `pgoutput` messages, protocol versions 1 to 4: what PostgreSQL's log says about published tables.
 //!
 //! The idea: one message is one value that borrows from the received bytes; what it *means* for a
-//! table is [`super::table`]'s. Begin, Commit and logical messages are taken off before
-//! ([`pgwire_replication`]). Source: PostgreSQL's documentation, "Logical Replication Message
-//! Formats".
+//! table is [`super::table`]'s, what it means that a transaction is sent before it commits is
+//! [`super::streamed`]'s. Source: PostgreSQL's documentation, "Logical Replication Message Formats".
 //!
 //! Invariants: no input panics or allocates more than a small multiple of its length; a message that
-//! is cut off, or of an unknown kind, is an error, never half a message.
+//! is cut off, or of an unknown kind, is an error, never half a message. Limits: values come as text,
+//! and messages of prepared transactions, which nobody asks for, are unknown.
 
 /// One message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message<'a> {
+    /// A committed transaction begins.
+    Begin {
+        /// Where its commit begins in the log.
+        commit: u64,
+    },
+    /// It ends.
+    Commit {
+        /// The end of its commit in the log.
+        end: u64,
+    },
+    /// What follows belongs to a transaction that is not committed yet.
+    StreamStart {
+        /// The transaction.
+        xid: u32,
+        /// Whether nothing of it was sent before.
+        is_first: bool,
+    },
+    /// Something else follows.
+    StreamStop,
+    /// A transaction of which parts were sent is committed.
+    StreamCommit {
+        /// The transaction.
+        xid: u32,
+        /// Where its commit begins in the log.
+        commit: u64,
+        /// The end of its commit.
+        end: u64,
+    },
+    /// A transaction, or a subtransaction, of which parts were sent is rolled back.
+    StreamAbort {
+        /// The transaction.
+        xid: u32,
+        /// What is rolled back: `xid` itself, or a subtransaction (a savepoint).
+        subxid: u32,
+    },
     /// A table's columns, before its first change of a session and after each change of them.
     Relation(Relation),
     /// A row was inserted.
@@ -43,7 +78,7 @@ pub enum Message<'a> {
         /// The tables' object ids.
         tables: Vec<u32>,
     },
-    /// A type's name, or where a change came from first: changes nothing.
+    /// A type's name, where a change came from first, an application's message: changes nothing.
     Other,
 }
 
@@ -89,10 +124,25 @@ pub enum Field<'a> {
     Text(&'a str),
 }
 
-/// Decodes one message. The error says what is wrong with it.
-pub fn decode(bytes: &[u8]) -> Result<Message<'_>, String> {
+/// The (sub)transaction that a message belongs to, which stands behind its kind between StreamStart
+/// and StreamStop; `None` for kinds that have none there. The error says what is wrong with it.
+pub fn owner(bytes: &[u8]) -> Result<Option<u32>, String> {
+    let mut input = Input { bytes };
+    match input.u8()? {
+        b'R' | b'Y' | b'I' | b'U' | b'D' | b'T' | b'M' => Ok(Some(input.u32()?)),
+        b'O' => Ok(None),
+        other => Err(format!("a message of kind {other} within a stream")),
+    }
+}
+
+/// Decodes one message. `is_streamed`: it came between StreamStart and StreamStop, and has an
+/// [`owner`]. The error says what is wrong with it.
+pub fn decode(bytes: &[u8], is_streamed: bool) -> Result<Message<'_>, String> {
     let mut input = Input { bytes };
     let kind = input.u8()?;
+    if is_streamed && owner(bytes)?.is_some() {
+        input.u32()?;
+    }
     let message = match kind {
         b'R' => Message::Relation(relation(&mut input)?),
         b'I' => {
@@ -135,14 +185,49 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, String> {
             let tables: Result<Vec<u32>, String> = (0..count).map(|_| input.u32()).collect();
             Message::Truncate { tables: tables? }
         }
-        // Names of types and origins, which say nothing about rows.
-        b'Y' | b'O' => return Ok(Message::Other),
-        other => return Err(format!("a message of unknown kind {other}")),
+        // Names of types and origins, messages of applications: they say nothing about rows.
+        b'Y' | b'O' | b'M' => return Ok(Message::Other),
+        _ => boundary(kind, &mut input)?,
     };
     match input.bytes.len() {
         0 => Ok(message),
         left => Err(format!("{left} bytes too many in a message of kind {kind}")),
     }
+}
+
+/// Where transactions, and parts of them, begin and end.
+fn boundary<'a>(kind: u8, input: &mut Input<'_>) -> Result<Message<'a>, String> {
+    Ok(match kind {
+        b'B' => {
+            let commit = input.u64()?;
+            let (_time, _xid) = (input.u64()?, input.u32()?);
+            Message::Begin { commit }
+        }
+        b'C' => {
+            let (_flags, _commit) = (input.u8()?, input.u64()?);
+            let (end, _time) = (input.u64()?, input.u64()?);
+            Message::Commit { end }
+        }
+        b'S' => Message::StreamStart {
+            xid: input.u32()?,
+            is_first: input.u8()? == 1,
+        },
+        b'E' => Message::StreamStop,
+        b'c' => {
+            let (xid, _flags) = (input.u32()?, input.u8()?);
+            let (commit, end, _time) = (input.u64()?, input.u64()?, input.u64()?);
+            Message::StreamCommit { xid, commit, end }
+        }
+        b'A' => {
+            let (xid, subxid) = (input.u32()?, input.u32()?);
+            // Place and time, where streams are applied in parallel (version 4).
+            if !input.bytes.is_empty() {
+                let (_lsn, _time) = (input.u64()?, input.u64()?);
+            }
+            Message::StreamAbort { xid, subxid }
+        }
+        other => return Err(format!("a message of unknown kind {other}")),
+    })
 }
 
 fn relation(input: &mut Input<'_>) -> Result<Relation, String> {
@@ -216,6 +301,10 @@ impl<'a> Input<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
+    fn u64(&mut self) -> Result<u64, String> {
+        self.array().map(u64::from_be_bytes)
+    }
+
     /// Text up to a zero byte.
     fn text(&mut self) -> Result<&'a str, String> {
         let end = self.bytes.iter().position(|byte| *byte == 0);
@@ -264,7 +353,7 @@ mod tests {
     #[test]
     fn messages_are_read_as_the_documentation_has_them() {
         let bytes = relation_bytes();
-        let Message::Relation(relation) = decode(&bytes).unwrap() else {
+        let Message::Relation(relation) = decode(&bytes, false).unwrap() else {
             panic!("a relation");
         };
         assert_eq!((relation.id, &*relation.name), (7, "docs"));
@@ -275,7 +364,7 @@ mod tests {
         assert_eq!(columns, [("id", 20, true), ("body", 25, false)]);
         let bytes = update_bytes();
         assert_eq!(
-            decode(&bytes).unwrap(),
+            decode(&bytes, false).unwrap(),
             Message::Update {
                 table: 7,
                 old: Some(vec![Field::Text("1"), Field::Null]),
@@ -285,7 +374,90 @@ mod tests {
         );
         let truncate = [b'T', 0, 0, 0, 2, 0, 0, 0, 0, 7, 0, 0, 0, 8];
         let tables = vec![7, 8];
-        assert_eq!(decode(&truncate).unwrap(), Message::Truncate { tables });
+        assert_eq!(
+            decode(&truncate, false).unwrap(),
+            Message::Truncate { tables }
+        );
+    }
+
+    /// A message as it comes within a stream of transaction 0x01020304.
+    fn streamed(bytes: &[u8]) -> Vec<u8> {
+        let (kind, rest) = bytes.split_first().unwrap();
+        [&[*kind, 1, 2, 3, 4], rest].concat()
+    }
+
+    #[test]
+    fn boundaries_are_read_as_the_documentation_has_them() {
+        let lsn = |place: u8| [0, 0, 0, 1, 0, 0, 0, place];
+        let place = |at: u64| (1 << 32) + at;
+        let begin = [&[b'B'][..], &lsn(7), &[9; 8], &[0, 0, 0, 5]].concat();
+        let commit = [&[b'C', 0][..], &lsn(7), &lsn(8), &[9; 8]].concat();
+        let start = [b'S', 0, 0, 0, 5, 1];
+        let go_on = [b'S', 0, 0, 0, 5, 0];
+        let over = [&[b'c', 0, 0, 0, 5, 0][..], &lsn(7), &lsn(8), &[9; 8]].concat();
+        let abort = [b'A', 0, 0, 0, 5, 0, 0, 0, 6];
+        let parallel = [&abort[..], &lsn(7), &[9; 8]].concat();
+        let (xid, subxid) = (5, 6);
+        let cases: [(&[u8], Message<'_>); 8] = [
+            (&begin, Message::Begin { commit: place(7) }),
+            (&commit, Message::Commit { end: place(8) }),
+            (
+                &start,
+                Message::StreamStart {
+                    xid,
+                    is_first: true,
+                },
+            ),
+            (
+                &go_on,
+                Message::StreamStart {
+                    xid,
+                    is_first: false,
+                },
+            ),
+            (b"E", Message::StreamStop),
+            (
+                &over,
+                Message::StreamCommit {
+                    xid,
+                    commit: place(7),
+                    end: place(8),
+                },
+            ),
+            (&abort, Message::StreamAbort { xid, subxid }),
+            (&parallel, Message::StreamAbort { xid, subxid }),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(decode(bytes, false).unwrap(), expected);
+            for end in (0..bytes.len()).filter(|end| bytes[..*end] != abort) {
+                assert!(
+                    decode(&bytes[..end], false).is_err(),
+                    "{expected:?} cut at {end}"
+                );
+            }
+            assert!(decode(bytes, true).is_err(), "{expected:?} within a stream");
+        }
+    }
+
+    #[test]
+    fn messages_of_a_stream_have_an_owner_and_read_as_those_without() {
+        let delete = [b'D', 0, 0, 0, 7, b'K', 0, 1, b't', 0, 0, 0, 1, b'2'];
+        let insert = [b'I', 0, 0, 0, 7, b'N', 0, 1, b'n'];
+        let truncate = [b'T', 0, 0, 0, 1, 0, 0, 0, 0, 7];
+        let name = [b'Y', 0, 0, 0, 9, 0, b'm', 0];
+        let (relation, update) = (relation_bytes(), update_bytes());
+        let all: [&[u8]; 6] = [&relation, &update, &delete, &insert, &truncate, &name];
+        for bytes in all {
+            let streamed = streamed(bytes);
+            assert_eq!(owner(&streamed), Ok(Some(0x0102_0304)));
+            assert_eq!(decode(&streamed, true), decode(bytes, false));
+        }
+        // An origin has none.
+        let origin = [b'O', 0, 0, 0, 0, 0, 0, 0, 1, b'o', 0];
+        assert_eq!(owner(&origin), Ok(None));
+        assert_eq!(decode(&origin, true), Ok(Message::Other));
+        let error = owner(b"S").unwrap_err();
+        assert_eq!(error, "a message of kind 83 within a stream");
     }
 
     #[test]
@@ -293,7 +465,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for whole in [relation_bytes(), update_bytes()] {
             for end in 0..whole.len() {
-                assert!(decode(&whole[..end]).is_err(), "cut at {end}");
+                assert!(decode(&whole[..end], false).is_err(), "cut at {end}");
             }
             for _ in 0..50_000 {
                 let mut bytes = whole.clone();
@@ -301,7 +473,7 @@ mod tests {
                     let at = rng.random_range(0..bytes.len());
                     bytes[at] = rng.random();
                 }
-                let _ = decode(&bytes);
+                let _ = (decode(&bytes, false), decode(&bytes, true), owner(&bytes));
             }
         }
     }

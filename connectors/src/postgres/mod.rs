@@ -16,20 +16,27 @@
 //! or above the confirmed one, and one that is below has missed something and is copied again. The log
 //! is read in commit order, so no older row ever overwrites a newer one.
 //!
+//! A transaction that is so large that the server sends it before its commit is kept ([`streamed`]) and
+//! taken at its commit, as any other.
+//!
 //! Limits: while a table joins that was copied beside the running stream, the stream is read again
 //! from the snapshot's place; a transaction of more than [`engine::limits::TRANSACTION_BYTES_MAX`]
 //! becomes visible in parts; sequences, large objects and generated columns are not in the log.
 
 mod copy;
 mod facts;
+mod feed;
 mod hub;
 mod member;
 pub mod message;
 mod session;
 mod setup;
 mod stream;
+pub mod streamed;
 mod table;
+mod transaction;
 pub mod value;
+mod wire;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -153,7 +160,7 @@ impl Source for PostgresSource {
 pub fn describe(options: &PostgresOptions, table: &TableName) -> Result<Schema, WorldError> {
     let runtime = hub::runtime()?;
     let described = runtime.block_on(async {
-        let mut session = session::Session::open(options, &options.slot).await?;
+        let mut session = session::Session::open(options).await?;
         let facts = facts::of(&mut session, table).await?;
         facts.schema(table).map_err(session::Failure::Lasting)
     });

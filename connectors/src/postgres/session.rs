@@ -5,18 +5,18 @@
 //! enough, and what is asked before the stream begins is answered by the server that streams.
 //!
 //! Invariants: every text has the form of [`super::value`]; a standby is passed over; a failure says
-//! whether waiting can help. Limits: `pgoutput` protocol version 1, in which the server puts a large
-//! transaction together on its own disk before it sends it.
+//! whether waiting can help. Limits: the versions of `pgoutput` that send prepared transactions
+//! before they commit (3) or let several workers apply one (4, `parallel`) have no use here.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::error::WorldError;
-use pgwire_replication::{
-    Lsn, PgWireError, QueryRow, ReplicationClient, ReplicationConfig, SslMode, TlsConfig,
-};
+use pgwire_replication::{PgWireError, SslMode, TlsConfig};
 
+use super::feed::Feed;
 use super::value::SESSION_OPTIONS;
+use super::wire::{Login, Wire};
 
 /// How the connection is protected; libpq's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,6 +59,8 @@ pub struct PostgresOptions {
     pub is_own: bool,
     /// Whether tables are copied again when the slot or its log is lost; else the sources stop.
     pub copies_again: bool,
+    /// Where transactions lie that do not fit into memory before they commit.
+    pub folder: PathBuf,
 }
 
 impl std::fmt::Debug for PostgresOptions {
@@ -120,65 +122,41 @@ pub(super) fn text(row: &TextRow, at: usize) -> Option<&str> {
 
 /// Longest wait for a connection and its first answer.
 const CONNECT: Duration = Duration::from_secs(10);
-/// How often the server is told how far the log is durable here.
-const STATUS: Duration = Duration::from_millis(500);
-/// Events between the client's task and us; each is a message of at most a row, which may be large.
-const EVENTS: usize = 64;
-/// The client looks whether it must say something so rarely when nothing happens; the server, which
-/// is told to wait 60 s for a word (see [`SESSION_OPTIONS`]), asks for one after 30 s.
-const WAKE: Duration = Duration::from_secs(60);
 /// A server that says nothing for so long is gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(75);
 
 /// See the module.
 pub(super) struct Session {
-    client: ReplicationClient,
+    /// `None` after it left.
+    wire: Option<Wire>,
 }
 
 impl Session {
-    /// Logs in to the first of the hosts that is a primary. `slot` is what [`Session::start`] will
-    /// stream.
-    pub(super) async fn open(options: &PostgresOptions, slot: &str) -> Result<Session, Failure> {
+    /// Logs in to the first of the hosts that is a primary.
+    pub(super) async fn open(options: &PostgresOptions) -> Result<Session, Failure> {
         let mut told = Vec::new();
         for (host, port) in &options.hosts {
-            match Session::open_at(options, slot, host, *port).await {
-                Ok(session) => return Ok(session),
-                Err(error) => told.push(format!("{host}:{port}: {error}")),
+            let opened = tokio::time::timeout(CONNECT, Session::open_at(options, host, *port));
+            match opened.await {
+                Ok(Ok(session)) => return Ok(session),
+                Ok(Err(error)) => told.push(format!("{host}:{port}: {error}")),
+                Err(_) => told.push(format!("{host}:{port}: no answer within {CONNECT:?}")),
             }
         }
         Err(Failure::Passing(told.join("; ")))
     }
 
-    async fn open_at(
-        options: &PostgresOptions,
-        slot: &str,
-        host: &str,
-        port: u16,
-    ) -> Result<Session, Failure> {
-        let config = ReplicationConfig::new(
-            host,
-            &*options.user,
-            &*options.password,
-            &*options.database,
-            slot,
-            // The server reads a list of names, which it would fold.
-            quoted(&options.publication),
-        );
-        let mut config = config
-            .with_port(port)
-            .with_tls(tls(options))
-            .with_options(SESSION_OPTIONS)
-            .with_application_name(format!("headwater {}", options.name))
-            .with_start_lsn(Lsn::ZERO)
-            .with_status_interval(STATUS)
-            .with_buffer_size(EVENTS);
-        config.idle_wakeup_interval = WAKE;
-        let client = ReplicationClient::connect_gated(config).await?;
-        let mut session = Session { client };
-        let first = session.one("SELECT pg_is_in_recovery()");
-        let standby = tokio::time::timeout(CONNECT, first).await;
-        let standby =
-            standby.map_err(|_| Failure::Passing(format!("no answer within {CONNECT:?}")))??;
+    async fn open_at(options: &PostgresOptions, host: &str, port: u16) -> Result<Session, Failure> {
+        let login = Login {
+            user: &options.user,
+            password: &options.password,
+            database: &options.database,
+            application: &format!("headwater {}", options.name),
+            options: SESSION_OPTIONS,
+        };
+        let wire = Wire::open(host, port, &tls(options), &login).await?;
+        let mut session = Session { wire: Some(wire) };
+        let standby = session.one("SELECT pg_is_in_recovery()").await?;
         match standby.as_deref() {
             Some("f") => Ok(session),
             _ => Err(Failure::Passing("a standby, not the primary".to_owned())),
@@ -192,10 +170,7 @@ impl Session {
 
     /// Runs a statement that may wait for others' transactions.
     pub(super) async fn rows_at_last(&mut self, sql: &str) -> Result<Vec<TextRow>, Failure> {
-        let rows = self.client.simple_query(sql).await?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let row = |row: &QueryRow| row.iter().map(|value| value.as_deref().map(text)).collect();
-        Ok(rows.iter().map(row).collect())
+        Ok(self.wire()?.query(sql).await?)
     }
 
     /// The first value of the first row.
@@ -205,10 +180,20 @@ impl Session {
         Ok(row.and_then(|row| row.into_iter().next().flatten()))
     }
 
+    /// The server's version as a number: 150004 for 15.4.
+    pub(super) async fn version(&mut self) -> Result<u32, Failure> {
+        let version = self.one("SHOW server_version_num").await?;
+        Ok(version.and_then(|text| text.parse().ok()).unwrap_or(0))
+    }
+
     /// The cluster's own identity (another one has another log), and where its log ends.
     pub(super) async fn system(&mut self) -> Result<(String, u64), Failure> {
-        let system = heard(self.client.identify_system()).await??;
-        Ok((system.system_id, system.xlogpos.as_u64()))
+        let rows = self.rows("IDENTIFY_SYSTEM").await?;
+        let row = rows.first();
+        let system = row.and_then(|row| text(row, 0)).map(str::to_owned);
+        let end = row.and_then(|row| text(row, 2)).and_then(lsn);
+        let found = system.zip(end);
+        found.ok_or_else(|| Failure::Passing("the server does not say who it is".to_owned()))
     }
 
     /// Whether the connection still answers.
@@ -216,12 +201,89 @@ impl Session {
         self.one("SELECT 1").await.is_ok()
     }
 
-    /// Streams the slot from where it was last confirmed.
-    pub(super) async fn start(mut self) -> Result<ReplicationClient, Failure> {
-        self.client.start().await?;
-        heard(self.client.wait_started()).await??;
-        Ok(self.client)
+    /// Streams the slot from where it was last confirmed; transactions before they commit, too, where
+    /// the server can and `may_stream`.
+    pub(super) async fn start(
+        mut self,
+        options: &PostgresOptions,
+        may_stream: bool,
+    ) -> Result<Feed, Failure> {
+        let protocol = Protocol::of(self.version().await?, may_stream);
+        let sql = start_statement(options, protocol);
+        let mut wire = self.wire.take().ok_or_else(gone)?;
+        heard(wire.start(&sql)).await??;
+        tracing::info!(
+            connection = options.name,
+            version = protocol.version,
+            is_streaming = protocol.is_streaming,
+            "reading the log by pgoutput"
+        );
+        Ok(Feed::new(wire))
     }
+
+    fn wire(&mut self) -> Result<&mut Wire, Failure> {
+        self.wire.as_mut().ok_or_else(gone)
+    }
+}
+
+impl Drop for Session {
+    /// Says so to the server, which would log a connection that is lost.
+    fn drop(&mut self) {
+        if let Some(wire) = self.wire.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(wire.leave(false));
+        }
+    }
+}
+
+fn gone() -> Failure {
+    Failure::Passing("the connection has ended".to_owned())
+}
+
+/// How `pgoutput` is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Protocol {
+    version: u32,
+    /// Whether large transactions are sent before they commit.
+    is_streaming: bool,
+}
+
+impl Protocol {
+    /// The newest version that a server knows and that has something for us.
+    fn of(server: u32, may_stream: bool) -> Protocol {
+        let version = match server {
+            _ if !may_stream => 1,
+            160_000.. => 4,
+            140_000.. => 2,
+            _ => 1,
+        };
+        Protocol {
+            version,
+            is_streaming: version >= 2,
+        }
+    }
+}
+
+fn start_statement(options: &PostgresOptions, protocol: Protocol) -> String {
+    // The server reads a list of names, which it would fold.
+    let publication = literal(&quoted(&options.publication));
+    let streaming = match protocol.is_streaming {
+        true => ", streaming 'on'",
+        false => "",
+    };
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '{}', publication_names {publication}\
+         {streaming})",
+        quoted(&options.slot),
+        protocol.version
+    )
+}
+
+/// Reads `16/B374D848`.
+pub(super) fn lsn(text: &str) -> Option<u64> {
+    let lsn = pgwire_replication::Lsn::parse(text);
+    lsn.ok().map(pgwire_replication::Lsn::as_u64)
 }
 
 /// An answer that comes within [`SILENCE`].
@@ -262,4 +324,59 @@ pub(super) fn quoted(name: &str) -> String {
 pub(super) fn literal(text: &str) -> String {
     // A backslash means itself: standard_conforming_strings is asked for.
     format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_servers_and_large_transactions_stream_where_they_can() {
+        let cases = [
+            (130_011, true, 1, false),
+            (140_000, true, 2, true),
+            (150_004, true, 2, true),
+            (160_000, true, 4, true),
+            (180_001, true, 4, true),
+            (180_001, false, 1, false),
+            (0, true, 1, false),
+        ];
+        for (server, may_stream, version, is_streaming) in cases {
+            let expected = Protocol {
+                version,
+                is_streaming,
+            };
+            assert_eq!(Protocol::of(server, may_stream), expected, "{server}");
+        }
+    }
+
+    #[test]
+    fn the_log_is_asked_for_in_the_servers_words() {
+        let options = PostgresOptions {
+            name: "pg".to_owned(),
+            hosts: Vec::new(),
+            database: "app".to_owned(),
+            user: "app".to_owned(),
+            password: String::new(),
+            tls: TlsMode::Prefer,
+            authorities: None,
+            slot: "headwater_pg".to_owned(),
+            publication: "it's \"one\"".to_owned(),
+            is_own: true,
+            copies_again: false,
+            folder: PathBuf::new(),
+        };
+        assert_eq!(
+            start_statement(&options, Protocol::of(150_000, true)),
+            "START_REPLICATION SLOT \"headwater_pg\" LOGICAL 0/0 (proto_version '2', \
+             publication_names '\"it''s \"\"one\"\"\"', streaming 'on')"
+        );
+        let asked = start_statement(&options, Protocol::of(130_000, true));
+        assert!(
+            asked.starts_with(
+                "START_REPLICATION SLOT \"headwater_pg\" LOGICAL 0/0 (proto_version '1'"
+            )
+        );
+        assert!(!asked.contains("streaming"), "{asked}");
+    }
 }

@@ -6,7 +6,7 @@
 use engine::model::Schema;
 
 use super::facts::{TableFacts, TableName};
-use super::session::{Failure, PostgresOptions, Session, TextRow, literal, quoted, text};
+use super::session::{Failure, PostgresOptions, Session, TextRow, literal, lsn, quoted, text};
 
 /// Makes the publication if there is none, and puts a table into it; whether the table was not in it
 /// before, so that changes since are not in the log.
@@ -72,8 +72,7 @@ async fn is_published(
 ) -> Result<bool, Failure> {
     let (name, publication) = (literal(&options.publication), quoted(&options.publication));
     let (schema, table_name) = (literal(&table.schema), literal(&table.name));
-    let version = session.one("SHOW server_version_num").await?;
-    let version: u32 = version.and_then(|text| text.parse().ok()).unwrap_or(0);
+    let version = session.version().await?;
     // Filters and lists of columns came with version 15.
     let more = match version >= 150_000 {
         true => "rowfilter, array_to_string(attnames, E'\\n')",
@@ -113,7 +112,7 @@ pub(super) async fn are_there(
     options: &PostgresOptions,
     tables: &[(TableName, u32)],
 ) -> Result<bool, Failure> {
-    let mut session = Session::open(options, &options.slot).await?;
+    let mut session = Session::open(options).await?;
     for (table, id) in tables {
         let name = literal(&options.publication);
         let (schema, table_name) = (literal(&table.schema), literal(&table.name));
@@ -222,7 +221,7 @@ pub(super) fn consistent_point(made: &[TextRow]) -> Result<u64, Failure> {
 
 /// Removes what was made for the sources of a connection, when the last of them was dropped.
 pub(super) async fn remove(options: &PostgresOptions) -> Result<(), Failure> {
-    let mut session = Session::open(options, &options.slot).await?;
+    let mut session = Session::open(options).await?;
     let slot = literal(&options.slot);
     session
         .rows(&format!(
@@ -239,7 +238,7 @@ pub(super) async fn remove(options: &PostgresOptions) -> Result<(), Failure> {
 
 /// Takes the table of a dropped source out of the publication.
 pub(super) async fn unpublish(options: &PostgresOptions, table: &TableName) -> Result<(), Failure> {
-    let mut session = Session::open(options, &options.slot).await?;
+    let mut session = Session::open(options).await?;
     let publication = quoted(&options.publication);
     session
         .rows(&format!(
@@ -248,11 +247,4 @@ pub(super) async fn unpublish(options: &PostgresOptions, table: &TableName) -> R
         ))
         .await?;
     Ok(())
-}
-
-/// Reads `16/B374D848`.
-fn lsn(text: &str) -> Option<u64> {
-    pgwire_replication::Lsn::parse(text)
-        .ok()
-        .map(|lsn| lsn.as_u64())
 }

@@ -150,7 +150,7 @@ impl Table {
                     self.delete(key);
                 }
             }
-            Message::Relation(_) | Message::Other => {}
+            _ => {}
         }
     }
 

@@ -18,4 +18,5 @@ mod push;
 #[path = "../../../tests/support/git.rs"]
 mod repo;
 mod sink;
+mod streamed;
 mod transactions;

@@ -1,8 +1,11 @@
 //! `pgoutput`: messages of PostgreSQL's log, and the texts in them as values of all types.
 //!
-//! An input is a message behind four bytes that choose the types of its texts.
+//! An input is a message behind four bytes that choose the types of its texts, and by the last one
+//! whether the message stands within a stream of a transaction that is not committed, or is a whole
+//! history of such streams ([`history`]).
 
 use connectors::postgres::message::{self, Field, Message, Relation, Tuple};
+use connectors::postgres::streamed::{Replay, Streamed};
 use connectors::postgres::value;
 use engine::model::{Schema, SqlType};
 
@@ -18,13 +21,22 @@ pub fn run(input: &[u8]) {
     let Some((types, input)) = input.split_at_checked(4) else {
         return;
     };
-    let read = message::decode(input);
-    assert_eq!(read, message::decode(input));
+    if types[3] >= 192 {
+        return history(input);
+    }
+    let is_streamed = types[3] >= 128;
+    let read = message::decode(input, is_streamed);
+    assert_eq!(read, message::decode(input, is_streamed));
     let Ok(read) = read else {
         return;
     };
-    let written = encode(&read);
-    assert_eq!(message::decode(&written), Ok(read.clone()), "written again");
+    let owner = is_streamed.then(|| message::owner(input).expect("it was read"));
+    let written = encode(&read, owner.flatten());
+    assert_eq!(
+        message::decode(&written, is_streamed),
+        Ok(read.clone()),
+        "written again"
+    );
     match &read {
         Message::Relation(relation) => {
             assert!(relation.columns.len() <= input.len() / 10);
@@ -36,8 +48,87 @@ pub fn run(input: &[u8]) {
             tuple(old.as_deref().unwrap_or_default(), types);
             tuple(new, types);
         }
-        Message::Other => {}
+        _ => {}
     }
+}
+
+/// What was sent of one transaction, and what of it was rolled back.
+#[derive(Default)]
+struct Sent<'a> {
+    xid: u32,
+    messages: Vec<&'a [u8]>,
+    aborted: Vec<u32>,
+}
+
+/// Streams of transactions against lists: what is committed is what was sent and not rolled back.
+///
+/// A step is a byte that says which, and what it needs: the length of a message, or two transactions.
+fn history(mut input: &[u8]) {
+    let mut streamed = Streamed::bounded(&std::env::temp_dir(), usize::MAX, 0);
+    let mut lists: Vec<Sent<'_>> = Vec::new();
+    let mut open = None;
+    while let Some(([step, first, second], rest)) = input.split_first_chunk() {
+        let (xid, subxid) = (u32::from(*first), u32::from(*second));
+        let at = lists.iter().position(|one| one.xid == xid);
+        input = rest;
+        match step % 5 {
+            0 => {
+                let is_first = second % 2 == 0;
+                let is_right = open.is_none() && (is_first || at.is_some());
+                assert_eq!(streamed.start(xid, is_first).is_ok(), is_right);
+                if is_right {
+                    open = Some(xid);
+                    if is_first {
+                        lists.retain(|one| one.xid != xid);
+                        lists.push(Sent {
+                            xid,
+                            ..Sent::default()
+                        });
+                    }
+                }
+            }
+            1 => assert_eq!(streamed.stop().is_ok(), open.take().is_some()),
+            2 if open.is_none() => {
+                streamed.abort(xid, subxid);
+                match (at, xid == subxid) {
+                    (Some(at), true) => drop(lists.remove(at)),
+                    (Some(at), false) => lists[at].aborted.push(subxid),
+                    (None, _) => {}
+                }
+            }
+            3 if open.is_none() => {
+                let replay = streamed.commit(xid);
+                assert_eq!(replay.is_ok(), at.is_some());
+                if let (Ok(replay), Some(at)) = (replay, at) {
+                    replayed(replay, lists.remove(at));
+                }
+            }
+            _ => {
+                let length = usize::from(*first).min(input.len());
+                let (message, rest) = input.split_at(length);
+                input = rest;
+                let list = lists.iter_mut().find(|one| Some(one.xid) == open);
+                let kept = streamed.take(message);
+                let owner = message::owner(message);
+                assert_eq!(kept.is_ok(), list.is_some() && owner.is_ok());
+                if let (Some(list), Ok(Some(_))) = (list, owner) {
+                    list.messages.push(message);
+                }
+            }
+        }
+    }
+}
+
+fn replayed(mut replay: Replay, sent: Sent<'_>) {
+    let is_aborted = |message: &[u8]| {
+        let owner = message::owner(message).expect("it was kept");
+        owner.is_some_and(|owner| sent.aborted.contains(&owner))
+    };
+    for message in sent.messages.iter().filter(|one| !is_aborted(one)) {
+        let found = replay.next().expect("it is in memory");
+        assert_eq!(found, Some(*message));
+    }
+    assert_eq!(replay.next().expect("it is in memory"), None);
 }
 
 fn tuple(tuple: &[Field<'_>], types: &[u8]) {
@@ -76,10 +167,37 @@ fn texts(schema: &Schema, codec: &engine::model::RowCodec, text: &str, type_id: 
     checks::row(codec, &values, text.len());
 }
 
-/// A message as PostgreSQL would write it.
-fn encode(message: &Message<'_>) -> Vec<u8> {
+/// A message as PostgreSQL would write it; `owner`: as a message of a stream.
+fn encode(message: &Message<'_>, owner: Option<u32>) -> Vec<u8> {
     let mut out = Vec::new();
     match message {
+        Message::Begin { commit } => {
+            out.push(b'B');
+            out.extend(commit.to_be_bytes());
+            out.extend([0; 12]);
+        }
+        Message::Commit { end } => {
+            out.extend([b'C', 0]);
+            out.extend([0; 8]);
+            out.extend(end.to_be_bytes());
+            out.extend([0; 8]);
+        }
+        Message::StreamStart { xid, is_first } => {
+            head(b'S', *xid, &mut out);
+            out.push(u8::from(*is_first));
+        }
+        Message::StreamStop => out.push(b'E'),
+        Message::StreamCommit { xid, commit, end } => {
+            head(b'c', *xid, &mut out);
+            out.push(0);
+            out.extend(commit.to_be_bytes());
+            out.extend(end.to_be_bytes());
+            out.extend([0; 8]);
+        }
+        Message::StreamAbort { xid, subxid } => {
+            head(b'A', *xid, &mut out);
+            out.extend(subxid.to_be_bytes());
+        }
         Message::Relation(relation) => encode_relation(relation, &mut out),
         Message::Insert { table, new } => {
             head(b'I', *table, &mut out);
@@ -108,7 +226,11 @@ fn encode(message: &Message<'_>) -> Vec<u8> {
                 .iter()
                 .for_each(|table| out.extend(table.to_be_bytes()));
         }
-        Message::Other => out.push(b'Y'),
+        // An origin: it has no owner.
+        Message::Other => return vec![b'O'],
+    }
+    if let Some(owner) = owner {
+        out.splice(1..1, owner.to_be_bytes());
     }
     out
 }

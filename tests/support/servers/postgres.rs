@@ -290,6 +290,8 @@ fn try_launch(
         "max_wal_senders=20",
         "max_replication_slots=20",
         "max_prepared_transactions=10",
+        // Transactions of some 60 kB are large, and sent before they commit.
+        "logical_decoding_work_mem=64kB",
         "fsync=off",
         "shared_buffers=64MB",
         "timezone=UTC",

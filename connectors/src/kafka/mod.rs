@@ -374,7 +374,9 @@ impl Reader<'_> {
         let (mut messages, mut bytes) = (0, 0);
         let mut until: Option<Instant> = None;
         let mut wait = IDLE;
-        while messages < BATCH_MESSAGES && bytes < BATCH_BYTES {
+        let knob = std::env::var("HW_BATCH_BYTES").ok().and_then(|t| t.parse().ok());
+        let batch_bytes: usize = knob.unwrap_or(BATCH_BYTES);
+        while messages < BATCH_MESSAGES && bytes < batch_bytes {
             match self.consumer.poll(wait) {
                 None => {
                     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -390,20 +392,22 @@ impl Reader<'_> {
                     // batches are made, which cost less a message all the way.
                     wait = Duration::ZERO;
                     bytes += message.payload_len() + message.key_len();
-                    let (topic, partition) = (message.topic(), message.partition());
-                    if self.waiting.has(topic, partition) {
+                    // Mostly none waits, and asking a message for its topic takes a moment, too.
+                    let is_waiting = !self.waiting.is_idle();
+                    if is_waiting && self.waiting.has(message.topic(), message.partition()) {
                         continue;
                     }
-                    let taken = self.outlet.take(&message);
-                    let partition = (topic, partition);
-                    if let Err(wait) = taken {
-                        let partition = (partition.0.to_owned(), partition.1);
+                    if let Err(wait) = self.outlet.take(&message) {
+                        let partition = (message.topic().to_owned(), message.partition());
                         self.fetch_no_longer(std::slice::from_ref(&partition));
                         self.waiting.add(self.context, partition, &wait);
                         // It may have taken a moment: a stop is looked for now.
                         break;
                     }
-                    self.waiting.taken(self.context, partition);
+                    if is_waiting {
+                        let partition = (message.topic(), message.partition());
+                        self.waiting.taken(self.context, partition);
+                    }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     self.outlet.reached_end(partition)?;

@@ -141,11 +141,6 @@ pub(super) fn consumer(
             options.transactions.is_some().to_string(),
         )
         .set_log_level(RDKafkaLogLevel::Warning);
-    for knob in std::env::var("HW_RDK").unwrap_or_default().split(',') {
-        if let Some((k, v)) = knob.split_once('=') {
-            config.set(k, v);
-        }
-    }
     options.security.configure(&mut config);
     let client = Client {
         source: source.to_owned(),

@@ -374,9 +374,7 @@ impl Reader<'_> {
         let (mut messages, mut bytes) = (0, 0);
         let mut until: Option<Instant> = None;
         let mut wait = IDLE;
-        let knob = std::env::var("HW_BATCH_BYTES").ok().and_then(|t| t.parse().ok());
-        let batch_bytes: usize = knob.unwrap_or(BATCH_BYTES);
-        while messages < BATCH_MESSAGES && bytes < batch_bytes {
+        while messages < BATCH_MESSAGES && bytes < BATCH_BYTES {
             match self.consumer.poll(wait) {
                 None => {
                     let left = until.map(|until| until.saturating_duration_since(Instant::now()));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  append(record) ─▶ encoded on the caller's thread ─▶ queue ─▶ writer ([`super::writer`])
-//!     │ LogSequence n                                             │ one write, one sync a group
+//!     │ LogSequence n                                             │ some writes, one sync a group
 //!     └────────────── durable() ≥ n  ◀── on_durable(Ok), listener ┘
 //! ```
 //!

@@ -76,12 +76,27 @@ mod tests {
 
     #[test]
     fn keys_of_columns_are_canonical_json() {
-        let texts = ["", "T-1", "a \"b\"", "a\\b", "a\nb", "\u{7f}", "über", "a text of more than 23 bytes"];
+        let texts = [
+            "",
+            "T-1",
+            "a \"b\"",
+            "a\\b",
+            "a\nb",
+            "\u{7f}",
+            "über",
+            "a text of more than 23 bytes",
+        ];
         for text in texts {
-            assert_eq!(Key::text(text), Key::from_json(&serde_json::Value::from(text)));
+            assert_eq!(
+                Key::text(text),
+                Key::from_json(&serde_json::Value::from(text))
+            );
         }
         for number in [0, -1, 42, i64::MIN, i64::MAX] {
-            assert_eq!(Key::int(number), Key::from_json(&serde_json::Value::from(number)));
+            assert_eq!(
+                Key::int(number),
+                Key::from_json(&serde_json::Value::from(number))
+            );
         }
     }
 }

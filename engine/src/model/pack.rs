@@ -72,11 +72,9 @@ fn fixed_width(sql_type: SqlType) -> Option<usize> {
         SqlType::Int4 | SqlType::Float4 | SqlType::Date => Some(4),
         SqlType::Int8 | SqlType::Float8 | SqlType::TimestampTz | SqlType::Timestamp => Some(8),
         SqlType::Numeric(..) => Some(16),
-        SqlType::Text
-        | SqlType::Jsonb
-        | SqlType::Uuid
-        | SqlType::Bytea
-        | SqlType::Vector(_) => None,
+        SqlType::Text | SqlType::Jsonb | SqlType::Uuid | SqlType::Bytea | SqlType::Vector(_) => {
+            None
+        }
     }
 }
 

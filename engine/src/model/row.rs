@@ -101,7 +101,10 @@ impl RowCodec {
 
     /// The same with a buffer that is used again, for many rows: a pass over the values and one copy.
     pub fn pack_in(&self, buffer: &mut Vec<u8>, values: &[Value]) -> Row {
-        assert!(values.len() >= self.schema.columns.len(), "a value a column");
+        assert!(
+            values.len() >= self.schema.columns.len(),
+            "a value a column"
+        );
         buffer.clear();
         for (column, value) in self.schema.columns.iter().zip(values) {
             pack::append(buffer, column.sql_type, value);

@@ -322,8 +322,7 @@ impl std::ops::Add for Load {
 
 impl Load {
     fn fits(&self) -> bool {
-        let knob = std::env::var("HW_TICK_ROWS").ok().and_then(|t| t.parse().ok());
-        self.rows <= knob.unwrap_or(limits::TICK_ROWS_MAX)
+        self.rows <= limits::TICK_ROWS_MAX
             && self.indexed <= limits::TICK_INDEXED_ROWS_MAX
             && self.bytes <= limits::TICK_BYTES_MAX
             && self.tokens <= limits::TICK_TOKENS_MAX

@@ -45,10 +45,30 @@ mod tests {
     #[test]
     fn it_is_what_the_long_way_comes_to() {
         let numbers = [
-            "0", "-0", "7", "-12", "2147483647", "2147483648", "-2147483649", "1.0", "1e2", "1.5",
-            "9223372036854775807", "9223372036854775808", "-9223372036854775808", "1e400",
+            "0",
+            "-0",
+            "7",
+            "-12",
+            "2147483647",
+            "2147483648",
+            "-2147483649",
+            "1.0",
+            "1e2",
+            "1.5",
+            "9223372036854775807",
+            "9223372036854775808",
+            "-9223372036854775808",
+            "1e400",
         ];
-        let texts = ["", "a", "NaN", "12", "null", "über\n", "__debezium_unavailable_value"];
+        let texts = [
+            "",
+            "a",
+            "NaN",
+            "12",
+            "null",
+            "über\n",
+            "__debezium_unavailable_value",
+        ];
         let types = ["boolean", "int32", "int64", "double", "string", "bytes"];
         let schemas = types.map(|name| {
             let text = format!("{{\"type\":\"{name}\"}}");

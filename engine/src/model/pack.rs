@@ -152,7 +152,7 @@ mod tests {
 
     /// Lengths at and around every block's end come often.
     fn length(random: &mut ChaCha8Rng) -> usize {
-        let blocks = random.random_range(0..6) * [1, 8, 32][random.random_range(0..3)];
+        let blocks = random.random_range(0..6_usize) * [1, 8, 32][random.random_range(0..3_usize)];
         (blocks + random.random_range(0..3_usize)).saturating_sub(1)
     }
 
@@ -160,7 +160,7 @@ mod tests {
         if random.random_bool(0.2) {
             return Value::Null;
         }
-        let wide = random.next_u64() as i64 >> random.random_range(0..64);
+        let wide = random.next_u64() as i64 >> random.random_range(0..64_u32);
         let float = match random.random_range(0..6) {
             0 => f64::NAN,
             1 => f64::NEG_INFINITY,

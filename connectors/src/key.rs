@@ -5,7 +5,7 @@
 
 use engine::error::DataError;
 use engine::limits::KEY_BYTES_MAX;
-use engine::model::{Column, Key, Schema, Value};
+use engine::model::{Column, Key, Schema, SqlType, Value};
 use serde_json::Value as Json;
 
 /// One value of a key: equal values must be one value.
@@ -26,6 +26,13 @@ pub(crate) fn part(value: Value, column: &Column) -> Result<Value, DataError> {
 
 /// The key as canonical JSON: the bare value of a one-column key, else an object in declared order.
 pub(crate) fn canonical(schema: &Schema, values: &[Value]) -> Result<Key, DataError> {
+    match (&schema.key[..], values) {
+        ([at], [Value::Text(text)]) if schema.columns[*at].sql_type != SqlType::Jsonb => {
+            return checked(Key::text(text));
+        }
+        ([_], [Value::Int(value)]) => return Ok(Key::int(*value)),
+        _ => {}
+    }
     let columns = schema.key.iter().map(|at| &schema.columns[*at]);
     let mut parts = columns
         .zip(values)

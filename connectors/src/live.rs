@@ -13,30 +13,21 @@ use engine::model::{Key, Row, RowCodec, Schema, Value};
 
 use crate::envelope::table::LiveRows;
 
-/// Rows packed by one call: enough to share its cost, few enough that their texts together are far
-/// from what one array can hold.
-const PACKED_TOGETHER: usize = 64;
-
 /// See the module.
 pub(crate) struct Rows {
     resume: Arc<dyn Resume>,
     codec: RowCodec,
     /// Changes of the batch that the sink does not know yet.
-    staged: AHashMap<Key, Option<Standing>>,
-}
-
-/// A row that the sink does not know yet.
-enum Standing {
-    Packed(Row),
-    Values(Arc<[Value]>),
+    staged: AHashMap<Key, Option<Row>>,
+    /// Where rows are packed, one after the other.
+    buffer: Vec<u8>,
 }
 
 impl LiveRows for Rows {
     fn row(&self, key: &Key) -> Option<Vec<Value>> {
         match self.staged.get(key) {
             Some(None) => None,
-            Some(Some(Standing::Values(values))) => Some(values.to_vec()),
-            Some(Some(Standing::Packed(row))) => Some(self.codec.unpack(row)),
+            Some(Some(row)) => Some(self.codec.unpack(row)),
             None => self.resume.row(key).map(|row| self.codec.unpack(&row)),
         }
     }
@@ -58,28 +49,18 @@ impl Rows {
             resume,
             codec,
             staged: AHashMap::new(),
+            buffer: Vec::new(),
         })
     }
 
     /// A row in the engine's form.
-    pub(crate) fn pack(&self, values: &[Value]) -> Row {
-        self.codec.pack(values)
-    }
-
-    /// Rows in the engine's form: far cheaper together than one by one.
-    pub(crate) fn pack_all(&self, rows: &[impl AsRef<[Value]>]) -> Vec<Row> {
-        let groups = rows.chunks(PACKED_TOGETHER);
-        groups.flat_map(|rows| self.codec.pack_all(rows)).collect()
+    pub(crate) fn pack(&mut self, values: &[Value]) -> Row {
+        self.codec.pack_in(&mut self.buffer, values)
     }
 
     /// Notes a change of the batch.
     pub(crate) fn note(&mut self, key: Key, row: Option<Row>) {
-        self.staged.insert(key, row.map(Standing::Packed));
-    }
-
-    /// Notes a row of the batch that is packed later.
-    pub(crate) fn note_values(&mut self, key: Key, values: Arc<[Value]>) {
-        self.staged.insert(key, Some(Standing::Values(values)));
+        self.staged.insert(key, row);
     }
 
     /// The batch was staged: the sink knows it now.

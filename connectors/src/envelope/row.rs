@@ -50,7 +50,7 @@ pub struct PartialRow {
 impl PartialRow {
     /// All values, if all were sent.
     pub fn complete(&self) -> Option<Vec<Value>> {
-        types::complete(&self.cells)
+        types::complete(self.cells.clone()).ok()
     }
 }
 

@@ -14,6 +14,13 @@ use super::{Node, raw};
 /// Nesting of arrays and objects, so that no message can overflow the stack.
 pub const DEPTH_MAX: usize = 128;
 
+/// Texts of which so many bytes are simple are taken in larger steps.
+const LONG_TEXT: usize = 16;
+/// Room for a text with escapes, at first.
+const UNESCAPED_BYTES: usize = 4_096;
+/// Room for an object's members, at first.
+const MEMBERS: usize = 8;
+
 /// Parses one JSON value. `what` names it in errors: `key`, `value`.
 pub fn parse<'a>(bytes: &'a [u8], what: &str) -> Result<Node<'a>, DataError> {
     parse_text(raw::utf8(bytes, what)?, what)
@@ -43,23 +50,44 @@ fn parse_text<'a>(text: &'a str, what: &str) -> Result<Node<'a>, DataError> {
 
 /// How many bytes of a string come before one that is not simply taken: a quote, a backslash, a
 /// control character. Eight at a time, by the tests for a zero byte and for a byte less than n of
-/// Anderson's "Bit Twiddling Hacks".
+/// Anderson's "Bit Twiddling Hacks" (the lowest byte that they find is one); of long texts more.
 fn plain_prefix(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    let is_plain = |chunk: &&[u8; 8]| {
-        let word = u64::from_ne_bytes(**chunk);
+    let special = |word: u64| {
         let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word & HIGH;
         let quote = below(word ^ (ONES * u64::from(b'"')), 1);
         let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
-        quote | backslash | below(word, 0x20) == 0
+        quote | backslash | below(word, 0x20)
     };
-    let start = bytes.as_chunks::<8>().0.iter().take_while(is_plain).count() * 8;
-    let rest = bytes[start..].iter();
-    start
-        + rest
-            .take_while(|byte| !matches!(byte, b'"' | b'\\' | 0..=0x1f))
-            .count()
+    let mut at = 0;
+    while let Some(word) = bytes[at..].first_chunk::<8>() {
+        let found = special(u64::from_le_bytes(*word));
+        if found != 0 {
+            return at + found.trailing_zeros() as usize / 8;
+        }
+        at += 8;
+        if at == LONG_TEXT {
+            at += plain_blocks(&bytes[at..]);
+        }
+    }
+    let rest = bytes[at..].iter();
+    at + rest.take_while(|byte| !is_special(**byte)).count()
+}
+
+/// How many bytes lie in blocks of simple ones, of which compilers test each by a few wide instructions.
+fn plain_blocks(bytes: &[u8]) -> usize {
+    const BLOCK: usize = 32;
+    let is_plain = |block: &&[u8; BLOCK]| {
+        let found = block.iter().map(|byte| u8::from(is_special(*byte)));
+        found.fold(0, |any, one| any | one) == 0
+    };
+    let blocks = bytes.as_chunks::<BLOCK>().0.iter();
+    blocks.take_while(is_plain).count() * BLOCK
+}
+
+fn is_special(byte: u8) -> bool {
+    byte == b'"' || byte == b'\\' || byte < b' '
 }
 
 struct Parser<'a> {
@@ -164,7 +192,7 @@ impl<'a> Parser<'a> {
     }
 
     fn object(&mut self) -> Parsed<Node<'a>> {
-        let mut members = Vec::new();
+        let mut members = Vec::with_capacity(MEMBERS);
         self.space();
         if self.peek() == Some(b'}') {
             self.at += 1;
@@ -255,6 +283,10 @@ impl<'a> Parser<'a> {
             match self.peek() {
                 Some(b'"') => break,
                 Some(b'\\') => {
+                    if owned.capacity() == 0 {
+                        // Where one escape is, more follow: a text does not grow step by step.
+                        owned.reserve((self.bytes.len() - start).min(UNESCAPED_BYTES));
+                    }
                     owned.push_str(&self.text[start..self.at]);
                     self.at += 1;
                     owned.push(self.escape()?);

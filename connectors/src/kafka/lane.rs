@@ -16,7 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use engine::contract::{SinkClosed, SourceBatch, SourceContext};
 use engine::error::{DeadLetter, WorldError};
-use engine::model::{Key, Schema, Value};
+use engine::model::{Key, Schema};
 use engine::telemetry;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -104,9 +104,6 @@ pub(super) struct Lane {
     /// The partitions that are never read again.
     given_up: BTreeSet<i32>,
     batch: SourceBatch,
-    /// Rows of the batch that are packed when it is staged, all together: the place of the change,
-    /// the values.
-    unpacked: Vec<(usize, Unpacked)>,
     is_changed: bool,
     /// After a snapshot that began again: where each partition ended when it was through.
     sweep_at: Option<BTreeMap<i32, i64>>,
@@ -114,22 +111,6 @@ pub(super) struct Lane {
     wants_ends: bool,
     /// See [`Stored`].
     transactions: Option<i64>,
-}
-
-/// The values of a row that is packed when the batch is staged.
-enum Unpacked {
-    Own(Vec<Value>),
-    /// Messages to come may refer to it.
-    Shared(Arc<[Value]>),
-}
-
-impl AsRef<[Value]> for Unpacked {
-    fn as_ref(&self) -> &[Value] {
-        match self {
-            Unpacked::Own(values) => values,
-            Unpacked::Shared(values) => values,
-        }
-    }
 }
 
 impl Lane {
@@ -174,7 +155,6 @@ impl Lane {
             reading: BTreeSet::new(),
             given_up: stored.given_up,
             batch: SourceBatch::default(),
-            unpacked: Vec::new(),
             is_changed: false,
             sweep_at: stored.sweep_at,
             wants_ends: stored.wants_ends,
@@ -271,16 +251,11 @@ impl Lane {
     fn put(&mut self, output: Output) {
         match output {
             Output::Upsert { key, values } => {
-                let values = match self.is_whole_topic {
-                    true => {
-                        let values: Arc<[Value]> = values.into();
-                        self.rows.note_values(key.clone(), Arc::clone(&values));
-                        Unpacked::Shared(values)
-                    }
-                    false => Unpacked::Own(values),
-                };
-                self.unpacked.push((self.batch.changes.len(), values));
-                self.batch.changes.push((key, None, None));
+                let row = self.rows.pack(&values);
+                if self.is_whole_topic {
+                    self.rows.note(key.clone(), Some(row.clone()));
+                }
+                self.batch.changes.push((key, Some(row), None));
             }
             Output::Delete { key } => self.delete(key),
             Output::Truncate { survivors } => {
@@ -300,13 +275,6 @@ impl Lane {
             self.rows.note(key.clone(), None);
         }
         self.batch.changes.push((key, None, None));
-    }
-
-    fn pack(&mut self) {
-        let (places, values): (Vec<usize>, Vec<_>) = self.unpacked.drain(..).unzip();
-        for (at, row) in places.into_iter().zip(self.rows.pack_all(&values)) {
-            self.batch.changes[at].1 = Some(row);
-        }
     }
 
     fn letter(&mut self, record: &RawRecord<'_>, letter: Letter) {
@@ -359,7 +327,6 @@ impl Lane {
         if !std::mem::take(&mut self.is_changed) {
             return None;
         }
-        self.pack();
         let mut batch = std::mem::take(&mut self.batch);
         batch.lane.clone_from(&self.lane);
         batch.position = Some(self.position());

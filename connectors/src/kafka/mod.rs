@@ -390,20 +390,22 @@ impl Reader<'_> {
                     // batches are made, which cost less a message all the way.
                     wait = Duration::ZERO;
                     bytes += message.payload_len() + message.key_len();
-                    let (topic, partition) = (message.topic(), message.partition());
-                    if self.waiting.has(topic, partition) {
+                    // Mostly none waits, and asking a message for its topic takes a moment, too.
+                    let is_waiting = !self.waiting.is_idle();
+                    if is_waiting && self.waiting.has(message.topic(), message.partition()) {
                         continue;
                     }
-                    let taken = self.outlet.take(&message);
-                    let partition = (topic, partition);
-                    if let Err(wait) = taken {
-                        let partition = (partition.0.to_owned(), partition.1);
+                    if let Err(wait) = self.outlet.take(&message) {
+                        let partition = (message.topic().to_owned(), message.partition());
                         self.fetch_no_longer(std::slice::from_ref(&partition));
                         self.waiting.add(self.context, partition, &wait);
                         // It may have taken a moment: a stop is looked for now.
                         break;
                     }
-                    self.waiting.taken(self.context, partition);
+                    if is_waiting {
+                        let partition = (message.topic(), message.partition());
+                        self.waiting.taken(self.context, partition);
+                    }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     self.outlet.reached_end(partition)?;

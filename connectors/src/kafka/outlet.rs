@@ -4,13 +4,11 @@
 //! and what its messages come to is the outlet's.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::PoisonError;
 
 use ahash::AHashMap;
 use engine::contract::SourceContext;
 use engine::error::WorldError;
-use rdkafka::Message as _;
 use rdkafka::consumer::BaseConsumer;
 use rdkafka::message::BorrowedMessage;
 
@@ -83,10 +81,11 @@ pub(super) struct Own<'a> {
     source: &'a KafkaSource,
     context: &'a SourceContext,
     next: Next,
-    /// By the engine's name.
-    lanes: BTreeMap<String, (Decoder, Lane)>,
-    /// Topic, partition: the lane's name.
-    places: AHashMap<String, AHashMap<i32, String>>,
+    lanes: Vec<(Decoder, Lane)>,
+    /// By the engine's name: which of them.
+    names: BTreeMap<String, usize>,
+    /// Topic, partition: which of them.
+    places: AHashMap<String, AHashMap<i32, usize>>,
     letters: Option<LetterTopic>,
 }
 
@@ -101,29 +100,30 @@ impl<'a> Own<'a> {
             source,
             context,
             next,
-            lanes: BTreeMap::new(),
+            lanes: Vec::new(),
+            names: BTreeMap::new(),
             places: AHashMap::new(),
             letters: LetterTopic::new(&source.options, context)?,
         })
     }
 
-    /// The lane of a partition, made if need be.
-    fn lane(&mut self, partition: &Partition) -> Result<&mut Lane, Ended> {
+    /// The place of a partition's lane, which is made if need be.
+    fn lane(&mut self, partition: &Partition) -> Result<usize, Ended> {
         let name = lane::lane_of(partition, self.source.envelope);
-        let (_, lane) = match self.lanes.entry(name) {
-            Entry::Occupied(lane) => lane.into_mut(),
-            Entry::Vacant(free) => {
-                let source = self.source;
-                let name = free.key().clone();
-                let lane = Lane::new(self.context, name, &source.schema, source.envelope);
-                free.insert((source.decoder(), lane.map_err(Ended::Failed)?))
-            }
-        };
-        Ok(lane)
+        if let Some(at) = self.names.get(&name) {
+            return Ok(*at);
+        }
+        let source = self.source;
+        let lane = Lane::new(self.context, name.clone(), &source.schema, source.envelope);
+        self.lanes
+            .push((source.decoder(), lane.map_err(Ended::Failed)?));
+        let at = self.lanes.len() - 1;
+        self.names.insert(name, at);
+        Ok(at)
     }
 
-    fn name(&self, partition: &Partition) -> Option<&String> {
-        self.places.get(&partition.0)?.get(&partition.1)
+    fn place(&self, topic: &str, partition: i32) -> Option<usize> {
+        self.places.get(topic)?.get(&partition).copied()
     }
 }
 
@@ -134,10 +134,10 @@ impl Outlet for Own<'_> {
         offset: i64,
         _consumer: &BaseConsumer<Client>,
     ) -> Result<(), Ended> {
-        self.lane(partition)?.begin(partition.1, offset);
-        let name = lane::lane_of(partition, self.source.envelope);
+        let at = self.lane(partition)?;
+        self.lanes[at].1.begin(partition.1, offset);
         let places = self.places.entry(partition.0.clone()).or_default();
-        places.insert(partition.1, name);
+        places.insert(partition.1, at);
         Ok(())
     }
 
@@ -145,23 +145,23 @@ impl Outlet for Own<'_> {
         if let Some(places) = self.places.get_mut(&partition.0) {
             places.remove(&partition.1);
         }
-        self.lane(partition)?.give_up(partition.1);
+        let at = self.lane(partition)?;
+        self.lanes[at].1.give_up(partition.1);
         Ok(())
     }
 
     fn next(&self, partition: &Partition) -> Option<i64> {
-        let (_, lane) = self.lanes.get(self.name(partition)?)?;
+        let (_, lane) = &self.lanes[self.place(&partition.0, partition.1)?];
         lane.next(partition.1)
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) -> Result<(), Wait> {
-        let places = self.places.get(message.topic());
-        let name = places.and_then(|places| places.get(&message.partition()));
-        let Some((decoder, lane)) = name.and_then(|name| self.lanes.get_mut(name)) else {
-            return Ok(());
-        };
-        let letters = self.letters.as_mut();
         record::with_raw(message, |record| {
+            let Some(at) = self.place(record.topic, record.partition) else {
+                return Ok(());
+            };
+            let (decoder, lane) = &mut self.lanes[at];
+            let letters = self.letters.as_mut();
             let decoded = decoder.decode(record)?;
             lane.take(decoded, record, letters);
             Ok(())
@@ -169,11 +169,11 @@ impl Outlet for Own<'_> {
     }
 
     fn has_work(&self) -> bool {
-        self.lanes.values().any(|(_, lane)| lane.wants_ends())
+        self.lanes.iter().any(|(_, lane)| lane.wants_ends())
     }
 
     fn stage(&mut self, consumer: &BaseConsumer<Client>) -> Result<(), Ended> {
-        for (_, lane) in self.lanes.values_mut() {
+        for (_, lane) in &mut self.lanes {
             if lane.wants_ends() {
                 match assignment::ends(consumer, lane) {
                     Ok(ends) => lane.sweep_at(ends),
@@ -192,7 +192,7 @@ impl Outlet for Own<'_> {
     }
 
     fn logged(&self) -> Vec<(Partition, i64)> {
-        let lanes = self.lanes.values();
+        let lanes = self.lanes.iter();
         let all = lanes.flat_map(|(_, lane)| {
             let topic = lane.topic();
             let reading = lane.reading();

@@ -51,6 +51,11 @@ impl Waiting {
             .insert(partition, Instant::now() + wait.after.max(PAUSE));
     }
 
+    /// Whether none waits, and none did since its last message.
+    pub(super) fn is_idle(&self) -> bool {
+        self.until.is_empty() && self.told.is_empty()
+    }
+
     /// Whether a partition waits: what still comes of it is fetched again later.
     pub(super) fn has(&self, topic: &str, partition: i32) -> bool {
         let mut waiting = self.until.keys();
@@ -67,7 +72,6 @@ impl Waiting {
 
     /// A message of a partition was taken.
     pub(super) fn taken(&mut self, context: &SourceContext, (topic, partition): (&str, i32)) {
-        // Mostly none waited.
         if !self.told.is_empty() {
             self.forget(context, &(topic.to_owned(), partition));
         }

@@ -70,6 +70,15 @@ pub enum Unreadable {
 /// When the payload is larger than [`RECORD_BYTES_MAX`] or the file larger than 4 GiB: bodies and
 /// segments are bounded far below.
 pub fn encode(out: &mut Vec<u8>, synced: u64, kind: u8, payload: &[u8]) {
+    encode_header(out, synced, kind, payload);
+    out.extend_from_slice(payload);
+}
+
+/// Appends a frame's header to `out`; the payload is to follow it.
+///
+/// # Panics
+/// As [`encode`] does.
+pub fn encode_header(out: &mut Vec<u8>, synced: u64, kind: u8, payload: &[u8]) {
     assert!(
         payload.len() <= RECORD_BYTES_MAX,
         "a record of {} bytes",
@@ -85,7 +94,6 @@ pub fn encode(out: &mut Vec<u8>, synced: u64, kind: u8, payload: &[u8]) {
     out.extend_from_slice(&length);
     out.extend_from_slice(&checksum(&length, &rest, payload).to_le_bytes());
     out.extend_from_slice(&rest);
-    out.extend_from_slice(payload);
 }
 
 /// Reads the frame at the start of `bytes`.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  append(record) ─▶ encoded on the caller's thread ─▶ queue ─▶ writer ([`super::writer`])
-//!     │ LogSequence n                                             │ one write, one sync a group
+//!     │ LogSequence n                                             │ some writes, one sync a group
 //!     └────────────── durable() ≥ n  ◀── on_durable(Ok), listener ┘
 //! ```
 //!
@@ -131,7 +131,8 @@ impl InputLog {
     /// `on_durable` is called once: with `Ok` after the sync, or with the error of the first
     /// attempt that failed; the record stays queued even then (see the module).
     pub fn append(&self, record: Record, on_durable: Option<OnDurable>) -> LogSequence {
-        self.shared.push(Queued::new(&record, on_durable))
+        let buffer = self.shared.buffer(record.bytes_about());
+        self.shared.push(Queued::new(&record, buffer, on_durable))
     }
 
     /// Everything up to here survives a crash.

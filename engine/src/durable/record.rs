@@ -262,6 +262,15 @@ pub fn is_forgotten(deleted_at: Time, now: Time) -> bool {
     now.saturating_sub(deleted_at) >= TOMBSTONE_SECONDS * 1_000_000
 }
 
+impl Stage {
+    /// What it takes encoded, hardly ever more.
+    fn bytes_about(&self) -> usize {
+        const OTHERS: usize = 256;
+        let changes = self.changes.iter().map(Change::staged_bytes);
+        OTHERS + self.position.as_ref().map_or(0, String::len) + changes.sum::<usize>()
+    }
+}
+
 impl Record {
     /// The record of what is staged at once: one source's rows, or a transaction over several.
     pub fn staged(mut stages: Vec<Stage>) -> Record {
@@ -307,23 +316,43 @@ impl Record {
 
     /// Encodes the payload. Cost: linear in the record.
     pub fn encode(&self) -> Vec<u8> {
-        fn to_vec<T: Serialize>(value: &T) -> Vec<u8> {
-            bincode::serde::encode_to_vec(value, bincode::config::standard())
-                .expect("plain data without unsupported types always encodes")
+        self.encode_in(Vec::new())
+    }
+
+    /// The same in a buffer that may have held another payload. Large records are given room for all of
+    /// them at first: they are not copied while they grow.
+    pub(super) fn encode_in(&self, mut payload: Vec<u8>) -> Vec<u8> {
+        fn write<T: Serialize>(value: &T, payload: &mut Vec<u8>) {
+            bincode::serde::encode_into_std_write(value, payload, bincode::config::standard())
+                .expect("plain data without unsupported types always encodes");
         }
+        payload.clear();
+        payload.reserve(self.bytes_about());
+        let out = &mut payload;
         match self {
-            Record::Stage(record) => to_vec(record),
-            Record::Tick(record) => to_vec(record),
-            Record::Ddl(record) => to_vec(record),
-            Record::Reserve(until) => to_vec(until),
-            Record::Since(at) => to_vec(at),
-            Record::BaseRows(record) => to_vec(record),
-            Record::BaseVectors(record) => to_vec(record),
-            Record::BaseLanes(record) => to_vec(record),
-            Record::BaseReplies(record) => to_vec(record),
-            Record::BaseLetters(record) => to_vec(record),
-            Record::Together(record) => to_vec(record),
-            Record::Forget(names) => to_vec(names),
+            Record::Stage(record) => write(record, out),
+            Record::Tick(record) => write(record, out),
+            Record::Ddl(record) => write(record, out),
+            Record::Reserve(until) => write(until, out),
+            Record::Since(at) => write(at, out),
+            Record::BaseRows(record) => write(record, out),
+            Record::BaseVectors(record) => write(record, out),
+            Record::BaseLanes(record) => write(record, out),
+            Record::BaseReplies(record) => write(record, out),
+            Record::BaseLetters(record) => write(record, out),
+            Record::Together(record) => write(record, out),
+            Record::Forget(names) => write(names, out),
+        }
+        payload
+    }
+
+    /// What the payload of a record of staged rows takes, hardly ever more; 0 of others, which are small
+    /// or rare.
+    pub(super) fn bytes_about(&self) -> usize {
+        match self {
+            Record::Stage(stage) => stage.bytes_about(),
+            Record::Together(stages) => stages.iter().map(Stage::bytes_about).sum(),
+            _ => 0,
         }
     }
 

@@ -26,6 +26,13 @@ use crate::limits::{GROUP_COMMIT_BYTES_MAX, LOG_RETRY_MS, RECORD_BYTES_MAX};
 use crate::model::Time;
 use crate::telemetry;
 
+/// Records of one write, bytes (soft for one record): a larger one costs a call more and a copy less.
+const GATHERED_BYTES_MAX: usize = 64 << 10;
+
+/// Buffers that are kept for payloads to come, and the largest of them, bytes.
+const SPARE_MAX: usize = 8;
+const SPARE_BYTES_MAX: usize = 4 << 20;
+
 /// A record on its way to the file.
 pub(super) struct Queued {
     kind: u8,
@@ -36,9 +43,9 @@ pub(super) struct Queued {
 }
 
 impl Queued {
-    /// Encodes a record, on the caller's thread.
-    pub fn new(record: &Record, on_durable: Option<OnDurable>) -> Self {
-        let payload = record.encode();
+    /// Encodes a record into a buffer, on the caller's thread.
+    pub fn new(record: &Record, buffer: Vec<u8>, on_durable: Option<OnDurable>) -> Self {
+        let payload = record.encode_in(buffer);
         assert!(
             payload.len() <= RECORD_BYTES_MAX,
             "a record of {} bytes",
@@ -72,6 +79,9 @@ pub(super) struct Shared {
     /// One compaction at a time.
     pub compaction: Mutex<()>,
     queue: Mutex<Queue>,
+    /// Buffers of payloads that were written, for those to come: memory that is in the caches, and that
+    /// the system need not clear again.
+    spare: Mutex<Vec<Vec<u8>>>,
     /// Signalled when there is something to write, and on close.
     work: Condvar,
     /// Signalled when the watermark moved.
@@ -99,6 +109,7 @@ impl Shared {
             is_replaying: AtomicBool::new(false),
             compaction: Mutex::new(()),
             queue: Mutex::default(),
+            spare: Mutex::default(),
             work: Condvar::new(),
             progress: Condvar::new(),
         }
@@ -111,6 +122,26 @@ impl Shared {
         queue.records.push(record);
         self.work.notify_one();
         LogSequence(queue.last)
+    }
+
+    /// A buffer for a payload of about so many bytes.
+    pub fn buffer(&self, bytes: usize) -> Vec<u8> {
+        let wants_spare = bytes >= GATHERED_BYTES_MAX;
+        let spare = wants_spare.then(|| self.spare().pop());
+        spare.flatten().unwrap_or_default()
+    }
+
+    /// Keeps the buffer of a payload that was written, if it is worth it.
+    fn give_back(&self, payload: Vec<u8>) {
+        let mut spare = self.spare();
+        let is_kept = (GATHERED_BYTES_MAX..=SPARE_BYTES_MAX).contains(&payload.capacity());
+        if is_kept && spare.len() < SPARE_MAX {
+            spare.push(payload);
+        }
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.spare.lock().expect("no panic under this lock")
     }
 
     pub fn queued_bytes(&self) -> usize {
@@ -307,8 +338,11 @@ impl Writer {
                 + group.len() as u64
         };
         self.shared.progress.notify_all();
-        for on_durable in group.drain(..).filter_map(|record| record.on_durable) {
-            on_durable(Ok(()));
+        for record in group.drain(..) {
+            if let Some(on_durable) = record.on_durable {
+                on_durable(Ok(()));
+            }
+            self.shared.give_back(record.payload);
         }
         let listener = self
             .shared
@@ -334,30 +368,48 @@ impl Writer {
         if self.is_dirty {
             self.file.truncate(self.durable_bytes)?;
         }
-        self.buffer.clear();
-        for record in group {
-            frame::encode(
-                &mut self.buffer,
-                self.durable_bytes,
-                record.kind,
-                &record.payload,
-            );
-        }
         self.is_dirty = true;
-        self.file.append(&self.buffer)?;
+        let bytes = self.append(group)?;
         let started = Instant::now();
         self.file.sync()?;
         metrics::histogram!(telemetry::LOG_SYNC_SECONDS.name).record(started.elapsed());
-        metrics::counter!(telemetry::LOG_BYTES.name).increment(self.buffer.len() as u64);
+        metrics::counter!(telemetry::LOG_BYTES.name).increment(bytes);
         metrics::counter!(telemetry::LOG_RECORDS.name).increment(group.len() as u64);
         self.is_dirty = false;
-        self.durable_bytes += self.buffer.len() as u64;
+        self.durable_bytes += bytes;
         self.time = group
             .iter()
             .map(|record| record.time)
             .fold(self.time, Option::max);
-        self.buffer.shrink_to(GROUP_COMMIT_BYTES_MAX);
         Ok(())
+    }
+
+    /// Appends the frames of a group; their bytes. Small ones are gathered, large payloads are written
+    /// from where they lie.
+    fn append(&mut self, group: &[Queued]) -> Result<u64, WorldError> {
+        self.buffer.clear();
+        let mut bytes = 0;
+        for Queued { kind, payload, .. } in group {
+            frame::encode_header(&mut self.buffer, self.durable_bytes, *kind, payload);
+            let is_large = payload.len() >= GATHERED_BYTES_MAX;
+            if !is_large {
+                self.buffer.extend_from_slice(payload);
+            }
+            if is_large || self.buffer.len() >= GATHERED_BYTES_MAX {
+                self.file.append(&self.buffer)?;
+                bytes += self.buffer.len();
+                self.buffer.clear();
+            }
+            if is_large {
+                self.file.append(payload)?;
+                bytes += payload.len();
+            }
+        }
+        if !self.buffer.is_empty() {
+            self.file.append(&self.buffer)?;
+            bytes += self.buffer.len();
+        }
+        Ok(bytes as u64)
     }
 
     /// Closes the open segment and opens the next. Idempotent: a failed attempt is made again.

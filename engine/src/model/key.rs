@@ -2,7 +2,7 @@
 //! can be shown as they came.
 
 use serde::{Deserialize, Serialize};
-use smol_str::SmolStr;
+use smol_str::{SmolStr, SmolStrBuilder, format_smolstr};
 
 /// The key of a document within its source, as canonical JSON: the bare value of a one-column key
 /// (`"T-1"`, `42`), an object with the columns in declared order otherwise.
@@ -31,7 +31,21 @@ impl Key {
 
     /// A key from a text column.
     pub fn text(text: &str) -> Key {
-        Key(SmolStr::from(serde_json::Value::from(text).to_string()))
+        let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+        if !text.bytes().all(is_plain) {
+            return Key(SmolStr::from(serde_json::Value::from(text).to_string()));
+        }
+        // As JSON has it, without an allocation for a short one.
+        let mut key = SmolStrBuilder::new();
+        key.push('"');
+        key.push_str(text);
+        key.push('"');
+        Key(key.finish())
+    }
+
+    /// A key from a column of integers.
+    pub fn int(value: i64) -> Key {
+        Key(format_smolstr!("{value}"))
     }
 
     /// The canonical JSON text.
@@ -53,5 +67,36 @@ impl Key {
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_columns_are_canonical_json() {
+        let texts = [
+            "",
+            "T-1",
+            "a \"b\"",
+            "a\\b",
+            "a\nb",
+            "\u{7f}",
+            "über",
+            "a text of more than 23 bytes",
+        ];
+        for text in texts {
+            assert_eq!(
+                Key::text(text),
+                Key::from_json(&serde_json::Value::from(text))
+            );
+        }
+        for number in [0, -1, 42, i64::MIN, i64::MAX] {
+            assert_eq!(
+                Key::int(number),
+                Key::from_json(&serde_json::Value::from(number))
+            );
+        }
     }
 }

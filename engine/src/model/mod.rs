@@ -11,6 +11,7 @@
 mod chunk;
 mod floats;
 mod key;
+mod pack;
 mod row;
 mod schema;
 mod value;

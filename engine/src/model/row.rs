@@ -1,7 +1,8 @@
 //! Packed rows: ordered, hashable bytes in arrow-row's format, decoded by batch (PROTOCOLS §6.1).
 //!
 //! The dataflow moves, compares and retracts [`Row`]s without knowing their columns; only a
-//! [`RowCodec`], made from a [`Schema`], can look inside. Cost: one copy to pack, one to unpack.
+//! [`RowCodec`], made from a [`Schema`], can look inside. Values are packed by [`super::pack`], arrays by `arrow-row`:
+//! the bytes are the same. Cost: two copies to pack, one to unpack.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use arrow_row::{RowConverter, SortField};
 use arrow_schema::ArrowError;
 use serde::{Deserialize, Serialize};
 
-use super::{Schema, SqlType, Value};
+use super::{Schema, SqlType, Value, pack};
 
 /// One packed row. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -95,30 +96,20 @@ impl RowCodec {
     /// # Panics
     /// When a value's variant does not fit the column: callers convert by [`Value::from_json`].
     pub fn pack(&self, values: &[Value]) -> Row {
-        self.pack_all(&[values])
-            .pop()
-            .expect("one row in, one row out")
+        self.pack_in(&mut Vec::new(), values)
     }
 
-    /// Packs rows of values, each as [`RowCodec::pack`] does it. Cost: every call makes an array a
-    /// column, so that many rows together cost far less than one by one.
-    ///
-    /// # Panics
-    /// When a value's variant does not fit the column, a row is too short, or the texts of a column
-    /// have more than 2 GiB together.
-    pub fn pack_all(&self, rows: &[impl AsRef<[Value]>]) -> Vec<Row> {
-        // Arrow cannot count the rows of no columns.
-        if self.schema.columns.is_empty() {
-            return vec![Row::default(); rows.len()];
+    /// The same with a buffer that is used again, for many rows: a pass over the values and one copy.
+    pub fn pack_in(&self, buffer: &mut Vec<u8>, values: &[Value]) -> Row {
+        assert!(
+            values.len() >= self.schema.columns.len(),
+            "a value a column"
+        );
+        buffer.clear();
+        for (column, value) in self.schema.columns.iter().zip(values) {
+            pack::append(buffer, column.sql_type, value);
         }
-        let columns = self.schema.columns.iter().enumerate();
-        let arrays: Vec<ArrayRef> = columns
-            .map(|(at, column)| {
-                let values = rows.iter().map(|row| &row.as_ref()[at]);
-                column_array(column.sql_type, values)
-            })
-            .collect();
-        self.pack_arrays(&arrays)
+        Row::from_bytes(buffer)
     }
 
     /// Packs columns of equal length: `arrays[column][row]` to one [`Row`] a row.
@@ -284,14 +275,11 @@ mod tests {
         assert!(a < b);
         assert_eq!(codec.unpack(&a), values(-1, "z"));
         assert_eq!(codec.unpack(&b), values(2, "a"));
-        assert_eq!(codec.pack_all(&[values(-1, "z"), values(2, "a")]), [a, b]);
-        assert_eq!(codec.pack_all(&[] as &[Vec<Value>]), []);
     }
 
     #[test]
     fn a_row_may_have_no_columns() {
         let codec = RowCodec::new(Schema::default()).unwrap();
         assert_eq!(codec.unpack(&codec.pack(&[])), []);
-        assert_eq!(codec.pack_all(&[Vec::new(), Vec::new()]).len(), 2);
     }
 }

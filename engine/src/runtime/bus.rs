@@ -57,15 +57,17 @@ pub(super) fn command_bus<P: Program>(
 impl<P: Program> CommandSender<P> {
     /// Sends to all workers and wakes them.
     pub(super) fn send(&self, command: CommandOf<P>) {
-        let command = Arc::new(command);
         let receivers = if self.is_cluster {
             1
         } else {
             self.senders.len()
         };
-        for sender in &self.senders[..receivers] {
+        let command = Arc::new(command);
+        // The last one gets ours: a worker that has a command alone moves its rows.
+        let commands = std::iter::repeat_n(command, receivers);
+        for (sender, command) in self.senders.iter().zip(commands) {
             // A worker that is gone has panicked; the process is about to end.
-            let _ = sender.send(Arc::clone(&command));
+            let _ = sender.send(command);
         }
         self.wake();
     }

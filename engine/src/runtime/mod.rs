@@ -521,12 +521,13 @@ fn prepare_loop<P: Program>(shared: &Arc<Shared<P>>, queues: &[Receiver<StagedBa
             },
         };
         let prepared = shared.preparer.prepare(&batch);
-        let lane = (batch.source, batch.lane);
         let message = Message::Prepared {
-            lane,
+            lane: (batch.source, Arc::clone(&batch.lane)),
             sequence: batch.sequence,
             prepared,
         };
+        // Before it can be bound: its rows are moved then, if nobody else has them.
+        drop(batch);
         if shared.mailbox.send(message).is_err() {
             return;
         }

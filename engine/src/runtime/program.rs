@@ -5,6 +5,8 @@
 //! a pure function of them: every worker builds every dataflow, in the same order, from the same
 //! definitions (PROTOCOLS §8.2).
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use timely::worker::Worker;
@@ -35,8 +37,9 @@ pub trait Program: 'static {
     fn install(&mut self, worker: &mut Worker, at: Time, id: ObjectId, object: &Self::Definition);
     /// Drops an object's dataflow; its readers were dropped before.
     fn uninstall(&mut self, worker: &mut Worker, id: ObjectId);
-    /// Feeds the rows of a tick that this worker owns and advances *every* input to `at + 1`.
-    fn feed(&mut self, tick: &Tick<Self::Operation>);
+    /// Feeds the rows of a tick that this worker owns and advances *every* input to `at + 1`. A tick that
+    /// no other worker needs any more is given whole: its rows can be moved.
+    fn feed(&mut self, tick: Cow<'_, Tick<Self::Operation>>);
     /// Installs one short-lived dataflow for questions at one sealed time.
     fn ask(&mut self, worker: &mut Worker, at: Time, questions: &[(QuestionId, Self::Question)]);
     /// Drops what is left of a question.

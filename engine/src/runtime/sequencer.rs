@@ -10,7 +10,8 @@
 //! and its record is durable; unsealed ticks are bounded by count and bytes, so that back-pressure
 //! acts before binding; questions read at sealed times only.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque, hash_map};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -512,27 +513,36 @@ fn lane_ranges(batches: &[StagedBatch]) -> Vec<LaneRange> {
 fn merge_batches(batches: Vec<StagedBatch>) -> Vec<(ObjectId, Vec<Change>)> {
     let mut sources: BTreeMap<ObjectId, Vec<Change>> = BTreeMap::new();
     for batch in batches {
-        sources
-            .entry(batch.source)
-            .or_default()
-            .extend(batch.changes.iter().cloned());
+        // Mostly nobody else has it any more: it is logged and prepared.
+        let changes = Arc::unwrap_or_clone(batch.changes);
+        match sources.entry(batch.source) {
+            Entry::Vacant(first) => drop(first.insert(changes)),
+            Entry::Occupied(mut more) => more.get_mut().extend(changes),
+        }
     }
     for changes in sources.values_mut() {
-        let mut last: AHashMap<Key, (u64, usize)> = AHashMap::with_capacity(changes.len());
-        for (i, change) in changes.iter().enumerate() {
-            let entry = last
-                .entry(change.key.clone())
-                .or_insert((change.version, i));
-            if change.version >= entry.0 {
-                *entry = (change.version, i);
-            }
+        let overtaken = overtaken(changes);
+        if overtaken.contains(&true) {
+            let mut overtaken = overtaken.into_iter();
+            changes.retain(|_| overtaken.next() != Some(true));
         }
-        let mut i = 0;
-        changes.retain(|change| {
-            let keep = last[&change.key].1 == i;
-            i += 1;
-            keep
-        });
     }
     sources.into_iter().collect()
+}
+
+/// Of each change, whether another one of its key takes its place.
+fn overtaken(changes: &[Change]) -> Vec<bool> {
+    let mut overtaken = vec![false; changes.len()];
+    let mut last: AHashMap<&Key, usize> = AHashMap::with_capacity(changes.len());
+    for (i, change) in changes.iter().enumerate() {
+        match last.entry(&change.key) {
+            hash_map::Entry::Vacant(first) => drop(first.insert(i)),
+            hash_map::Entry::Occupied(mut at) => {
+                let is_newer = change.version >= changes[*at.get()].version;
+                let loser = if is_newer { at.insert(i) } else { i };
+                overtaken[loser] = true;
+            }
+        }
+    }
+    overtaken
 }

@@ -1,12 +1,13 @@
 //! One worker's part of the pipeline: obeys the command stream.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::Hashable;
-use engine::model::{DocVersion, ObjectId, Time};
+use engine::model::{Change, DocVersion, ObjectId, Time};
 use engine::runtime::{Program, QuestionId, Tick};
 use operators::cache::{CacheConfig, Scoring};
 use timely::worker::Worker;
@@ -16,6 +17,7 @@ use super::index::{self, FactTable, Index};
 use super::pipeline::{Declared, IndexSpec, Pipeline};
 use super::question::{Operation, Question};
 use super::relation::{self, Relations};
+use super::upsert::Upsert;
 use crate::definition::{CacheDef, Fusion, Object};
 
 /// See the module's documentation.
@@ -55,7 +57,43 @@ impl WorkerProgram {
 
     fn owns(&self, key: &engine::model::Key) -> bool {
         // The same hash as the upsert's exchange, so that rows stay where they are fed.
-        key.hashed() as usize % self.peers == self.worker
+        self.peers == 1 || key.hashed() as usize % self.peers == self.worker
+    }
+
+    /// Feeds the rows of a tick to their sources; the rest of it.
+    fn feed_rows<'t>(&self, mut tick: Cow<'t, Tick<Operation>>) -> Cow<'t, Tick<Operation>> {
+        let own = match &mut tick {
+            Cow::Owned(tick) => {
+                let mut own = std::mem::take(&mut tick.changes);
+                for (_, changes) in &mut own {
+                    changes.retain(|change| self.owns(&change.key));
+                }
+                own
+            }
+            Cow::Borrowed(tick) => {
+                let own = |changes: &Vec<Change>| {
+                    let own = changes.iter().filter(|change| self.owns(&change.key));
+                    own.cloned().collect()
+                };
+                let sources = tick.changes.iter();
+                sources.map(|(id, changes)| (*id, own(changes))).collect()
+            }
+        };
+        let mut relations = self.relations.borrow_mut();
+        for (source, changes) in own {
+            let relation = relations.get_mut(&source);
+            let Some(input) = relation.and_then(|relation| relation.input.as_mut()) else {
+                continue;
+            };
+            input.advance_to(tick.at);
+            let upsert = |Change { key, row, version }| -> Upsert {
+                let value = row.map(|row| DocVersion { version, row });
+                (key, value, tick.at)
+            };
+            input.send_batch(&mut changes.into_iter().map(upsert).collect());
+        }
+        drop(relations);
+        tick
     }
 
     fn install_cache(&mut self, at: Time, id: ObjectId, cache: &CacheDef, index: &IndexSpec) {
@@ -153,7 +191,7 @@ impl Program for WorkerProgram {
         self.pipeline.unregister(id);
     }
 
-    fn feed(&mut self, tick: &Tick<Operation>) {
+    fn feed(&mut self, tick: Cow<'_, Tick<Operation>>) {
         for (fact, vector) in &tick.vectors {
             if let Some(vector) = vector {
                 self.pipeline.vectors.note(fact.at, vector);
@@ -162,21 +200,8 @@ impl Program for WorkerProgram {
                 .borrow_mut()
                 .add(fact.model, fact.content, fact.at, tick.at);
         }
+        let tick = self.feed_rows(tick);
         let mut relations = self.relations.borrow_mut();
-        for (source, changes) in &tick.changes {
-            let Some(relation) = relations.get_mut(source) else {
-                continue;
-            };
-            let Some(input) = relation.input.as_mut() else {
-                continue;
-            };
-            input.advance_to(tick.at);
-            for change in changes.iter().filter(|change| self.owns(&change.key)) {
-                let version = change.version;
-                let value = change.row.clone().map(|row| DocVersion { version, row });
-                input.send((change.key.clone(), value, tick.at));
-            }
-        }
         for relation in relations.values_mut() {
             if let Some(input) = relation.input.as_mut() {
                 input.advance_to(tick.at + 1);

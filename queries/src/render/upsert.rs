@@ -57,7 +57,10 @@ pub(super) fn arrange_upserts<'scope>(
                 upserts
                     .capability
                     .get_or_insert_with(|| capability.retain(0));
-                upserts.waiting.append(batch);
+                match upserts.waiting.is_empty() {
+                    true => std::mem::swap(&mut upserts.waiting, batch),
+                    false => upserts.waiting.append(batch),
+                }
             });
             if upserts.lower.borrow() != frontier.frontier()
                 && let Some((capability, batch)) = upserts.advance(frontier.frontier())

@@ -372,11 +372,11 @@ impl Table {
     }
 
     fn remember(&mut self, change: &RowChange, out: &mut Applied) {
-        let lanes = &self.lanes;
-        let all_seen = lanes.len() >= self.partitions;
-        let behind = lanes.values().map(Lane::mark_lsn).min().flatten();
-        let behind = behind.filter(|_| all_seen);
         if self.partitions > 1 {
+            let lanes = &self.lanes;
+            let all_seen = lanes.len() >= self.partitions;
+            let behind = lanes.values().map(Lane::mark_lsn).min().flatten();
+            let behind = behind.filter(|_| all_seen);
             let is_live = change.row.is_some();
             self.recent.saw(&change.key, change.order, is_live, behind);
         }

@@ -205,20 +205,20 @@ impl Unsent {
 
     /// Puts a row out, or parks it.
     fn settle(&mut self, key: Key, image: Image, out: &mut Applied) {
-        match complete(&image.cells) {
-            Some(values) => {
-                self.forget_wait(Some(image));
+        match complete(image.cells) {
+            Ok(values) => {
+                self.stop_waiting(image.wait);
                 out.outputs.push(Output::Upsert { key, values });
             }
-            None if self.parked.len() + self.left.len() >= ENVELOPE_PARKED_ROWS_MAX => {
-                self.forget_wait(Some(image));
+            Err(_) if self.parked.len() + self.left.len() >= ENVELOPE_PARKED_ROWS_MAX => {
+                self.stop_waiting(image.wait);
                 out.letters.push(too_many(&key));
             }
-            None => {
+            Err(cells) => {
                 if let Wait::Move(id) = &image.wait {
                     self.waits.insert(id.clone(), Place::Parked(key.clone()));
                 }
-                self.parked.insert(key, image);
+                self.parked.insert(key, Image { cells, ..image });
             }
         }
     }
@@ -273,11 +273,13 @@ impl Unsent {
 
     /// A row that waited does not any more.
     fn forget_wait(&mut self, image: Option<Image>) {
-        if let Some(Image {
-            wait: Wait::Move(id),
-            ..
-        }) = image
-        {
+        if let Some(image) = image {
+            self.stop_waiting(image.wait);
+        }
+    }
+
+    fn stop_waiting(&mut self, wait: Wait) {
+        if let Wait::Move(id) = wait {
             self.waits.remove(&id);
         }
     }

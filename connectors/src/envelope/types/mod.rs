@@ -17,6 +17,7 @@ pub(crate) mod binary;
 mod decimal;
 mod meaning;
 pub mod placeholder;
+mod plain;
 mod temporal;
 
 use std::sync::Arc;
@@ -103,9 +104,16 @@ impl Cell {
     }
 }
 
-/// All values of a row, if all were sent.
-pub fn complete(cells: &[Cell]) -> Option<Vec<Value>> {
-    cells.iter().map(|cell| cell.known().cloned()).collect()
+/// All values of a row, if all were sent; else the cells again.
+pub fn complete(cells: Vec<Cell>) -> Result<Vec<Value>, Vec<Cell>> {
+    if cells.iter().any(|cell| cell.known().is_none()) {
+        return Err(cells);
+    }
+    let known = cells.into_iter().filter_map(|cell| match cell {
+        Cell::Value(value) => Some(value),
+        Cell::Unavailable | Cell::NullOrUnavailable => None,
+    });
+    Ok(known.collect())
 }
 
 /// What a message means by a value, before a column takes it.
@@ -170,6 +178,18 @@ pub fn value(
     if node.is_null() {
         return Ok(Value::Null);
     }
+    match plain::value(node, schema, column) {
+        Some(value) => Ok(value),
+        None => by_meaning(node, schema, column, rules),
+    }
+}
+
+fn by_meaning(
+    node: &Node<'_>,
+    schema: Option<&ConnectSchema>,
+    column: &Column,
+    rules: &Rules,
+) -> Result<Value, DataError> {
     let wrong = || wrong_type(column, &node.shortened());
     let datum = meaning::of(node, schema, column, rules)?.ok_or_else(wrong)?;
     let value = fit(&datum, column)?.ok_or_else(wrong)?;
@@ -272,21 +292,27 @@ fn fit_boolean(datum: &Datum) -> Option<Value> {
 }
 
 fn fit_integer(datum: &Datum, column: &Column) -> Result<Option<Value>, DataError> {
-    let (value, text) = match datum {
-        Datum::Int(value) => (Some(i128::from(*value)), value.to_string()),
-        Datum::Number(number) => (number.at_scale(0), number.to_string()),
+    let value = match datum {
+        Datum::Int(value) => Some(i128::from(*value)),
+        Datum::Number(number) => number.at_scale(0),
         Datum::Time(micros) | Datum::Duration(micros) | Datum::Timestamp(micros) => {
-            (Some(i128::from(*micros)), micros.to_string())
+            Some(i128::from(*micros))
         }
-        Datum::Bits(bits) => (i128::from_str_radix(bits, 2).ok(), bits.clone()),
+        Datum::Bits(bits) => i128::from_str_radix(bits, 2).ok(),
         _ => return Ok(None),
+    };
+    let text = || match datum {
+        Datum::Number(number) => number.to_string(),
+        Datum::Int(n) | Datum::Time(n) | Datum::Duration(n) | Datum::Timestamp(n) => n.to_string(),
+        Datum::Bits(bits) => bits.clone(),
+        _ => String::new(),
     };
     let value = value.and_then(|value| i64::try_from(value).ok());
     let is_in_range =
         |value: &i64| column.sql_type == SqlType::Int8 || i32::try_from(*value).is_ok();
     match value.filter(is_in_range) {
         Some(value) => Ok(Some(Value::Int(value))),
-        None => Err(out_of_range(column, &text)),
+        None => Err(out_of_range(column, &text())),
     }
 }
 

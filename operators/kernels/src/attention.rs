@@ -378,3 +378,29 @@ fn write_columns<W: Wide>(w: W, out: &mut [f32], width: usize, values: [W::V; 2]
         out[..width].copy_from_slice(&padded[..width]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two to such scores is no f32: the row is done again with its largest score taken off.
+    #[test]
+    fn scores_beyond_f32_still_choose() {
+        for format in [Format::F32, Format::Bf16] {
+            for sign in [1.0, -1.0] {
+                let (rows, width) = (40, 32);
+                let mut head = vec![0.0; rows * 3 * width];
+                for (key, row) in head.chunks_exact_mut(3 * width).enumerate() {
+                    row[0] = sign * 60.0;
+                    row[width] = if key == 7 { 10.0 } else { 10.0 - sign };
+                    row[2 * width..].fill(key as f32);
+                }
+                let attention = Attention::new(format, TileKernel::best(format), width);
+                let mut context = vec![0.0; rows * width];
+                let mut scratch = AttentionScratch::default();
+                attention.attend(rows, &head, &mut scratch, &mut context, width, width);
+                assert!(context.iter().all(|x| (x - 7.0).abs() < 1e-3), "{format:?}");
+            }
+        }
+    }
+}

@@ -15,7 +15,7 @@
 //! over the weights before they are rounded.
 //!
 //! bf16 has f32's range, so its weights are 2^x as it is: subtracting a row's largest score first
-//! changes no relative error. Only a row whose sum leaves [`SUMS`] is done again with it, as f32's are
+//! changes no relative error. Only a row whose sum leaves `SUMS` is done again with it, as f32's are
 //! always. Two bf16 in a word are sixteen elements (or keys) apart, not neighbours: what is sixteen apart lies
 //! in the same lane of two vectors. A product does not ask for the order of its depth.
 //!

@@ -76,17 +76,20 @@ pub enum Placed {
 /// each device, and some probes embedded on both sides, in all about a second.
 pub fn place(files: ModelFiles, wanted: &Wanted) -> Result<Placed, WorldError> {
     let found = devices::devices().map(|found| found.iter().map(|facts| facts.ordinal).collect());
-    let weights = Weights::parse(&files.config, &files.weights);
+    // Once more only where a device wants them; what is wrong with them the CPU's encoder says.
+    let has_device = found
+        .as_ref()
+        .is_ok_and(|found: &Vec<usize>| !found.is_empty());
+    let parse = || Weights::parse(&files.config, &files.weights).ok();
+    let weights = has_device.then(parse).flatten();
     let pooling = files.pooling;
     let cpu = Arc::new(PretrainedEmbedder::with_kernel(files, Kernel::F32)?);
-    let Ok(weights) = weights.map(Arc::new) else {
-        // The CPU's encoder was made of the same files.
-        return Ok(Placed::Cpu(cpu, "the weights cannot be read".to_owned()));
-    };
     let open: Open = Arc::new(move |ordinal| {
+        let none = || Fault::Unavailable("the weights were not read".to_owned());
+        let weights = weights.as_ref().ok_or_else(none)?;
         let device = Box::new(Driver::open(ordinal)?);
         let output = Output::Vector(pooling);
-        let engine = DeviceEngine::open(device, &weights, &output, &Options::default())?;
+        let engine = DeviceEngine::open(device, weights, &output, &Options::default())?;
         tracing::info!(device = engine.describe(), "an encoder's device is open");
         Ok(Box::new(engine) as Box<dyn Engine>)
     });

@@ -81,8 +81,8 @@ pub fn measure(
     let kernel = Kernel::for_precision(precision).unwrap_or(Kernel::F32);
     let calls = model.call_limits().calls;
     let peak_gflops = (calls == 1 && model.operations(1).is_some()).then(|| yardstick(kernel));
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let texts: Vec<&str> = texts.into_iter().filter(|text| !text.is_empty()).collect();
+    let texts = texts.iter().map(String::as_str);
+    let texts: Vec<&str> = texts.filter(|text| !text.is_empty()).collect();
     let bulk = match calls {
         1 => one_by_one(&*model, &texts, time),
         _ => in_batches(&*model, &texts, time, calls - 1),

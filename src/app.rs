@@ -35,6 +35,26 @@ pub const DEFAULT_MODEL: &str = "sentence-transformers/all-MiniLM-L6-v2";
 /// Threads that speak HTTP: they parse and wait, workers compute.
 const HTTP_THREADS: usize = 2;
 
+/// How the cores are shared out where nobody says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Threads {
+    /// Dataflow workers: they sleep unless there is something to do, and one core is left to others.
+    pub workers: usize,
+    /// Threads that embed documents without a GPU. While there is much to embed they are busy all the
+    /// time and workers wait for them: half the cores, so that questions find the other half.
+    pub embed: usize,
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Threads {
+            workers: (cores - 1).max(1),
+            embed: (cores / 2).max(1),
+        }
+    }
+}
+
 /// What a server is started with.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
@@ -46,6 +66,8 @@ pub struct RunOptions {
     pub listen: SocketAddr,
     /// Dataflow workers of this process.
     pub workers: usize,
+    /// Threads on which a model of this machine's cores embeds documents.
+    pub embed_threads: usize,
     /// The model folder, if it is not the default one.
     pub models: Option<PathBuf>,
     /// Changed definitions replace stored ones.

@@ -27,7 +27,7 @@ use engine::model::{Column, RowCodec, Schema};
 use engine::runtime::SystemClock;
 use engine::telemetry;
 use operators::embed::remote::{Encoding, KeySource};
-use operators::embed::{Prompts, RemoteEmbedder, RemoteOptions};
+use operators::embed::{EmbedConfig, Prompts, RemoteEmbedder, RemoteOptions};
 use queries::api::PushLine;
 use queries::definition::{
     AvroDef, Connector, Envelope, FilesDef, GitDef, KafkaDef, KafkaSecurity, KafkaStart,
@@ -52,7 +52,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         load_model: Arc::new(move |name, model, key| {
             load_model(name, model, key, models.as_deref())
         }),
-        connect: connector_with(Some(&options.data), extractor()),
+        connect: connector_with(Some(&options.data), extractor(), options.workers),
         connect_sink: Arc::new(connect_sink),
         describe: Arc::new(describe),
         decode_push: Arc::new(decode_push),
@@ -61,7 +61,10 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         }),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
-        embed: operators::embed::EmbedConfig::default(),
+        embed: EmbedConfig {
+            document_threads: options.embed_threads,
+            ..EmbedConfig::default()
+        },
     })
 }
 
@@ -150,38 +153,41 @@ fn extractor() -> Extractor {
 }
 
 /// As [`connector_with`], for tests: documents are read in this process.
-pub fn connector(data: Option<&Path>) -> Arc<Connect> {
-    connector_with(data, Extractor::in_process())
+pub fn connector(data: Option<&Path>, readers: usize) -> Arc<Connect> {
+    connector_with(data, Extractor::in_process(), readers)
 }
 
 /// Makes readers of sources. Those that it makes for one PostgreSQL connection share a slot, those for
 /// one Kafka transaction topic wait for each other's events. Below the data folder (without one: in
 /// temporary folders) are mirrors of git repositories behind URLs, and what PostgreSQL sends before its
-/// commit; both may be deleted while nothing runs.
-pub fn connector_with(data: Option<&Path>, extractor: Extractor) -> Arc<Connect> {
+/// commit; both may be deleted while nothing runs. A Kafka source reads on `readers` threads, at most.
+pub fn connector_with(data: Option<&Path>, extractor: Extractor, readers: usize) -> Arc<Connect> {
     let (databases, groups) = (Connections::default(), Groups::default());
-    let folders = Folders {
+    let machine = Machine {
         mirrors: data.map(|data| data.join("git")),
         open: data.map_or_else(std::env::temp_dir, |data| data.join("open")),
+        readers,
     };
     Arc::new(move |source, name, access| {
         let shared = (&databases, &groups, &extractor);
-        connect(shared, &folders, source, name, access)
+        connect(shared, &machine, source, name, access)
     })
 }
 
-/// Where sources keep what is theirs.
-struct Folders {
+/// What sources may have of this machine.
+struct Machine {
     /// Mirrors of git repositories behind URLs.
     mirrors: Option<PathBuf>,
     /// Transactions of databases that are not committed.
     open: PathBuf,
+    /// Threads that read one Kafka source, at most.
+    readers: usize,
 }
 
 /// Makes the reader of a source; pushes have none.
 fn connect(
     (databases, groups, extractor): (&Connections, &Groups, &Extractor),
-    folders: &Folders,
+    machine: &Machine,
     source: &SourceDef,
     name: &str,
     access: &Access,
@@ -198,10 +204,10 @@ fn connect(
             dimensions,
         } => Some(connectors::generate(*rows, *rate, *seed, *dimensions)),
         Connector::Kafka(kafka) => {
-            let kafka = self::kafka(&source.schema, kafka, access)?;
+            let kafka = self::kafka(&source.schema, kafka, access, machine.readers)?;
             Some(Box::new(kafka.grouped(groups)))
         }
-        Connector::Git(git) => Some(Box::new(self::git(name, git, folders.mirrors.as_deref())?)),
+        Connector::Git(git) => Some(Box::new(self::git(name, git, machine.mirrors.as_deref())?)),
         Connector::Postgres(postgres) => {
             let connection = access
                 .connection
@@ -214,7 +220,7 @@ fn connect(
             let table = TableName::parse(&postgres.table);
             let schema = source.schema.clone();
             Some(Box::new(databases.source(
-                database(connection, &folders.open)?,
+                database(connection, &machine.open)?,
                 table,
                 schema,
             )))
@@ -289,7 +295,12 @@ fn git(name: &str, git: &GitDef, mirrors: Option<&Path>) -> Result<GitSource, Wo
     GitSource::new(name, options)
 }
 
-fn kafka(schema: &Schema, kafka: &KafkaDef, access: &Access) -> Result<KafkaSource, WorldError> {
+fn kafka(
+    schema: &Schema,
+    kafka: &KafkaDef,
+    access: &Access,
+    readers: usize,
+) -> Result<KafkaSource, WorldError> {
     let start = match &kafka.start {
         KafkaStart::Earliest => Start::Earliest,
         KafkaStart::Latest => Start::Latest,
@@ -308,6 +319,7 @@ fn kafka(schema: &Schema, kafka: &KafkaDef, access: &Access) -> Result<KafkaSour
             wait: Duration::from_micros(def.wait_micros),
         }),
         security: security(&kafka.security, access)?,
+        readers,
     };
     // Included columns are the last of the schema.
     let first = schema.columns.len() - kafka.include.len();
@@ -517,7 +529,7 @@ fn redecode_with(
             Ok(files) => connectors::files::reread(&files.extracted_by(extractor), letter),
             Err(error) => failed(error),
         },
-        Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka, access) {
+        Connector::Kafka(kafka) => match self::kafka(&source.schema, kafka, access, 1) {
             Ok(reader) => reader.redecode(letter),
             Err(error) => failed(error),
         },

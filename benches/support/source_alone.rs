@@ -28,6 +28,7 @@ pub fn read(brokers: &str, topic: &Topic) {
         dead_letter_topic: None,
         transactions: None,
         security: Default::default(),
+        readers: 1,
     };
     let decoding = Options {
         key_format: match topic.shape {

@@ -41,7 +41,7 @@ impl Whole {
             load_model: Arc::new(|name, model, key| {
                 headwater::wiring::load_model(name, model, key, None)
             }),
-            connect: headwater::wiring::connector(None),
+            connect: headwater::wiring::connector(None, workers),
             connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),

@@ -58,7 +58,7 @@ fn nothing_is_lost_and_nothing_is_embedded_twice() {
         let embedder = Arc::new(HashedEmbedder::new("scripted", 16));
         let memo = Arc::new(MemoryMemo::default());
         let config = EmbedConfig {
-            threads_per_model: rng.random_range(1..4),
+            document_threads: rng.random_range(1..4),
             batch_tokens_min: rng.random_range(1..200),
             ..quick()
         };

@@ -95,12 +95,13 @@ pub(crate) fn demo(args: Args, output: &Output) -> anyhow::Result<ExitCode> {
 fn start(args: &Args, sample: &Sample, work: &std::path::Path) -> anyhow::Result<RunningServer> {
     let file = work.join("demo.sql");
     std::fs::write(&file, pipeline(sample.root(), DEFAULT_MODEL))?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = app::Threads::default();
     app::start(RunOptions {
         pipeline: Some(file),
         data: work.join("data"),
         listen: args.listen.unwrap_or_else(free_address),
-        workers: args.workers.unwrap_or((cores - 1).max(1)).max(1),
+        workers: args.workers.unwrap_or(threads.workers).max(1),
+        embed_threads: threads.embed,
         models: args.models.models.clone(),
         replace: false,
         prune: false,

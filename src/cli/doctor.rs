@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Models;
 use super::output::Output;
-use crate::app::{self, ModelReport};
+use crate::app::{self, ModelReport, Threads};
 use crate::client::{Client, DEFAULT_URL};
 
 #[derive(Debug, clap::Args)]
@@ -68,10 +68,13 @@ fn findings(models: anyhow::Result<Vec<ModelReport>>) -> Vec<Finding> {
 
 fn cores() -> Finding {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = (cores - 1).max(1);
+    let Threads { workers, embed } = Threads::default();
     let effect = match cores {
         1 => "1 worker shares the core with HTTP and embedding".to_owned(),
-        _ => format!("{workers} dataflow workers, one core left for HTTP and embedding"),
+        _ => format!(
+            "dataflow workers: {workers} (--workers); threads that embed documents where no GPU does: \
+             {embed} (--embed-threads), one more embeds questions"
+        ),
     };
     let found = format!("{cores} usable (limits of a container are respected)");
     Finding {

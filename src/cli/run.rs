@@ -28,6 +28,9 @@ pub(crate) struct Args {
     /// Dataflow workers [default: cores − 1, at least 1]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Threads that embed documents where no GPU does [default: cores / 2, at least 1]
+    #[arg(long, value_name = "N")]
+    embed_threads: Option<usize>,
     /// Model folder [default: in the user's data folder]
     #[arg(long, value_name = "DIR")]
     models: Option<String>,
@@ -154,11 +157,12 @@ fn settings(
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Settings, InputError> {
     let mut layers = Layers::read(args.config.as_deref(), variable)?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = app::Threads::default();
     let data = layers.pick("data", args.data.clone(), "./headwater-data".to_owned())?;
     let default = SocketAddr::from(([127, 0, 0, 1], 7654));
     let listen: SocketAddr = layers.pick("listen", args.listen, default)?;
-    let workers = layers.pick("workers", args.workers, (cores - 1).max(1))?;
+    let workers = layers.pick("workers", args.workers, threads.workers)?;
+    let embed_threads = layers.pick("embed-threads", args.embed_threads, threads.embed)?;
     let models = layers.pick_optional("models", args.models.clone(), None)?;
     let insecure = layers.pick("insecure", args.insecure, false)?;
     let log = layers.pick("log", args.log.clone(), "info".to_owned())?;
@@ -166,6 +170,11 @@ fn settings(
     let shown = layers.finish()?;
     if workers == 0 {
         return Err(InputError::new("workers = 0: a server needs at least 1"));
+    }
+    if embed_threads == 0 {
+        return Err(InputError::new(
+            "embed_threads = 0: a model needs at least 1",
+        ));
     }
     if !listen.ip().is_loopback() && !insecure {
         let message =
@@ -179,6 +188,7 @@ fn settings(
         data: data.into(),
         listen,
         workers,
+        embed_threads,
         models: models.map(PathBuf::from),
         replace: args.replace,
         prune: args.prune,
@@ -284,6 +294,7 @@ mod tests {
     fn mistakes_are_input_errors() {
         let none = |_: &str| None;
         assert!(of(&["--workers", "0"], &none).is_err());
+        assert!(of(&["--embed-threads", "0"], &none).is_err());
         let variable = |name: &str| (name == "HEADWATER_LISTEN").then(|| "here".to_owned());
         let error = of(&[], &variable).unwrap_err();
         assert!(

@@ -82,7 +82,7 @@ impl Rig {
                 ModelDef::Remote(_) => headwater::wiring::load_model(name, def, key, None),
                 _ => Ok(Arc::clone(&model) as Arc<dyn Embedder>),
             }),
-            connect: headwater::wiring::connector(None),
+            connect: headwater::wiring::connector(None, 2),
             connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),

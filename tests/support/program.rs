@@ -27,7 +27,7 @@ impl Program {
 
     /// Runs a pipeline on a folder.
     pub fn over(folder: tempfile::TempDir, pipeline: &str) -> Program {
-        let server = Server::start(folder.path(), pipeline, &["--workers", "1"]);
+        let server = Server::start(folder.path(), pipeline, &["--workers", "2"]);
         Program {
             folder,
             pipeline: pipeline.to_owned(),
@@ -43,7 +43,7 @@ impl Program {
     /// Runs again on the same folder.
     pub fn restart(&mut self) {
         let path = self.folder.path();
-        self.server = Some(Server::start(path, &self.pipeline, &["--workers", "1"]));
+        self.server = Some(Server::start(path, &self.pipeline, &["--workers", "2"]));
     }
 
     /// The data folder.
@@ -124,7 +124,7 @@ impl Program {
         self.server = None;
         pipeline.clone_into(&mut self.pipeline);
         let path = self.folder.path();
-        let options = ["--workers", "1", "--replace"];
+        let options = ["--workers", "2", "--replace"];
         self.server = Some(Server::start(path, &self.pipeline, &options));
     }
 

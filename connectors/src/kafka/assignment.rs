@@ -7,7 +7,8 @@
 //! Limits: a topic that was made again and already holds more messages than were read from the old
 //! one cannot be told from it: the protocol that librdkafka speaks to us has no topic ids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use engine::contract::{SinkClosed, SourceContext};
@@ -20,7 +21,8 @@ use regex::Regex;
 
 use super::client::Client;
 use super::lane::Lane;
-use super::{KafkaOptions, Partition, Start, lane};
+use super::readers::Share;
+use super::{KafkaOptions, KafkaSource, Partition, Start, lane};
 use crate::envelope::Envelope;
 
 /// Longest time of one look for new partitions; what is left comes with the next look.
@@ -131,6 +133,8 @@ pub(super) struct Found {
     pub(super) again: Vec<(Partition, i64)>,
     /// Whether all partitions were looked at.
     pub(super) is_complete: bool,
+    /// The first reader's share, as soon as it is known: others are to read theirs.
+    pub(super) shared: Option<Share>,
 }
 
 /// Whether and where a partition begins.
@@ -146,6 +150,10 @@ pub(super) struct Assignment {
     topics: Topics,
     envelope: Envelope,
     start: Start,
+    /// Readers, at most.
+    readers: usize,
+    /// Which lanes are read here; `None` until the first look.
+    share: Option<Share>,
     /// Whether a partition is read; false for one that was stopped.
     known: BTreeMap<Partition, bool>,
     /// Whether nothing of the source was ever read: what there is now is what "latest" skips.
@@ -156,17 +164,25 @@ pub(super) struct Assignment {
 
 impl Assignment {
     pub(super) fn new(
-        options: &KafkaOptions,
-        envelope: Envelope,
+        source: &KafkaSource,
         context: &SourceContext,
+        share: Option<Share>,
     ) -> Result<Self, WorldError> {
-        let lanes = context.resume.lanes();
+        let is_first = match share {
+            Some(share) => share.is_first,
+            None => {
+                let lanes = context.resume.lanes();
+                lanes.iter().all(|lane| lane == STOPPED_LANE)
+            }
+        };
         Ok(Assignment {
-            envelope,
-            topics: Topics::new(options)?,
-            start: options.start.clone(),
+            envelope: source.envelope,
+            topics: Topics::new(&source.options)?,
+            start: source.options.start.clone(),
+            readers: source.readers(),
+            share,
             known: BTreeMap::new(),
-            is_first: lanes.iter().all(|lane| lane == STOPPED_LANE),
+            is_first,
             is_doubted: false,
             was_missing: false,
         })
@@ -199,15 +215,20 @@ impl Assignment {
             ..Found::default()
         };
         let deadline = Instant::now() + BUDGET;
-        let listing = self.topics.list(consumer)?;
+        let mut listing = self.topics.list(consumer)?;
         if listing.partitions.is_empty() != self.was_missing {
             self.was_missing = listing.partitions.is_empty();
             if self.was_missing {
                 tracing::warn!(source = context.name, "no such topic yet; waiting for it");
-                context.waits_for("topic", "no such topic yet");
+                self.waits_for(context, "topic", "no such topic yet");
             } else {
-                context.goes_on("topic");
+                self.goes_on(context, "topic");
             }
+        }
+        found.shared = self.share_out(&listing);
+        if let Some(share) = self.share {
+            let envelope = self.envelope;
+            listing.partitions.retain(|one| share.has(one, envelope));
         }
         if self.is_doubted {
             self.recheck(consumer, &listing, next, &mut found)?;
@@ -252,6 +273,48 @@ impl Assignment {
         }
         self.is_first &= !(found.is_complete && listing.is_certain);
         Ok(found)
+    }
+
+    /// Decides how many readers there are, once there is something to read; the share that is this
+    /// one's if there are others.
+    fn share_out(&mut self, listing: &Listing) -> Option<Share> {
+        if self.share.is_some() || listing.partitions.is_empty() {
+            return None;
+        }
+        let partitions = listing.partitions.iter();
+        let lanes = partitions.map(|partition| lane::lane_of(partition, self.envelope));
+        let lanes = lanes.collect::<BTreeSet<String>>().len();
+        let share = Share {
+            index: 0,
+            of: self.readers.min(lanes),
+            is_first: self.is_first,
+        };
+        self.share = Some(share);
+        (share.of > 1).then_some(share)
+    }
+
+    /// Whether this is the reader that speaks for all of them.
+    fn is_speaker(&self) -> bool {
+        self.share.is_none_or(|share| share.index == 0)
+    }
+
+    /// Tells people what all readers wait for.
+    pub(super) fn waits_for(
+        &self,
+        context: &SourceContext,
+        what: &'static str,
+        reason: impl Display,
+    ) {
+        if self.is_speaker() {
+            context.waits_for(what, reason);
+        }
+    }
+
+    /// What all readers waited for is there.
+    pub(super) fn goes_on(&self, context: &SourceContext, what: &'static str) {
+        if self.is_speaker() {
+            context.goes_on(what);
+        }
     }
 
     /// Looks at every partition that is read, and gives up those whose log is not what it was.

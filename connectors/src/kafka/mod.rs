@@ -21,8 +21,10 @@
 //! A partition whose next message needs a schema that its registry does not give now waits ([`waiting`]);
 //! the others go on.
 //!
-//! Limits: one consumer and one decoding thread a source; TLS and logins only with a Cargo feature
-//! ([`security`]).
+//! Lanes are spread over as many readers as the source may have ([`readers`]): a thread each, with a
+//! consumer and all of the above.
+//!
+//! Limits: TLS and logins only with a Cargo feature ([`security`]).
 
 mod assignment;
 mod client;
@@ -31,6 +33,7 @@ mod letter;
 mod letter_topic;
 mod outlet;
 pub mod probe;
+mod readers;
 mod record;
 mod security;
 pub mod transactions;
@@ -51,7 +54,8 @@ use crate::envelope::{Decoder, Envelope, Options};
 use assignment::Assignment;
 use client::{Client, Next};
 use engine::model::Schema;
-use outlet::{Outlet, Own};
+use outlet::Outlet;
+use readers::{Share, Together};
 pub use record::Record;
 pub(crate) use security::hint;
 pub use security::{HAS_TLS, Login, Mechanism, Security};
@@ -109,6 +113,8 @@ pub struct KafkaOptions {
     pub transactions: Option<TransactionTopic>,
     /// How the brokers are spoken to.
     pub security: Security,
+    /// Threads that read, at most; a source has no more than lanes.
+    pub readers: usize,
 }
 
 /// Debezium's topic of transaction metadata (`provide.transaction.metadata`).
@@ -173,21 +179,37 @@ impl KafkaSource {
         Decoder::new(self.schema.clone(), self.envelope, self.decoding.clone())
     }
 
-    /// Reads until the end; `outlet` takes the messages.
+    /// How many readers it may have.
+    fn readers(&self) -> usize {
+        let is_one =
+            self.options.transactions.is_some() || self.options.dead_letter_topic.is_some();
+        if is_one {
+            1
+        } else {
+            self.options.readers.max(1)
+        }
+    }
+
+    /// Reads a share (`None`: not known yet) until the end; `outlet` takes the messages. The function is
+    /// called once, when it is known how many readers there are to be.
     fn read(
         &self,
         context: &SourceContext,
         next: Next,
         outlet: &mut dyn Outlet,
+        share: Option<Share>,
+        (together, others): (&Together, &dyn Fn(Share)),
     ) -> Result<(), WorldError> {
         let consumer = client::consumer(&self.options, &context.name, Arc::clone(&next))?;
         let mut reader = Reader {
-            assignment: Assignment::new(&self.options, self.envelope, context)?,
+            assignment: Assignment::new(self, context, share)?,
             source: self,
             context,
             consumer,
             next,
             outlet,
+            together,
+            others,
             waiting: Waiting::default(),
             committed: Instant::now(),
         };
@@ -203,17 +225,24 @@ impl KafkaSource {
 
 impl Source for KafkaSource {
     fn run(mut self: Box<Self>, context: SourceContext) -> Result<(), WorldError> {
-        let next = Next::default();
         match self.ticket.take() {
-            None => {
-                let mut own = Own::new(&self, &context, Arc::clone(&next))?;
-                self.read(&context, next, &mut own)
-            }
+            None => readers::run(&self, &context),
             Some(ticket) => {
+                let next = Next::default();
                 let mut feed = ticket.join(&self, &context, Arc::clone(&next))?;
-                self.read(&context, next, &mut feed)
+                let alone = Together::default();
+                self.read(&context, next, &mut feed, None, (&alone, &|_| {}))
             }
         }
+    }
+}
+
+/// A source that cannot run, in words.
+fn failed(source: &str, detail: String) -> WorldError {
+    WorldError::Service {
+        service: format!("source \"{source}\""),
+        detail,
+        is_transient: false,
     }
 }
 
@@ -237,6 +266,8 @@ struct Reader<'a> {
     next: Next,
     assignment: Assignment,
     outlet: &'a mut dyn Outlet,
+    together: &'a Together,
+    others: &'a dyn Fn(Share),
     waiting: Waiting,
     committed: Instant,
 }
@@ -244,7 +275,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn run(&mut self) -> Result<(), Ended> {
         let mut discover_at = Instant::now();
-        while !self.context.is_stopping() {
+        while !self.context.is_stopping() && !self.together.is_over() {
             if Instant::now() >= discover_at {
                 let pause = if self.discover()? {
                     DISCOVER
@@ -275,12 +306,12 @@ impl Reader<'_> {
             .discover(&self.consumer, self.context, &next);
         let mut found = match found {
             Ok(found) => {
-                self.context.goes_on("brokers");
+                self.assignment.goes_on(self.context, "brokers");
                 found
             }
             Err(error) => {
                 let words = self.consumer.context().words(&error);
-                self.context.waits_for("brokers", words);
+                self.assignment.waits_for(self.context, "brokers", words);
                 tracing::warn!(
                     source = self.context.name,
                     brokers = self.source.options.brokers,
@@ -290,6 +321,9 @@ impl Reader<'_> {
                 return Ok(false);
             }
         };
+        if let Some(share) = found.shared {
+            (self.others)(share);
+        }
         // One that waits is fetched again when its time has come.
         found.again.retain(|(partition, _)| {
             !self.waiting.has(&partition.0, partition.1) && !self.outlet.is_paused(partition)

@@ -52,16 +52,18 @@ pub struct CallLimits {
     /// Tokens of one call; `None`: as many as fit the aimed time of a call at the measured rate,
     /// because whoever comes next waits for its end.
     pub tokens: Option<usize>,
-    /// Calls under way at once. With several, one is kept for questions.
-    pub calls: usize,
+    /// Calls under way at once; `None`: as many as the engine has threads for. With several, one is
+    /// kept for questions.
+    pub calls: Option<usize>,
 }
 
 impl CallLimits {
-    /// An encoder in this process: one call at a time, no longer than a question may wait.
+    /// An encoder on this machine's cores: calls no longer than a question may wait, on the engine's
+    /// threads.
     pub const LOCAL: CallLimits = CallLimits {
         texts: usize::MAX,
         tokens: None,
-        calls: 1,
+        calls: None,
     };
 }
 

@@ -311,7 +311,7 @@ impl Embedder for GpuEmbedder {
         CallLimits {
             texts: usize::MAX,
             tokens: Some(EMBED_BATCH_TOKENS_MAX),
-            calls: 1 + CALLS_PER_DEVICE * self.devices,
+            calls: Some(1 + CALLS_PER_DEVICE * self.devices),
         }
     }
 

@@ -49,7 +49,7 @@ impl LaneHandle {
         store: Arc<dyn VectorMemo>,
     ) -> Self {
         let limits = embedder.call_limits();
-        let threads = config.threads_per_model.max(limits.calls).max(1);
+        let threads = threads(config, limits);
         let lane = Arc::new(Lane {
             config: config.clone(),
             model: embedder.id(),
@@ -57,7 +57,7 @@ impl LaneHandle {
             threads,
             embedder: RwLock::new(embedder),
             store,
-            queue: Mutex::new(Queue::new(config, limits)),
+            queue: Mutex::new(Queue::new(config, limits, threads)),
             wake: Condvar::new(),
         });
         for i in 0..threads {
@@ -97,8 +97,8 @@ impl Lane {
         *slot = embedder;
         drop(slot);
         // Threads stay as many as they were.
-        let calls = limits.calls.min(self.threads);
-        self.lock().set_limits(CallLimits { calls, ..limits });
+        let calls = threads(&self.config, limits).min(self.threads);
+        self.lock().set_limits(limits, calls);
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -601,6 +601,12 @@ fn reply(asked: Option<Asked>, result: &Result<Arc<[f32]>, EmbedError>) {
     for done in asked.into_iter().flat_map(|asked| asked.answers) {
         done(result.clone());
     }
+}
+
+/// Threads of a model: one for each call that may be under way.
+fn threads(config: &EmbedConfig, limits: CallLimits) -> usize {
+    let own = config.document_threads.max(1) + 1;
+    limits.calls.unwrap_or(own).max(1)
 }
 
 /// A number in [0, 1) that differs between processes and calls.

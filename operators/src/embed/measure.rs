@@ -80,12 +80,12 @@ pub fn measure(
     // On a device a core's yardstick says nothing.
     let kernel = Kernel::for_precision(precision).unwrap_or(Kernel::F32);
     let calls = model.call_limits().calls;
-    let peak_gflops = (calls == 1 && model.operations(1).is_some()).then(|| yardstick(kernel));
+    let peak_gflops = (calls.is_none() && model.operations(1).is_some()).then(|| yardstick(kernel));
     let texts = texts.iter().map(String::as_str);
     let texts: Vec<&str> = texts.filter(|text| !text.is_empty()).collect();
     let bulk = match calls {
-        1 => one_by_one(&*model, &texts, time),
-        _ => in_batches(&*model, &texts, time, calls - 1),
+        None => one_by_one(&*model, &texts, time),
+        Some(calls) => in_batches(&*model, &texts, time, calls - 1),
     };
     let bulk = bulk.map_err(|error| failed(&error))?;
     let mut times_ms = Vec::with_capacity(QUESTIONS);

@@ -92,6 +92,8 @@ pub(super) struct Item {
 /// See the module.
 pub(super) struct Queue {
     limits: CallLimits,
+    /// Calls that may be under way at once.
+    calls: usize,
     /// Documents' texts.
     pub(super) texts: HashMap<ContentHash, Waiting>,
     push: VecDeque<ContentHash>,
@@ -130,9 +132,10 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(config: &EmbedConfig, limits: CallLimits) -> Queue {
+    pub(super) fn new(config: &EmbedConfig, limits: CallLimits, calls: usize) -> Queue {
         Queue {
             limits,
+            calls,
             texts: HashMap::new(),
             push: VecDeque::new(),
             bulk: VecDeque::new(),
@@ -160,9 +163,9 @@ impl Queue {
         }
     }
 
-    /// What a call may carry from now on.
-    pub(super) fn set_limits(&mut self, limits: CallLimits) {
-        self.limits = limits;
+    /// What a call may carry from now on, and how many may be under way.
+    pub(super) fn set_limits(&mut self, limits: CallLimits, calls: usize) {
+        (self.limits, self.calls) = (limits, calls);
     }
 
     /// Joins or queues a document's text. False: there is no room, and it was not taken.
@@ -314,7 +317,7 @@ impl Queue {
     pub(super) fn choose(&mut self, admission: Admission, config: &EmbedConfig) -> Option<Work> {
         // While the store refuses vectors, computing more would only fill memory.
         let is_admitted = !matches!(admission, Admission::Wait(_));
-        let is_kept = self.limits.calls > 1 && self.document_calls + 1 >= self.limits.calls;
+        let is_kept = self.calls > 1 && self.document_calls + 1 >= self.calls;
         let may_embed = is_admitted && !is_kept;
         // A question does not wait for the back-off of the first failures: it tries, or fails.
         let may_ask = is_admitted || !self.breaker.is_open() && !self.breaker.was_told();
@@ -470,7 +473,7 @@ mod tests {
     use super::*;
 
     fn queue(limits: CallLimits) -> Queue {
-        Queue::new(&EmbedConfig::default(), limits)
+        Queue::new(&EmbedConfig::default(), limits, limits.calls.unwrap_or(1))
     }
 
     fn hash(text: &str) -> ContentHash {
@@ -544,7 +547,7 @@ mod tests {
         let limits = CallLimits {
             texts: 3,
             tokens: Some(250),
-            calls: 1,
+            calls: Some(1),
         };
         let mut queue = queue(limits);
         for (n, tokens) in [9_000, 100, 100, 100, 10, 10, 10, 10]
@@ -563,7 +566,7 @@ mod tests {
         let limits = CallLimits {
             texts: 1,
             tokens: Some(250),
-            calls: 1,
+            calls: Some(1),
         };
         let mut queue = queue(limits);
         for n in 0..3 {
@@ -582,7 +585,7 @@ mod tests {
         let limits = CallLimits {
             texts: 1,
             tokens: Some(100),
-            calls: 3,
+            calls: Some(3),
         };
         let mut queue = queue(limits);
         for n in 0..5 {

@@ -90,8 +90,9 @@ pub type QuestionDone = Box<dyn FnOnce(Result<Arc<[f32]>, EmbedError>) + Send>;
 /// How the service works; defaults from [`limits`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbedConfig {
-    /// Threads that call one model's encoder; part of the process's thread budget.
-    pub threads_per_model: usize,
+    /// Threads on which a model of this machine's cores embeds documents; it has one more for
+    /// questions. Other models say how many calls they take.
+    pub document_threads: usize,
     /// Tokens of a batch, at least, when as many wait.
     pub batch_tokens_min: usize,
     /// Tokens of a batch, at most.
@@ -113,7 +114,7 @@ pub struct EmbedConfig {
 impl Default for EmbedConfig {
     fn default() -> Self {
         EmbedConfig {
-            threads_per_model: 1,
+            document_threads: 1,
             batch_tokens_min: limits::EMBED_BATCH_TOKENS_MIN,
             batch_tokens_max: limits::EMBED_BATCH_TOKENS_MAX,
             batch_time: Duration::from_millis(limits::EMBED_BATCH_MS),

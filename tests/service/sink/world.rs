@@ -208,7 +208,7 @@ impl Rig {
             communication: None,
             clock: Arc::new(clock.clone()),
             load_model: Arc::new(move |_, _, _| Ok(Arc::clone(&encoder) as Arc<dyn Embedder>)),
-            connect: headwater::wiring::connector(None),
+            connect: headwater::wiring::connector(None, workers),
             connect_sink: Arc::new(move |_, name, codec, _| {
                 let mut world = lock(&topics);
                 let topic = world.topics.entry(name.to_owned()).or_default();

@@ -343,7 +343,7 @@ impl Embedder for RemoteEmbedder {
         CallLimits {
             texts: self.options.batch_texts,
             tokens: Some(self.options.batch_tokens),
-            calls: self.options.calls,
+            calls: Some(self.options.calls),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Isolated: the whole engine in process on a data folder on disk, with the model in the path; no HTTP,
 //! one worker. First the encoder alone on one thread over every n-th text, then questions on the idle
 //! engine, then all texts pushed as fast as they are taken, with questions in an open loop until the last
-//! vector is there. Data: the README files of the crates in the user's cargo registry, cut every 254
+//! vector is there. Data: documentation of the crates in the user's cargo registry, cut every 254
 //! tokens, one row a chunk (`CHUNK BY none`); each question has words of its own, so that none is
 //! remembered. No seed: the order is fixed. Units: tokens a second, milliseconds.
 //!
@@ -55,7 +55,7 @@ fn main() {
     let folder = pull(DEFAULT_MODEL, &|_| {}).expect("the model is there or can be fetched");
     let files = ModelFiles::read(&folder).expect("the model's files are whole");
     let model = PretrainedEmbedder::new(files).expect("the model is supported");
-    let chunks = texts(&model, wanted);
+    let chunks = readmes::documentation(&model, ROOM, wanted);
     let tokens: usize = chunks.iter().map(|(_, count)| count).sum();
     println!("{} chunks, {tokens} tokens, 1 worker", chunks.len());
     let raw = raw_rate(&model, &chunks);
@@ -82,15 +82,6 @@ fn main() {
         p99(&mut busy) / p99(&mut idle)
     );
     println!("{:.0} MiB resident at the end", resident_mib());
-}
-
-/// Distinct chunks, at most so many.
-fn texts(model: &PretrainedEmbedder, wanted: usize) -> Vec<(String, usize)> {
-    let mut seen = std::collections::HashSet::new();
-    let mut chunks = readmes::chunks(model, ROOM);
-    chunks.retain(|(text, _)| seen.insert(text.clone()));
-    chunks.truncate(wanted);
-    chunks
 }
 
 /// Tokens a second of one thread, over about ten seconds' worth of evenly spaced texts.

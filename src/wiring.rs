@@ -20,7 +20,7 @@ use connectors::kafka::{
 use connectors::postgres::{Connections, PostgresOptions, TableName, TlsMode};
 use connectors::sink::{Envelope as SinkKind, KafkaSink, SinkOptions};
 use engine::contract::{Embedder, Sink, Source};
-use engine::durable::LocalStore;
+use engine::durable::{LocalStore, VectorOptions};
 use engine::error::{DeadLetter, WorldError};
 use engine::letters::Redecoded;
 use engine::model::{Column, RowCodec, Schema};
@@ -61,6 +61,7 @@ pub(crate) fn wiring(options: &RunOptions) -> Result<Wiring, WorldError> {
         }),
         metrics: Arc::new(move || telemetry.render()),
         builder_threads: 1,
+        vectors: VectorOptions::default(),
         embed: EmbedConfig {
             document_threads: options.embed_threads,
             ..EmbedConfig::default()

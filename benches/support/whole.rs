@@ -48,6 +48,7 @@ impl Whole {
             redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(move || telemetry.render()),
             builder_threads: 1,
+            vectors: engine::durable::VectorOptions::default(),
             embed: operators::embed::EmbedConfig::default(),
         };
         let service = Service::start(wiring, runtime.handle().clone()).expect("an empty folder");

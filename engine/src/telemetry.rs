@@ -68,6 +68,8 @@ declare! {
     LOG_FAILURES Counter Count "log_failures_total" [] "Attempts to write the input log that failed.";
     LOG_COMPACTIONS Counter Count "log_compactions_total" [] "Compactions of the input log.";
     VECTORS_STORED Counter Count "vectors_stored_total" [] "Vectors put into the embedding store.";
+    VECTORS_COLLECTED Counter Count "vectors_collected_total" [] "Vectors forgotten because nothing had needed them for a while.";
+    VECTORS_COLLECTED_BYTES Counter Bytes "vectors_collected_bytes_total" [] "Bytes of the embedding store that were given back to the disk.";
     VECTOR_READS Counter Count "vector_reads_total" [] "Vectors read from disk because memory no longer had them.";
 
     VECTORS_OPENED Gauge Count "vectors_opened" [] "Vectors found in the embedding store at the start.";

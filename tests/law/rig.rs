@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::contract::{Embedder, Store};
+use engine::durable::VectorOptions;
 use engine::runtime::{CommunicationConfig, VirtualClock};
 use engine::testing::{HashedEmbedder, MemoryStore};
 use operators::embed::EmbedConfig;
@@ -73,6 +74,11 @@ impl Rig {
             redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(String::new),
             builder_threads: 1,
+            // Small files, so that a script fills some and collections rewrite them.
+            vectors: VectorOptions {
+                segment_bytes: 2_048,
+                memory_bytes: 4_096,
+            },
             // Failures are scripted by the hundred: back-off in real time would only slow them.
             embed: EmbedConfig {
                 backoff: Duration::from_millis(1),
@@ -117,6 +123,10 @@ impl Rig {
     pub fn pause(&self, micros: u64) {
         self.clock.advance(micros);
         std::thread::sleep(Duration::from_millis(1));
+        // What nothing needs goes; whatever can be asked must not miss it.
+        if self.follower.is_none() {
+            self.runtime.block_on(self.service.collect_vectors());
+        }
     }
 }
 

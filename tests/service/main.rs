@@ -12,3 +12,4 @@ mod restart;
 mod rig;
 mod sink;
 mod slow_encoder;
+mod vectors;

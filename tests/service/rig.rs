@@ -4,6 +4,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use engine::contract::{Embedder, Store};
+use engine::durable::VectorOptions;
 use engine::runtime::SystemClock;
 use engine::testing::{HashedEmbedder, MemoryStore};
 use operators::embed::EmbedConfig;
@@ -89,6 +90,11 @@ impl Rig {
             redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(String::new),
             builder_threads: 1,
+            // Small files, so that tests fill some.
+            vectors: VectorOptions {
+                segment_bytes: 8_192,
+                ..VectorOptions::default()
+            },
             embed: EmbedConfig {
                 backoff_max: Duration::from_secs(1),
                 ..EmbedConfig::default()

@@ -3,8 +3,13 @@
 //! ```text
 //!  put ─▶ id 17 ─▶ memory + pending ──flush──▶ slot 4 of vectors-0000000002.hwv      (append, sync)
 //!  VectorRef(17) ─▶ place (file 2, slot 4) ─▶ get: memory, else one read
-//!  collect:  file 2 is mostly garbage ─▶ its live slots into file 9 ─▶ places move ─▶ file 2 goes
+//!  mark what is needed ─▶ collect:  file 2 is mostly garbage ─▶ its live slots into file 9
+//!                                                          ─▶ places move ─▶ file 2 goes
 //! ```
+//!
+//! Who needs a vector is not counted but asked: those who hold texts [`mark`](EmbeddingStore::mark) them
+//! before each [`collect`](EmbeddingStore::collect). A count would have to survive every crash together with
+//! what it counts.
 //!
 //! A [`VectorRef`] is an id that is given once and never again; where its bytes lie may change.
 //! Vectors are bytes of a cache that must not be lost while the log names them: the log's writer
@@ -46,6 +51,9 @@ impl Default for VectorOptions {
         }
     }
 }
+
+/// A vector is forgotten by this collection after the one before which it was last needed.
+const WANTED_ROUNDS: u64 = 3;
 
 /// What [`EmbeddingStore::collect`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,9 +100,8 @@ struct Entry {
     /// `None` until it is written.
     place: Option<Place>,
     vector: Option<Arc<[f32]>>,
-    references: u32,
-    /// The epoch in which somebody last got this id, and may be about to use it.
-    given_in: Option<u64>,
+    /// The epoch in which somebody last got this id or needed it.
+    wanted_in: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,7 +204,7 @@ impl EmbeddingStore {
             .entries
             .get_mut(&id)
             .expect("every text has its entry")
-            .given_in = Some(epoch);
+            .wanted_in = epoch;
         Some(VectorRef(id))
     }
 
@@ -220,14 +227,13 @@ impl EmbeddingStore {
         assert_eq!(dimensions, expected, "vectors of model {model}");
         let id = index.next_id;
         index.next_id += 1;
-        let given_in = Some(index.epoch);
+        let wanted_in = index.epoch;
         let entry = Entry {
             model,
             content,
             place: None,
             vector: None,
-            references: 0,
-            given_in,
+            wanted_in,
         };
         index.entries.insert(id, entry);
         index.by_text.insert((model, content), id);
@@ -310,39 +316,25 @@ impl EmbeddingStore {
         self.len() == 0
     }
 
-    /// Somebody refers to the text's vector; false when there is none.
-    pub fn retain(&self, model: ModelId, content: ContentHash) -> bool {
-        self.change_references(model, content, |count| count + 1)
-    }
-
-    /// Somebody no longer refers to the text's vector; false when there is none.
-    ///
-    /// # Panics
-    /// When it was released more often than retained.
-    pub fn release(&self, model: ModelId, content: ContentHash) -> bool {
-        self.change_references(model, content, |count| {
-            count
-                .checked_sub(1)
-                .expect("a vector is released as often as it was retained")
-        })
-    }
-
-    fn change_references(
-        &self,
-        model: ModelId,
-        content: ContentHash,
-        change: impl FnOnce(u32) -> u32,
-    ) -> bool {
+    /// Somebody needs the vectors of these texts: none of them is forgotten by the next three
+    /// [`EmbeddingStore::collect`]. Texts without a vector are passed over.
+    pub fn mark(&self, model: ModelId, contents: &[ContentHash]) {
         let mut index = self.index();
-        let Some(&id) = index.by_text.get(&(model, content)) else {
-            return false;
-        };
-        let entry = index
-            .entries
-            .get_mut(&id)
-            .expect("every text has its entry");
-        entry.references = change(entry.references);
-        true
+        let index = &mut *index;
+        for content in contents {
+            let id = index.by_text.get(&(model, *content));
+            if let Some(entry) = id.and_then(|id| index.entries.get_mut(id)) {
+                entry.wanted_in = index.epoch;
+            }
+        }
+    }
+
+    /// Whether somebody needed or got the text's vector of late.
+    pub fn is_wanted(&self, model: ModelId, content: ContentHash) -> bool {
+        let index = self.index();
+        let id = index.by_text.get(&(model, content));
+        let entry = id.and_then(|id| index.entries.get(id));
+        entry.is_some_and(|entry| index.is_wanted(entry))
     }
 
     /// Makes everything put so far durable: one append and one sync a model. On an error nothing
@@ -474,19 +466,15 @@ impl EmbeddingStore {
 
     /// Forgets vectors that nobody needs, in closed files that are more than half garbage.
     ///
-    /// A vector is garbage when its references are zero, `keep` does not want it, and nobody got
-    /// it from `find` or `put` since the collection before the last: so call this no more often
-    /// than a staged row may wait for its tick. `keep` must want everything that the log still
-    /// names (compact the log first, with the same rule). Runs on the caller's thread, beside
-    /// everything else. On an error some garbage stays until the next time.
-    pub fn collect(
-        &self,
-        keep: &dyn Fn(ModelId, ContentHash) -> bool,
-    ) -> Result<Collected, WorldError> {
+    /// A vector is garbage when nobody needed it ([`EmbeddingStore::mark`]) or got it (`find`, `put`)
+    /// for two whole rounds, from one collection to the next: so call this no more often than a staged
+    /// row may wait for its tick. Runs on the caller's thread, beside everything else. On an error some
+    /// garbage stays until the next time.
+    pub fn collect(&self) -> Result<Collected, WorldError> {
         let _one_at_a_time = self.collecting.lock().expect("no panic under this lock");
-        let mut by_file: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        let mut candidates = Vec::new();
-        {
+        let mut live: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut garbage: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let closed: Vec<(u64, FileInfo)> = {
             let mut index = self.index();
             index.epoch += 1;
             for (id, entry) in &index.entries {
@@ -494,35 +482,17 @@ impl EmbeddingStore {
                 if index.files[&place.file].is_open {
                     continue;
                 }
-                if index.is_unused(entry) {
-                    candidates.push((*id, place.file, entry.model, entry.content));
-                } else {
-                    by_file.entry(place.file).or_default().push(*id);
+                match index.is_unused(entry) {
+                    true => garbage.entry(place.file).or_default().push(*id),
+                    false => *live.entry(place.file).or_default() += 1,
                 }
             }
-        }
-        // Without the lock: `keep` is the caller's.
-        let mut garbage: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for (id, file, model, content) in candidates {
-            let ids = if keep(model, content) {
-                &mut by_file
-            } else {
-                &mut garbage
-            };
-            ids.entry(file).or_default().push(id);
-        }
-        let mut collected = Collected::default();
-        let closed: Vec<(u64, FileInfo)> = {
-            let index = self.index();
-            index
-                .files
-                .iter()
-                .filter(|(_, file)| !file.is_open)
-                .map(|(n, f)| (*n, *f))
-                .collect()
+            let files = index.files.iter().filter(|(_, file)| !file.is_open);
+            files.map(|(number, file)| (*number, *file)).collect()
         };
+        let mut collected = Collected::default();
         for (number, info) in closed {
-            let live = by_file.get(&number).map_or(0, Vec::len);
+            let live = live.get(&number).copied().unwrap_or(0);
             if live * 2 < info.slots as usize || info.slots == 0 {
                 let garbage = garbage.remove(&number).unwrap_or_default();
                 self.rewrite(number, info, &garbage, &mut collected)?;
@@ -657,8 +627,8 @@ impl Index {
                 content,
                 place,
                 vector: None,
-                references: 0,
-                given_in: None,
+                // As if just needed: who needs it comes to say so.
+                wanted_in: self.epoch,
             };
             self.entries.insert(found.id, entry);
             if self.memory_bytes < options.memory_bytes {
@@ -720,11 +690,11 @@ impl Index {
                     .get(id)
                     .is_some_and(|current| current.place != entry.place)
             });
-        is_superseded
-            || entry.references == 0
-                && entry
-                    .given_in
-                    .is_none_or(|given_in| given_in + 2 <= self.epoch)
+        is_superseded || !self.is_wanted(entry)
+    }
+
+    fn is_wanted(&self, entry: &Entry) -> bool {
+        entry.wanted_in + WANTED_ROUNDS > self.epoch
     }
 
     fn drop_if_unused(&mut self, id: u64) -> bool {

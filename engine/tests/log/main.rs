@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use engine::contract::Store;
 use engine::durable::{
-    CompactOptions, EmbeddingStore, InputLog, LaneRange, LocalStore, LogOptions, Record, Replayed,
-    Stage, Tick, VectorOptions,
+    Collected, CompactOptions, EmbeddingStore, InputLog, LaneRange, LocalStore, LogOptions, Record,
+    Replayed, Stage, Tick, VectorOptions,
 };
 use engine::error::{DataError, DeadLetter, WorldError};
 use engine::letters::LetterBook;
@@ -503,14 +503,17 @@ fn collected_files_shrink_and_references_stay() {
             if n % 4 == 3 {
                 vectors.flush()?;
             }
-            vectors.retain(model(n), text(n));
         }
-        let nothing = vectors.collect(&|_, _| false)?;
-        assert_eq!(nothing.vectors, 0, "all are referenced");
-        for n in (0..60).filter(|n| n % 5 != 0) {
-            vectors.release(model(n), text(n));
+        let mut collected = Collected::default();
+        for round in 0..3 {
+            for n in (0..60).filter(|n| n % 5 == 0 || *n == 7) {
+                vectors.mark(model(n), &[text(n), text(1_000)]);
+            }
+            collected = vectors.collect()?;
+            assert!(round == 2 || collected.vectors == 0, "put not long ago");
         }
-        let collected = vectors.collect(&|_, content| content == text(7))?;
+        assert!(vectors.is_wanted(model(7), text(7)));
+        assert!(!vectors.is_wanted(model(8), text(8)));
         assert!(
             collected.vectors > 20 && collected.bytes > 1_000,
             "{collected:?}"

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use ahash::AHashMap;
-use engine::model::{Key, Time};
+use engine::model::{ContentHash, Key, Time};
 
 use super::DocumentState;
 use super::slots::NEVER;
@@ -115,6 +115,21 @@ impl Documents {
             .iter()
             .enumerate()
             .filter_map(move |(number, entry)| Some((number as u32, entry.as_ref()?.version(at)?)))
+    }
+
+    /// The texts of all versions that are held, of documents from number `from` on, until `room` is
+    /// used up; and the number to go on with, if there are more.
+    pub(crate) fn contents(&self, from: u32, room: usize) -> (Vec<ContentHash>, Option<u32>) {
+        let mut contents = Vec::new();
+        for (number, entry) in self.entries.iter().enumerate().skip(from as usize) {
+            if contents.len() >= room {
+                return (contents, Some(number as u32));
+            }
+            let versions = entry.iter().flat_map(|document| &document.versions);
+            let pieces = versions.flat_map(|version| version.state.chunks.iter());
+            contents.extend(pieces.map(|chunk| chunk.piece.content));
+        }
+        (contents, None)
     }
 
     /// Documents held, those without a live version included.

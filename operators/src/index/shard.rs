@@ -571,6 +571,13 @@ impl Shard {
         })
     }
 
+    /// The texts of all chunks that can still be read, at whatever time, about `room` of them, of
+    /// documents from number `from` on; and the number to go on with, if there are more. Blank pieces
+    /// are among them. Cost: linear in what is replied.
+    pub fn contents(&self, from: u32, room: usize) -> (Vec<ContentHash>, Option<u32>) {
+        self.documents.contents(from, room)
+    }
+
     /// Promises that nobody reads before `since` any more. Cheap; [`Shard::maintain`] frees.
     pub fn compact(&mut self, since: Time) {
         self.since = self.since.max(since);

@@ -280,6 +280,15 @@ fn read_shard(readers: &Readers, at: Time, question: &Question) -> Option<Partia
         Question::Missing { index: id, limit } => {
             Partial::Missing(index(id).map_or(Vec::new(), |index| missing(index, at, *limit)))
         }
+        Question::Contents {
+            index: id,
+            from,
+            limit,
+        } => {
+            let page = index(id).map(|index| index.shard.borrow().contents(*from, *limit));
+            let (contents, next) = page.unwrap_or_default();
+            Partial::Contents(contents, next)
+        }
         Question::Sizes { index: id } => {
             let sizes = index(id).map(|index| {
                 let shard = index.shard.borrow();
@@ -469,6 +478,7 @@ fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
     let mut page = ChangePage::default();
     let mut documents = Vec::new();
     let mut missing = Vec::new();
+    let (mut contents, mut go_on) = (Vec::new(), None);
     let mut sizes = Vec::new();
     let mut entries = Vec::new();
     let mut searched = Vec::new();
@@ -485,6 +495,11 @@ fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
             }
             Partial::Documents(more) => documents.extend(more),
             Partial::Missing(more) => missing.extend(more),
+            Partial::Contents(more, next) => {
+                contents.extend(more);
+                // Shards number their documents each: the one that came least far sets the pace.
+                go_on = go_on.into_iter().chain(next).min();
+            }
             Partial::Sizes(waiting, size) => sizes.push((waiting, size)),
             Partial::Entries(more) => entries.extend(more),
             Partial::Failed(error) => return Answer::Failed(error),
@@ -528,6 +543,7 @@ fn answer(question: &Question, partials: Vec<Partial>) -> Answer {
         })),
         Question::Document { .. } | Question::Documents { .. } => Answer::Documents(documents),
         Question::Missing { .. } => Answer::Missing(missing),
+        Question::Contents { .. } => Answer::Contents(contents, go_on),
         Question::Sizes { .. } => Answer::Sizes(sizes),
         Question::Entries { .. } => Answer::Entries(entries),
     }

@@ -40,6 +40,15 @@ pub enum Question {
         /// At most so many texts a worker.
         limit: usize,
     },
+    /// A page of the texts of an index that can still be read, at whatever time.
+    Contents {
+        /// The index.
+        index: ObjectId,
+        /// Where the shards go on.
+        from: u32,
+        /// About so many texts a worker.
+        limit: usize,
+    },
     /// Documents whose newest version waits for its embedding, and the shards' sizes.
     Sizes {
         /// The index.
@@ -104,6 +113,8 @@ pub enum Answer {
     Documents(Vec<DocumentAnswer>),
     /// To [`Question::Missing`].
     Missing(Vec<MissingChunk>),
+    /// To [`Question::Contents`], with repetitions, and where to go on, if there are more.
+    Contents(Vec<ContentHash>, Option<u32>),
     /// To [`Question::Sizes`], by worker.
     Sizes(Vec<(u64, ShardSizes)>),
     /// To [`Question::Lookup`].
@@ -170,6 +181,7 @@ pub(super) enum Partial {
     },
     Documents(Vec<DocumentAnswer>),
     Missing(Vec<MissingChunk>),
+    Contents(Vec<ContentHash>, Option<u32>),
     Sizes(u64, ShardSizes),
     Lookup {
         outcome: Box<LookupOutcome>,

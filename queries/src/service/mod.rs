@@ -12,6 +12,7 @@
 mod asking;
 mod backend;
 mod cache;
+mod collect;
 mod connection;
 mod declare;
 mod documents;
@@ -48,6 +49,7 @@ use crate::api::PushLine;
 use crate::definition::{Definition, ModelDef, Object, SourceDef};
 use crate::render::{Answer, Declared, Pipeline, ProgramReply, VectorBytes, WorkerProgram};
 use cache::CacheDesk;
+use collect::COLLECT_EVERY;
 pub use connection::{Access, Connection, ModelKey};
 use declare::RunningSource;
 use prepare::PipelinePreparer;
@@ -123,6 +125,8 @@ pub struct Wiring {
     pub builder_threads: usize,
     /// The encoders' queue.
     pub embed: EmbedConfig,
+    /// The embedding store.
+    pub vectors: VectorOptions,
 }
 
 /// The service. Cheap to clone; the last clone that goes stops the engine.
@@ -178,7 +182,7 @@ impl Service {
     /// Opens the data folder, replays it, and serves. Blocks until the log is
     /// replayed.
     pub fn start(wiring: Wiring, runtime: tokio::runtime::Handle) -> Result<Service, WorldError> {
-        let vectors = EmbeddingStore::open(Arc::clone(&wiring.store), VectorOptions::default())?;
+        let vectors = EmbeddingStore::open(Arc::clone(&wiring.store), wiring.vectors)?;
         let vectors = Arc::new(vectors);
         metrics::gauge!("headwater_vectors_opened").set(vectors.len() as f64);
         let flush = Arc::clone(&vectors);
@@ -440,6 +444,9 @@ fn spawn_upkeep(inner: Weak<Inner>) {
             {
                 tracing::error!(%error, "the input log could not be compacted; trying again later");
             }
+            if rounds.is_multiple_of(COLLECT_EVERY) {
+                inner.runtime.block_on(inner.collect_vectors());
+            }
         }
     };
     let thread = std::thread::Builder::new()
@@ -452,9 +459,12 @@ impl Inner {
     /// What compaction may forget: rows of dropped sources, what is older than a day.
     fn compact_options(&self) -> CompactOptions {
         let (pipeline, declared) = (Arc::clone(&self.pipeline), Arc::clone(&self.pipeline));
+        let vectors = Arc::clone(&self.vectors);
         CompactOptions {
             now: self.engine.clock().now_micros(),
-            keep_vector: None,
+            keep_vector: Some(Arc::new(move |model, content| {
+                vectors.is_wanted(model, content)
+            })),
             keep_source: Some(Arc::new(move |source| pipeline.get(source).is_some())),
             keep_letters: Some(Arc::new(move |name| declared.by_name(name).is_some())),
         }

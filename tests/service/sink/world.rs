@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use engine::contract::{Embedder, FeedError, RowChange, Sink, SinkContext, SinkPhase, Store};
 use engine::durable::CompactOptions;
+use engine::durable::VectorOptions;
 use engine::error::WorldError;
 use engine::model::{ObjectId, RowCodec, Time};
 use engine::runtime::VirtualClock;
@@ -226,6 +227,7 @@ impl Rig {
             redecode: Arc::new(headwater::wiring::redecode),
             metrics: Arc::new(String::new),
             builder_threads: 1,
+            vectors: VectorOptions::default(),
             embed: EmbedConfig::default(),
         };
         let service = Service::start(wiring, runtime.handle().clone()).expect("a sound store");

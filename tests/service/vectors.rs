@@ -1,0 +1,119 @@
+//! The embedding store under a pipeline that rewrites its documents: what nothing needs is forgotten, what
+//! something needs never is, and a restart finds it.
+
+use engine::testing::HashedEmbedder;
+use queries::api::SearchRequest;
+use serde_json::json;
+
+use crate::rig::{Rig, eventually, together};
+
+const PIPELINE: &str = "
+CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, body TEXT);
+CREATE MODEL hashed FROM 'hashed';
+CREATE INDEX found ON docs USING HYBRID (body) CHUNK BY none EMBED WITH hashed
+    WITH (QUANTIZATION = 'f32', RETAIN = '0 seconds');
+CREATE INDEX kept ON docs USING VECTOR (body) CHUNK BY none EMBED WITH hashed
+    WITH (QUANTIZATION = 'f32', RETAIN = '1 hour');
+";
+
+const DOCUMENTS: usize = 40;
+const EDITS: usize = 6;
+
+fn body(document: usize, edit: usize) -> String {
+    format!(
+        "document {document} in its edit number{edit} about topic{}",
+        document % 7
+    )
+}
+
+fn write(rig: &Rig, edit: usize, documents: impl Iterator<Item = usize>) {
+    for document in documents {
+        let body = json!({ "body": body(document, edit) });
+        rig.upsert("docs", &document.to_string(), &body);
+    }
+    rig.wait_ready();
+    eventually("all is embedded", || {
+        let rows = rig.rows("SELECT pending FROM headwater.indexes");
+        rows.iter().all(|row| row[0] == json!(0))
+    });
+}
+
+fn collect(rig: &Rig, rounds: usize) -> u64 {
+    let round = || rig.runtime.block_on(rig.service.collect_vectors()).vectors;
+    (0..rounds).map(|_| round()).sum()
+}
+
+fn times(encoder: &HashedEmbedder, edit: usize) -> u64 {
+    encoder.count_of(&body(1, edit))
+}
+
+fn hits(rig: &Rig) -> Vec<(String, f64)> {
+    let reply = rig.search(SearchRequest {
+        index: "found".to_owned(),
+        query: Some("topic3 number5".to_owned()),
+        k: Some(20),
+        exact: true,
+        ..SearchRequest::default()
+    });
+    let hits = reply.expect("a question").hits;
+    let named = hits
+        .iter()
+        .map(|hit| (hit.text.clone().unwrap_or_default(), hit.score));
+    named.collect()
+}
+
+#[test]
+fn versions_that_can_be_read_keep_their_vectors() {
+    let _machine = together();
+    let rig = Rig::start(PIPELINE);
+    for edit in 0..EDITS {
+        write(&rig, edit, 0..DOCUMENTS);
+    }
+    assert_eq!(collect(&rig, 8), 0, "the second index remembers an hour");
+}
+
+#[test]
+fn what_nothing_needs_is_forgotten_and_the_rest_survives_a_restart() {
+    let _machine = together();
+    let rig = Rig::start(PIPELINE);
+    for edit in 0..EDITS {
+        write(&rig, edit, 0..DOCUMENTS);
+    }
+    rig.sql("DROP INDEX kept").expect("it is there");
+    let before = hits(&rig);
+    // The shards give back what nobody reads in their own time.
+    let mut forgotten = 0;
+    eventually("old edits are forgotten", || {
+        forgotten += collect(&rig, 1);
+        forgotten >= (DOCUMENTS * (EDITS - 2)) as u64
+    });
+    assert!(forgotten <= (DOCUMENTS * (EDITS - 1)) as u64, "{forgotten}");
+    assert_eq!(hits(&rig), before);
+
+    let (store, total) = (rig.store.clone(), rig.encoder.total());
+    drop(rig);
+    let rig = Rig::over(store);
+    rig.wait_ready();
+    assert_eq!(hits(&rig), before);
+    assert_eq!(rig.encoder.total(), 0, "after {total}: nothing again");
+    collect(&rig, 5);
+    assert_eq!(hits(&rig), before);
+    // What was forgotten is embedded again when it comes back, what was not is not.
+    write(&rig, 0, 1..2);
+    assert_eq!(times(&rig.encoder, 0), 1);
+    write(&rig, EDITS - 1, 1..2);
+    assert_eq!(times(&rig.encoder, EDITS - 1), 0);
+    assert_eq!(hits(&rig), before);
+}
+
+#[test]
+fn a_document_that_comes_back_soon_finds_its_vector() {
+    let _machine = together();
+    let rig = Rig::start(PIPELINE);
+    rig.sql("DROP INDEX kept").expect("it is there");
+    write(&rig, 0, 0..DOCUMENTS);
+    (0..DOCUMENTS).for_each(|document| rig.delete("docs", &document.to_string()));
+    assert_eq!(collect(&rig, 2), 0);
+    write(&rig, 0, 0..DOCUMENTS);
+    assert_eq!(times(&rig.encoder, 0), 1);
+}

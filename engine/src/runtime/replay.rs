@@ -268,7 +268,8 @@ fn apply<P: Program>(
 ) {
     sequencer.mint.raise(at);
     for fact in facts {
-        sequencer.bound.insert((fact.model, fact.content));
+        let key = (fact.model, fact.content);
+        sequencer.bound.insert(key, fact.at);
     }
     let bytes = batches.iter().map(|batch| batch.bytes).sum();
     sequencer.broadcast(at, batches, facts, Vec::new(), bytes);

@@ -28,7 +28,7 @@ use super::message::{AskRequest, CatalogChange, Declared, Message};
 use super::program::{Program, QuestionId};
 use crate::durable::{Ddl, LaneRange, LogSequence, Record, Tick as LoggedTick};
 use crate::limits;
-use crate::model::{Change, Key, ObjectId, Time, VectorFact};
+use crate::model::{Change, Key, ObjectId, Time, VectorFact, VectorRef};
 
 /// Idle ticks: how old a reply's `as_of` may be when nothing changes.
 const HEARTBEAT_MICROS: u64 = 1_000_000;
@@ -43,7 +43,7 @@ pub(super) struct Sequencer<P: Program> {
     pub(super) lanes: Lanes,
     pub(super) board: Board,
     /// Vectors bound to some tick.
-    pub(super) bound: AHashSet<VectorKey>,
+    pub(super) bound: AHashMap<VectorKey, VectorRef>,
     /// Texts that their models refuse.
     refused: AHashSet<VectorKey>,
     /// Vectors stored, to be bound with the next ticks.
@@ -75,7 +75,7 @@ impl<P: Program> Sequencer<P> {
             mint: Mint::default(),
             lanes: Lanes::default(),
             board: Board::default(),
-            bound: AHashSet::new(),
+            bound: AHashMap::new(),
             refused: AHashSet::new(),
             facts: VecDeque::new(),
             operations: VecDeque::new(),
@@ -170,7 +170,7 @@ impl<P: Program> Sequencer<P> {
                 }
                 let now = self.shared.clock.now_micros();
                 let (bound, refused) = (&self.bound, &self.refused);
-                let is_known = |key: &VectorKey| bound.contains(key) || refused.contains(key);
+                let is_known = |key: &VectorKey| bound.contains_key(key) || refused.contains(key);
                 self.lanes
                     .prepared(&lane, sequence, &prepared, now, &is_known);
             }
@@ -206,11 +206,12 @@ impl<P: Program> Sequencer<P> {
         }
     }
 
-    /// A vector is stored: bind it once.
+    /// A vector is stored: bind it once; again when it was forgotten meanwhile and has another place.
     fn fact(&mut self, fact: VectorFact) {
         self.refused.remove(&(fact.model, fact.content));
         // `bound` from here on: a batch prepared before the next tick must not wait for it.
-        if self.bound.insert((fact.model, fact.content)) {
+        let before = self.bound.insert((fact.model, fact.content), fact.at);
+        if before != Some(fact.at) {
             self.facts.push_back(fact);
         }
         self.lanes

@@ -42,7 +42,11 @@ pub(super) struct FactTable {
 
 impl FactTable {
     pub(super) fn add(&mut self, model: ModelId, content: ContentHash, at: VectorRef, time: Time) {
-        self.facts.entry((model, content)).or_insert((at, time));
+        let known = self.facts.entry((model, content)).or_insert((at, time));
+        // Forgotten by the store, and computed again since: what is there now is the new one.
+        if known.0 != at {
+            *known = (at, time);
+        }
     }
 
     /// The vector that is bound at or before a time.

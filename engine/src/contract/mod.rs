@@ -3,18 +3,21 @@
 //!
 //! | trait | implementations |
 //! |---|---|
-//! | [`Source`] | files, generate, push (connectors); scripted (testing) |
+//! | [`Source`] | files, git, generate, Kafka, PostgreSQL (connectors) |
 //! | [`Sink`] | kafka (connectors) |
 //! | [`Embedder`] | MiniLM on CPU (operators); hashed (testing) |
 //! | [`VectorMemo`] | the embedding store (durable) |
 //! | [`Store`] | local directory (durable); memory with injected failures (testing) |
+//! | [`VectorIndex`] | graphs of usearch (operators); exact (testing) |
 //!
-//! The fourth waist, the vector index, lives beside its users in `operators::index`.
+//! What a source of Kafka or PostgreSQL must promise is tested against real servers instead
+//! (`tests/systems`): a script cannot play them.
 
 mod embedder;
 mod sink;
 mod source;
 mod store;
+mod vector_index;
 
 pub use embedder::{CallLimits, EmbedError, EmbedFault, Embedder, TokenSpans, VectorMemo};
 pub use sink::{
@@ -23,3 +26,4 @@ pub use sink::{
 };
 pub use source::{LaneSink, Part, Resume, SinkClosed, Source, SourceBatch, SourceContext, Waits};
 pub use store::{AppendFile, Store};
+pub use vector_index::VectorIndex;

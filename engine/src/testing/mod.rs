@@ -9,6 +9,7 @@ mod laws;
 mod memory_store;
 mod source_laws;
 mod store_laws;
+mod vector_index_laws;
 
 pub use embedding_server::{Act, EmbeddingServer};
 pub use hashed::{HashedEmbedder, MemoryMemo};
@@ -16,3 +17,4 @@ pub use laws::embedder_laws;
 pub use memory_store::{Faults, MemoryStore};
 pub use source_laws::{Recorded, ScriptedSink, SourceRun, source_laws};
 pub use store_laws::store_laws;
+pub use vector_index_laws::{ExactIndex, vector_index_laws};

@@ -15,6 +15,9 @@
 //! Distances are not used for scores: the caller scores positions with the shard's own kernel.
 //! The metric is the inner product, as rows have unit length; it costs a third of usearch's cosine.
 
+use engine::contract::VectorIndex;
+use engine::error::WorldError;
+
 use ::usearch::{Index, IndexOptions, MetricKind, ScalarKind};
 
 use super::kernel::Quantization;
@@ -88,24 +91,36 @@ impl Graph {
         }
         Ok(Graph { index })
     }
+}
 
-    /// Positions near the question that satisfy the predicate, nearest first, at most `wanted`.
-    /// Cannot be interrupted: never call it when few rows match (it would visit them all).
-    pub(crate) fn search(
+impl VectorIndex for Graph {
+    fn len(&self) -> usize {
+        self.index.size()
+    }
+
+    /// Never call it when few rows are visible: it would visit them all.
+    fn search(
         &self,
         question: &[f32],
         wanted: usize,
-        is_visible: impl Fn(u32) -> bool,
-    ) -> Result<Vec<u32>, GraphError> {
+        is_visible: &dyn Fn(u32) -> bool,
+    ) -> Result<Vec<u32>, WorldError> {
+        if wanted == 0 || self.is_empty() {
+            return Ok(Vec::new());
+        }
         let matches = self
             .index
             .filtered_search(question, wanted, |key| is_visible(key as u32))
-            .map_err(library)?;
+            .map_err(|error| WorldError::Service {
+                service: "usearch".to_owned(),
+                detail: error.to_string(),
+                is_transient: false,
+            })?;
         Ok(matches.keys.into_iter().map(|key| key as u32).collect())
     }
 
-    /// Resident bytes, links and vectors.
-    pub(crate) fn bytes(&self) -> usize {
+    /// Links and vectors.
+    fn bytes(&self) -> usize {
         self.index.memory_usage()
     }
 }
@@ -122,7 +137,22 @@ pub fn acceleration(dimensions: usize, quantization: Quantization) -> String {
 
 #[cfg(test)]
 mod tests {
+    use engine::testing::vector_index_laws;
+
     use super::*;
+
+    #[test]
+    fn a_graph_keeps_the_laws_of_an_index() {
+        for quantization in [Quantization::Bf16, Quantization::F32] {
+            let build = |rows: &[Vec<f32>]| -> Box<dyn VectorIndex> {
+                let dimensions = rows.first().map_or(24, Vec::len);
+                let read = |position: usize, row: &mut Vec<f32>| row.clone_from(&rows[position]);
+                let built = Graph::build(dimensions, quantization, 96, rows.len(), read, || false);
+                Box::new(built.unwrap())
+            };
+            vector_index_laws(&build, 0.95);
+        }
+    }
 
     #[test]
     fn the_simd_feature_is_on() {
@@ -141,10 +171,10 @@ mod tests {
         println!("usearch uses {}", acceleration(384, Quantization::Bf16));
         assert_ne!(::usearch::hardware_acceleration_compiled(), "serial");
         let question = [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0];
-        assert_eq!(graph.search(&question, 1, |_| true).unwrap(), vec![2]);
+        assert_eq!(graph.search(&question, 1, &|_| true).unwrap(), vec![2]);
         assert!(
             !graph
-                .search(&question, 4, |position| position != 2)
+                .search(&question, 4, &|position| position != 2)
                 .unwrap()
                 .contains(&2)
         );

@@ -30,6 +30,7 @@ use super::builder::BuilderHandle;
 use super::kernel::{Components, Quantization, cosine};
 use super::slots::{NONE, NOWHERE, Place, Slots};
 use super::usearch::{Graph, GraphError};
+use engine::contract::VectorIndex;
 use engine::limits::{GENERATION_VECTORS_MAX, GENERATIONS_MAX};
 
 /// Candidates held while searching a graph; recall@10 ≥ 0.95 on the clustered generator at 100 k.
@@ -67,12 +68,11 @@ impl Segment {
     }
 }
 
-#[derive(Debug)]
 struct Part {
     segment: Arc<Segment>,
     slots: Vec<u32>,
     released: usize,
-    graph: Option<Graph>,
+    graph: Option<Box<dyn VectorIndex>>,
     is_in_job: bool,
 }
 
@@ -270,7 +270,7 @@ impl VectorLeg {
     ) {
         for part in self.parts.iter().flatten() {
             let found = part.graph.as_ref().map(|graph| {
-                graph.search(question, wanted, |row| {
+                graph.search(question, wanted, &|row| {
                     let slot = part.slots[row as usize];
                     slot != NONE && visible(slot)
                 })
@@ -432,7 +432,7 @@ impl VectorLeg {
             segment: built.segment,
             slots: Vec::new(),
             released: 0,
-            graph: Some(built.graph),
+            graph: Some(Box::new(built.graph)),
             is_in_job: false,
         });
         let mut linked = Vec::with_capacity(built.origins.len());

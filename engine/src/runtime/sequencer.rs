@@ -137,6 +137,9 @@ impl<P: Program> Sequencer<P> {
         until = until.min(self.due.unwrap_or(Time::MAX));
         if self.has_room() {
             until = until.min(self.lanes.next_deadline().unwrap_or(Time::MAX));
+            let wanted = self.waiting.iter();
+            let wanted = wanted.filter_map(|ask| ask.wants_tick_at(self.mint.last()));
+            until = until.min(wanted.min().unwrap_or(Time::MAX));
         }
         let mut pause =
             Duration::from_micros(until.saturating_sub(now).clamp(200, HEARTBEAT_MICROS));
@@ -243,7 +246,8 @@ impl<P: Program> Sequencer<P> {
             || self
                 .waiting
                 .iter()
-                .any(|ask| ask.wants_tick(self.mint.last()));
+                .filter_map(|ask| ask.wants_tick_at(self.mint.last()))
+                .any(|at| at <= now);
         if taken.is_empty() && self.facts.is_empty() && self.operations.is_empty() && !is_due {
             return false;
         }

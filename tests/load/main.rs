@@ -11,6 +11,7 @@
 //!
 //! `HEADWATER_LOAD_SECONDS` shortens it.
 
+mod gone;
 mod idle;
 #[path = "../support/server.rs"]
 mod server;

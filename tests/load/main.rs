@@ -16,6 +16,7 @@ mod idle;
 #[path = "../support/server.rs"]
 mod server;
 mod simple;
+mod spans;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

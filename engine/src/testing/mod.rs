@@ -16,3 +16,5 @@ pub use laws::embedder_laws;
 pub use memory_store::{Faults, MemoryStore};
 pub use source_laws::{Recorded, ScriptedSink, SourceRun, source_laws};
 pub use store_laws::store_laws;
+
+pub use crate::runtime::VirtualClock;

@@ -9,6 +9,7 @@
 //!  DataError::new("code"    ├─▶ docs/errors.md, both ways
 //!  pub const NAME           ──▶ docs/limits.md, both ways
 //!  declare! { … "name" … }  ──▶ docs/operations.md
+//!  debug_span!("name", …)   ──▶ docs/operations.md, both ways
 //! ```
 //!
 //! Limits: a code that is put together at run time cannot be seen; there is none, and there should
@@ -208,4 +209,28 @@ fn metrics_are_documented() {
             .map(|name| format!("docs/operations.md has no row for `{name}`"))
             .collect(),
     );
+}
+
+/// Names of spans, by the macros and by the attribute.
+fn spans() -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    for text in code() {
+        for opening in [
+            "debug_span!(",
+            "info_span!(",
+            "tracing::instrument(\n        name = ",
+        ] {
+            let calls = text.split(opening).skip(1);
+            out.extend(calls.filter_map(literal).map(str::to_owned));
+        }
+    }
+    out
+}
+
+#[test]
+fn spans_are_documented_and_documented_spans_exist() {
+    let page = read("docs/operations.md");
+    let section = page.split_once("## Spans").expect("the section").1;
+    let section = section.split("\n## ").next().unwrap_or(section);
+    assert_eq!(table_names(section), spans());
 }

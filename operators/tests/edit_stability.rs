@@ -1,81 +1,86 @@
 //! What an edit costs: random paragraphs of real documentation are changed, removed and added, and
 //! the chunks that must be embedded again are counted against those that the edit touched.
 //!
-//! Data: README and CHANGELOG files of the crates in the user's own cargo registry (read only);
-//! without them the test says so and passes. Seed printed; `EDITS` sets how many edits. Ratio =
-//! Σ new contents / Σ chunks of the old version that overlap the edited bytes (at least one each).
+//! Data: README and CHANGELOG files of the crates in the user's own cargo registry (read only); where
+//! there are too few, this repository's own pages. Tokens are the default model's own, by its tokenizer:
+//! its files are fetched as `headwater model pull` does. Seed printed; `EDITS` sets how many edits.
+//! Ratio = Σ new contents / Σ chunks of the old version that overlap the edited bytes (at least one each).
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::contract::TokenSpans;
-use operators::chunk::{ChunkStrategy, Chunker, ChunkingSpec, TokenCounter};
+use engine::contract::Embedder;
+use operators::chunk::{ChunkStrategy, Chunker, ChunkingSpec, ModelTokens, TokenCounter};
+use operators::embed::PretrainedEmbedder;
+use operators::embed::model::ModelFiles;
+use operators::embed::weights::{DEFAULT_MODEL, pull};
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
 const SEED: u64 = 20_261_121;
+/// Fewer documents than this say little.
+const DOCUMENTS_MIN: usize = 15;
 
-/// About as many tokens as WordPiece makes of English prose and code: words in pieces of up to six
-/// letters, every other mark alone.
-struct EnglishPieces;
-
-impl TokenCounter for EnglishPieces {
-    fn token_spans(&self, text: &str) -> TokenSpans {
-        let mut spans = TokenSpans::default();
-        let mut in_word = 0;
-        for (at, c) in text.char_indices() {
-            if c.is_alphanumeric() {
-                if in_word % 6 == 0 {
-                    spans.starts.push(at as u32);
-                }
-                in_word += 1;
-                continue;
-            }
-            in_word = 0;
-            if !c.is_whitespace() {
-                spans.starts.push(at as u32);
-            }
-        }
-        spans.ends = spans.starts.iter().map(|start| start + 1).collect();
-        spans
-    }
-
-    fn special_tokens(&self) -> usize {
-        2
-    }
+fn tokens() -> Arc<ModelTokens> {
+    let folder = pull(DEFAULT_MODEL, &|_| {}).expect("the model is there or can be fetched");
+    let files = ModelFiles::read(&folder).expect("the model's files are whole");
+    let model = PretrainedEmbedder::new(files).expect("the model is supported");
+    Arc::new(ModelTokens(Arc::new(model) as Arc<dyn Embedder>))
 }
 
-fn documents() -> Vec<String> {
+/// What lies in a folder, sorted; nothing of one that cannot be read.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut all: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    all.sort();
+    all
+}
+
+/// The document of a file, if it is one of a size that is worth editing.
+fn document(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let is_worth = (2_000..120_000).contains(&text.len());
+    is_worth.then(|| text.replace("\r\n", "\n"))
+}
+
+/// Of the packages in cargo's registry.
+fn registry() -> Vec<String> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    let folders = |folder: PathBuf| {
-        let mut all: Vec<PathBuf> = std::fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .collect();
-        all.sort();
-        all
-    };
-    let mut out = Vec::new();
-    for registry in home
-        .map(|home| folders(home.join("registry/src")))
-        .unwrap_or_default()
-    {
-        for package in folders(registry) {
-            for name in ["README.md", "CHANGELOG.md"] {
-                let text = std::fs::read_to_string(package.join(name)).unwrap_or_default();
-                if (2_000..120_000).contains(&text.len()) {
-                    out.push(text.replace("\r\n", "\n"));
-                }
-            }
-        }
-    }
-    out
+    let registries = home.map(|home| entries(&home.join("registry/src")));
+    let packages = registries.into_iter().flatten();
+    let packages = packages.flat_map(|registry| entries(&registry));
+    let names = ["README.md", "CHANGELOG.md"];
+    let files = packages.flat_map(|package| names.map(|name| package.join(name)));
+    files.filter_map(|file| document(&file)).collect()
+}
+
+/// Of this repository.
+fn own_pages() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folders = [root.clone(), root.join("docs"), root.join("docs/decisions")];
+    let files = folders.iter().flat_map(|folder| entries(folder));
+    let pages = files.filter(|file| file.extension().is_some_and(|end| end == "md"));
+    pages.filter_map(|file| document(&file)).collect()
+}
+
+/// The documents, and where they are from.
+///
+/// # Panics
+/// When there are too few: a law that is tested on nothing does not hold.
+fn documents() -> (Vec<String>, &'static str) {
+    let found = [
+        (registry(), "cargo's registry"),
+        (own_pages(), "this repository"),
+    ];
+    let counts = [found[0].0.len(), found[1].0.len()];
+    let enough = found
+        .into_iter()
+        .find(|(all, _)| all.len() >= DOCUMENTS_MIN);
+    enough.unwrap_or_else(|| panic!("{counts:?} documents, not {DOCUMENTS_MIN}"))
 }
 
 /// Byte ranges of paragraphs (what blank lines part).
@@ -144,11 +149,8 @@ fn edit(
 
 #[test]
 fn an_edit_embeds_little_more_than_the_chunks_it_touches() {
-    let documents = documents();
-    if documents.len() < 20 {
-        eprintln!("SKIPPED: no documentation in cargo's registry folder; run `cargo fetch` first");
-        return;
-    }
+    let (documents, from) = documents();
+    let tokens = tokens();
     let edits: usize = std::env::var("EDITS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -160,7 +162,7 @@ fn an_edit_embeds_little_more_than_the_chunks_it_touches() {
             overlap: 0,
             heading_prefix: false,
         };
-        let chunker = Chunker::new(&spec, Arc::new(EnglishPieces));
+        let chunker = Chunker::new(&spec, Arc::clone(&tokens) as Arc<dyn TokenCounter>);
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let mut sums = [[0usize; 2]; 3];
         for round in 0..edits {
@@ -192,7 +194,7 @@ fn an_edit_embeds_little_more_than_the_chunks_it_touches() {
             sums.iter().map(|s| s[1]).sum(),
         ];
         println!(
-            "{} seed {SEED}, {edits} edits of {} documents: ratio {:.3} (edited {:.3}, removed {:.3}, added {:.3})",
+            "{} seed {SEED}, {edits} edits of {} documents of {from}: ratio {:.3} (edited {:.3}, removed {:.3}, added {:.3})",
             chunker.strategy(),
             documents.len(),
             ratio(&total),
@@ -200,7 +202,7 @@ fn an_edit_embeds_little_more_than_the_chunks_it_touches() {
             ratio(&sums[1]),
             ratio(&sums[2])
         );
-        fullness(&documents, &chunker);
+        fullness(&documents, &chunker, &*tokens);
         assert!(
             ratio(&total) <= 1.5,
             "edits embed {:.3} × what they touch",
@@ -210,17 +212,17 @@ fn an_edit_embeds_little_more_than_the_chunks_it_touches() {
 }
 
 /// Prints how full chunks are: all, and those of texts under one heading that is larger than a chunk.
-fn fullness(documents: &[String], chunker: &Chunker) {
+fn fullness(documents: &[String], chunker: &Chunker, tokens: &dyn TokenCounter) {
     let mut all = (0usize, 0usize);
     let mut large = (0usize, 0usize);
     for text in documents {
         let pieces = chunker.cut(text);
         let count = |piece: &engine::model::ChunkPiece| {
-            EnglishPieces
+            tokens
                 .token_spans(&text[piece.range.0 as usize..piece.range.1 as usize])
                 .starts
                 .len()
-                + 2
+                + tokens.special_tokens()
         };
         for section in pieces.chunk_by(|a, b| a.heading == b.heading) {
             let tokens: usize = section.iter().map(count).sum();

@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use serde_json::json;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use super::InputError;
 use super::config::{Layers, Shown};
@@ -221,7 +223,8 @@ fn print(shown: &[Shown], output: &Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Logs go to stderr: stdout belongs to results.
+/// Logs go to stderr: stdout belongs to results. Who asks for more than `info` is also told how long each
+/// span took.
 fn start_log(filter: &str, format: &str) -> anyhow::Result<()> {
     // What the reader of PDF warns of is whole fonts; what it cannot read is a dead letter.
     let directives = match filter.contains("lopdf") {
@@ -231,7 +234,12 @@ fn start_log(filter: &str, format: &str) -> anyhow::Result<()> {
     let filter: tracing_subscriber::EnvFilter = directives
         .parse()
         .map_err(|error| InputError::new(format!("log = {filter}: {error}")))?;
+    let spans = match filter.max_level_hint() {
+        Some(level) if level <= LevelFilter::INFO => FmtSpan::NONE,
+        _ => FmtSpan::CLOSE,
+    };
     let log = tracing_subscriber::fmt()
+        .with_span_events(spans)
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     let started = match format {

@@ -208,6 +208,8 @@ fn copy(file: &Found, root: &Path) -> anyhow::Result<bool> {
     else {
         return Ok(false);
     };
+    // A file's text is read without its byte order mark; citations are checked against the file's bytes.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     if text.trim().is_empty() {
         return Ok(false);
     }
@@ -283,6 +285,15 @@ mod tests {
         let root = all.root().to_owned();
         drop(all);
         assert!(!root.exists(), "the copies go with the sample");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_not_copied() {
+        let marked = b"\xEF\xBB\xBF# A";
+        let source = folder(&[("a.md", marked), ("b.md", b"# B"), ("c.md", b"# C")]);
+        let path = Some(source.path().to_owned());
+        let sample = gather(&SampleOptions { path, all: false }).unwrap();
+        assert_eq!(std::fs::read(sample.root().join("a.md")).unwrap(), b"# A");
     }
 
     #[test]

@@ -2,20 +2,22 @@
 //! changes at or before that time, and nothing else; with 1, 2 and 4 workers.
 //!
 //! A random script (upserts, edits, deletes, re-inserts, slow and failing embeddings, questions,
-//! cache stores and look-ups, pauses) runs against the whole engine on a virtual clock and a store
+//! cache stores and look-ups, pauses, crashes of the machine) runs against the whole engine on a virtual clock and a store
 //! in memory. Then the input log is read back: it *is* the truth of what was bound when. The naive
 //! model recomputes from it, for every tick, the rows, the exact search results, and, for every
 //! cached answer that was live, its retrieval set.
 //!
 //! `cargo test --test law` runs 10 fixed and 50 random seeds; `HEADWATER_LAW_SEEDS=300 cargo test
-//! --test law many_seeds -- --ignored` runs as many as wanted; `HEADWATER_LAW_SEED=7` one. A failing
-//! seed is shrunk to the shortest failing prefix of its script and printed.
+//! --test law many_seeds -- --ignored` runs as many as wanted; `HEADWATER_LAW_SEED=7` one. The script of a
+//! failing seed is shrunk ([`shrink`]) and printed; `HEADWATER_LAW_STEPS=0,3,17` runs those steps alone.
 
 mod naive;
 mod rig;
 mod script;
+mod shrink;
 
-use script::{Script, run, run_on};
+use rig::Rig;
+use script::{Script, run_on};
 
 /// Worker counts that must agree with the model.
 const WORKERS: [usize; 3] = [1, 2, 4];
@@ -26,34 +28,41 @@ const STEPS: usize = 300;
 fn check(seed: u64) -> script::Tally {
     let mut tally = script::Tally::default();
     for workers in WORKERS {
-        match run(&Script::random(seed, STEPS), workers) {
-            Ok(one) => tally.add(&one),
-            Err(error) => {
-                let (steps, error) = shrink(seed, workers, error);
-                panic!(
-                    "seed {seed}, {workers} workers, first {steps} steps: {error}\n\
-                     again: HEADWATER_LAW_SEED={seed} cargo test --test law one_seed -- --ignored"
-                );
-            }
-        }
+        let label = format!("{workers} workers");
+        let script = Script::random(seed, STEPS);
+        tally.add(&check_script(&script, &label, "one_seed", &|| {
+            Rig::start(workers)
+        }));
     }
     tally
 }
 
-/// The shortest failing prefix, by halving, then the error it gives.
-fn shrink(seed: u64, workers: usize, mut error: String) -> (usize, String) {
-    let (mut good, mut bad) = (0, STEPS);
-    while bad - good > 1 {
-        let middle = good + (bad - good) / 2;
-        match run(&Script::random(seed, middle), workers) {
-            Ok(_) => good = middle,
-            Err(smaller) => {
-                bad = middle;
-                error = smaller;
-            }
-        }
-    }
-    (bad, error)
+/// Runs a script on an engine that `start` starts; shrinks and panics on a failure.
+fn check_script(
+    script: &Script,
+    label: &str,
+    again: &str,
+    start: &dyn Fn() -> Rig,
+) -> script::Tally {
+    let error = match run_on(script, start()) {
+        Ok(tally) => return tally,
+        Err(error) => error,
+    };
+    let seed = script.seed;
+    eprintln!("seed {seed}, {label}: {error}\nshrinking …");
+    let (left, error) = shrink::shrink(script.len(), error, shrink::TIME_MAX, &mut |steps| {
+        run_on(&script.only(steps), start()).err()
+    });
+    let numbers: Vec<String> = left.iter().map(usize::to_string).collect();
+    panic!(
+        "seed {seed}, {label}, {} of {} steps:\n{}{error}\n\
+         again: HEADWATER_LAW_SEED={seed} HEADWATER_LAW_STEPS={} cargo test --test law {again} -- \
+         --ignored",
+        left.len(),
+        script.len(),
+        script.only(&left),
+        numbers.join(",")
+    );
 }
 
 fn seeds(count: u64) -> impl Iterator<Item = u64> {
@@ -71,7 +80,7 @@ fn check_all(seeds: impl Iterator<Item = u64>) {
     }
     println!("{tally:?}");
     assert!(
-        tally.searches > 0 && tally.entries > 0,
+        tally.searches > 0 && tally.entries > 0 && tally.crashes > 0,
         "the scripts test something: {tally:?}"
     );
 }
@@ -93,22 +102,53 @@ fn many_seeds_hold_at_every_sealed_time() {
     check_all(seeds(count));
 }
 
+/// The seed that is asked for, and the steps of it: all, unless some are named.
+fn named() -> Script {
+    let seed = std::env::var("HEADWATER_LAW_SEED").map_or(1, |n| n.parse().expect("a number"));
+    let script = Script::random(seed, STEPS);
+    match std::env::var("HEADWATER_LAW_STEPS") {
+        Ok(steps) => {
+            let steps = steps
+                .split(',')
+                .map(|n| n.trim().parse().expect("a number"));
+            script.only(&steps.collect::<Vec<usize>>())
+        }
+        Err(_) => script,
+    }
+}
+
 #[test]
 #[ignore = "by name: HEADWATER_LAW_SEED=7 cargo test --test law one_seed -- --ignored"]
 fn one_seed_holds_at_every_sealed_time() {
-    let seed = std::env::var("HEADWATER_LAW_SEED").map_or(1, |n| n.parse().expect("a number"));
-    println!("{:?}", check(seed));
+    let script = named();
+    for workers in WORKERS {
+        let label = format!("{workers} workers");
+        let tally = check_script(&script, &label, "one_seed", &|| Rig::start(workers));
+        println!("{label}: {tally:?}");
+    }
+}
+
+const PROCESSES: &str = "two processes";
+
+#[test]
+#[ignore = "by name: HEADWATER_LAW_SEED=101 cargo test --test law one_pair -- --ignored"]
+fn one_pair_of_processes_holds_at_every_sealed_time() {
+    let tally = check_script(&named(), PROCESSES, "one_pair", &Rig::start_cluster);
+    println!("{tally:?}");
 }
 
 #[test]
 fn two_processes_hold_at_every_sealed_time() {
     let mut tally = script::Tally::default();
     for seed in 101..=105 {
-        println!("seed {seed}, two processes");
-        match run_on(&Script::random(seed, STEPS), rig::Rig::start_cluster()) {
-            Ok(one) => tally.add(&one),
-            Err(error) => panic!("seed {seed}, two processes: {error}"),
-        }
+        println!("seed {seed}, {PROCESSES}");
+        let script = Script::random(seed, STEPS);
+        tally.add(&check_script(
+            &script,
+            PROCESSES,
+            "one_pair",
+            &Rig::start_cluster,
+        ));
     }
     println!("{tally:?}");
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use engine::contract::{Embedder, Store};
 use engine::durable::VectorOptions;
-use engine::runtime::{CommunicationConfig, VirtualClock};
-use engine::testing::{HashedEmbedder, MemoryStore};
+use engine::runtime::CommunicationConfig;
+use engine::testing::{HashedEmbedder, MemoryStore, VirtualClock};
 use operators::embed::EmbedConfig;
 use queries::api::{Backend, PushLine, PushRequest};
 use queries::service::{Service, Wiring};
@@ -31,27 +31,22 @@ pub struct Rig {
     pub store: Arc<MemoryStore>,
     pub encoder: Arc<HashedEmbedder>,
     pub runtime: tokio::runtime::Runtime,
+    workers: usize,
     follower: Option<Follower>,
 }
 
 impl Rig {
     /// An engine with the pipeline declared.
     pub fn start(workers: usize) -> Rig {
-        Rig::start_with(workers, None, None)
+        Rig::start_with(workers, false)
     }
 
     /// The same over two processes on loopback, one worker each.
     pub fn start_cluster() -> Rig {
-        let addresses = free_addresses();
-        let follower = Follower::spawn(&addresses);
-        Rig::start_with(1, Some(cluster(0, addresses)), Some(follower))
+        Rig::start_with(1, true)
     }
 
-    fn start_with(
-        workers: usize,
-        communication: Option<CommunicationConfig>,
-        follower: Option<Follower>,
-    ) -> Rig {
+    fn start_with(workers: usize, is_cluster: bool) -> Rig {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -60,33 +55,8 @@ impl Rig {
         let clock = VirtualClock::new(1_800_000_000_000_000);
         let store = Arc::new(MemoryStore::new());
         let encoder = Arc::new(HashedEmbedder::new("hashed", DIMENSIONS));
-        let model = Arc::clone(&encoder);
-        let wiring = Wiring {
-            store: Arc::clone(&store) as Arc<dyn Store>,
-            workers,
-            communication,
-            clock: Arc::new(clock.clone()),
-            load_model: Arc::new(move |_, _, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
-            connect: Arc::new(|_, _, _| Ok(None)),
-            connect_sink: Arc::new(headwater::wiring::connect_sink),
-            describe: Arc::new(|_, _| unreachable!("no script reads a database")),
-            decode_push: Arc::new(headwater::wiring::decode_push),
-            redecode: Arc::new(headwater::wiring::redecode),
-            metrics: Arc::new(String::new),
-            builder_threads: 1,
-            // Small files, so that a script fills some and collections rewrite them.
-            vectors: VectorOptions {
-                segment_bytes: 2_048,
-                memory_bytes: 4_096,
-            },
-            // Failures are scripted by the hundred: back-off in real time would only slow them.
-            embed: EmbedConfig {
-                backoff: Duration::from_millis(1),
-                backoff_max: Duration::from_millis(4),
-                ..EmbedConfig::default()
-            },
-        };
-        let service = Service::start(wiring, runtime.handle().clone()).expect("an empty store");
+        let wiring = wiring(workers, &clock, &store, &encoder);
+        let (service, follower) = launch(wiring, is_cluster, &runtime);
         let reconciled = runtime.block_on(service.reconcile(PIPELINE, false, false));
         reconciled.expect("the pipeline is right");
         Rig {
@@ -95,7 +65,26 @@ impl Rig {
             store,
             encoder,
             runtime,
+            workers,
             follower,
+        }
+    }
+
+    /// The machine loses its power and comes back: what was not synced may be gone or torn.
+    pub fn crash(&mut self, seed: u64) {
+        let survived = Arc::new(self.store.after_crash(seed));
+        self.stop();
+        let is_cluster = self.follower.is_some();
+        let wiring = wiring(self.workers, &self.clock, &survived, &self.encoder);
+        (self.service, self.follower) = launch(wiring, is_cluster, &self.runtime);
+        self.store = survived;
+    }
+
+    fn stop(&mut self) {
+        self.service.stop();
+        if let Some(Follower(child)) = &mut self.follower {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 
@@ -150,11 +139,58 @@ impl Follower {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        self.service.stop();
-        if let Some(Follower(child)) = &mut self.follower {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.stop();
+    }
+}
+
+/// An engine on what a store holds; with a second process when it is one of two.
+fn launch(
+    wiring: Wiring,
+    is_cluster: bool,
+    runtime: &tokio::runtime::Runtime,
+) -> (Service, Option<Follower>) {
+    let mut wiring = wiring;
+    let follower = is_cluster.then(|| {
+        let addresses = free_addresses();
+        let follower = Follower::spawn(&addresses);
+        wiring.communication = Some(cluster(0, addresses));
+        follower
+    });
+    let service = Service::start(wiring, runtime.handle().clone()).expect("a sound store");
+    (service, follower)
+}
+
+fn wiring(
+    workers: usize,
+    clock: &VirtualClock,
+    store: &Arc<MemoryStore>,
+    encoder: &Arc<HashedEmbedder>,
+) -> Wiring {
+    let model = Arc::clone(encoder);
+    Wiring {
+        store: Arc::clone(store) as Arc<dyn Store>,
+        workers,
+        communication: None,
+        clock: Arc::new(clock.clone()),
+        load_model: Arc::new(move |_, _, _| Ok(Arc::clone(&model) as Arc<dyn Embedder>)),
+        connect: Arc::new(|_, _, _| Ok(None)),
+        connect_sink: Arc::new(headwater::wiring::connect_sink),
+        describe: Arc::new(|_, _| unreachable!("no script reads a database")),
+        decode_push: Arc::new(headwater::wiring::decode_push),
+        redecode: Arc::new(headwater::wiring::redecode),
+        metrics: Arc::new(String::new),
+        builder_threads: 1,
+        // Small files, so that a script fills some and collections rewrite them.
+        vectors: VectorOptions {
+            segment_bytes: 2_048,
+            memory_bytes: 4_096,
+        },
+        // Failures are scripted by the hundred: back-off in real time would only slow them.
+        embed: EmbedConfig {
+            backoff: Duration::from_millis(1),
+            backoff_max: Duration::from_millis(4),
+            ..EmbedConfig::default()
+        },
     }
 }
 

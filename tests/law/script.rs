@@ -1,6 +1,6 @@
 //! Random scripts, and the comparison with the naive model.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use engine::contract::EmbedFault;
@@ -39,11 +39,14 @@ enum Step {
     Pause {
         micros: u64,
     },
+    Crash {
+        seed: u64,
+    },
 }
 
 /// A reproducible list of steps.
 pub struct Script {
-    seed: u64,
+    pub seed: u64,
     steps: Vec<Step>,
 }
 
@@ -56,6 +59,7 @@ pub struct Tally {
     pub entries: usize,
     pub hits: usize,
     pub stores: usize,
+    pub crashes: usize,
 }
 
 impl Tally {
@@ -66,6 +70,7 @@ impl Tally {
         self.entries += other.entries;
         self.hits += other.hits;
         self.stores += other.stores;
+        self.crashes += other.crashes;
     }
 }
 
@@ -103,6 +108,28 @@ impl Script {
             .collect();
         Script { seed, steps }
     }
+
+    /// How many steps it has.
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Those of its steps that have these numbers.
+    pub fn only(&self, numbers: &[usize]) -> Script {
+        let steps = numbers.iter().map(|number| self.steps[*number].clone());
+        Script {
+            seed: self.seed,
+            steps: steps.collect(),
+        }
+    }
+}
+
+impl std::fmt::Display for Script {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.steps
+            .iter()
+            .try_for_each(|step| writeln!(out, "  {step:?}"))
+    }
 }
 
 fn random_step(rng: &mut ChaCha8Rng, bodies: &mut Vec<String>) -> Step {
@@ -136,6 +163,8 @@ fn random_step(rng: &mut ChaCha8Rng, bodies: &mut Vec<String>) -> Step {
         89..92 => Step::FailEncoder {
             calls: rng.random_range(1..=2),
         },
+        // About one a script: each is a replay of all that came before.
+        92 if rng.random_ratio(1, 3) => Step::Crash { seed: rng.random() },
         _ => Step::Pause {
             micros: *[1, 1_000, 3_000_000, 120_000_000]
                 .choose(rng)
@@ -167,16 +196,11 @@ fn random_line(rng: &mut ChaCha8Rng, bodies: &mut Vec<String>) -> String {
     json!({"op": "upsert", "key": key, "value": {"body": text, "lang": lang}}).to_string()
 }
 
-/// Runs a script and compares everything that was seen with the model.
-pub fn run(script: &Script, workers: usize) -> Result<Tally, String> {
-    run_on(script, Rig::start(workers))
-}
-
-/// Runs a script on an engine that is already there.
-pub fn run_on(script: &Script, rig: Rig) -> Result<Tally, String> {
+/// Runs a script on an engine that is there, and compares everything that was seen with the model.
+pub fn run_on(script: &Script, mut rig: Rig) -> Result<Tally, String> {
     let mut seen = Seen::default();
     for (number, step) in script.steps.iter().enumerate() {
-        seen.step(&rig, step)
+        seen.step(&mut rig, step)
             .map_err(|error| format!("step {number} {step:?}: {error}"))?;
     }
     // Everything that waits is embedded in the end, once.
@@ -192,12 +216,29 @@ struct Seen {
     searches: Vec<(SearchRequest, SearchReply)>,
     hits: Vec<(String, u64, Vec<String>)>,
     stores: usize,
+    crashes: usize,
+    /// What was acknowledged, by key: the last line of each.
+    acknowledged: BTreeMap<String, serde_json::Value>,
 }
 
 impl Seen {
-    fn step(&mut self, rig: &Rig, step: &Step) -> Result<(), String> {
+    fn step(&mut self, rig: &mut Rig, step: &Step) -> Result<(), String> {
         match step {
-            Step::Push { lines, wait } => rig.push(lines, *wait),
+            Step::Push { lines, wait } => {
+                rig.push(lines, *wait)?;
+                for line in lines {
+                    let line: serde_json::Value =
+                        serde_json::from_str(line).expect("scripts push JSON");
+                    let key = line["key"].as_str().expect("a key").to_owned();
+                    self.acknowledged.insert(key, line["value"].clone());
+                }
+                Ok(())
+            }
+            Step::Crash { seed } => {
+                rig.crash(*seed);
+                self.crashes += 1;
+                Ok(())
+            }
             Step::SlowEncoder { micros } => {
                 rig.encoder.set_delay(Duration::from_micros(*micros));
                 Ok(())
@@ -284,8 +325,10 @@ impl Seen {
         let mut tally = Tally {
             hits: self.hits.len(),
             stores: self.stores,
+            crashes: self.crashes,
             ..Tally::default()
         };
+        self.compare_acknowledged(&Naive::at(&timeline, u64::MAX))?;
         for (request, reply) in &self.searches {
             let naive = Naive::at(&timeline, reply.as_of);
             compare_search(&naive, request, reply)?;
@@ -321,6 +364,24 @@ impl Seen {
             tally.searches += 1;
         }
         Ok(tally)
+    }
+
+    /// The log has every push that was acknowledged, whatever crashed since: its rows are the last lines.
+    fn compare_acknowledged(&self, naive: &Naive) -> Result<(), String> {
+        let live = self
+            .acknowledged
+            .iter()
+            .filter(|(_, value)| !value.is_null());
+        let rows: BTreeSet<String> = live
+            .map(|(key, value)| json!([key, value["body"], value["lang"]]).to_string())
+            .collect();
+        match rows == naive.rows() {
+            true => Ok(()),
+            false => Err(format!(
+                "acknowledged {rows:?}, in the log {:?}",
+                naive.rows()
+            )),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! Load: 200 concurrent clients over HTTP for a minute while 50 documents a second change.
+//! The program watched from outside: under load, idle, left by its clients, and its spans.
 //!
+//! Load: 200 concurrent clients over HTTP for a minute while 50 documents a second change.
 //! The real binary, the real model, short texts. Each client asks again when it is answered (closed
 //! loop, keep-alive), so questions/s is what the machine gives and latency is 200 / that. Ignored by
 //! default; the command is
@@ -10,8 +11,12 @@
 //!
 //! `HEADWATER_LOAD_SECONDS` shortens it.
 
+mod gone;
+mod idle;
 #[path = "../support/server.rs"]
 mod server;
+mod simple;
+mod spans;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod extract;
+mod holds;
 mod letters;
 mod pipeline;
 mod remote;

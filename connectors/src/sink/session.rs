@@ -282,6 +282,14 @@ impl Session<'_> {
         mut page: ChangePage,
     ) -> Result<(), Trouble> {
         let begun = Instant::now();
+        let span = tracing::debug_span!(
+            "sink",
+            name = &*self.context.name,
+            after,
+            through,
+            records = tracing::field::Empty,
+        );
+        let _entered = span.enter();
         let is_stopping = || self.context.is_stopping();
         self.memory.attempted = self.memory.attempted.max(through);
         self.writer.open()?;
@@ -298,6 +306,7 @@ impl Session<'_> {
         self.progress.write(self.writer, through, &is_stopping)?;
         self.writer.commit(&is_stopping)?;
         self.memory.had_success = true;
+        span.record("records", sent.0);
         self.context.feed.note(through);
         let label = || ("sink", self.context.name.clone());
         metrics::counter!(telemetry::SINK_RECORDS.name, &[label()]).increment(sent.0);

@@ -47,8 +47,12 @@ impl<P: Program> AskRequest<P> {
         }
     }
 
-    /// Whether the question waits for a time that no tick has reached yet.
-    pub(super) fn wants_tick(&self, last: Time) -> bool {
-        matches!(self.at, AskTime::NotBefore(at) if last < at)
+    /// The time that the question waits for, when no tick has reached it yet: a tick is wanted then, and
+    /// not before the clock says so.
+    pub(super) fn wants_tick_at(&self, last: Time) -> Option<Time> {
+        match self.at {
+            AskTime::NotBefore(at) if last < at => Some(at),
+            _ => None,
+        }
     }
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use ahash::{AHashMap, AHashSet};
 use crossbeam_channel::Receiver;
+use tracing::Span;
 
 use super::Shared;
 use super::board::Board;
@@ -58,6 +59,8 @@ pub(super) struct Sequencer<P: Program> {
     /// Broadcast and not applied everywhere: (T, bytes).
     unsealed: VecDeque<(Time, usize, Instant)>,
     unsealed_bytes: usize,
+    /// One span a tick from its binding to its seal.
+    spans: VecDeque<(Time, Span)>,
     waiting: Vec<AskRequest<P>>,
     holds: BTreeMap<QuestionId, (Vec<ObjectId>, Time)>,
     /// What replay holds for an object ([`super::Pin`]).
@@ -85,6 +88,7 @@ impl<P: Program> Sequencer<P> {
             reserving: None,
             unsealed: VecDeque::new(),
             unsealed_bytes: 0,
+            spans: VecDeque::new(),
             waiting: Vec::new(),
             holds: BTreeMap::new(),
             pins: BTreeMap::new(),
@@ -137,6 +141,9 @@ impl<P: Program> Sequencer<P> {
         until = until.min(self.due.unwrap_or(Time::MAX));
         if self.has_room() {
             until = until.min(self.lanes.next_deadline().unwrap_or(Time::MAX));
+            let wanted = self.waiting.iter();
+            let wanted = wanted.filter_map(|ask| ask.wants_tick_at(self.mint.last()));
+            until = until.min(wanted.min().unwrap_or(Time::MAX));
         }
         let mut pause =
             Duration::from_micros(until.saturating_sub(now).clamp(200, HEARTBEAT_MICROS));
@@ -244,7 +251,8 @@ impl<P: Program> Sequencer<P> {
             || self
                 .waiting
                 .iter()
-                .any(|ask| ask.wants_tick(self.mint.last()));
+                .filter_map(|ask| ask.wants_tick_at(self.mint.last()))
+                .any(|at| at <= now);
         if taken.is_empty() && self.facts.is_empty() && self.operations.is_empty() && !is_due {
             return false;
         }
@@ -303,6 +311,23 @@ impl<P: Program> Sequencer<P> {
             })
             .collect();
         let changes = merge_batches(batches);
+        let rows = changes
+            .iter()
+            .map(|(_, changes)| changes.len())
+            .sum::<usize>();
+        let (vectors_count, operations_count) = (facts.len(), operations.len());
+        let span = tracing::debug_span!(
+            "tick",
+            at,
+            rows,
+            bytes,
+            vectors = vectors_count,
+            operations = operations_count
+        );
+        // A span that nobody listens to need not be kept.
+        if !span.is_disabled() {
+            self.spans.push_back((at, span));
+        }
         self.bus.send(Command::Tick(Tick {
             at,
             changes,
@@ -343,7 +368,15 @@ impl<P: Program> Sequencer<P> {
             .undurable
             .front()
             .map_or(self.mint.last(), |(_, at)| at - 1);
-        if self.board.publish(logged.min(self.reserved)) {
+        let durable = logged.min(self.reserved);
+        while self
+            .spans
+            .front()
+            .is_some_and(|(at, _)| *at < applied && *at <= durable)
+        {
+            self.spans.pop_front();
+        }
+        if self.board.publish(durable) {
             self.shared.show(&self.board, self.mint.last());
         }
         metrics::gauge!("headwater_unsealed_ticks").set(self.unsealed.len() as f64);

@@ -95,7 +95,12 @@ fn obey<P: Program>(program: &mut P, worker: &mut Worker, command: Arc<CommandOf
             program.feed(Cow::Borrowed(tick));
             compact(program, &tick.since);
         }
-        Command::Ask { at, questions } => program.ask(worker, *at, questions),
+        Command::Ask { at, questions } => {
+            let (worker_index, count) = (worker.index(), questions.len());
+            let _span =
+                tracing::debug_span!("ask", at, questions = count, worker = worker_index).entered();
+            program.ask(worker, *at, questions);
+        }
         Command::Cancel(question) => program.cancel(worker, *question),
         Command::Install { at, id, object } => program.install(worker, *at, *id, object),
         Command::Uninstall(id) => program.uninstall(worker, *id),

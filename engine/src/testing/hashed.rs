@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,6 +31,8 @@ pub struct HashedEmbedder {
     delay: Mutex<Duration>,
     /// Outcomes of the next calls: `Some` fails.
     script: Mutex<VecDeque<Option<EmbedFault>>>,
+    /// Calls that end before this fail.
+    failing_until: Mutex<Option<Instant>>,
     limits: CallLimits,
     /// Texts that fail for good, alone or in a batch.
     poisoned: Mutex<Vec<String>>,
@@ -48,6 +50,7 @@ impl HashedEmbedder {
             max_tokens: 256,
             delay: Mutex::new(Duration::ZERO),
             script: Mutex::default(),
+            failing_until: Mutex::default(),
             limits: CallLimits::LOCAL,
             poisoned: Mutex::default(),
             counts: Mutex::default(),
@@ -76,6 +79,11 @@ impl HashedEmbedder {
     /// Appends outcomes of calls to come: `None` works, `Some` fails.
     pub fn script(&self, outcomes: impl IntoIterator<Item = Option<EmbedFault>>) {
         lock(&self.script).extend(outcomes);
+    }
+
+    /// Makes all calls fail, for so long from now on, as a world does that is away.
+    pub fn fail_for(&self, duration: Duration) {
+        *lock(&self.failing_until) = Some(Instant::now() + duration);
     }
 
     /// Makes a text fail for good, whatever batch it is in.
@@ -193,6 +201,9 @@ impl Embedder for HashedEmbedder {
         }
         if let Some(Some(fault)) = lock(&self.script).pop_front() {
             return Err(self.error("scripted failure", fault));
+        }
+        if lock(&self.failing_until).is_some_and(|until| Instant::now() < until) {
+            return Err(self.error("scripted failure", EmbedFault::WORLD));
         }
         if texts
             .iter()

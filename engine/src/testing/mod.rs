@@ -18,3 +18,5 @@ pub use memory_store::{Faults, MemoryStore};
 pub use source_laws::{Recorded, ScriptedSink, SourceRun, source_laws};
 pub use store_laws::store_laws;
 pub use vector_index_laws::{ExactIndex, vector_index_laws};
+
+pub use crate::runtime::VirtualClock;

@@ -333,7 +333,20 @@ impl Lane {
     /// Calls the encoder and notes how it went.
     fn call(&self, batch: &[Item], kind: TextKind) -> Result<Vec<Vec<f32>>, EmbedError> {
         let texts: Vec<&str> = batch.iter().map(|item| &*item.text).collect();
-        let tokens = batch.iter().map(|item| u64::from(item.tokens)).sum();
+        let tokens: u64 = batch.iter().map(|item| u64::from(item.tokens)).sum();
+        let kind_name = match kind {
+            TextKind::Question => "questions",
+            TextKind::Passage => "passages",
+        };
+        let _span = tracing::debug_span!(
+            "embed",
+            model = &*self.name,
+            kind = kind_name,
+            texts = texts.len(),
+            tokens,
+            outcome = tracing::field::Empty,
+        )
+        .entered();
         let embedder = self.embedder();
         let started = Instant::now();
         // A defect that one text brings out must not end the thread, and with it all embedding.
@@ -385,6 +398,7 @@ impl Lane {
             Err(EmbedFault::Model) => "permanent",
             Err(EmbedFault::Text) => "refused",
         };
+        tracing::Span::current().record("outcome", outcome);
         counter!(BATCHES_TOTAL, "model" => self.name.clone(), "outcome" => outcome).increment(1);
         histogram!(BATCH_SECONDS, "model" => self.name.clone()).record(elapsed.as_secs_f64());
         let mut queue = self.lock();

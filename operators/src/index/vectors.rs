@@ -415,6 +415,8 @@ impl VectorLeg {
         let (dimensions, quantization) = (self.config.dimensions, self.config.quantization);
         let is_cancelled = self.is_cancelled.clone();
         self.config.builder.clone().submit(Box::new(move || {
+            let span = tracing::debug_span!("rebuild", rows = count, parts = segments.len());
+            let _entered = span.enter();
             let built = build(dimensions, quantization, &segments, origins, &is_cancelled);
             // The shard may be gone; then nobody wants the result.
             let _ = sender.send(built);

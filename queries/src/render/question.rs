@@ -63,6 +63,23 @@ pub enum Question {
     },
 }
 
+impl Question {
+    /// One word for what is asked, for spans.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Question::Rows { .. } => "rows",
+            Question::Changes(_) => "changes",
+            Question::Search(_) => "search",
+            Question::Document { .. } => "document",
+            Question::Documents { .. } => "documents",
+            Question::Missing { .. } => "missing",
+            Question::Sizes { .. } => "sizes",
+            Question::Lookup(_) => "lookup",
+            Question::Entries { .. } => "entries",
+        }
+    }
+}
+
 /// The changes of a source or view in (`after`, the question's time]; all rows at that time when `after`
 /// is `None`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -35,6 +35,12 @@ const STAGED_POLL: Duration = Duration::from_millis(1);
 
 impl Inner {
     /// Asks one question over some collections.
+    #[tracing::instrument(
+        name = "question",
+        level = "debug",
+        skip_all,
+        fields(kind = question.kind(), as_of = tracing::field::Empty)
+    )]
     pub(super) async fn ask(
         &self,
         over: Vec<ObjectId>,
@@ -65,6 +71,7 @@ impl Inner {
             .await
             .map_err(|_| stopping())?
             .map_err(ask_problem)?;
+        tracing::Span::current().record("as_of", at);
         let answer = receive.await.map_err(|_| {
             Problem::new(
                 503,

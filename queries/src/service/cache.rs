@@ -119,6 +119,12 @@ impl Inner {
     }
 
     /// Look-up: a hit, or a lease with what the index says now.
+    #[tracing::instrument(
+        name = "lookup",
+        level = "debug",
+        skip_all,
+        fields(cache = name, hit = tracing::field::Empty)
+    )]
     pub(super) async fn cache_lookup(
         &self,
         name: &str,
@@ -144,6 +150,7 @@ impl Inner {
             outcome,
             search: searched,
         } = *answer;
+        tracing::Span::current().record("hit", outcome.hit.is_some());
         if let Some(hit) = outcome.hit {
             return Ok(self.hit(&cache, at, hit));
         }
@@ -249,6 +256,12 @@ impl Inner {
     }
 
     /// Stores an answer under a lease; decided in the dataflow at its own T.
+    #[tracing::instrument(
+        name = "store",
+        level = "debug",
+        skip_all,
+        fields(cache = name, stored = tracing::field::Empty)
+    )]
     pub(super) async fn cache_store(&self, name: &str, request: StoreRequest) -> Reply<StoreReply> {
         let cache = self.cache(name)?;
         let lease = LeaseId::parse(&request.lease).ok_or_else(|| gone(&request.lease))?;
@@ -300,6 +313,7 @@ impl Inner {
                 "the store was not decided in time",
             ));
         };
+        tracing::Span::current().record("stored", decision.is_ok());
         match decision {
             Ok(entry) => {
                 // 201 after the seal: a look-up that follows finds it.

@@ -8,6 +8,7 @@ use engine::durable::EmbeddingStore;
 use engine::model::{ContentHash, ModelId, Row, VectorFact, VectorRef};
 use engine::runtime::{Announcer, Prepared, Preparer, StagedBatch, Want};
 use operators::embed::{EmbedService, Priority};
+use tracing::field::Empty;
 
 use crate::render::{IndexSpec, IndexedValue, ModelKind, Pipeline};
 use crate::sql::RowProgram;
@@ -29,6 +30,19 @@ type Texts = HashMap<ContentHash, Arc<str>>;
 impl Preparer for PipelinePreparer {
     fn prepare(&self, batch: &StagedBatch) -> Prepared {
         let started = std::time::Instant::now();
+        let span = tracing::debug_span!(
+            "prepare",
+            source = Empty,
+            lane = &*batch.lane,
+            rows = batch.changes.len(),
+            tokens = Empty,
+        );
+        if !span.is_disabled()
+            && let Some(source) = self.pipeline.get(batch.source)
+        {
+            span.record("source", &*source.object().name);
+        }
+        let _entered = span.enter();
         let mut prepared = Prepared {
             deadline_ms: u64::MAX,
             ..Prepared::default()
@@ -39,6 +53,7 @@ impl Preparer for PipelinePreparer {
             self.prepare_index(batch, &index, &programs, &mut prepared);
         }
         prepared.deadline_ms = prepared.deadline_ms.min(DEADLINE_MS_MAX);
+        span.record("tokens", prepared.tokens);
         metrics::histogram!("headwater_prepare_seconds").record(started.elapsed().as_secs_f64());
         prepared
     }

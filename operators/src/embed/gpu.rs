@@ -50,6 +50,11 @@ pub fn report() -> Vec<String> {
     devices::report()
 }
 
+/// The ways to kernels on this machine, whether it has a device or not.
+pub fn kernels() -> String {
+    devices::would_be_tried()
+}
+
 /// Opens the engine of a device by its number, on a fresh context.
 pub type Open = Arc<dyn Fn(usize) -> Result<Box<dyn Engine>, Fault> + Send + Sync>;
 

@@ -25,6 +25,7 @@ pub mod devices;
 pub mod driver;
 pub mod encoder;
 pub mod engine;
+pub mod image;
 pub mod linear;
 mod load;
 pub mod norm;

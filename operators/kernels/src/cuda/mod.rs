@@ -33,6 +33,7 @@ mod nvrtc;
 pub mod oracle;
 pub mod pool;
 pub mod service;
+mod shift;
 pub mod sources;
 pub mod tiles;
 mod worker;

@@ -7,6 +7,7 @@
 mod bed;
 mod checks;
 mod emulator;
+mod hangs;
 mod model;
 mod weather;
 

@@ -166,6 +166,7 @@ fn service(weathers: &[Weather], seed: u64) -> (Service, Arc<AtomicUsize>) {
         .collect();
     let settings = Settings {
         batch_timeout: Duration::from_millis(15),
+        open_timeout: Duration::from_millis(15),
         rest: Duration::from_millis(2),
         rest_max: Duration::from_millis(20),
         fallback_texts: 4,

@@ -17,6 +17,7 @@
 //! [`driver`], [`devices`] and `nvrtc` only. Limits: BERT-family encoders, hidden ≤ 1,024, heads of 32 or 64; halves on the
 //! device (weights beyond ±65,504 are refused, states beyond it are computed again by the CPU).
 
+pub mod arena;
 pub mod attention;
 pub mod batch;
 pub mod choose;

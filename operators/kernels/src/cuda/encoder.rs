@@ -173,6 +173,11 @@ impl Model {
         }
     }
 
+    /// Which kernels run it.
+    pub fn stage(&self) -> Stage {
+        self.recipe.stage
+    }
+
     /// Rows for passes up to a bucket.
     pub fn buffers(&self, arena: &mut Arena, most: Bucket) -> Buffers {
         let kind = kind_of(self.recipe.stage);

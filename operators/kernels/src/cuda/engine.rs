@@ -49,6 +49,8 @@ pub trait Engine {
     fn finish(&mut self, slot: usize, out: &mut Vec<f32>) -> Result<bool, Fault>;
     /// Gives the device up without waiting for it: after a time-out.
     fn abandon(&mut self);
+    /// What it runs on, for people.
+    fn describe(&self) -> String;
 }
 
 /// How an engine is opened.
@@ -143,11 +145,6 @@ impl DeviceEngine {
             plans: options.slots.clone(),
             slots,
         })
-    }
-
-    /// What it runs on, for people.
-    pub fn describe(&self) -> String {
-        self.device.describe()
     }
 }
 
@@ -245,5 +242,9 @@ impl Engine for DeviceEngine {
 
     fn abandon(&mut self) {
         self.device.abandon();
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, {}", self.device.describe(), self.model.stage())
     }
 }

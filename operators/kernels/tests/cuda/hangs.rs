@@ -90,6 +90,10 @@ impl Engine for Device {
     fn abandon(&mut self) {
         self.gate.abandoned.fetch_add(1, Ordering::SeqCst);
     }
+
+    fn describe(&self) -> String {
+        "simulated".to_owned()
+    }
 }
 
 impl Drop for Device {

@@ -116,6 +116,10 @@ impl Engine for Stand {
     fn abandon(&mut self) {
         self.is_dead = true;
     }
+
+    fn describe(&self) -> String {
+        "simulated".to_owned()
+    }
 }
 
 fn opener(weather: Weather, seed: u64, order: &Arc<AtomicUsize>) -> Opener {

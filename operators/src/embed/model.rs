@@ -303,12 +303,7 @@ impl PretrainedEmbedder {
             .map_err(|e| corrupt(format!("tokenizer.json: {e}")))?;
         let config = weights.config.clone();
         let encoder = Encoder::with_kernel(weights, files.pooling, kernel);
-        if tokenizer.vocabulary() > encoder.vocabulary() {
-            let (tokens, rows) = (tokenizer.vocabulary(), encoder.vocabulary());
-            return Err(corrupt(format!(
-                "tokenizer.json has {tokens} tokens, the weights only {rows}"
-            )));
-        }
+        belongs(tokenizer.vocabulary(), encoder.vocabulary()).map_err(corrupt)?;
         let id = model_id(&files, max_tokens, kernel);
         Ok(PretrainedEmbedder {
             id,
@@ -359,6 +354,26 @@ impl PretrainedEmbedder {
             + self.tokenizer.resident_bytes()
             + scratch.iter().map(Scratch::resident_bytes).sum::<usize>()
     }
+}
+
+/// Rows that a table of embeddings may have beside its tokens: trainers pad it to a multiple of at most 128.
+const PADDING_ROWS: usize = 128;
+
+/// Whether a tokenizer's tokens are those of a table of so many rows, as far as counts can tell.
+fn belongs(tokens: usize, rows: usize) -> Result<(), String> {
+    if tokens > rows {
+        return Err(format!(
+            "tokenizer.json has {tokens} tokens, config.json's vocab_size and the weights only {rows}: \
+             it is another model's"
+        ));
+    }
+    if rows - tokens >= PADDING_ROWS {
+        return Err(format!(
+            "tokenizer.json has {tokens} tokens, config.json's vocab_size and the weights {rows}, \
+             expected fewer than {PADDING_ROWS} more (padding): it is another model's"
+        ));
+    }
+    Ok(())
 }
 
 /// Everything that shapes a vector, and nothing that does not. Of precision its class: vectors of f32 and

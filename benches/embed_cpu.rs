@@ -1,13 +1,13 @@
 //! CPU embedding speed: tokens a second on one core, real text with its real mix of lengths.
 //!
 //! Isolated: tokenizer + forward pass (`PretrainedEmbedder::embed`, one text a call); no queue, no
-//! store. Data: the README files of the crates in the user's cargo registry, sorted by path, cut
+//! store. Then one question of 12 tokens alone, text to vector, in each precision. Data: the README files of the crates in the user's cargo registry, sorted by path, cut
 //! every 254 tokens; from these, evenly spaced, about `TOKENS` tokens. No seed: the order is fixed.
 //! Units: tokens (special ones included) per second of one thread; milliseconds a text; MiB.
 //!
 //! ```text
 //! taskset -c 1 cargo bench --bench embed_cpu            # HEADWATER_BENCH_TOKENS=100000
-//! taskset -c 1 benches/compare/embed_ort.sh             # the same texts through onnxruntime fp32
+//! taskset -c 1 benches/compare/embed_ort.sh             # the same texts and question through its peers
 //! ```
 //!
 //! The texts go to `target/embed_cpu_texts.json` for the peer. Compare alternating runs only.
@@ -21,10 +21,14 @@ use std::time::Instant;
 use engine::contract::Embedder;
 use operators::embed::model::ModelFiles;
 use operators::embed::weights::{DEFAULT_MODEL, pull};
-use operators::embed::{LocalModel, PretrainedEmbedder};
+use operators::embed::{Kernel, LocalModel, PretrainedEmbedder};
 
 /// Tokens measured unless `HEADWATER_BENCH_TOKENS` says otherwise.
 const TOKENS: usize = 100_000;
+/// Of 12 tokens, special ones included; its peers are asked the same (`embed_ort.py`).
+const QUESTION: &str = "how do i reset the second factor of my account";
+/// How often it is asked.
+const ASKED: usize = 600;
 
 fn main() {
     let wanted = std::env::var("HEADWATER_BENCH_TOKENS")
@@ -77,6 +81,37 @@ fn main() {
         "resident         {:.1} MiB weights and scratch, process {}",
         model.resident_bytes() as f64 / f64::from(1 << 20),
         process_resident()
+    );
+    drop(model);
+    for kernel in Kernel::ALL {
+        question(kernel);
+    }
+}
+
+/// From a question's text to its vector, the tokenizer included, on an otherwise idle core.
+fn question(kernel: Kernel) {
+    let folder = pull(DEFAULT_MODEL, &|_| {}).expect("the model was there a moment ago");
+    let files = ModelFiles::read(&folder).expect("the model's files are whole");
+    let model = PretrainedEmbedder::with_kernel(files, kernel).expect("the model is supported");
+    assert_eq!(
+        model.token_ids(QUESTION).len(),
+        12,
+        "tokens of the question"
+    );
+    let mut times_ms: Vec<f64> = (0..ASKED)
+        .map(|_| {
+            let at = Instant::now();
+            let vectors = model.embed_questions(&[QUESTION]);
+            std::hint::black_box(vectors.expect("a question is embedded"));
+            at.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times_ms.sort_by(f64::total_cmp);
+    println!(
+        "ms a question    p50 {:.3}  p99 {:.3} (12 tokens, {}, text to vector)",
+        times_ms[ASKED / 2],
+        times_ms[ASKED * 99 / 100],
+        kernel.name()
     );
 }
 

@@ -234,6 +234,12 @@ pub fn gpus() -> Vec<String> {
     operators::embed::gpu::report()
 }
 
+/// Which ways to compiled kernels a GPU would find here, and what is wrong with each, as far as can be told
+/// without one.
+pub fn gpu_kernels() -> String {
+    operators::embed::gpu::kernels()
+}
+
 /// One embedded text.
 #[derive(Debug, Clone, Serialize)]
 pub struct Embedded {

@@ -78,6 +78,10 @@ impl Engine for Device {
     }
 
     fn abandon(&mut self) {}
+
+    fn describe(&self) -> String {
+        "a simulated device".to_owned()
+    }
 }
 
 /// Opens devices that are `is_wrong`, or lost after so many batches each.

@@ -213,7 +213,7 @@ fn gpu() -> Finding {
         (Some(_), None) => {
             "a library without a device (a container without --gpus?): the CPU embeds".to_owned()
         }
-        (None, None) => "no GPU: the CPU embeds".to_owned(),
+        (None, None) => format!("no GPU: the CPU embeds ({})", app::gpu_kernels()),
     };
     Finding {
         topic: "gpu",

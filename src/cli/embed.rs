@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Adds the token ids
     #[arg(long)]
     ids: bool,
-    /// Measures the model on one core instead: tokens a second, beside what the core gives
+    /// Measures the model on one core or on --device instead: tokens a second, beside what is possible there
     #[arg(long, conflicts_with = "ids")]
     bench: bool,
     /// With --bench: how long
@@ -102,17 +102,13 @@ fn bench(args: &Args, output: &Output) -> anyhow::Result<ExitCode> {
         output.note("not a release build: the figures say little");
     }
     let lines = [
+        ("place", measured.place.clone()),
         (
             "speed",
             format!(
-                "{:.0} tokens/s, {:.1} texts/s on {} ({} texts, {} tokens in {:.1} s)",
+                "{:.0} tokens/s, {:.1} texts/s ({} texts, {} tokens in {:.1} s)",
                 measured.tokens_per_second,
                 measured.texts_per_second,
-                if args.device == "cpu" {
-                    "one core"
-                } else {
-                    &args.device
-                },
                 measured.texts,
                 measured.tokens,
                 measured.seconds
@@ -142,6 +138,12 @@ fn bench(args: &Args, output: &Output) -> anyhow::Result<ExitCode> {
 
 fn peak(measured: &Measured) -> String {
     match (measured.peak_share, measured.encoder_gflops) {
+        (Some(share), Some(gflops)) if measured.devices > 0 => format!(
+            "{:.1} % of {:.0} TFLOP/s, a large fp16 product on an H200 (each): {:.1} TFLOP/s in products",
+            share * 100.0,
+            measured.peak_gflops.unwrap_or_default() / 1e3,
+            gflops / 1e3
+        ),
         (Some(share), Some(gflops)) => format!(
             "{:.0} % of what the core gives: {gflops:.1} of {:.1} GFLOP/s (product of matrices)",
             share * 100.0,

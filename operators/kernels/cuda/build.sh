@@ -22,16 +22,29 @@ missing() {
     exit 3
 }
 
-if [ ! -f "$kit/complete" ]; then
+# All of one toolkit but the two that only read: cubins of 13.0 are read by any of 13.
+wheels="nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
+    nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+    nvidia-cuda-cuobjdump==13.5.37 nvidia-cuda-nvdisasm==13.5.37"
+
+# Whether the kit is whole and of these very versions.
+is_complete() {
+    [ -f "$kit/complete" ] || return 1
+    for wheel in $wheels; do
+        name=$(echo "${wheel%%==*}" | tr - _)
+        [ -d "$kit/$name-${wheel##*==}.dist-info" ] || return 1
+    done
+}
+
+if ! is_complete; then
     command -v python3 >/dev/null 2>&1 || missing "python3 is not here, it installs the compiler"
     python3 -m pip --version >/dev/null 2>&1 || missing "python3 has no pip, it installs the compiler"
     echo "installing the CUDA $version compiler into $kit"
     rm -rf "$kit"
     mkdir -p "$kit"
+    # shellcheck disable=SC2086 # A word each.
     python3 -m pip install --quiet --disable-pip-version-check --no-deps --target "$kit" \
-        "nvidia-cuda-nvcc==13.0.88" "nvidia-nvvm==13.0.*" "nvidia-cuda-crt==13.0.*" \
-        "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cccl==13.0.*" \
-        "nvidia-cuda-cuobjdump==13.*" "nvidia-cuda-nvdisasm==13.*" >"$home/pip.log" 2>&1 ||
+        $wheels >"$home/pip.log" 2>&1 ||
         missing "pip could not install it (no index? see $home/pip.log)"
     touch "$kit/complete"
 fi

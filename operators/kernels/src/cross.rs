@@ -10,11 +10,9 @@
 //!
 //! Invariants: as the encoder's; a pair's logits do not depend on other pairs, bitwise.
 
-use safetensors::SafeTensors;
-
 use crate::encoder::{Encoder, Pooling, Scratch};
 use crate::kernel::Kernel;
-use crate::weights::{BertConfig, Linear, Weights, WeightsError, read};
+use crate::weights::{BertConfig, Linear, Weights, WeightsError, open, read};
 
 /// The tensors behind the encoder: a dense layer with tanh, then one score a label.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,8 +32,7 @@ impl Head {
                 "type_vocab_size is {found}, expected 2 or more for pairs of texts"
             )));
         }
-        let file = SafeTensors::deserialize(safetensors)
-            .map_err(|e| WeightsError::Tensor(e.to_string()))?;
+        let file = open(safetensors)?;
         let hidden = config.hidden_size;
         let name = "classifier.weight";
         let tensor = file

@@ -11,10 +11,8 @@
 //! Invariants: a vector depends on its own ids only, bitwise. Limits: no special tokens, no position;
 //! tables quantized by shared rows (model2vec's `mapping`) are refused.
 
-use safetensors::SafeTensors;
-
 use crate::math;
-use crate::weights::{WeightsError, read};
+use crate::weights::{WeightsError, open, read};
 use crate::wide::{Body, LANES, Wide, wide};
 
 /// Names of the table, as the two families write it.
@@ -31,8 +29,7 @@ pub struct StaticEncoder {
 impl StaticEncoder {
     /// Reads a `model.safetensors`. Cost: one pass over the bytes.
     pub fn parse(safetensors: &[u8]) -> Result<Self, WeightsError> {
-        let file = SafeTensors::deserialize(safetensors)
-            .map_err(|e| WeightsError::Tensor(e.to_string()))?;
+        let file = open(safetensors)?;
         let found = TABLES
             .iter()
             .find_map(|&name| Some((name, file.tensor(name).ok()?)));

@@ -146,8 +146,7 @@ impl Weights {
     /// Reads a checkpoint. Cost: one pass over the bytes.
     pub fn parse(config_json: &[u8], safetensors: &[u8]) -> Result<Self, WeightsError> {
         let config = BertConfig::parse(config_json)?;
-        let file = SafeTensors::deserialize(safetensors)
-            .map_err(|e| WeightsError::Tensor(e.to_string()))?;
+        let file = open(safetensors)?;
         let plain = "embeddings.word_embeddings.weight";
         let prefix = ["", "bert.", "model."]
             .into_iter()
@@ -318,6 +317,14 @@ impl Weights {
         });
         safetensors::serialize(views, None).expect("views of f32 tensors serialise")
     }
+}
+
+/// A file's table of contents, checked against its length.
+pub(crate) fn open(bytes: &[u8]) -> Result<SafeTensors<'_>, WeightsError> {
+    SafeTensors::deserialize(bytes).map_err(|e| {
+        let why = format!("it is damaged or cut off ({e}); remove the folder and pull again");
+        WeightsError::Tensor(why)
+    })
 }
 
 /// Reads one tensor of the expected shape, widened to f32.

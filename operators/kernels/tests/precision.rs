@@ -11,7 +11,7 @@ use kernels::{Encoder, Kernel, Pooling, Scratch, Weights, reference};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use support::{ids, real_model_and_texts, shape, with_outliers};
+use support::{ids, real_model_and_texts, shape, skip, with_outliers};
 
 const LENGTHS: [usize; 19] = [
     1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511,
@@ -96,7 +96,10 @@ fn outlier_channels() {
 #[test]
 fn the_default_models_real_weights() {
     let Some((weights, texts)) = real_model_and_texts() else {
-        println!("skipped: the default model is not in HEADWATER_MODELS");
+        skip(
+            "the default model's real weights",
+            "it is not in HEADWATER_MODELS",
+        );
         return;
     };
     let mut texts: Vec<Vec<u32>> = texts.into_iter().step_by(14).take(10).collect();

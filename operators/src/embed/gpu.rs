@@ -50,6 +50,11 @@ pub fn report() -> Vec<String> {
     devices::report()
 }
 
+/// The ways to kernels on this machine, whether it has a device or not.
+pub fn kernels() -> String {
+    devices::would_be_tried()
+}
+
 /// Opens the engine of a device by its number, on a fresh context.
 pub type Open = Arc<dyn Fn(usize) -> Result<Box<dyn Engine>, Fault> + Send + Sync>;
 
@@ -57,7 +62,8 @@ pub type Open = Arc<dyn Fn(usize) -> Result<Box<dyn Engine>, Fault> + Send + Syn
 pub struct GpuEmbedder {
     cpu: Arc<PretrainedEmbedder>,
     service: Service,
-    devices: usize,
+    /// What each device says of itself, as its probe found it.
+    devices: Vec<String>,
     /// What metrics were told.
     told: Mutex<Status>,
 }
@@ -130,7 +136,7 @@ pub fn place_with(
     let mut good = Vec::new();
     for number in numbers {
         match probe(&cpu, number, open, settings) {
-            Ok(()) => good.push(number),
+            Ok(device) => good.push((number, device)),
             Err(why) => reasons.push(format!("cuda:{number}: {why}")),
         }
     }
@@ -151,7 +157,8 @@ pub fn place_with(
     for reason in reasons {
         tracing::warn!(model = cpu.name(), reason, "a device is left out");
     }
-    let service = start(&cpu, &good, open, settings).map_err(|why| WorldError::Service {
+    let (numbers, devices): (Vec<usize>, Vec<String>) = good.into_iter().unzip();
+    let service = start(&cpu, &numbers, open, settings).map_err(|why| WorldError::Service {
         service: format!("model '{}'", cpu.name()),
         detail: why,
         is_transient: true,
@@ -159,7 +166,7 @@ pub fn place_with(
     Ok(Placed::Gpu(GpuEmbedder {
         cpu,
         service,
-        devices: good.len(),
+        devices,
         told: Mutex::default(),
     }))
 }
@@ -187,14 +194,23 @@ fn start(
     .map_err(|e| format!("no thread for a device: {e}"))
 }
 
-/// Whether a device computes what the CPU does.
+/// Whether a device computes what the CPU does; what it says of itself.
 fn probe(
     cpu: &Arc<PretrainedEmbedder>,
     number: usize,
     open: &Open,
     settings: Settings,
-) -> Result<(), String> {
-    let service = start(cpu, &[number], open, settings)?;
+) -> Result<String, String> {
+    let device = Arc::new(Mutex::new(String::new()));
+    let noted: Open = {
+        let (open, device) = (Arc::clone(open), Arc::clone(&device));
+        Arc::new(move |number| {
+            let engine = open(number)?;
+            *device.lock().unwrap_or_else(PoisonError::into_inner) = engine.describe();
+            Ok(engine)
+        })
+    };
+    let service = start(cpu, &[number], &noted, settings)?;
     let vocabulary = cpu.config().vocab_size as u32;
     let longest = cpu.max_tokens();
     let lengths = PROBE_TOKENS.iter().copied().chain([longest]);
@@ -225,7 +241,8 @@ fn probe(
             ));
         }
     }
-    Ok(())
+    let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(device.clone())
 }
 
 impl GpuEmbedder {
@@ -279,6 +296,10 @@ impl LocalModel for GpuEmbedder {
     fn operations(&self, tokens: usize) -> Option<f64> {
         self.cpu.operations(tokens)
     }
+
+    fn devices(&self) -> Vec<String> {
+        self.devices.clone()
+    }
 }
 
 impl Embedder for GpuEmbedder {
@@ -311,7 +332,7 @@ impl Embedder for GpuEmbedder {
         CallLimits {
             texts: usize::MAX,
             tokens: Some(EMBED_BATCH_TOKENS_MAX),
-            calls: Some(1 + CALLS_PER_DEVICE * self.devices),
+            calls: Some(1 + CALLS_PER_DEVICE * self.devices.len()),
         }
     }
 

@@ -5,6 +5,8 @@
 //! micro-kernel of the same precision alone, over operands that stay in the first cache, measured on the
 //! same core just before: the quotient is the share of what is possible.
 //!
+//! On a device it is the fp16 rate of a large product on one H200, a device each.
+//!
 //! Limits: operations are those of the model's matrix products.
 
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use kernels::lines::Line;
 use kernels::tile::{PANEL_COLUMNS, Sums, TILE_ROWS, TileKernel};
 use serde::Serialize;
 
-use super::model::{LocalModel, placed};
+use super::model::{Local, LocalModel, placed};
 use super::weights::ModelFolder;
 
 /// Depth of the yardstick's operands, in blocks: with it both lie in the first cache.
@@ -25,6 +27,8 @@ const BLOCKS: usize = 6;
 const ROUNDS: usize = 1_000;
 /// How long the yardstick is measured.
 const YARDSTICK: Duration = Duration::from_millis(500);
+/// Operations a second of an 8192³ product in fp16, as measured on one H200, in 10⁹.
+const DEVICE_GFLOPS: f64 = 790_000.0;
 /// Texts of a device's call.
 const BATCH_TEXTS: usize = 64;
 /// Questions that are timed.
@@ -33,8 +37,12 @@ const QUESTIONS: usize = 50;
 const QUESTION: &str = "how do I reset the second factor of my account?";
 
 /// What was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
+    /// Where it really ran: devices with the stage of their kernels, or one core and why no device.
+    pub place: String,
+    /// Devices that it ran on; 0: one core.
+    pub devices: u64,
     /// Texts embedded.
     pub texts: u64,
     /// Tokens that the model saw, special ones included.
@@ -43,13 +51,14 @@ pub struct Measured {
     pub tokens_wasted: u64,
     /// Seconds in the tokenizer and the encoder.
     pub seconds: f64,
-    /// Tokens a second on one core.
+    /// Tokens a second on one core, or on all devices.
     pub tokens_per_second: f64,
-    /// Texts a second on one core.
+    /// Texts a second, likewise.
     pub texts_per_second: f64,
     /// Operations a second of the encoder, in 10⁹; `None` for a model without matrix products.
     pub encoder_gflops: Option<f64>,
-    /// Operations a second of the precision's micro-kernel alone on one core, in 10⁹; `None` on a device.
+    /// Operations a second of the precision's micro-kernel alone on one core, or of a large fp16 product on
+    /// an H200 for each device, in 10⁹; `None` for a model without matrix products.
     pub peak_gflops: Option<f64>,
     /// The share of the one in the other.
     pub peak_share: Option<f64>,
@@ -71,16 +80,19 @@ pub fn measure(
     texts: &[String],
     time: Duration,
 ) -> Result<Measured, WorldError> {
-    let model = placed(folder, device, precision)?.model;
+    let Local { model, why_cpu, .. } = placed(folder, device, precision)?;
     let failed = |error: &EmbedError| WorldError::Corrupt {
         path: folder.path.display().to_string(),
         offset: 0,
         detail: error.to_string(),
     };
-    // On a device a core's yardstick says nothing.
+    let devices = model.devices();
     let kernel = Kernel::for_precision(precision).unwrap_or(Kernel::F32);
-    let calls = model.call_limits().calls;
-    let peak_gflops = (calls.is_none() && model.operations(1).is_some()).then(|| yardstick(kernel));
+    let peak_gflops = model.operations(1).map(|_| match devices.len() {
+        0 => yardstick(kernel),
+        count => DEVICE_GFLOPS * count as f64,
+    });
+    let calls = model.call_limits().calls.filter(|_| !devices.is_empty());
     let texts = texts.iter().map(String::as_str);
     let texts: Vec<&str> = texts.filter(|text| !text.is_empty()).collect();
     let bulk = match calls {
@@ -100,6 +112,8 @@ pub fn measure(
     let encoder_gflops = bulk.operations.map(|operations| operations / seconds / 1e9);
     let question = model.token_spans(QUESTION).starts.len() + model.special_tokens();
     Ok(Measured {
+        place: place(&devices, why_cpu),
+        devices: devices.len() as u64,
         texts: bulk.texts,
         tokens: bulk.tokens,
         tokens_wasted: bulk.wasted,
@@ -115,6 +129,14 @@ pub fn measure(
         question_p50_ms: times_ms[QUESTIONS / 2],
         question_p99_ms: times_ms[QUESTIONS * 99 / 100],
     })
+}
+
+fn place(devices: &[String], why_cpu: Option<String>) -> String {
+    match (devices, why_cpu) {
+        ([], None) => "one core of the CPU".to_owned(),
+        ([], Some(why)) => format!("one core of the CPU: {why}"),
+        _ => devices.join("; "),
+    }
 }
 
 /// What was embedded, and in what time.
@@ -228,6 +250,17 @@ fn yardstick(kernel: Kernel) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_place_is_where_it_ran() {
+        let two = ["cuda:0 A GPU".to_owned(), "cuda:1 A GPU".to_owned()];
+        assert_eq!(place(&two, None), "cuda:0 A GPU; cuda:1 A GPU");
+        assert_eq!(place(&[], None), "one core of the CPU");
+        assert_eq!(
+            place(&[], Some("there is no CUDA device".to_owned())),
+            "one core of the CPU: there is no CUDA device"
+        );
+    }
 
     #[test]
     fn the_yardstick_is_a_number() {

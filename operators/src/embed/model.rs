@@ -53,7 +53,7 @@ pub fn load_in(
     progress: ProgressFn<'_>,
 ) -> Result<Arc<dyn Embedder>, WorldError> {
     let folder = pull_in(models, location, progress)?;
-    let Local { model, prompts } = placed(&folder, device, precision)?;
+    let Local { model, prompts, .. } = placed(&folder, device, precision)?;
     shaped(model, shape.prompts(prompts), shape.dimensions)
 }
 
@@ -78,19 +78,33 @@ pub fn placed(folder: &ModelFolder, device: &str, precision: &str) -> Result<Loc
         (Wanted::Auto | Wanted::Cuda(_), true) => {
             let files = ModelFiles::read(folder)?;
             let prompts = files.prompts.clone();
-            let model: Arc<dyn LocalModel> = match gpu::place(files, &wanted)? {
-                gpu::Placed::Gpu(model) => Arc::new(model),
+            let (model, why_cpu): (Arc<dyn LocalModel>, _) = match gpu::place(files, &wanted)? {
+                gpu::Placed::Gpu(model) => (Arc::new(model), None),
                 gpu::Placed::Cpu(model, reason) => {
                     tracing::info!(model = folder.name, reason, "the CPU embeds");
-                    model
+                    (model, Some(reason))
                 }
             };
-            Ok(Local { model, prompts })
+            Ok(Local {
+                model,
+                prompts,
+                why_cpu,
+            })
         }
         (Wanted::Cuda(_), false) => Err(refuse(format!(
             "DEVICE '{device}' is for encoders with PRECISION 'full' (fp16 there); expected 'auto' or 'cpu'"
         ))),
-        _ => local(folder, kernel),
+        (wanted, _) => {
+            let why_cpu = match wanted {
+                Wanted::Cpu => None,
+                _ if !is_encoder => Some("a static model has nothing for a device".to_owned()),
+                _ => Some(format!("PRECISION '{precision}' is the CPU's")),
+            };
+            Ok(Local {
+                why_cpu,
+                ..local(folder, kernel)?
+            })
+        }
     }
 }
 
@@ -100,6 +114,10 @@ pub trait LocalModel: Embedder {
     fn token_ids(&self, text: &str) -> Vec<u32>;
     /// Operations of the matrix products of a text of so many tokens; `None`: it has none.
     fn operations(&self, tokens: usize) -> Option<f64>;
+    /// What it runs on, a line each, with the stage of its kernels; none: the CPU.
+    fn devices(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A model of this machine, and the prompts that its makers want in front of texts.
@@ -108,6 +126,8 @@ pub struct Local {
     pub model: Arc<dyn LocalModel>,
     /// See [`shaped`].
     pub prompts: Prompts,
+    /// Why no device has it, where one was asked for.
+    pub why_cpu: Option<String>,
 }
 
 /// Loads what lies in a folder: an encoder, or a static model.
@@ -126,12 +146,20 @@ pub fn local(folder: &ModelFolder, kernel: Kernel) -> Result<Local, WorldError> 
         let prompts = prompts_of(&folder.name, &folder.path)
             .map_err(|e| corrupt("config_sentence_transformers.json", e))?;
         let model = Arc::new(StaticEmbedder::read(folder, &layout, kernel)?);
-        return Ok(Local { model, prompts });
+        return Ok(Local {
+            model,
+            prompts,
+            why_cpu: None,
+        });
     }
     let files = ModelFiles::read(folder)?;
     let prompts = files.prompts.clone();
     let model = Arc::new(PretrainedEmbedder::with_kernel(files, kernel)?);
-    Ok(Local { model, prompts })
+    Ok(Local {
+        model,
+        prompts,
+        why_cpu: None,
+    })
 }
 
 /// A model's files, read and with their settings understood, before anything is packed.
@@ -275,12 +303,7 @@ impl PretrainedEmbedder {
             .map_err(|e| corrupt(format!("tokenizer.json: {e}")))?;
         let config = weights.config.clone();
         let encoder = Encoder::with_kernel(weights, files.pooling, kernel);
-        if tokenizer.vocabulary() > encoder.vocabulary() {
-            let (tokens, rows) = (tokenizer.vocabulary(), encoder.vocabulary());
-            return Err(corrupt(format!(
-                "tokenizer.json has {tokens} tokens, the weights only {rows}"
-            )));
-        }
+        belongs(tokenizer.vocabulary(), encoder.vocabulary()).map_err(corrupt)?;
         let id = model_id(&files, max_tokens, kernel);
         Ok(PretrainedEmbedder {
             id,
@@ -331,6 +354,26 @@ impl PretrainedEmbedder {
             + self.tokenizer.resident_bytes()
             + scratch.iter().map(Scratch::resident_bytes).sum::<usize>()
     }
+}
+
+/// Rows that a table of embeddings may have beside its tokens: trainers pad it to a multiple of at most 128.
+const PADDING_ROWS: usize = 128;
+
+/// Whether a tokenizer's tokens are those of a table of so many rows, as far as counts can tell.
+fn belongs(tokens: usize, rows: usize) -> Result<(), String> {
+    if tokens > rows {
+        return Err(format!(
+            "tokenizer.json has {tokens} tokens, config.json's vocab_size and the weights only {rows}: \
+             it is another model's"
+        ));
+    }
+    if rows - tokens >= PADDING_ROWS {
+        return Err(format!(
+            "tokenizer.json has {tokens} tokens, config.json's vocab_size and the weights {rows}, \
+             expected fewer than {PADDING_ROWS} more (padding): it is another model's"
+        ));
+    }
+    Ok(())
 }
 
 /// Everything that shapes a vector, and nothing that does not. Of precision its class: vectors of f32 and

@@ -1,22 +1,30 @@
 //! Which device, and kernels from where: cubin, cache, run-time compiler, or the CPU; and why.
 //!
 //! ```text
-//!   device of capability 9.0 ─▶ cubins in the program itself?                     ─ yes ─▶ use them
-//!                            ─▶ cubins that build.sh made of these very sources?  ─ yes ─▶ use them
-//!   any of 8.0 or newer      ─▶ PTX compiled here earlier, of these sources?       ─ yes ─▶ use it
-//!                            ─▶ NVRTC, no newer than the driver?                   ─ yes ─▶ compile, keep
+//!   device of capability 9.0 ─▶ cubins in the program itself                     ─ loads? ─▶ use them
+//!                            ─▶ cubins that build.sh made of these very sources  ─ loads? ─▶ use them
+//!   any of 8.0 or newer      ─▶ PTX that NVRTC 13.0 made earlier, of these       ─ loads? ─▶ use it
+//!                            ─▶ NVRTC 13.0                                       ─ loads? ─▶ use it, keep it
 //!                            ─▶ none: the CPU encodes
 //! ```
 //!
-//! Everything else lies in one folder, `$HEADWATER_CUDA` or `~/.cache/headwater/cuda`. A run-time compiler
-//! newer than the driver makes PTX that the driver cannot read, so it is not even tried.
+//! Each way is tried when those before it have failed, be it that there is nothing or that the driver refuses
+//! it; each failure is kept as a reason. Everything lies in one folder, `$HEADWATER_CUDA` or
+//! `~/.cache/headwater/cuda`; PTX in one of its own by capability and compiler. The compiler is the one that
+//! the kernels were checked with: another might spill, or order sums otherwise. A driver of an older CUDA
+//! cannot read its PTX, so that is not even tried.
 //!
-//! Invariants: nothing here fails for lack of a device; every way not taken has a reason in the report.
+//! Invariants: nothing here fails for lack of a device; every way not taken has a reason in the report;
+//! a fault that is not the images' (a context that cannot be made, memory) ends the search at once.
 
 use std::path::{Path, PathBuf};
 
 use super::device::Fault;
+use super::image::{check_cubin, check_ptx};
 use super::sources::{self, CUBINS, MODULES, Module};
+
+/// The run-time compiler that the kernels are checked with, and the oldest driver that reads its PTX.
+pub const NVRTC: (u32, u32) = (13, 0);
 
 /// What `DEVICE = '…'` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +67,7 @@ pub struct Facts {
     pub driver: (u32, u32),
 }
 
-/// Where kernels came from.
+/// Where kernels come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// Machine code in the program itself.
@@ -72,27 +80,40 @@ pub enum Origin {
     Compiled,
 }
 
-/// Kernels to load.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kernels {
-    /// From where.
-    pub origin: Origin,
-    /// Ways that were not taken, and why.
-    pub not_taken: Vec<String>,
-    /// An image a module: a cubin, or PTX with a 0 behind it.
-    pub images: Vec<(Module, Vec<u8>)>,
-}
+impl Origin {
+    /// Short, for lists of reasons.
+    fn name(&self) -> &'static str {
+        match self {
+            Origin::Embedded => "in the program",
+            Origin::Cubin(_) => "compiled ahead",
+            Origin::Cached(_) => "compiled earlier",
+            Origin::Compiled => "compiled now",
+        }
+    }
 
-impl Kernels {
-    /// One line for people.
+    /// A phrase for people.
     pub fn describe(&self) -> String {
-        match &self.origin {
+        match self {
             Origin::Embedded => "kernels compiled into the program".to_owned(),
             Origin::Cubin(folder) => format!("kernels compiled ahead, in {}", folder.display()),
             Origin::Cached(folder) => format!("kernels compiled earlier, in {}", folder.display()),
             Origin::Compiled => "kernels compiled just now".to_owned(),
         }
     }
+}
+
+/// Kernels to load: an image a module, a whole cubin or PTX with a 0 behind it.
+pub type Images = Vec<(Module, Vec<u8>)>;
+
+/// What a search ended with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen<T> {
+    /// What loading gave.
+    pub loaded: T,
+    /// From where.
+    pub origin: Origin,
+    /// Ways that were not taken, and why.
+    pub not_taken: Vec<String>,
 }
 
 /// A run-time compiler: its version, and a module's PTX for an architecture such as `compute_80`.
@@ -122,110 +143,198 @@ fn modules_for(capability: (u32, u32)) -> impl Iterator<Item = Module> {
         .filter(move |module| !module.is_hopper || capability == (9, 0))
 }
 
-/// Chooses kernels for a device. Fails with all reasons when there are none.
-pub fn choose(
-    facts: &Facts,
-    home: Option<&Path>,
-    compiler: &dyn Compiler,
-) -> Result<Kernels, Fault> {
-    choose_from(CUBINS, facts, home, compiler)
+/// Where to look and whom to ask; tests have their own.
+pub struct Search<'a> {
+    /// (module, machine code) in the program.
+    pub embedded: &'a [(&'a str, &'a [u8])],
+    /// The folder of compiled kernels.
+    pub home: Option<&'a Path>,
+    /// The run-time compiler.
+    pub compiler: &'a dyn Compiler,
 }
 
-fn choose_from(
-    embedded: &[(&str, &[u8])],
-    facts: &Facts,
-    home: Option<&Path>,
-    compiler: &dyn Compiler,
-) -> Result<Kernels, Fault> {
-    let (major, minor) = facts.capability;
-    if major < 8 {
-        return Err(Fault::Unavailable(format!(
-            "{} has compute capability {major}.{minor}, the kernels need 8.0",
-            facts.name
-        )));
-    }
-    let mut not_taken = Vec::new();
-    match within(embedded, facts) {
-        Ok(images) => {
-            return Ok(Kernels {
-                origin: Origin::Embedded,
-                not_taken,
-                images,
-            });
-        }
-        Err(why) => not_taken.push(format!("in the program: {why}")),
-    }
-    let folders = home.map(|home| {
-        let target = format!("ptx-{major}.{minor}");
-        (home.join("cubin"), home.join(target))
-    });
-    if let Some((cubins, ptx)) = &folders {
-        match stored(facts, cubins, "cubin") {
-            Ok(images) => {
-                return Ok(Kernels {
-                    origin: Origin::Cubin(cubins.clone()),
-                    not_taken,
-                    images,
-                });
-            }
-            Err(why) => not_taken.push(format!("compiled ahead: {why}")),
-        }
-        match stored(facts, ptx, "ptx") {
-            Ok(images) => {
-                return Ok(Kernels {
-                    origin: Origin::Cached(ptx.clone()),
-                    not_taken,
-                    images,
-                });
-            }
-            Err(why) => not_taken.push(format!("compiled earlier: {why}")),
+impl<'a> Search<'a> {
+    /// What this program has.
+    pub fn new(home: Option<&'a Path>, compiler: &'a dyn Compiler) -> Self {
+        Search {
+            embedded: CUBINS,
+            home,
+            compiler,
         }
     }
-    match compile(facts, compiler) {
-        Ok(images) => {
-            if let Some((_, ptx)) = &folders
-                && let Err(error) = keep(ptx, &images)
-            {
-                not_taken.push(format!("keeping them in {}: {error}", ptx.display()));
+
+    /// All ways for a device, best first.
+    fn ways(&self, facts: &Facts) -> Vec<Origin> {
+        let mut ways = vec![Origin::Embedded];
+        if let Some(home) = self.home {
+            let ((major, minor), (nvrtc, sub)) = (facts.capability, NVRTC);
+            let target = format!("ptx-{major}.{minor}-nvrtc-{nvrtc}.{sub}");
+            ways.push(Origin::Cubin(home.join("cubin")));
+            ways.push(Origin::Cached(home.join(target)));
+        }
+        ways.push(Origin::Compiled);
+        ways
+    }
+
+    /// Tries one way after the other until `load` takes the images. Fails with all reasons when none
+    /// loads, and at once with a fault that other images would not mend.
+    ///
+    /// Cost: reads a megabyte a way; compiling takes seconds and is kept for the next start.
+    pub fn load_first<T>(
+        &self,
+        facts: &Facts,
+        mut load: impl FnMut(&Origin, &Images) -> Result<T, Fault>,
+    ) -> Result<Chosen<T>, Fault> {
+        check_capability(facts)?;
+        let mut not_taken = Vec::new();
+        for origin in self.ways(facts) {
+            let refused = match self.images(&origin, facts) {
+                Ok(images) => match load(&origin, &images) {
+                    Ok(loaded) => {
+                        if origin == Origin::Compiled {
+                            not_taken.extend(self.keep(facts, &images));
+                        }
+                        return Ok(Chosen {
+                            loaded,
+                            origin,
+                            not_taken,
+                        });
+                    }
+                    Err(Fault::Unavailable(why)) => format!("the driver refuses it: {why}"),
+                    Err(fault) => return Err(fault),
+                },
+                Err(why) => why,
+            };
+            not_taken.push(format!("{}: {refused}", origin.name()));
+        }
+        Err(Fault::Unavailable(format!(
+            "no kernels for {}: {}",
+            facts.name,
+            not_taken.join("; ")
+        )))
+    }
+
+    /// What would be tried for such a device and what is known of each way without the driver: one
+    /// line a way, in order. Compiles nothing.
+    pub fn survey(&self, facts: &Facts) -> Vec<String> {
+        if let Err(why) = check_capability(facts) {
+            return vec![why.to_string()];
+        }
+        let line = |origin: Origin| {
+            let found = match &origin {
+                Origin::Compiled => self.may_compile(facts).map(|()| "can be tried".to_owned()),
+                _ => self.images(&origin, facts).map(|images| {
+                    let place = match &origin {
+                        Origin::Cubin(folder) | Origin::Cached(folder) => {
+                            format!(" in {}", folder.display())
+                        }
+                        _ => String::new(),
+                    };
+                    format!("{} modules{place}, whole", images.len())
+                }),
+            };
+            format!("{}: {}", origin.name(), found.unwrap_or_else(|why| why))
+        };
+        self.ways(facts).into_iter().map(line).collect()
+    }
+
+    /// The images of a way, checked as far as can be without the driver.
+    fn images(&self, origin: &Origin, facts: &Facts) -> Result<Images, String> {
+        match origin {
+            Origin::Embedded => within(self.embedded, facts),
+            Origin::Cubin(folder) => stored(facts, folder, "cubin"),
+            Origin::Cached(folder) => {
+                check_driver(facts)?;
+                stored(facts, folder, "ptx")
             }
-            Ok(Kernels {
-                origin: Origin::Compiled,
-                not_taken,
-                images,
+            Origin::Compiled => self.compile(facts),
+        }
+    }
+
+    fn may_compile(&self, facts: &Facts) -> Result<(), String> {
+        let (major, minor) = self.compiler.version()?;
+        if (major, minor) != NVRTC {
+            return Err(format!(
+                "NVRTC is {major}.{minor}, the kernels are checked with {}.{} and use no other",
+                NVRTC.0, NVRTC.1
+            ));
+        }
+        check_driver(facts)
+    }
+
+    fn compile(&self, facts: &Facts) -> Result<Images, String> {
+        self.may_compile(facts)?;
+        let architecture = match facts.capability {
+            (9, 0) => "compute_90a".to_owned(),
+            (major, minor) => format!("compute_{major}{minor}"),
+        };
+        modules_for(facts.capability)
+            .map(|module| {
+                let compiled = self.compiler.compile(&module, &architecture);
+                let image = compiled.map_err(|log| format!("{}.cu: {log}", module.name))?;
+                check_ptx(&module, &image).map_err(|why| format!("{}.cu: {why}", module.name))?;
+                Ok((module, ended(image)))
             })
-        }
-        Err(why) => {
-            not_taken.push(format!("compiled now: {why}"));
-            Err(Fault::Unavailable(format!(
-                "no kernels for {}: {}",
-                facts.name,
-                not_taken.join("; ")
-            )))
-        }
+            .collect()
     }
+
+    /// Keeps PTX for the next start; says why when it could not.
+    fn keep(&self, facts: &Facts, images: &Images) -> Option<String> {
+        let ways = self.ways(facts).into_iter();
+        let folder = ways
+            .filter_map(|way| match way {
+                Origin::Cached(folder) => Some(folder),
+                _ => None,
+            })
+            .next()?;
+        let kept = keep(&folder, images).err();
+        kept.map(|error| format!("keeping them in {}: {error}", folder.display()))
+    }
+}
+
+fn check_capability(facts: &Facts) -> Result<(), Fault> {
+    let (major, minor) = facts.capability;
+    if major >= 8 {
+        return Ok(());
+    }
+    Err(Fault::Unavailable(format!(
+        "{} has compute capability {major}.{minor}, the kernels need 8.0",
+        facts.name
+    )))
+}
+
+/// Fails where the driver is older than the compiler: it cannot read what that makes.
+fn check_driver(facts: &Facts) -> Result<(), String> {
+    if facts.driver >= NVRTC {
+        return Ok(());
+    }
+    Err(format!(
+        "the driver reads CUDA {}.{} at most, PTX of NVRTC {}.{} would not load",
+        facts.driver.0, facts.driver.1, NVRTC.0, NVRTC.1
+    ))
 }
 
 /// Images that are part of the program.
-fn within(
-    embedded: &[(&str, &[u8])],
-    facts: &Facts,
-) -> Result<Vec<(Module, Vec<u8>)>, &'static str> {
+fn within(embedded: &[(&str, &[u8])], facts: &Facts) -> Result<Images, String> {
     if embedded.is_empty() {
-        return Err("none");
+        return Err("none".to_owned());
     }
     if facts.capability != (9, 0) {
-        return Err("they are for compute capability 9.0");
+        return Err("they are for compute capability 9.0".to_owned());
     }
-    let image = |module: Module| {
-        let found = embedded.iter().find(|(name, _)| *name == module.name);
-        found.map(|(_, image)| (module, image.to_vec()))
-    };
-    let images: Option<Vec<_>> = MODULES.into_iter().map(image).collect();
-    images.ok_or("one is missing")
+    MODULES
+        .into_iter()
+        .map(|module| {
+            let found = embedded.iter().find(|(name, _)| *name == module.name);
+            let (_, image) = found.ok_or_else(|| format!("{} is missing", module.name))?;
+            check_cubin(&module, image).map_err(|why| format!("{}: {why}", module.name))?;
+            Ok((module, image.to_vec()))
+        })
+        .collect()
 }
 
 /// Images that lie in a folder, made of the embedded sources.
-fn stored(facts: &Facts, folder: &Path, extension: &str) -> Result<Vec<(Module, Vec<u8>)>, String> {
+fn stored(facts: &Facts, folder: &Path, extension: &str) -> Result<Images, String> {
     if extension == "cubin" && facts.capability != (9, 0) {
         return Err("they are for compute capability 9.0".to_owned());
     }
@@ -238,43 +347,29 @@ fn stored(facts: &Facts, folder: &Path, extension: &str) -> Result<Vec<(Module, 
     modules_for(facts.capability)
         .map(|module| {
             let path = folder.join(format!("{}.{extension}", module.name));
-            let mut image = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-            if extension == "ptx" {
-                image.push(0);
+            let of_path = |why: String| format!("{}: {why}", path.display());
+            let image = std::fs::read(&path).map_err(|e| of_path(e.to_string()))?;
+            if extension == "cubin" {
+                check_cubin(&module, &image).map_err(of_path)?;
+                return Ok((module, image));
             }
-            Ok((module, image))
+            check_ptx(&module, &image).map_err(of_path)?;
+            Ok((module, ended(image)))
         })
         .collect()
 }
 
-fn compile(facts: &Facts, compiler: &dyn Compiler) -> Result<Vec<(Module, Vec<u8>)>, String> {
-    let version = compiler.version()?;
-    if version > facts.driver {
-        return Err(format!(
-            "NVRTC is {}.{}, newer than the driver's {}.{}: its PTX would not load",
-            version.0, version.1, facts.driver.0, facts.driver.1
-        ));
+/// PTX with the 0 behind it that the driver reads up to.
+fn ended(mut text: Vec<u8>) -> Vec<u8> {
+    if text.last() != Some(&0) {
+        text.push(0);
     }
-    let architecture = match facts.capability {
-        (9, 0) => "compute_90a".to_owned(),
-        (major, minor) => format!("compute_{major}{minor}"),
-    };
-    modules_for(facts.capability)
-        .map(|module| {
-            let mut image = compiler
-                .compile(&module, &architecture)
-                .map_err(|log| format!("{}.cu: {log}", module.name))?;
-            if image.last() != Some(&0) {
-                image.push(0);
-            }
-            Ok((module, image))
-        })
-        .collect()
+    text
 }
 
 /// Keeps PTX for the next start: written aside and moved into place, the sources last.
-fn keep(folder: &Path, images: &[(Module, Vec<u8>)]) -> std::io::Result<()> {
-    let aside = folder.with_extension(format!("{}", std::process::id()));
+fn keep(folder: &Path, images: &Images) -> std::io::Result<()> {
+    let aside = folder.with_file_name(format!(".ptx-{}", std::process::id()));
     std::fs::create_dir_all(&aside)?;
     for (module, image) in images {
         let text = image.strip_suffix(&[0]).unwrap_or(image);
@@ -288,98 +383,4 @@ fn keep(folder: &Path, images: &[(Module, Vec<u8>)]) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fake(Result<(u32, u32), String>);
-
-    impl Compiler for Fake {
-        fn version(&self) -> Result<(u32, u32), String> {
-            self.0.clone()
-        }
-
-        fn compile(&self, module: &Module, architecture: &str) -> Result<Vec<u8>, String> {
-            Ok(format!("{} {architecture}", module.name).into_bytes())
-        }
-    }
-
-    fn facts(capability: (u32, u32)) -> Facts {
-        Facts {
-            ordinal: 0,
-            name: "A GPU".to_owned(),
-            capability,
-            driver: (13, 0),
-        }
-    }
-
-    #[test]
-    fn the_order_is_cubin_then_cache_then_compiler() {
-        let home = std::env::temp_dir().join(format!("headwater-choose-{}", std::process::id()));
-        let compiler = Fake(Ok((13, 0)));
-        let chosen = choose(&facts((9, 0)), Some(&home), &compiler).unwrap();
-        assert_eq!(chosen.origin, Origin::Compiled);
-        assert_eq!(chosen.images.len(), MODULES.len());
-        assert_eq!(chosen.images[0].1, b"linear compute_90a\0");
-        // A second start finds them; another chip does not, and gets no Hopper kernels.
-        let none = Fake(Err("libnvrtc is not here".to_owned()));
-        let again = choose(&facts((9, 0)), Some(&home), &none).unwrap();
-        assert_eq!(again.origin, Origin::Cached(home.join("ptx-9.0")));
-        assert_eq!(again.images, chosen.images);
-        let other = choose(&facts((8, 9)), Some(&home), &compiler).unwrap();
-        assert_eq!(other.images.len(), MODULES.len() - 1);
-        // Cubins of these sources come first, of others never.
-        let cubins = home.join("cubin");
-        sources::copy_to(&cubins).unwrap();
-        for module in MODULES {
-            std::fs::write(cubins.join(format!("{}.cubin", module.name)), "code").unwrap();
-        }
-        let first = choose(&facts((9, 0)), Some(&home), &none).unwrap();
-        assert_eq!(first.origin, Origin::Cubin(cubins.clone()));
-        assert_eq!(first.images[0].1, b"code");
-        std::fs::write(cubins.join("pool.cu"), "// older").unwrap();
-        let cached = choose(&facts((9, 0)), Some(&home), &none).unwrap();
-        assert_eq!(cached.origin, Origin::Cached(home.join("ptx-9.0")));
-        assert!(cached.not_taken[1].ends_with("was made of other sources"));
-        // What is in the program comes before all.
-        let within: Vec<(&str, &[u8])> = MODULES.map(|module| (module.name, &b"code"[..])).to_vec();
-        let first = choose_from(&within, &facts((9, 0)), Some(&home), &none).unwrap();
-        assert_eq!((first.origin, first.images.len()), (Origin::Embedded, 5));
-        let other = choose_from(&within, &facts((8, 9)), None, &compiler).unwrap();
-        assert_eq!(other.origin, Origin::Compiled);
-        assert_eq!(
-            other.not_taken,
-            ["in the program: they are for compute capability 9.0"]
-        );
-        std::fs::remove_dir_all(&home).unwrap();
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let message = |capability, compiler: Result<(u32, u32), String>| {
-            let chosen = choose(&facts(capability), None, &Fake(compiler));
-            chosen.unwrap_err().to_string()
-        };
-        assert_eq!(
-            message((7, 5), Ok((13, 0))),
-            "A GPU has compute capability 7.5, the kernels need 8.0"
-        );
-        assert_eq!(
-            message((8, 0), Ok((13, 5))),
-            "no kernels for A GPU: in the program: none; compiled now: NVRTC is 13.5, newer than the driver's 13.0: its PTX would not load"
-        );
-        assert_eq!(
-            message((9, 0), Err("libnvrtc is not here".to_owned())),
-            "no kernels for A GPU: in the program: none; compiled now: libnvrtc is not here"
-        );
-    }
-
-    #[test]
-    fn devices_are_named_as_in_statements() {
-        assert_eq!(Wanted::parse("AUTO"), Ok(Wanted::Auto));
-        assert_eq!(Wanted::parse("cuda:3"), Ok(Wanted::Cuda(3)));
-        assert_eq!(
-            Wanted::parse("gpu").unwrap_err(),
-            "DEVICE is 'gpu', expected 'auto', 'cpu' or 'cuda:0'"
-        );
-    }
-}
+mod tests;

@@ -19,6 +19,16 @@ pub enum Stage {
     Hopper,
 }
 
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stage::Naive => "stage 0 (a thread an output)",
+            Stage::TensorCore => "stage 1 (mma.sync)",
+            Stage::Hopper => "stage 2 (wgmma)",
+        })
+    }
+}
+
 /// Why a device did not do what it was told. All but [`Fault::Shape`] are the world's doing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {

@@ -7,8 +7,9 @@ use std::panic::catch_unwind;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::choose::{self, Facts};
-use super::device::Fault;
+use super::choose::{self, Facts, Search};
+use super::device::{Device, Fault};
+use super::driver::Driver;
 use super::nvrtc::Nvrtc;
 
 /// An error of the driver as a fault: what is not known to be harmless has cost the context.
@@ -27,6 +28,26 @@ pub(super) fn fault(error: DriverError) -> Fault {
         | CUresult::CUDA_ERROR_INVALID_IMAGE
         | CUresult::CUDA_ERROR_NOT_FOUND => Fault::Unavailable(name),
         _ => Fault::Lost(name),
+    }
+}
+
+/// An error of loading a module: what only says that the image is no good is [`Fault::Unavailable`], and
+/// another image may do.
+pub(super) fn refused(module: &str, error: DriverError) -> Fault {
+    match (error.0, fault(error)) {
+        (
+            CUresult::CUDA_ERROR_INVALID_VALUE
+            | CUresult::CUDA_ERROR_INVALID_SOURCE
+            | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+            | CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED
+            | CUresult::CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND
+            | CUresult::CUDA_ERROR_SHARED_OBJECT_INIT_FAILED
+            | CUresult::CUDA_ERROR_NOT_SUPPORTED
+            | CUresult::CUDA_ERROR_UNKNOWN,
+            Fault::Lost(name),
+        )
+        | (_, Fault::Unavailable(name)) => Fault::Unavailable(format!("{module}: {name}")),
+        (_, fault) => fault,
     }
 }
 
@@ -71,31 +92,42 @@ pub fn devices() -> Result<Vec<Facts>, Fault> {
     })
 }
 
-/// What `headwater doctor` says of CUDA: a line a device, or the reason why there is none.
+/// What `headwater doctor` says of CUDA: for each device the kernels that the driver takes, which are
+/// loaded for it, and why not others; without a device the reason, and what would be tried on one.
 pub fn report() -> Vec<String> {
-    let found = match devices() {
-        Ok(found) if found.is_empty() => return vec!["no CUDA device; the CPU encodes".to_owned()],
-        Ok(found) => found,
-        Err(why) => return vec![format!("{why}; the CPU encodes")],
+    let why = match devices() {
+        Ok(found) if found.is_empty() => "no CUDA device".to_owned(),
+        Ok(found) => return found.iter().map(line).collect(),
+        Err(why) => why.to_string(),
+    };
+    vec![format!("{why}; the CPU encodes"), would_be_tried()]
+}
+
+/// The ways to kernels as they are here, for the device that they were written for.
+pub fn would_be_tried() -> String {
+    let hopper = Facts {
+        ordinal: 0,
+        name: "a GPU".to_owned(),
+        capability: (9, 0),
+        driver: choose::NVRTC,
     };
     let home = choose::home();
-    let line = |facts: &Facts| {
-        let (major, minor) = facts.capability;
-        let head = format!(
-            "cuda:{} {}, capability {major}.{minor}",
-            facts.ordinal, facts.name
-        );
-        match choose::choose(facts, home.as_deref(), &Nvrtc) {
-            Ok(kernels) => match kernels.not_taken.is_empty() {
-                true => format!("{head}: {}", kernels.describe()),
-                false => format!(
-                    "{head}: {} ({})",
-                    kernels.describe(),
-                    kernels.not_taken.join("; ")
-                ),
-            },
-            Err(why) => format!("{head}: {why}; the CPU encodes"),
+    let ways = Search::new(home.as_deref(), &Nvrtc).survey(&hopper);
+    format!("kernels for capability 9.0: {}", ways.join("; "))
+}
+
+fn line(facts: &Facts) -> String {
+    let (major, minor) = facts.capability;
+    let head = format!(
+        "cuda:{} {}, capability {major}.{minor}",
+        facts.ordinal, facts.name
+    );
+    match Driver::open(facts.ordinal) {
+        Ok(driver) if driver.not_taken().is_empty() => format!("{head}: {}", driver.describe()),
+        Ok(driver) => {
+            let others = driver.not_taken().join("; ");
+            format!("{head}: {} ({others})", driver.describe())
         }
-    };
-    found.iter().map(line).collect()
+        Err(why) => format!("{head}: {why}; the CPU encodes"),
+    }
 }

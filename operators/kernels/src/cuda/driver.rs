@@ -17,11 +17,11 @@ use std::ffi::{CString, c_void};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
-use super::choose::{Facts, Kernels};
+use super::choose::{Facts, Images, Origin, Search, home};
 use super::device::{Arg, Device, Fault, Graph, Launch, Map, Pinned, Stage, Stream, Tensor};
-use super::devices::{devices, fault};
+use super::devices::{devices, fault, refused};
 use super::nvrtc::Nvrtc;
-use super::{choose, sources};
+use super::sources;
 
 /// Shared memory that a block may ask for without being allowed to.
 const SHARED_BY_DEFAULT: u32 = 48 * 1024;
@@ -37,6 +37,7 @@ struct Block {
 pub struct Driver {
     facts: Facts,
     description: String,
+    not_taken: Vec<String>,
     multiprocessors: u32,
     context: sys::CUcontext,
     functions: HashMap<&'static str, sys::CUfunction>,
@@ -47,7 +48,8 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Makes a fresh context on a device and loads the kernels that [`choose::choose`] finds.
+    /// Makes a fresh context on a device, with the first kernels that the driver takes
+    /// ([`Search::load_first`]).
     pub fn open(ordinal: usize) -> Result<Driver, Fault> {
         let all = devices()?;
         let count = all.len();
@@ -56,11 +58,23 @@ impl Driver {
                 "there is no cuda:{ordinal}: the machine has {count} devices"
             ))
         })?;
-        let kernels = choose::choose(&facts, choose::home().as_deref(), &Nvrtc)?;
-        Driver::with(facts, &kernels)
+        let home = home();
+        let search = Search::new(home.as_deref(), &Nvrtc);
+        // A context a way: what a refused image may have left in one goes with it.
+        let chosen = search.load_first(&facts, |origin, images| {
+            Driver::with(facts.clone(), origin, images)
+        })?;
+        let mut driver = chosen.loaded;
+        driver.not_taken = chosen.not_taken;
+        Ok(driver)
     }
 
-    fn with(facts: Facts, kernels: &Kernels) -> Result<Driver, Fault> {
+    /// Ways to kernels that were not taken, and why.
+    pub fn not_taken(&self) -> &[String] {
+        &self.not_taken
+    }
+
+    fn with(facts: Facts, origin: &Origin, images: &Images) -> Result<Driver, Fault> {
         let device = result::device::get(facts.ordinal as i32).map_err(fault)?;
         let count = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         // SAFETY: the device was given by the driver.
@@ -75,12 +89,13 @@ impl Driver {
             facts.name,
             facts.driver.0,
             facts.driver.1,
-            kernels.describe()
+            origin.describe()
         );
         // From here on a failure drops the driver, and with it the context.
         let mut driver = Driver {
             facts,
             description,
+            not_taken: Vec::new(),
             multiprocessors,
             context,
             functions: HashMap::new(),
@@ -90,7 +105,7 @@ impl Driver {
             is_abandoned: false,
         };
         driver.enter()?;
-        for (module, image) in &kernels.images {
+        for (module, image) in images {
             driver.load(module, image)?;
         }
         Ok(driver)
@@ -103,12 +118,16 @@ impl Driver {
     }
 
     fn load(&mut self, module: &sources::Module, image: &[u8]) -> Result<(), Fault> {
-        // SAFETY: the image is a whole cubin, whose header says its length, or PTX with a 0 behind it.
-        let handle = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(fault)?;
+        let refused = |error| refused(module.name, error);
+        // SAFETY: the image passed `image`'s check: a whole cubin, whose header says its length, or PTX
+        // with a 0 behind it.
+        let handle =
+            unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(refused)?;
         for &kernel in module.kernels {
             let name = CString::new(kernel).expect("a name without zeros");
             // SAFETY: the module was just loaded and stays until the context goes.
-            let function = unsafe { result::module::get_function(handle, name) }.map_err(fault)?;
+            let function =
+                unsafe { result::module::get_function(handle, name) }.map_err(refused)?;
             self.functions.insert(kernel, function);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! A model on a device: its weights in one block of memory, and the launches of a forward pass.
+//! A model on a device: its weights, carved from one arena, and the launches of a forward pass.
 //!
 //! ```text
 //!   x = embed + LayerNorm                                         halves, [tokens, hidden]
@@ -14,8 +14,9 @@
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
+use super::arena::{Arena, piece, shapes};
 use super::batch::{Bucket, OnDevice};
-use super::device::{Device, Fault, Kind, Launch, Stage, Tensor};
+use super::device::{Device, Fault, Launch, Stage, Tensor};
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader, kind_of};
 use super::norm::{Norm, Tables};
@@ -30,6 +31,16 @@ pub enum Output {
     Vector(Pooling),
     /// A cross-encoder's logits.
     Logits(Head),
+}
+
+impl Output {
+    /// Floats that a text becomes.
+    pub(super) fn width(&self, config: &BertConfig) -> usize {
+        match self {
+            Output::Vector(_) => config.hidden_size,
+            Output::Logits(head) => head.classifier.1.len(),
+        }
+    }
 }
 
 /// The classification head of `BertForSequenceClassification`: (weight, bias) each, as in the file.
@@ -101,16 +112,17 @@ pub struct Buffers {
 
 impl Model {
     /// Puts weights on the device. Fails on shapes that the stage's kernels do not take and on weights
-    /// that no half can hold. Cost: one allocation, one copy.
+    /// that no half can hold. Cost: one copy.
     pub fn load(
         device: &mut dyn Device,
+        arena: &mut Arena,
         weights: &Weights,
         output: &Output,
         recipe: Recipe,
     ) -> Result<Model, Fault> {
         let config = weights.config.clone();
         let hidden = config.hidden_size;
-        let mut loader = Loader::new(device, weights, output, recipe.stage)?;
+        let mut loader = Loader::new(arena, weights, output, recipe.stage);
         let tables = Tables {
             words: loader.matrix(&weights.words, hidden)?,
             positions: loader.matrix(&weights.positions, hidden)?,
@@ -161,38 +173,23 @@ impl Model {
         }
     }
 
-    /// Memory for passes up to a bucket: one allocation.
-    pub fn buffers(&self, device: &mut dyn Device, most: Bucket) -> Result<Buffers, Fault> {
+    /// Which kernels run it.
+    pub fn stage(&self) -> Stage {
+        self.recipe.stage
+    }
+
+    /// Rows for passes up to a bucket.
+    pub fn buffers(&self, arena: &mut Arena, most: Bucket) -> Buffers {
         let kind = kind_of(self.recipe.stage);
-        let (hidden, wide) = (self.config.hidden_size, self.config.intermediate_size);
-        let shapes = [
-            (most.tokens, hidden, kind),
-            (most.tokens, 3 * hidden, kind),
-            (most.tokens, hidden, kind),
-            (most.tokens, hidden, kind),
-            (most.tokens, wide, kind),
-            (most.texts, hidden, kind),
-            (most.texts, hidden, kind),
-            (most.texts, self.width(), Kind::F32),
-        ];
-        let mut at = 0;
-        let offsets = shapes.map(|(rows, columns, kind)| {
-            let here = at;
-            at += (rows * columns * kind.bytes()).next_multiple_of(256);
-            here
+        let shapes = shapes(&self.config, self.width(), kind, most);
+        let mut tensors = shapes.into_iter().map(|(rows, columns, kind)| Tensor {
+            address: arena.take(rows * columns * kind.bytes()),
+            rows,
+            columns,
+            kind,
         });
-        let base = device.allocate(at)?;
-        let mut tensors = shapes
-            .into_iter()
-            .zip(offsets)
-            .map(|((rows, columns, kind), offset)| Tensor {
-                address: base + offset as u64,
-                rows,
-                columns,
-                kind,
-            });
         let mut next = || tensors.next().expect("eight shapes");
-        Ok(Buffers {
+        Buffers {
             x: next(),
             qkv: next(),
             context: next(),
@@ -201,7 +198,7 @@ impl Model {
             first: next(),
             pooled: next(),
             out: next(),
-        })
+        }
     }
 
     /// The launches of one pass over a batch. Cost of building: microseconds; engines do it once a
@@ -298,6 +295,13 @@ impl Model {
 }
 
 impl Buffers {
+    /// Device memory for passes up to a bucket.
+    pub(super) fn bytes(config: &BertConfig, width: usize, stage: Stage, most: Bucket) -> usize {
+        let shapes = shapes(config, width, kind_of(stage), most).into_iter();
+        let bytes = shapes.map(|(rows, columns, kind)| piece(rows * columns * kind.bytes()));
+        bytes.sum()
+    }
+
     /// The same buffers with the rows of a smaller bucket.
     fn within(&self, bucket: Bucket) -> Buffers {
         let rows = |tensor: Tensor, rows: usize| Tensor {

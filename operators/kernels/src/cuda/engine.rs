@@ -12,6 +12,7 @@
 //! Invariants: a slot has one batch at a time; an engine is used by the thread that opened it; after a
 //! fault it is dropped, never used again.
 
+use super::arena::Arena;
 use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
 use super::encoder::{Model, Output, Recipe, Residual};
@@ -48,6 +49,8 @@ pub trait Engine {
     fn finish(&mut self, slot: usize, out: &mut Vec<f32>) -> Result<bool, Fault>;
     /// Gives the device up without waiting for it: after a time-out.
     fn abandon(&mut self);
+    /// What it runs on, for people.
+    fn describe(&self) -> String;
 }
 
 /// How an engine is opened.
@@ -104,7 +107,7 @@ struct Slot {
     texts: Option<usize>,
 }
 
-/// An [`Engine`] over a [`Device`].
+/// An [`Engine`] over a [`Device`]. Its device memory is one [`Arena`].
 pub struct DeviceEngine {
     device: Box<dyn Device>,
     model: Model,
@@ -113,7 +116,7 @@ pub struct DeviceEngine {
 }
 
 impl DeviceEngine {
-    /// Loads the weights, allocates all memory and captures all graphs.
+    /// Allocates all memory, at once, loads the weights and captures all graphs.
     pub fn open(
         mut device: Box<dyn Device>,
         weights: &Weights,
@@ -125,11 +128,16 @@ impl DeviceEngine {
             stage,
             residual: options.residual,
         };
-        let model = Model::load(device.as_mut(), weights, output, recipe)?;
+        let buckets: Vec<Bucket> = options.slots.iter().map(|plan| plan.most).collect();
+        let mut arena = Arena::new(device.as_mut(), weights, output, stage, &buckets)?;
+        let model = Model::load(device.as_mut(), &mut arena, weights, output, recipe)?;
         let slots = options
             .slots
             .iter()
-            .map(|plan| open_slot(device.as_mut(), &model, *plan, options.has_graphs))
+            .map(|plan| {
+                let device = device.as_mut();
+                open_slot(device, &mut arena, &model, *plan, options.has_graphs)
+            })
             .collect::<Result<Vec<Slot>, Fault>>()?;
         Ok(DeviceEngine {
             device,
@@ -138,22 +146,18 @@ impl DeviceEngine {
             slots,
         })
     }
-
-    /// What it runs on, for people.
-    pub fn describe(&self) -> String {
-        self.device.describe()
-    }
 }
 
 fn open_slot(
     device: &mut dyn Device,
+    arena: &mut Arena,
     model: &Model,
     plan: SlotPlan,
     has_graphs: bool,
 ) -> Result<Slot, Fault> {
     let stream = device.stream(plan.class == Class::Question)?;
-    let buffers = model.buffers(device, plan.most)?;
-    let block = device.allocate(plan.most.bytes())?;
+    let buffers = model.buffers(arena, plan.most);
+    let block = arena.block(plan.most);
     let input = device.pinned(plan.most.bytes())?;
     let output = device.pinned(buffers.out.bytes())?;
     // What a first replay may read behind the counts is defined, if meaningless.
@@ -238,5 +242,9 @@ impl Engine for DeviceEngine {
 
     fn abandon(&mut self) {
         self.device.abandon();
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, {}", self.device.describe(), self.model.stage())
     }
 }

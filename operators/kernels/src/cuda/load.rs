@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::arena::{Arena, piece};
 use super::device::{Device, Fault, Kind, Stage, Tensor};
 use super::encoder::Output;
 use super::norm::Norm;
@@ -18,6 +19,26 @@ pub(super) fn kind_of(stage: Stage) -> Kind {
     }
 }
 
+/// Bytes of a model's weights on a device.
+pub(super) fn room(weights: &Weights, output: &Output, stage: Stage) -> usize {
+    let kind = kind_of(stage);
+    let sized = |is_matrix: bool, len: usize| {
+        let bytes = if is_matrix { kind.bytes() } else { 4 };
+        piece(len * bytes)
+    };
+    let tensors = weights.tensors();
+    let tensors = tensors.values();
+    let mut room: usize = tensors
+        .map(|(shape, values)| sized(shape.len() == 2, values.len()))
+        .sum();
+    if let Output::Logits(head) = output {
+        for (weight, bias) in [&head.pooler, &head.classifier] {
+            room += sized(true, weight.len()) + sized(false, bias.len());
+        }
+    }
+    room
+}
+
 /// Collects tensors on the host, at the addresses that they will have, and sends them in one copy.
 pub(super) struct Loader {
     kind: Kind,
@@ -28,32 +49,18 @@ pub(super) struct Loader {
 
 impl Loader {
     pub(super) fn new(
-        device: &mut dyn Device,
+        arena: &mut Arena,
         weights: &Weights,
         output: &Output,
         stage: Stage,
-    ) -> Result<Loader, Fault> {
-        let kind = kind_of(stage);
-        let sized = |is_matrix: bool, len: usize| {
-            let bytes = if is_matrix { kind.bytes() } else { 4 };
-            (len * bytes).next_multiple_of(256)
-        };
-        let mut room: usize = weights
-            .tensors()
-            .values()
-            .map(|(shape, values)| sized(shape.len() == 2, values.len()))
-            .sum();
-        if let Output::Logits(head) = output {
-            for (weight, bias) in [&head.pooler, &head.classifier] {
-                room += sized(true, weight.len()) + sized(false, bias.len());
-            }
-        }
-        Ok(Loader {
-            kind,
-            base: device.allocate(room)?,
+    ) -> Loader {
+        let room = room(weights, output, stage);
+        Loader {
+            kind: kind_of(stage),
+            base: arena.take(room),
             bytes: Vec::with_capacity(room),
             room,
-        })
+        }
     }
 
     fn put(
@@ -65,7 +72,7 @@ impl Loader {
     ) -> Tensor {
         let address = self.base + self.bytes.len() as u64;
         self.bytes.extend(bytes);
-        self.bytes.resize(self.bytes.len().next_multiple_of(256), 0);
+        self.bytes.resize(piece(self.bytes.len()), 0);
         Tensor {
             address,
             rows,

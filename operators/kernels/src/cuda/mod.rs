@@ -17,6 +17,7 @@
 //! [`driver`], [`devices`] and `nvrtc` only. Limits: BERT-family encoders, hidden ≤ 1,024, heads of 32 or 64; halves on the
 //! device (weights beyond ±65,504 are refused, states beyond it are computed again by the CPU).
 
+pub mod arena;
 pub mod attention;
 pub mod batch;
 pub mod choose;
@@ -25,6 +26,7 @@ pub mod devices;
 pub mod driver;
 pub mod encoder;
 pub mod engine;
+pub mod image;
 pub mod linear;
 mod load;
 pub mod norm;
@@ -32,6 +34,7 @@ mod nvrtc;
 pub mod oracle;
 pub mod pool;
 pub mod service;
+mod shift;
 pub mod sources;
 pub mod tiles;
 mod worker;

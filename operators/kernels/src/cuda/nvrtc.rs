@@ -70,6 +70,9 @@ unsafe fn log_of(program: sys::nvrtcProgram) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use super::super::image::check_ptx;
     use super::*;
 
     #[test]
@@ -77,7 +80,9 @@ mod tests {
         let version = match Nvrtc.version() {
             Ok(version) => version,
             Err(why) => {
-                println!("skipped: {why}");
+                // Past the harness, which keeps what passing tests print to itself.
+                let line = format!("SKIPPED: NVRTC compiles every module: {why}\n");
+                let _ = std::io::stderr().write_all(line.as_bytes());
                 return;
             }
         };
@@ -89,10 +94,7 @@ mod tests {
                 "compute_80"
             };
             let ptx = Nvrtc.compile(&module, architecture).unwrap();
-            let text = String::from_utf8_lossy(&ptx).into_owned();
-            for kernel in module.kernels {
-                assert!(text.contains(&format!(".entry {kernel}")), "{kernel}");
-            }
+            assert_eq!(check_ptx(&module, &ptx), Ok(()), "{}", module.name);
         }
         let error = Nvrtc
             .compile(&sources::MODULES[0], "compute_1")

@@ -8,15 +8,16 @@
 //!                                              └─ the second time: the CPU ─────────────────┘
 //! ```
 //!
-//! A fault (context lost, memory exhausted, no answer in time) costs the engine: it is dropped, a new
+//! A fault (context lost, memory exhausted, no answer in time, a call that does not come back) costs the engine: it is dropped, a new
 //! one opened, and the texts that were on it go to the front of the queue, once. What faults twice is
 //! computed by the CPU, and the device rests for a while, longer each time; while no device works the
 //! CPU takes everything and [`Status::is_degraded`] says why. A vector with a number that is not finite
 //! (a state beyond a half's range) is computed again by the CPU, alone.
 //!
 //! Invariants: every text that was accepted gets exactly one answer, in whatever weather, until its
-//! ticket is dropped; questions go before bulk wherever a slot is free; a worker never ends before the
-//! service does, and the service ends when its queues are empty. Limits: a worker looks at a busy
+//! ticket is dropped, even if a call into the device never returns; questions go before bulk wherever a
+//! slot is free; a worker never ends before the service does, and the service ends when its queues are
+//! empty. Limits: a worker looks at a busy
 //! device without pause (one core a device); which of device and CPU made a vector is not bitwise
 //! visible to the caller but in its last bits.
 
@@ -35,8 +36,8 @@ use super::engine::Engine;
 use super::worker;
 use crate::weights::BertConfig;
 
-/// Opens an engine on a fresh context, on the worker's own thread.
-pub type Opener = Box<dyn Fn() -> Result<Box<dyn Engine>, Fault> + Send>;
+/// Opens an engine on a fresh context, on a thread of the engine's own.
+pub type Opener = Box<dyn Fn() -> Result<Box<dyn Engine>, Fault> + Send + Sync>;
 /// Computes texts without a device: one result a text, in order.
 pub type Fallback = dyn Fn(&[&Text]) -> Vec<Vec<f32>> + Send + Sync;
 /// Fails on a text that the model cannot take.
@@ -52,8 +53,10 @@ pub fn checker(config: &BertConfig) -> Arc<Check> {
 /// Times and sizes.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// A batch that takes longer is given up.
+    /// A batch, or a call into the device, that takes longer is given up.
     pub batch_timeout: Duration,
+    /// Opening that takes longer is given up: kernels may have to be compiled.
+    pub open_timeout: Duration,
     /// How long a device rests after its second fault in a row; doubled each time, up to `rest_max`.
     pub rest: Duration,
     /// The longest rest.
@@ -66,6 +69,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             batch_timeout: Duration::from_secs(10),
+            open_timeout: Duration::from_secs(120),
             rest: Duration::from_secs(5),
             rest_max: Duration::from_secs(600),
             fallback_texts: 16,
@@ -275,8 +279,8 @@ impl Service {
         for (device, opener) in openers.into_iter().enumerate() {
             let shared = Arc::clone(&service.shared);
             let worker = std::thread::Builder::new()
-                .name(format!("encoder-{device}"))
-                .spawn(move || worker::run(device, opener, &shared))?;
+                .name(format!("encoder-{device}-watch"))
+                .spawn(move || worker::run(device, opener.map(Arc::new), &shared))?;
             service.workers.push(worker);
         }
         Ok(service)

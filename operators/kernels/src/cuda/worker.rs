@@ -1,44 +1,120 @@
-//! One device's worker: packs, starts, looks, delivers; opens a fresh engine after a fault, rests after
-//! two. [`service`](super::service) says what it promises.
+//! One device's supervisor: gives each engine a thread of its own, sorts out what a fault leaves, rests
+//! after two. [`service`](super::service) says what it promises, [`shift`](super::shift) works.
+//!
+//! ```text
+//!   supervisor ─ spawns ─▶ engine's thread: open ─▶ begin, finish, … ─▶ drop
+//!        └─ looks at the post: a call under way for too long? ─▶ takes its texts, never waits for it again
+//! ```
+//!
+//! Invariants: whatever call into a device never returns (opening, starting, asking, ending), its texts
+//! are answered and the supervisor goes on; a thread that was given up delivers nothing any more. Limits: a
+//! thread that hangs stays until its call returns; beyond [`STUCK_MAX`] of them no engine is opened.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::batch::Batch;
 use super::device::Fault;
-use super::engine::{Class, Engine, SlotPlan};
+use super::engine::Class;
 use super::service::{Job, Opener, Shared, until};
+use super::shift;
+
+/// Threads of one device that may hang in the driver at a time.
+const STUCK_MAX: usize = 4;
+/// Between two looks at what an engine's thread does, at most.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// A batch on the device.
-struct Flight {
-    jobs: Vec<Job>,
-    since: Instant,
+pub(super) struct Flight {
+    pub(super) jobs: Vec<Job>,
+    pub(super) since: Instant,
 }
 
-/// What ended a shift.
-enum End {
-    /// The service closes and nothing is left to do.
-    Closed,
-    /// The engine failed while these were on it; whether it had delivered a batch before.
-    Failed(Fault, Vec<Job>, bool),
+/// What an engine's thread and its supervisor share.
+#[derive(Default)]
+pub(super) struct Post {
+    state: Mutex<State>,
 }
 
-/// The worker's life. Without an opener the CPU does all.
-pub(super) fn run(device: usize, opener: Option<Opener>, shared: &Shared) {
+#[derive(Default)]
+pub(super) struct State {
+    /// By slot.
+    pub(super) flights: Vec<Option<Flight>>,
+    /// Whether a batch was delivered.
+    pub(super) has_worked: bool,
+    /// The call into the engine that is under way: since when, and how long it may take.
+    call: Option<(Instant, Duration)>,
+    /// The supervisor waits no longer: what the thread still does counts no more.
+    is_given_up: bool,
+}
+
+impl Post {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Consistent between statements: a panic elsewhere does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call into an engine. What panics (cudarc does when a library lacks a function) is a fault, and
+    /// so is what was given up before it came back.
+    pub(super) fn call<T>(
+        &self,
+        limit: Duration,
+        run: impl FnOnce() -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        self.state().call = Some((Instant::now(), limit));
+        let done = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            let text = text.unwrap_or("a panic without a message");
+            Err(Fault::Lost(text.to_owned()))
+        });
+        let is_given_up = {
+            let mut state = self.state();
+            state.call = None;
+            state.is_given_up
+        };
+        if is_given_up {
+            return Err(Fault::TimedOut(limit.as_millis()));
+        }
+        done
+    }
+
+    /// Gives the thread up when its call takes too long.
+    fn give_up(&self) -> Option<Fault> {
+        let mut state = self.state();
+        let (since, limit) = state.call?;
+        if since.elapsed() <= limit {
+            return None;
+        }
+        state.is_given_up = true;
+        Some(Fault::TimedOut(limit.as_millis()))
+    }
+
+    /// The texts that were on the engine, and whether it had delivered any before.
+    fn left(&self) -> (Vec<Job>, bool) {
+        let mut state = self.state();
+        let flights = std::mem::take(&mut state.flights);
+        let jobs = flights.into_iter().flatten().flat_map(|flight| flight.jobs);
+        (jobs.collect(), state.has_worked)
+    }
+}
+
+/// The supervisor's life. Without an opener the CPU does all.
+pub(super) fn run(device: usize, opener: Option<Arc<Opener>>, shared: &Arc<Shared>) {
     let Some(open) = opener else {
         return rest(shared, None);
     };
     let settings = shared.settings;
     let (mut faults_in_a_row, mut pause) = (0u32, settings.rest);
+    let mut stuck: Vec<JoinHandle<()>> = Vec::new();
     loop {
-        let end = match guarded(&open) {
-            Ok(engine) => shift(device, engine, shared),
-            Err(fault) => End::Failed(fault, Vec::new(), false),
+        let post = Arc::new(Post::default());
+        let Some(fault) = supervise(device, &open, shared, &post, &mut stuck) else {
+            return;
         };
-        let (fault, jobs, has_worked) = match end {
-            End::Closed => return,
-            End::Failed(fault, jobs, has_worked) => (fault, jobs, has_worked),
-        };
+        let (jobs, has_worked) = post.left();
         if has_worked {
             (faults_in_a_row, pause) = (0, settings.rest);
         }
@@ -57,23 +133,60 @@ pub(super) fn run(device: usize, opener: Option<Opener>, shared: &Shared) {
         if is_resting {
             rest(shared, Some(Instant::now() + pause));
             pause = (pause * 2).min(settings.rest_max);
-            let desk = shared.desk();
-            if desk.is_closing && desk.is_empty() {
-                return;
-            }
+        }
+        let desk = shared.desk();
+        if desk.is_closing && desk.is_empty() {
+            return;
         }
     }
 }
 
-/// Runs what may panic (cudarc does when a library lacks a function) and makes a fault of it.
-fn guarded<T>(run: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(Fault::Lost(
-            text.unwrap_or("a panic without a message").to_owned(),
-        ))
-    })
+/// An engine's life, from the outside; `None` when the service closed.
+fn supervise(
+    device: usize,
+    open: &Arc<Opener>,
+    shared: &Arc<Shared>,
+    post: &Arc<Post>,
+    stuck: &mut Vec<JoinHandle<()>>,
+) -> Option<Fault> {
+    stuck.retain(|thread| !thread.is_finished());
+    if stuck.len() >= STUCK_MAX {
+        let why = format!("{STUCK_MAX} calls into its driver have not come back");
+        return Some(Fault::Unavailable(why));
+    }
+    let (report, ended) = channel();
+    let spawned = {
+        let (open, shared, post) = (Arc::clone(open), Arc::clone(shared), Arc::clone(post));
+        std::thread::Builder::new()
+            .name(format!("encoder-{device}"))
+            .spawn(move || {
+                // Nobody listens any more when the thread was given up.
+                let _ = report.send(shift::serve(device, &open, &shared, &post));
+            })
+    };
+    let thread = match spawned {
+        Ok(thread) => thread,
+        Err(error) => return Some(Fault::Lost(format!("no thread for it: {error}"))),
+    };
+    let settings = shared.settings;
+    let shortest = settings.batch_timeout.min(settings.open_timeout);
+    loop {
+        match ended.recv_timeout((shortest / 4).min(LOOK)) {
+            Ok(end) => {
+                let _ = thread.join();
+                return end;
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Some(Fault::Lost("its thread ended".to_owned()));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(fault) = post.give_up() {
+                    stuck.push(thread);
+                    return Some(fault);
+                }
+            }
+        }
+    }
 }
 
 /// Texts of a failed batch: once more on a device, the second time on the CPU.
@@ -118,156 +231,4 @@ fn rest(shared: &Shared, end: Option<Instant>) {
         drop(desk);
         shared.compute_on_cpu(jobs);
     }
-}
-
-/// Works with one engine until it fails or the service ends.
-fn shift(device: usize, mut engine: Box<dyn Engine>, shared: &Shared) -> End {
-    let plans = engine.slots().to_vec();
-    let mut flights: Vec<Option<Flight>> = plans.iter().map(|_| None).collect();
-    let (mut batch, mut results) = (Batch::new(), Vec::new());
-    let mut has_worked = false;
-    loop {
-        for slot in 0..plans.len() {
-            let done = match flights[slot] {
-                Some(_) => land(
-                    device,
-                    engine.as_mut(),
-                    slot,
-                    &mut flights,
-                    &mut results,
-                    shared,
-                )
-                .map(|is_done| has_worked |= is_done),
-                None => depart(
-                    engine.as_mut(),
-                    slot,
-                    plans[slot],
-                    &mut flights,
-                    &mut batch,
-                    shared,
-                ),
-            };
-            if let Err(fault) = done {
-                if matches!(fault, Fault::TimedOut(_)) {
-                    engine.abandon();
-                }
-                // The engine ends before its texts go anywhere else, whatever its end may do.
-                let _ = catch_unwind(AssertUnwindSafe(move || drop(engine)));
-                let jobs = flights.into_iter().flatten().flat_map(|flight| flight.jobs);
-                return End::Failed(fault, jobs.collect(), has_worked);
-            }
-        }
-        if flights.iter().any(Option::is_some) {
-            // A question's whole way takes a few hundred microseconds: no sleep is short enough.
-            std::thread::yield_now();
-            continue;
-        }
-        let desk = shared.desk();
-        if desk.is_empty() {
-            if desk.is_closing {
-                return End::Closed;
-            }
-            drop(
-                shared
-                    .changed
-                    .wait_timeout(desk, Duration::from_millis(100)),
-            );
-        }
-    }
-}
-
-/// Fills a free slot with what waits and fits.
-fn depart(
-    engine: &mut dyn Engine,
-    slot: usize,
-    plan: SlotPlan,
-    flights: &mut [Option<Flight>],
-    batch: &mut Batch,
-    shared: &Shared,
-) -> Result<(), Fault> {
-    batch.clear();
-    let (mut jobs, mut too_long) = (Vec::new(), Vec::new());
-    {
-        let mut desk = shared.desk();
-        while batch.texts() < plan.most.texts {
-            let room = plan.most.tokens - batch.tokens();
-            // A text longer than the whole slot is the CPU's, rather than nobody's for ever.
-            let whole = if batch.tokens() == 0 {
-                usize::MAX
-            } else {
-                room
-            };
-            let Some(job) = desk.take(plan.class, whole) else {
-                break;
-            };
-            if job.text.ids.len() > room {
-                too_long.push(job);
-                continue;
-            }
-            batch.push(&job.text);
-            jobs.push(job);
-        }
-    }
-    if !too_long.is_empty() {
-        shared.compute_on_cpu(too_long);
-    }
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    // In flight before it begins: if beginning fails the texts are found there.
-    flights[slot] = Some(Flight {
-        jobs,
-        since: Instant::now(),
-    });
-    guarded(|| engine.begin(slot, batch))
-}
-
-/// Delivers a slot's batch if it is done, and says so; fails when it takes too long.
-fn land(
-    device: usize,
-    engine: &mut dyn Engine,
-    slot: usize,
-    flights: &mut [Option<Flight>],
-    results: &mut Vec<f32>,
-    shared: &Shared,
-) -> Result<bool, Fault> {
-    let since = flights[slot].as_ref().map(|flight| flight.since);
-    if !guarded(|| engine.finish(slot, results))? {
-        let limit = shared.settings.batch_timeout;
-        if since.is_some_and(|since| since.elapsed() > limit) {
-            return Err(Fault::TimedOut(limit.as_millis()));
-        }
-        return Ok(false);
-    }
-    let width = engine.width();
-    let texts = flights[slot].as_ref().map_or(0, |flight| flight.jobs.len());
-    if results.len() != texts * width {
-        let found = results.len();
-        return Err(Fault::Lost(format!(
-            "{found} numbers came back for {texts} texts of {width}"
-        )));
-    }
-    let Some(flight) = flights[slot].take() else {
-        return Ok(false);
-    };
-    let results = flight.jobs.into_iter().zip(results.chunks(width));
-    let (good, bad): (Vec<_>, Vec<_>) =
-        results.partition(|(_, result)| result.iter().all(|x| x.is_finite()));
-    {
-        let mut desk = shared.desk();
-        desk.status.batches += 1;
-        desk.status.device_texts += good.len() as u64;
-        desk.status.not_finite += bad.len() as u64;
-        if desk.resting[device].is_some() {
-            desk.note_rest(device, None);
-        }
-    }
-    for (job, result) in good {
-        job.answer(Ok(result.to_vec()));
-    }
-    let not_finite: Vec<Job> = bad.into_iter().map(|(job, _)| job).collect();
-    if !not_finite.is_empty() {
-        shared.compute_on_cpu(not_finite);
-    }
-    Ok(true)
 }

@@ -7,6 +7,7 @@
 mod bed;
 mod checks;
 mod emulator;
+mod hangs;
 mod model;
 mod weather;
 
@@ -121,6 +122,14 @@ fn attention_equals_the_oracle() {
 }
 
 #[test]
+fn attention_of_a_long_text_equals_the_oracle() {
+    // Five tiles of keys, the last with one: more than are in flight at a time.
+    for (stage, weather) in BOTH.into_iter().zip([WEATHERS[1], WEATHERS[2]]) {
+        checks::attention(&mut Emulator::new(weather), stage, 2, 64, &[257]);
+    }
+}
+
+#[test]
 fn embedding_and_norms_equal_the_oracle() {
     for stage in BOTH {
         for hidden in [4, 64, 132, 384, 768, 1024] {
@@ -159,6 +168,18 @@ fn models_equal_the_oracle() {
                 model::equals_the_oracle(emulated(), config, &options, &[2, 65, 17, 1]);
             }
         }
+    }
+}
+
+#[test]
+fn a_model_of_the_default_models_width_equals_the_oracle() {
+    for stage in ALL {
+        let options = Options {
+            residual: Residual::InNorm,
+            ..model::options(stage, 1)
+        };
+        let config = model::shape(384, 1, 12, 1536);
+        model::equals_the_oracle(emulated(), config, &options, &[3, 17, 66]);
     }
 }
 

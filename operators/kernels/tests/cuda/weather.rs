@@ -116,6 +116,10 @@ impl Engine for Stand {
     fn abandon(&mut self) {
         self.is_dead = true;
     }
+
+    fn describe(&self) -> String {
+        "simulated".to_owned()
+    }
 }
 
 fn opener(weather: Weather, seed: u64, order: &Arc<AtomicUsize>) -> Opener {
@@ -166,6 +170,7 @@ fn service(weathers: &[Weather], seed: u64) -> (Service, Arc<AtomicUsize>) {
         .collect();
     let settings = Settings {
         batch_timeout: Duration::from_millis(15),
+        open_timeout: Duration::from_millis(15),
         rest: Duration::from_millis(2),
         rest_max: Duration::from_millis(20),
         fallback_texts: 4,

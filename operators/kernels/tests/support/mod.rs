@@ -2,11 +2,22 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kernels::weights::{BertConfig, Weights};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+
+/// Says loudly, and counts, that a test was not run.
+pub fn skip(test: &str, why: &str) {
+    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+    let nth = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    // Past the harness, which keeps what passing tests print to itself.
+    let line = format!("SKIPPED {nth}: {test}: {why}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
 
 /// Ids below this are drawn.
 pub const VOCABULARY: usize = 300;

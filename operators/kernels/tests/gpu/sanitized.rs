@@ -1,0 +1,49 @@
+//! Every kernel once at small sizes, with tails: what compute-sanitizer is run on.
+
+use kernels::cuda::device::Stage;
+use kernels::cuda::encoder::Residual;
+use kernels::cuda::engine::Options;
+use kernels::cuda::linear::Epilogue;
+
+use super::{Driver, checks, device, model, stages};
+
+#[test]
+fn small_products() {
+    let Some(mut device) = device("small products") else {
+        return;
+    };
+    for stage in stages(&device) {
+        for epilogue in [Epilogue::Gelu, Epilogue::Residual] {
+            checks::linear(&mut device, stage, epilogue, (129, 72, 136));
+        }
+    }
+}
+
+#[test]
+fn small_attention_and_norms() {
+    let Some(mut device) = device("small attention") else {
+        return;
+    };
+    for stage in [Stage::Naive, Stage::TensorCore] {
+        for width in [32, 64] {
+            checks::attention(&mut device, stage, 2, width, &[65, 3, 1]);
+        }
+        checks::embed_and_norm(&mut device, stage, 132, &[3, 20, 1]);
+        checks::pooling(&mut device, stage, 132, &[3, 20, 1]);
+    }
+}
+
+#[test]
+fn small_model() {
+    let Some(first) = device("small model") else {
+        return;
+    };
+    for stage in stages(&first) {
+        let options = Options {
+            residual: Residual::InNorm,
+            ..model::options(stage, 1)
+        };
+        let device = Box::new(Driver::open(0).unwrap());
+        model::equals_the_oracle(device, model::shape(64, 1, 2, 128), &options, &[2, 65, 17]);
+    }
+}

@@ -76,6 +76,7 @@ impl Question {
             Question::Sizes { .. } => "sizes",
             Question::Lookup(_) => "lookup",
             Question::Entries { .. } => "entries",
+            Question::Contents { .. } => "contents",
         }
     }
 }

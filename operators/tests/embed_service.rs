@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use engine::contract::{EmbedError, EmbedFault, Embedder, VectorMemo};
+use engine::contract::{CallLimits, EmbedError, EmbedFault, Embedder, VectorMemo};
 use engine::model::{ContentHash, VectorRef};
 use engine::testing::{HashedEmbedder, MemoryMemo};
 use operators::embed::{EmbedConfig, EmbedService, Priority};
@@ -217,7 +217,12 @@ fn the_breaker_opens_questions_fail_at_once_and_documents_arrive_later() {
 
 #[test]
 fn questions_go_first_but_documents_keep_a_share() {
-    let embedder = Arc::new(HashedEmbedder::new("busy", 8));
+    // One call at a time: with several, documents do not wait for questions at all.
+    let limits = CallLimits {
+        calls: Some(1),
+        ..CallLimits::LOCAL
+    };
+    let embedder = Arc::new(HashedEmbedder::new("busy", 8).with_call_limits(limits));
     embedder.set_delay(5 * MS);
     let config = EmbedConfig {
         batch_tokens_min: 1,

@@ -31,7 +31,7 @@ use super::vector_file::{self, Header, Slot, file_name, file_number, slot_bytes}
 use crate::contract::{AppendFile, Store, VectorMemo};
 use crate::error::WorldError;
 use crate::limits::{SEGMENT_BYTES, VECTOR_MEMORY_BYTES};
-use crate::model::{ContentHash, ModelId, VectorRef};
+use crate::model::{ContentHash, ModelId, VectorFact, VectorRef};
 use crate::telemetry;
 
 /// How an embedding store is kept.
@@ -468,9 +468,9 @@ impl EmbeddingStore {
     ///
     /// A vector is garbage when nobody needed it ([`EmbeddingStore::mark`]) or got it (`find`, `put`)
     /// for two whole rounds, from one collection to the next: so call this no more often than a staged
-    /// row may wait for its tick. Runs on the caller's thread, beside everything else. On an error some
+    /// row may wait for its tick. `announce` hears of vectors that may go now, before they do. Runs on the caller's thread, beside everything else. On an error some
     /// garbage stays until the next time.
-    pub fn collect(&self) -> Result<Collected, WorldError> {
+    pub fn collect(&self, announce: &dyn Fn(Vec<VectorFact>)) -> Result<Collected, WorldError> {
         let _one_at_a_time = self.collecting.lock().expect("no panic under this lock");
         let mut live: BTreeMap<u64, usize> = BTreeMap::new();
         let mut garbage: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
@@ -490,6 +490,8 @@ impl EmbeddingStore {
             let files = index.files.iter().filter(|(_, file)| !file.is_open);
             files.map(|(number, file)| (*number, *file)).collect()
         };
+        // Whoever finds one of them after this says so, and it stays.
+        announce(self.facts(garbage.values().flatten()));
         let mut collected = Collected::default();
         for (number, info) in closed {
             let live = live.get(&number).copied().unwrap_or(0);
@@ -499,6 +501,17 @@ impl EmbeddingStore {
             }
         }
         Ok(collected)
+    }
+
+    fn facts<'a>(&self, ids: impl Iterator<Item = &'a u64>) -> Vec<VectorFact> {
+        let index = self.index();
+        let entries = ids.filter_map(|id| Some((VectorRef(*id), index.entries.get(id)?)));
+        let facts = entries.map(|(at, entry)| VectorFact {
+            model: entry.model,
+            content: entry.content,
+            at,
+        });
+        facts.collect()
     }
 
     /// Writes the live slots of a closed file to a new one, and deletes it.

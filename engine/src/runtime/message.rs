@@ -129,6 +129,8 @@ pub(super) enum Message<P: Program> {
         prepared: Prepared,
     },
     Vector(VectorFact),
+    /// The store is about to forget these.
+    Forgotten(Vec<VectorFact>),
     /// The model refuses the text.
     NoVector(ModelId, ContentHash),
     Ask(AskRequest<P>),

@@ -325,6 +325,11 @@ impl<P: Program> Engine<P> {
         let _ = self.shared.mailbox.send(Message::Vector(fact));
     }
 
+    /// Announces that the store is about to forget vectors.
+    pub fn vectors_forgotten(&self, facts: Vec<VectorFact>) {
+        let _ = self.shared.mailbox.send(Message::Forgotten(facts));
+    }
+
     /// Announces from other threads what became of vectors.
     pub fn announcer(&self) -> Announcer {
         Announcer::new(self.shared.mailbox.clone())

@@ -37,6 +37,8 @@ pub trait Preparer: Send + Sync {
     fn prepare(&self, batch: &StagedBatch) -> Prepared;
     /// Whether the model's circuit breaker is open: then nothing waits for its vectors.
     fn is_open(&self, model: &ModelId) -> bool;
+    /// Whether a vector is stored.
+    fn has_vector(&self, at: VectorRef) -> bool;
     /// The bytes of a stored vector.
     fn vector(&self, at: VectorRef) -> Option<std::sync::Arc<[f32]>>;
 }

@@ -268,8 +268,11 @@ fn apply<P: Program>(
 ) {
     sequencer.mint.raise(at);
     for fact in facts {
-        let key = (fact.model, fact.content);
-        sequencer.bound.insert(key, fact.at);
+        // One that was forgotten since is computed again when it is needed.
+        if sequencer.shared.preparer.has_vector(fact.at) {
+            let key = (fact.model, fact.content);
+            sequencer.bound.insert(key, fact.at);
+        }
     }
     let bytes = batches.iter().map(|batch| batch.bytes).sum();
     sequencer.broadcast(at, batches, facts, Vec::new(), bytes);

@@ -182,6 +182,15 @@ impl<P: Program> Sequencer<P> {
                     .prepared(&lane, sequence, &prepared, now, &is_known);
             }
             Message::Vector(fact) => self.fact(fact),
+            // Who needs one of them again waits for it again.
+            Message::Forgotten(facts) => {
+                for fact in facts {
+                    let key = (fact.model, fact.content);
+                    if self.bound.get(&key) == Some(&fact.at) {
+                        self.bound.remove(&key);
+                    }
+                }
+            }
             Message::NoVector(model, content) => self.no_vector((model, content)),
             Message::Ask(ask) => self.waiting.push(ask),
             Message::Done(id) => self.release(id),

@@ -53,7 +53,8 @@ impl Inner {
                 return Collected::default();
             }
         }
-        match self.vectors.collect() {
+        let announce = |facts| self.engine.vectors_forgotten(facts);
+        match self.vectors.collect(&announce) {
             Ok(collected) => {
                 metrics::counter!(telemetry::VECTORS_COLLECTED.name).increment(collected.vectors);
                 metrics::counter!(telemetry::VECTORS_COLLECTED_BYTES.name)

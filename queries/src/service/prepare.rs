@@ -62,6 +62,10 @@ impl Preparer for PipelinePreparer {
         self.embed.is_open(*model)
     }
 
+    fn has_vector(&self, at: VectorRef) -> bool {
+        self.vectors.owner(at).is_some()
+    }
+
     fn vector(&self, at: VectorRef) -> Option<Arc<[f32]>> {
         self.vectors.get(at)
     }

@@ -2,7 +2,7 @@
 //! The kernels themselves are tested in `operators/kernels`, on an emulated GPU and on a real one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engine::contract::Embedder;
@@ -137,6 +137,8 @@ fn a_good_device_is_used_and_keeps_the_laws() {
     let texts = ["a question", "another one"];
     assert_eq!(model.embed_questions(&texts), cpu.embed(&texts));
     assert_eq!(model.token_ids("a question"), cpu.token_ids("a question"));
+    assert_eq!(model.devices(), ["a simulated device"; 2]);
+    assert!(cpu.devices().is_empty());
     // Two were probed, and two more opened to stay.
     assert_eq!(opened.load(Ordering::Relaxed), 4);
     assert!(!model.embed(&["x"]).unwrap()[0].is_empty());
@@ -157,6 +159,30 @@ fn a_device_that_computes_something_else_is_left_out() {
         error.contains("DEVICE 'cuda:0' cannot be used: cuda:0: a probe"),
         "{error}"
     );
+}
+
+#[test]
+fn a_device_that_never_opens_is_left_out() {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let hangs: Open = {
+        let is_over = Arc::clone(&is_over);
+        Arc::new(move |_| {
+            while !is_over.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(Fault::Unavailable("late".to_owned()))
+        })
+    };
+    let settings = Settings {
+        open_timeout: Duration::from_millis(100),
+        ..Settings::default()
+    };
+    let placed = place_with(cpu(), &Wanted::Auto, Ok(vec![0]), &hangs, settings);
+    assert_eq!(
+        why_cpu(placed.map_err(|e| e.to_string())),
+        "cuda:0: device 0: the device did not answer within 100 ms"
+    );
+    is_over.store(true, Ordering::Relaxed);
 }
 
 #[test]

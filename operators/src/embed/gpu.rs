@@ -14,6 +14,7 @@
 //! is lost with a device. Limits: encoders with `PRECISION = 'full'`, which is fp16 on a device.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use engine::contract::{CallLimits, EmbedError, EmbedFault, Embedder, TokenSpans};
 use engine::error::WorldError;
@@ -40,6 +41,8 @@ pub const CPU_TEXTS_TOTAL: &str = "headwater_embed_device_cpu_texts_total";
 
 /// Calls under way for each device: one is packed and tokenized while others compute.
 const CALLS_PER_DEVICE: usize = 3;
+/// How long the driver may take to say which devices there are.
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Least cosine of a probe's vector with the CPU's. Halves give 0.9999 and more.
 const PROBE_COSINE: f64 = 0.999;
 /// Lengths of probes; the longest sequence comes with them.
@@ -81,7 +84,8 @@ pub enum Placed {
 /// Errors: the files are wrong, or `cuda:N` is wanted and cannot be had. Cost: the weights are read on
 /// each device, and some probes embedded on both sides, in all about a second.
 pub fn place(files: ModelFiles, wanted: &Wanted) -> Result<Placed, WorldError> {
-    let found = devices::devices().map(|found| found.iter().map(|facts| facts.ordinal).collect());
+    let found = devices::devices_within(LIST_TIMEOUT)
+        .map(|found| found.iter().map(|facts| facts.ordinal).collect());
     // Once more only where a device wants them; what is wrong with them the CPU's encoder says.
     let has_device = found
         .as_ref()

@@ -112,7 +112,7 @@ pub fn measure(
     let encoder_gflops = bulk.operations.map(|operations| operations / seconds / 1e9);
     let question = model.token_spans(QUESTION).starts.len() + model.special_tokens();
     Ok(Measured {
-        place: place(&devices, why_cpu),
+        place: place(&devices, why_cpu, model.degraded()),
         devices: devices.len() as u64,
         texts: bulk.texts,
         tokens: bulk.tokens,
@@ -131,11 +131,16 @@ pub fn measure(
     })
 }
 
-fn place(devices: &[String], why_cpu: Option<String>) -> String {
-    match (devices, why_cpu) {
+fn place(devices: &[String], why_cpu: Option<String>, degraded: Option<String>) -> String {
+    let place = match (devices, why_cpu) {
         ([], None) => "one core of the CPU".to_owned(),
         ([], Some(why)) => format!("one core of the CPU: {why}"),
         _ => devices.join("; "),
+    };
+    // What began on a device may have ended elsewhere.
+    match degraded {
+        Some(why) => format!("{place}; {why}"),
+        None => place,
     }
 }
 
@@ -254,11 +259,16 @@ mod tests {
     #[test]
     fn the_place_is_where_it_ran() {
         let two = ["cuda:0 A GPU".to_owned(), "cuda:1 A GPU".to_owned()];
-        assert_eq!(place(&two, None), "cuda:0 A GPU; cuda:1 A GPU");
-        assert_eq!(place(&[], None), "one core of the CPU");
+        assert_eq!(place(&two, None, None), "cuda:0 A GPU; cuda:1 A GPU");
+        assert_eq!(place(&[], None, None), "one core of the CPU");
         assert_eq!(
-            place(&[], Some("there is no CUDA device".to_owned())),
+            place(&[], Some("there is no CUDA device".to_owned()), None),
             "one core of the CPU: there is no CUDA device"
+        );
+        let lost = "the CPU embeds in a device's place: device 0: lost".to_owned();
+        assert_eq!(
+            place(&two[..1], None, Some(lost)),
+            "cuda:0 A GPU; the CPU embeds in a device's place: device 0: lost"
         );
     }
 

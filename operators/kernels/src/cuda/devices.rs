@@ -3,6 +3,8 @@
 #![allow(unsafe_code)]
 
 use std::panic::catch_unwind;
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -92,6 +94,30 @@ pub fn devices() -> Result<Vec<Facts>, Fault> {
     })
 }
 
+/// [`devices`], asked by a thread of its own: a driver that hangs is a time-out, not ours. The thread is left
+/// to it.
+pub fn devices_within(limit: Duration) -> Result<Vec<Facts>, Fault> {
+    within(limit, devices)
+}
+
+fn within<T: Send + 'static>(
+    limit: Duration,
+    ask: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    let (tell, told) = channel();
+    std::thread::Builder::new()
+        .name("encoder-devices".to_owned())
+        .spawn(move || {
+            // Nobody listens any more when it took too long.
+            let _ = tell.send(ask());
+        })
+        .map_err(|e| Fault::Unavailable(format!("no thread to ask the driver: {e}")))?;
+    match told.recv_timeout(limit) {
+        Ok(answer) => answer,
+        Err(_) => Err(Fault::TimedOut(limit.as_millis())),
+    }
+}
+
 /// What `headwater doctor` says of CUDA: for each device the kernels that the driver takes, which are
 /// loaded for it, and why not others; without a device the reason, and what would be tried on one.
 pub fn report() -> Vec<String> {
@@ -129,5 +155,22 @@ fn line(facts: &Facts) -> String {
             format!("{head}: {} ({others})", driver.describe())
         }
         Err(why) => format!("{head}: {why}; the CPU encodes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_hangs_is_a_time_out() {
+        let (gate, is_open) = channel::<()>();
+        let asked = within(Duration::from_millis(20), move || {
+            let _ = is_open.recv();
+            Ok(1)
+        });
+        assert_eq!(asked, Err(Fault::TimedOut(20)));
+        drop(gate);
+        assert_eq!(within(Duration::from_secs(20), || Ok(1)), Ok(1));
     }
 }

@@ -8,11 +8,11 @@
 //!                                              └─ the second time: the CPU ─────────────────┘
 //! ```
 //!
-//! A fault (context lost, memory exhausted, no answer in time, a call that does not come back) costs the engine: it is dropped, a new
-//! one opened, and the texts that were on it go to the front of the queue, once. What faults twice is
-//! computed by the CPU, and the device rests for a while, longer each time; while no device works the
-//! CPU takes everything and [`Status::is_degraded`] says why. A vector with a number that is not finite
-//! (a state beyond a half's range) is computed again by the CPU, alone.
+//! A fault (context lost, memory exhausted, no answer in time, a call that does not come back) costs the
+//! engine: it is dropped, a new one opened, and the texts that were on it go to the front of the queue, once.
+//! What faults twice is computed by the CPU, and the device rests for a while, longer each time; while no
+//! device works the CPU takes everything and [`Status::is_degraded`] says why. A vector with a number that is
+//! not finite (a state beyond a half's range) is computed again by the CPU, alone.
 //!
 //! Invariants: every text that was accepted gets exactly one answer, in whatever weather, until its
 //! ticket is dropped, even if a call into the device never returns; questions go before bulk wherever a

@@ -7,12 +7,11 @@
 use std::path::PathBuf;
 
 use half::f16;
-use kernels::Pooling;
 use kernels::cuda::batch::Text;
 use kernels::cuda::encoder::{Output, Residual};
 use kernels::cuda::engine::{DeviceEngine, Options};
-use kernels::reference;
 use kernels::weights::Weights;
+use kernels::{Encoder, Pooling, Scratch, reference};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -104,6 +103,16 @@ fn pack_real_weights() {
         std::fs::read(config).unwrap(),
         serde_json::to_vec(&chosen).unwrap(),
     ];
+    // What was written reads back, and rounding costs next to nothing.
+    let read = Weights::parse(&contents[1], &contents[0]).unwrap();
+    let encode = |weights| {
+        let encoder = Encoder::new(weights, Pooling::Mean);
+        encoder.encode(chosen[0], &mut Scratch::default())
+    };
+    let exact: Vec<f64> = encode(weights.clone()).into_iter().map(f64::from).collect();
+    let cosine = reference::cosine(&encode(read), &exact);
+    println!("weights as halves, beside f32: cosine {cosine:.7}");
+    assert!(cosine > 0.9999, "{cosine}");
     for (file, bytes) in FILES.into_iter().zip(contents) {
         std::fs::write(to.join(file), bytes).unwrap();
     }

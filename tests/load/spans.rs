@@ -97,10 +97,11 @@ fn a_span_of_each_kind_is_seen() {
         ("question", json!({"kind": "search"})),
         ("question", json!({"kind": "lookup"})),
         ("prepare", json!({"source": "docs", "rows": 1})),
-        ("tick", json!({"rows": 1})),
+        // How many rows share a tick depends on how busy the machine is.
+        ("tick", json!({"operations": 0})),
         (
             "embed",
-            json!({"model": MODEL, "kind": "passages", "texts": 1, "outcome": "ok"}),
+            json!({"model": MODEL, "kind": "passages", "outcome": "ok"}),
         ),
         ("lookup", json!({"cache": "answers", "hit": false})),
         ("store", json!({"cache": "answers", "stored": true})),

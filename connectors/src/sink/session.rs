@@ -284,7 +284,7 @@ impl Session<'_> {
         let begun = Instant::now();
         let span = tracing::debug_span!(
             "sink",
-            name = &*self.context.name,
+            sink = &*self.context.name,
             after,
             through,
             records = tracing::field::Empty,

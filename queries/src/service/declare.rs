@@ -315,7 +315,7 @@ impl Inner {
         let failure: Arc<Mutex<Option<String>>> = Arc::default();
         let told = Arc::clone(&failure);
         let body = move || {
-            let _span = tracing::debug_span!("source", name = &*source_name).entered();
+            let _span = tracing::debug_span!("source", source = &*source_name).entered();
             // A defect in one reader must be seen and must not take the others with it: what it
             // staged is whole, and a restart resumes after it.
             let ended = catch_unwind(AssertUnwindSafe(|| reader.run(context)));

@@ -316,7 +316,7 @@ impl EmbeddingStore {
         self.len() == 0
     }
 
-    /// Somebody needs the vectors of these texts: none of them is forgotten by the next three
+    /// Somebody needs the vectors of these texts: none of them is forgotten by the next two
     /// [`EmbeddingStore::collect`]. Texts without a vector are passed over.
     pub fn mark(&self, model: ModelId, contents: &[ContentHash]) {
         let mut index = self.index();
@@ -327,6 +327,16 @@ impl EmbeddingStore {
                 entry.wanted_in = index.epoch;
             }
         }
+    }
+
+    /// As [`EmbeddingStore::mark`], all vectors of a model.
+    pub fn mark_all(&self, model: ModelId) {
+        let mut index = self.index();
+        let epoch = index.epoch;
+        let entries = index.entries.values_mut();
+        entries
+            .filter(|entry| entry.model == model)
+            .for_each(|entry| entry.wanted_in = epoch);
     }
 
     /// Whether somebody needed or got the text's vector of late.
@@ -473,12 +483,18 @@ impl EmbeddingStore {
     pub fn collect(&self, announce: &dyn Fn(Vec<VectorFact>)) -> Result<Collected, WorldError> {
         let _one_at_a_time = self.collecting.lock().expect("no panic under this lock");
         let mut live: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut unwanted = Vec::new();
         let mut garbage: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         let closed: Vec<(u64, FileInfo)> = {
             let mut index = self.index();
             index.epoch += 1;
             for (id, entry) in &index.entries {
                 let Some(place) = entry.place else { continue };
+                // Also of an open file, which is left as it is: from now on the log's compaction leaves
+                // its fact out.
+                if index.is_unused(entry) {
+                    unwanted.push(*id);
+                }
                 if index.files[&place.file].is_open {
                     continue;
                 }
@@ -491,7 +507,7 @@ impl EmbeddingStore {
             files.map(|(number, file)| (*number, *file)).collect()
         };
         // Whoever finds one of them after this says so, and it stays.
-        announce(self.facts(garbage.values().flatten()));
+        announce(self.facts(&unwanted));
         let mut collected = Collected::default();
         for (number, info) in closed {
             let live = live.get(&number).copied().unwrap_or(0);
@@ -503,9 +519,11 @@ impl EmbeddingStore {
         Ok(collected)
     }
 
-    fn facts<'a>(&self, ids: impl Iterator<Item = &'a u64>) -> Vec<VectorFact> {
+    fn facts(&self, ids: &[u64]) -> Vec<VectorFact> {
         let index = self.index();
-        let entries = ids.filter_map(|id| Some((VectorRef(*id), index.entries.get(id)?)));
+        let entries = ids
+            .iter()
+            .filter_map(|id| Some((VectorRef(*id), index.entries.get(id)?)));
         let facts = entries.map(|(at, entry)| VectorFact {
             model: entry.model,
             content: entry.content,

@@ -249,7 +249,14 @@ impl<P: Program> Engine<P> {
             let _ = durable.send(Message::Durable(through));
         }));
         let mut sequencer = Sequencer::new(Arc::clone(&shared), bus);
-        let recovered = replay::replay(&mut sequencer, replay, &inbox, on_catalog)?;
+        let recovered = match replay::replay(&mut sequencer, replay, &inbox, on_catalog) {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                // Dropping the workers waits for them: they must be told.
+                sequencer.stop_workers();
+                return Err(error);
+            }
+        };
         threads.push(spawn("sequencer", move || sequencer.run(&inbox)));
         let threads = Mutex::new(threads);
         Ok((

@@ -222,6 +222,11 @@ impl<P: Program> Sequencer<P> {
         }
     }
 
+    /// Ends the workers of an engine that does not start.
+    pub(super) fn stop_workers(&mut self) {
+        self.bus.send(Command::Stop);
+    }
+
     /// A vector is stored: bind it once; again when it was forgotten meanwhile and has another place.
     fn fact(&mut self, fact: VectorFact) {
         self.refused.remove(&(fact.model, fact.content));

@@ -310,6 +310,10 @@ impl Lane {
             }
             let admission = queue.breaker.admits(now);
             if let Some(work) = queue.choose(admission, &self.config) {
+                // Many texts come with one call: whoever takes some wakes the next.
+                if queue.has_work() {
+                    self.wake.notify_one();
+                }
                 return Some(work);
             }
             let breaker_wait = match admission {

@@ -15,6 +15,8 @@
 //!
 //! Limits: place is given back a file (64 MiB) at a time, when more than half of it is garbage.
 
+use std::sync::Arc;
+
 use engine::durable::Collected;
 use engine::model::{ModelId, ObjectId};
 use engine::runtime::AskTime;
@@ -22,7 +24,7 @@ use engine::telemetry;
 
 use super::asking::PATIENCE;
 use super::{Inner, Service};
-use crate::render::{Answer, Declared, Question};
+use crate::render::{Answer, Declared, ModelKind, Question};
 
 /// Seconds between two rounds: far longer than a staged row waits for its tick.
 pub(super) const COLLECT_EVERY: u32 = 600;
@@ -30,8 +32,8 @@ pub(super) const COLLECT_EVERY: u32 = 600;
 const PAGE: usize = 8_192;
 
 impl Service {
-    /// One round, which otherwise comes every ten minutes. What is forgotten was not needed in the
-    /// last three.
+    /// One round, which otherwise comes every ten minutes. What is forgotten was not needed for two whole
+    /// rounds.
     pub async fn collect_vectors(&self) -> Collected {
         self.inner.collect_vectors().await
     }
@@ -39,12 +41,23 @@ impl Service {
 
 impl Inner {
     /// Marks what is needed and forgets what was not for a while; nothing when not all shards answer.
-    pub(super) async fn collect_vectors(&self) -> Collected {
+    pub(super) async fn collect_vectors(self: &Arc<Self>) -> Collected {
+        let mut indexes = Vec::new();
         for declared in self.declared() {
-            let Declared::Index(index) = declared else {
-                continue;
+            let index = match declared {
+                Declared::Index(index) => index,
+                // Vectors of a column come with their rows and cannot be computed again.
+                Declared::Model {
+                    model: ModelKind::Column { id, .. },
+                    ..
+                } => {
+                    self.vectors.mark_all(id);
+                    continue;
+                }
+                _ => continue,
             };
             let Some(model) = &index.model else { continue };
+            indexes.push(Arc::clone(&index));
             if !self.mark(index.object.id, model.id()).await {
                 tracing::debug!(
                     index = index.object.name,
@@ -59,6 +72,10 @@ impl Inner {
                 metrics::counter!(telemetry::VECTORS_COLLECTED.name).increment(collected.vectors);
                 metrics::counter!(telemetry::VECTORS_COLLECTED_BYTES.name)
                     .increment(collected.bytes);
+                // Should one have been needed after all, by a row that waited longer than three rounds.
+                if collected.vectors > 0 {
+                    indexes.iter().for_each(|index| self.fill(index));
+                }
                 collected
             }
             Err(error) => {

@@ -134,7 +134,7 @@ impl std::fmt::Display for Script {
 
 /// Crashes come by name, until it is understood why one of some hundred scripts leaves a log that the
 /// replay refuses (`a tick binds batch …, but the next one is …`); `docs/testing.md`.
-fn has_crashes() -> bool {
+pub fn has_crashes() -> bool {
     std::env::var_os("HEADWATER_LAW_CRASHES").is_some()
 }
 

@@ -80,7 +80,7 @@ fn check_all(seeds: impl Iterator<Item = u64>) {
     }
     println!("{tally:?}");
     assert!(
-        tally.searches > 0 && tally.entries > 0 && (tally.crashes > 0 || !script::has_crashes()),
+        tally.searches > 0 && tally.entries > 0 && tally.crashes > 0,
         "the scripts test something: {tally:?}"
     );
 }

@@ -26,7 +26,8 @@ pub struct Timeline {
 impl Timeline {
     /// Reads the engine's own log, as a restart would.
     pub fn read(rig: &Rig) -> Timeline {
-        let store = Arc::clone(&rig.store) as Arc<dyn Store>;
+        // A copy: whoever opens a log owns it, and cuts off what its writer has not finished.
+        let store: Arc<dyn Store> = Arc::new(rig.store.snapshot());
         let pipeline = rig.service.pipeline_ref();
         let Some(Declared::Index(index)) = pipeline.by_name("found") else {
             panic!("declared")

@@ -145,24 +145,27 @@ impl MemoryStore {
     /// ones any part, holes included.
     pub fn after_crash(&self, seed: u64) -> MemoryStore {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let files = self
-            .inner()
-            .files
-            .iter()
-            .map(|(name, file)| {
-                let bytes = torn(file, &mut rng);
-                (
-                    name.clone(),
-                    MemoryFile {
-                        durable: bytes.clone(),
-                        volatile: bytes,
-                    },
-                )
-            })
-            .collect();
+        self.copy(|file| torn(file, &mut rng))
+    }
+
+    /// A folder of its own with all that a reader sees now: opening a log over it changes nothing here.
+    pub fn snapshot(&self) -> MemoryStore {
+        self.copy(|file| file.volatile.clone())
+    }
+
+    fn copy(&self, mut bytes: impl FnMut(&MemoryFile) -> Vec<u8>) -> MemoryStore {
+        let inner = self.inner();
+        let files = inner.files.iter().map(|(name, file)| {
+            let bytes = bytes(file);
+            let copy = MemoryFile {
+                durable: bytes.clone(),
+                volatile: bytes,
+            };
+            (name.clone(), copy)
+        });
         MemoryStore {
             inner: Arc::new(Mutex::new(Inner {
-                files,
+                files: files.collect(),
                 ..Inner::default()
             })),
         }
@@ -322,6 +325,17 @@ impl AppendFile for Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_is_a_folder_of_its_own() {
+        let store = MemoryStore::new();
+        let mut file = store.append("a").unwrap();
+        file.append(b"not synced").unwrap();
+        let copy = store.snapshot();
+        copy.append("a").unwrap().truncate(3).unwrap();
+        assert_eq!(copy.read_at("a", 0, 99).unwrap(), b"not");
+        assert_eq!(store.read_at("a", 0, 99).unwrap(), b"not synced");
+    }
 
     #[test]
     fn a_crash_keeps_what_was_synced_and_may_tear_the_rest() {

@@ -1,6 +1,8 @@
 //! The embedding store under a pipeline that rewrites its documents: what nothing needs is forgotten, what
 //! something needs never is, and a restart finds it.
 
+use std::time::Duration;
+
 use engine::testing::HashedEmbedder;
 use queries::api::SearchRequest;
 use serde_json::json;
@@ -109,6 +111,31 @@ fn what_nothing_needs_is_forgotten_and_the_rest_survives_a_restart() {
     write(&rig, EDITS - 1, 2..3);
     assert_eq!(rig.encoder.count_of(&body(2, EDITS - 1)), 0);
     assert_eq!(hits(&rig), before);
+}
+
+/// Vectors that came after the rows they belong to: an index that is made later is told of neither again.
+#[test]
+fn an_index_made_later_finds_vectors_that_were_late() {
+    let _machine = together();
+    let rig = Rig::start(PIPELINE);
+    rig.encoder.set_delay(Duration::from_millis(300));
+    write(&rig, 0, 0..DOCUMENTS);
+    let made = rig.encoder.total();
+    rig.sql("DROP INDEX found").expect("it is there");
+    let statement = PIPELINE
+        .split(';')
+        .find(|part| part.contains("INDEX found"));
+    let statement = statement.expect("it is declared").trim();
+    rig.sql(statement).expect("the same again");
+    eventually("every chunk has its vector", || {
+        rig.rows("SELECT pending FROM headwater.indexes WHERE name = 'found'") == [[json!(0)]]
+    });
+    assert!(!hits(&rig).is_empty());
+    assert_eq!(
+        rig.encoder.total(),
+        made + 1,
+        "the question, and no text again"
+    );
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub enum Command<D, Q, O> {
     },
     /// Drop an object.
     Uninstall(ObjectId),
+    /// The store has forgotten these vectors.
+    Forget(Vec<VectorFact>),
     /// Stop the worker.
     Stop,
 }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use timely::worker::Worker;
 
 use super::command::Tick;
-use crate::model::{ObjectId, Time};
+use crate::model::{ObjectId, Time, VectorFact};
 
 /// Values that may cross to another process.
 pub trait Wire:
@@ -46,6 +46,8 @@ pub trait Program: 'static {
     fn cancel(&mut self, worker: &mut Worker, question: QuestionId);
     /// Nothing before `since` will be read of this object again.
     fn allow_compaction(&mut self, id: ObjectId, since: Time);
+    /// These vectors are gone; those that are computed again have other places.
+    fn forget(&mut self, facts: &[VectorFact]);
     /// Background upkeep, at most two milliseconds; true when there is more at once.
     fn maintain(&mut self) -> bool;
     /// For each object, the first time not yet complete on any worker (asked of worker 0 only).

@@ -267,15 +267,14 @@ fn apply<P: Program>(
     inbox: &Receiver<Message<P>>,
 ) {
     sequencer.mint.raise(at);
-    for fact in facts {
-        // One that was forgotten since is computed again when it is needed.
-        if sequencer.shared.preparer.has_vector(fact.at) {
-            let key = (fact.model, fact.content);
-            sequencer.bound.insert(key, fact.at);
-        }
+    // One that was forgotten since is computed again when it is needed.
+    let has_vector = |fact: &&VectorFact| sequencer.shared.preparer.has_vector(fact.at);
+    let facts: Vec<VectorFact> = facts.iter().filter(has_vector).copied().collect();
+    for fact in &facts {
+        sequencer.bound.insert((fact.model, fact.content), fact.at);
     }
     let bytes = batches.iter().map(|batch| batch.bytes).sum();
-    sequencer.broadcast(at, batches, facts, Vec::new(), bytes);
+    sequencer.broadcast(at, batches, &facts, Vec::new(), bytes);
     while !sequencer.replay_has_room() {
         if let Ok(Message::Uppers(uppers)) = inbox.recv_timeout(Duration::from_millis(50)) {
             for (id, upper) in uppers {

@@ -184,12 +184,13 @@ impl<P: Program> Sequencer<P> {
             Message::Vector(fact) => self.fact(fact),
             // Who needs one of them again waits for it again.
             Message::Forgotten(facts) => {
-                for fact in facts {
+                for fact in &facts {
                     let key = (fact.model, fact.content);
                     if self.bound.get(&key) == Some(&fact.at) {
                         self.bound.remove(&key);
                     }
                 }
+                self.bus.send(Command::Forget(facts));
             }
             Message::NoVector(model, content) => self.no_vector((model, content)),
             Message::Ask(ask) => self.waiting.push(ask),

@@ -104,6 +104,7 @@ fn obey<P: Program>(program: &mut P, worker: &mut Worker, command: Arc<CommandOf
         Command::Cancel(question) => program.cancel(worker, *question),
         Command::Install { at, id, object } => program.install(worker, *at, *id, object),
         Command::Uninstall(id) => program.uninstall(worker, *id),
+        Command::Forget(facts) => program.forget(facts),
         Command::Stop => return false,
     }
     true

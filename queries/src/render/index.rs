@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use ahash::AHashMap;
 use engine::limits::ACTIVATION_MICROS_MAX;
-use engine::model::{ContentHash, DocVersion, Key, ModelId, Time, VectorRef};
+use engine::model::{ContentHash, DocVersion, Key, ModelId, Time, VectorFact, VectorRef};
 use operators::index::{LegChange, Shard, ShardConfig};
 use timely::dataflow::channels::pact::Pipeline as Local;
 use timely::dataflow::operators::generic::Operator;
@@ -46,6 +46,14 @@ impl FactTable {
         // Forgotten by the store, and computed again since: what is there now is the new one.
         if known.0 != at {
             *known = (at, time);
+        }
+    }
+
+    /// A vector that the store has forgotten; one that was computed again since stays.
+    pub(super) fn remove(&mut self, fact: &VectorFact) {
+        let key = (fact.model, fact.content);
+        if self.facts.get(&key).is_some_and(|(at, _)| *at == fact.at) {
+            self.facts.remove(&key);
         }
     }
 
@@ -104,7 +112,7 @@ pub(super) fn index(
         let rows = rows
             .as_collection(|key, value| (key.clone(), value.clone()))
             .inner;
-        let applier = Applier::new(pipeline, spec, &shard, table, &caches);
+        let applier = Applier::new(pipeline, spec, &shard, table, &caches, at);
         let changes = apply_stream(scope, rows, fact_stream, applier);
         let changes = timely::dataflow::operators::Probe::probe_with(changes, &probe);
         let (operations, operation_stream) = scope.new_input();
@@ -151,6 +159,9 @@ struct Applying {
 
 /// Applies ticks to a shard.
 struct Applier {
+    /// Nobody reads the index before this time, and no fact that was bound by then is told again: rows of
+    /// earlier times find the vectors that came after them.
+    begin: Time,
     pipeline: Arc<Pipeline>,
     spec: Arc<IndexSpec>,
     shard: Rc<RefCell<Shard>>,
@@ -209,8 +220,10 @@ impl Applier {
         shard: &Rc<RefCell<Shard>>,
         table: &Rc<RefCell<FactTable>>,
         caches: &Rc<RefCell<CacheHost>>,
+        begin: Time,
     ) -> Self {
         Applier {
+            begin,
             pipeline: Arc::clone(pipeline),
             spec: Arc::clone(spec),
             shard: Rc::clone(shard),
@@ -258,8 +271,9 @@ impl Applier {
             self.spec.model.as_ref().map(super::pipeline::ModelKind::id),
             current.at,
         );
+        let by = at.max(self.begin);
         let vector = |content: ContentHash| {
-            let stored = self.table.borrow().get(model?, content, at)?;
+            let stored = self.table.borrow().get(model?, content, by)?;
             self.pipeline.vectors.get(stored)
         };
         let budget = Duration::from_micros(BUDGET_MICROS);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use differential_dataflow::Hashable;
-use engine::model::{Change, DocVersion, ObjectId, Time};
+use engine::model::{Change, DocVersion, ObjectId, Time, VectorFact};
 use engine::runtime::{Program, QuestionId, Tick};
 use operators::cache::{CacheConfig, Scoring};
 use timely::worker::Worker;
@@ -189,6 +189,13 @@ impl Program for WorkerProgram {
             index.caches.borrow_mut().uninstall(id);
         }
         self.pipeline.unregister(id);
+    }
+
+    fn forget(&mut self, facts: &[VectorFact]) {
+        let mut table = self.facts.borrow_mut();
+        for fact in facts {
+            table.remove(fact);
+        }
     }
 
     fn feed(&mut self, tick: Cow<'_, Tick<Operation>>) {

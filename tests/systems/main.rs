@@ -16,6 +16,7 @@ mod avro;
 mod debezium;
 mod debezium_transactions;
 mod kafka;
+mod kafka_logs;
 #[cfg(feature = "kafka-tls")]
 mod kafka_tls;
 mod letters;

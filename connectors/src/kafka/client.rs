@@ -134,12 +134,9 @@ pub(super) fn consumer(
         .set("fetch.wait.max.ms", "100")
         .set("reconnect.backoff.max.ms", "2000")
         .set("statistics.interval.ms", "1000")
-        // Who waits for a transaction must know that nothing more is there, also behind messages
-        // that are not given out (markers of a producer's transactions).
-        .set(
-            "enable.partition.eof",
-            options.transactions.is_some().to_string(),
-        )
+        // Behind the last message there may be more that is not given out (marks of a producer's
+        // transactions): who waits for it must know that nothing more is there.
+        .set("enable.partition.eof", "true")
         .set_log_level(RDKafkaLogLevel::Warning);
     options.security.configure(&mut config);
     let client = Client {

@@ -248,6 +248,28 @@ impl Lane {
         self.is_changed = true;
     }
 
+    /// What stands before this offset and is no message (marks of transactions, aborted messages) was read,
+    /// too; everything else was staged. Whether that is news.
+    pub(super) fn pass(&mut self, partition: i32, offset: i64, context: &SourceContext) -> bool {
+        let is_news = self.next(partition).is_some_and(|next| next < offset);
+        if is_news {
+            // A restart may read it again: it is logged with the next batch.
+            self.marks.insert(partition, offset);
+            let marks = serde_json::json!({ "marks": self.named_marks() });
+            context.sink.reached(&self.lane, &marks);
+        }
+        is_news
+    }
+
+    fn named_marks(&self) -> BTreeMap<String, i64> {
+        let marks = self.marks.iter();
+        let named = marks.map(|(partition, next)| {
+            let partition = (self.topic.clone(), *partition);
+            (name(&partition), *next)
+        });
+        named.collect()
+    }
+
     fn put(&mut self, output: Output) {
         match output {
             Output::Upsert { key, values } => {
@@ -350,12 +372,8 @@ impl Lane {
     }
 
     fn position(&self) -> Json {
-        let marks = self.marks.iter().map(|(partition, next)| {
-            let partition = (self.topic.clone(), *partition);
-            (name(&partition), *next)
-        });
         let stored = Stored {
-            marks: marks.collect(),
+            marks: self.named_marks(),
             given_up: self.given_up.clone(),
             table: self.is_whole_topic.then(|| encode_table(&self.table)),
             sweep_at: self.sweep_at.clone(),

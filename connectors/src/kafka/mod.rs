@@ -39,7 +39,7 @@ mod security;
 pub mod transactions;
 mod waiting;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -211,6 +211,7 @@ impl KafkaSource {
             together,
             others,
             waiting: Waiting::default(),
+            ended: BTreeSet::new(),
             committed: Instant::now(),
         };
         let ended = reader.run();
@@ -269,6 +270,8 @@ struct Reader<'a> {
     together: &'a Together,
     others: &'a dyn Fn(Share),
     waiting: Waiting,
+    /// Partitions, by number, that were read to their end since that was told.
+    ended: BTreeSet<i32>,
     committed: Instant,
 }
 
@@ -287,6 +290,10 @@ impl Reader<'_> {
             self.go_on()?;
             if self.gather()? || self.outlet.has_work() {
                 self.outlet.stage(&self.consumer)?;
+            }
+            if !self.ended.is_empty() {
+                let ended = std::mem::take(&mut self.ended);
+                self.outlet.pass(&ended, &self.consumer, &self.waiting)?;
             }
             self.commit()?;
             self.outlet.pump()?;
@@ -443,6 +450,7 @@ impl Reader<'_> {
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     self.outlet.reached_end(partition)?;
+                    self.ended.insert(partition);
                 }
                 Some(Err(error)) => {
                     self.trouble(&error)?;

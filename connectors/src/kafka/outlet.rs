@@ -3,18 +3,20 @@
 //! The idea: the reader finds partitions, fetches them and waits for schemas; where a partition stands
 //! and what its messages come to is the outlet's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
 use ahash::AHashMap;
 use engine::contract::SourceContext;
 use engine::error::WorldError;
-use rdkafka::consumer::BaseConsumer;
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::BorrowedMessage;
 
 use super::client::{Client, Next};
 use super::lane::{self, Lane};
 use super::letter_topic::LetterTopic;
+use super::waiting::Waiting;
 use super::{Ended, KafkaSource, Partition, assignment, record};
 use crate::envelope::Decoder;
 use crate::format::Wait;
@@ -37,6 +39,15 @@ pub(super) trait Outlet {
     fn next(&self, partition: &Partition) -> Option<i64>;
     /// A partition was read to its end; told where transactions are waited for.
     fn reached_end(&mut self, _partition: i32) -> Result<(), Ended> {
+        Ok(())
+    }
+    /// Partitions with these numbers were read to their ends, and what was taken is staged.
+    fn pass(
+        &mut self,
+        _ended: &BTreeSet<i32>,
+        _consumer: &BaseConsumer<Client>,
+        _waiting: &Waiting,
+    ) -> Result<(), Ended> {
         Ok(())
     }
     /// Partitions to fetch anew, so that their ends are told again.
@@ -166,6 +177,33 @@ impl Outlet for Own<'_> {
             lane.take(decoded, record, letters);
             Ok(())
         })
+    }
+
+    fn pass(
+        &mut self,
+        ended: &BTreeSet<i32>,
+        consumer: &BaseConsumer<Client>,
+        waiting: &Waiting,
+    ) -> Result<(), Ended> {
+        // librdkafka does not say of which topic the partition is; where it stands is true of each.
+        let Ok(positions) = consumer.position() else {
+            return Ok(());
+        };
+        let mut is_news = false;
+        for position in positions.elements() {
+            let (topic, partition) = (position.topic(), position.partition());
+            // Of one that waits, messages were read and dropped.
+            let is_read = ended.contains(&partition) && !waiting.has(topic, partition);
+            if let Some(at) = self.place(topic, partition).filter(|_| is_read)
+                && let Offset::Offset(offset) = position.offset()
+            {
+                is_news |= self.lanes[at].1.pass(partition, offset, self.context);
+            }
+        }
+        match is_news {
+            true => self.stage(consumer),
+            false => Ok(()),
+        }
     }
 
     fn has_work(&self) -> bool {

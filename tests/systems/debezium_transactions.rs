@@ -2,24 +2,26 @@
 //! no half transaction, and at every pause each collection is its table.
 //!
 //! At a pause writing stops and a marker is written into each table by one transaction; when it has
-//! arrived everything before it has. At some pauses something was killed before.
-//! `HEADWATER_TRANSACTIONS_STATEMENTS` makes it longer.
+//! arrived everything before it has. Before some pauses something is killed or cut while statements run;
+//! the reader reads on. In Avro with a registry; `HEADWATER_TRANSACTIONS_FORMAT=json` for JSON.
+//! `HEADWATER_TRANSACTIONS_STATEMENTS` and `HEADWATER_TRANSACTIONS_PAUSES` make it longer.
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use crate::alone;
-use crate::postgres::Watcher;
+use crate::postgres::{Watcher, number};
 use crate::program::Program;
-use crate::servers::connect::{debezium, keep_log, keep_nulls, with};
+use crate::servers::connect::{avro, debezium, keep_log, keep_nulls, with};
+use crate::servers::registry::Registry;
 use crate::servers::{Run, Stack};
 use crate::workload::{COMPARED, TABLES, Workload, truth};
 
 const PAUSES: usize = 10;
 
 /// They wait long enough for whatever a fault delays.
-fn sources(brokers: &str) -> String {
+fn sources(brokers: &str, format: &str) -> String {
     let columns = [
         (
             "docs",
@@ -37,7 +39,7 @@ fn sources(brokers: &str) -> String {
             "CREATE SOURCE {table} ({columns}) FROM KAFKA (BROKERS '{brokers}',
                  TOPIC 'db.public.{table}', TRANSACTION TOPIC 'db.transaction',
                  TRANSACTION WAIT '2 minutes')
-                 FORMAT JSON ENVELOPE DEBEZIUM;\n"
+                 FORMAT {format} ENVELOPE DEBEZIUM;\n"
         )
     };
     columns.map(source).concat()
@@ -54,106 +56,192 @@ fn splits(program: &Program) -> f64 {
     values.sum()
 }
 
-#[test]
-fn no_half_transaction_is_seen_through_debezium() {
-    let _alone = alone();
-    let seed = std::env::var("HEADWATER_SEED").ok();
-    let seed = seed.map_or_else(rand::random, |seed| seed.parse().expect("a number"));
-    let statements = std::env::var("HEADWATER_TRANSACTIONS_STATEMENTS").ok();
-    let statements: usize = statements.map_or(600, |n| n.parse().expect("a number"));
-    println!("HEADWATER_SEED={seed}, {statements} statements");
-    let run = Run::new("debezium-transactions");
-    let mut stack = Stack::start(&run);
-    // Rows of one table in several partitions; the order of ENDs needs one.
-    stack.kafka.create_topic("db.public.docs", 3, &[]);
-    stack.kafka.create_topic("db.public.notes", 2, &[]);
-    stack.kafka.create_topic("db.transaction", 1, &[]);
-    stack.postgres.execute(TABLES);
-    let tables = "public.docs,public.notes,public.shadow";
-    let config = debezium(&stack.postgres, "db", tables);
-    let config = with(
-        config,
-        &json!({"skipped.operations": "none", "provide.transaction.metadata": "true"}),
-    );
-    let config = with(with(config, &keep_log()), &keep_nulls());
-    stack.connect.create_connector("db", &config);
-    stack.connect.wait_running("db");
-    let mut program = Program::start(&sources(&stack.kafka.bootstrap));
-    for table in ["docs", "notes", "shadow"] {
-        program.wait(&format!("the first rows of {table}"), |program| {
-            !program.rows(&format!("SELECT id FROM {table}")).is_empty()
-        });
-    }
-    let mut work = Workload::new(seed);
-    let (mut reads, mut slowest, mut older) = (0, Duration::ZERO, None);
-    for pause in 0..PAUSES {
-        let mut watcher = Watcher::start(program.address());
-        for _ in 0..statements / PAUSES {
-            stack.postgres.execute(&work.statement());
+/// The servers, with Debezium's connector running, and the program.
+struct World {
+    // Before the servers it speaks to.
+    program: Program,
+    stack: Stack,
+    _registry: Option<Registry>,
+    /// Offsets of the connector, noted at an earlier pause.
+    older: Json,
+}
+
+impl World {
+    fn start(run: &Run, format: &str) -> World {
+        let (stack, registry) = match format {
+            "json" => (Stack::start(run), None),
+            "avro" => {
+                let (stack, registry) = Stack::with_registry(run);
+                (stack, Some(registry))
+            }
+            other => panic!("HEADWATER_TRANSACTIONS_FORMAT is json or avro, not {other}"),
+        };
+        // Rows of one table in several partitions; the order of ENDs needs one.
+        stack.kafka.create_topic("db.public.docs", 3, &[]);
+        stack.kafka.create_topic("db.public.notes", 2, &[]);
+        stack.kafka.create_topic("db.transaction", 1, &[]);
+        stack.postgres.execute(TABLES);
+        let tables = "public.docs,public.notes,public.shadow";
+        let config = debezium(&stack.postgres, "db", tables);
+        let config = with(
+            config,
+            &json!({"skipped.operations": "none", "provide.transaction.metadata": "true"}),
+        );
+        let mut config = with(with(config, &keep_log()), &keep_nulls());
+        let mut format = "JSON".to_owned();
+        if let Some(registry) = &registry {
+            config = with(config, &avro(registry));
+            format = format!("AVRO (REGISTRY '{}')", registry.confluent_url());
         }
-        let fault = match pause {
-            1 => {
-                older = Some(stack.connect.offsets("db"));
+        stack.connect.create_connector("db", &config);
+        stack.connect.wait_running("db");
+        let program = Program::start(&sources(&stack.kafka.proxied(), &format));
+        for table in ["docs", "notes", "shadow"] {
+            program.wait(&format!("the first rows of {table}"), |program| {
+                !program.rows(&format!("SELECT id FROM {table}")).is_empty()
+            });
+        }
+        World {
+            program,
+            stack,
+            _registry: registry,
+            older: Json::Null,
+        }
+    }
+
+    /// Breaks something while `write` writes, and mends it; in words. The faults come in this order, one
+    /// of each number of `step`.
+    fn fault(
+        &mut self,
+        step: usize,
+        watcher: &Watcher,
+        write: &mut dyn FnMut(&World),
+    ) -> &'static str {
+        match step {
+            2 => {
+                self.older = self.stack.connect.offsets("db");
                 "none"
             }
-            2 => {
-                reads += watcher.end();
-                program.kill();
-                program.restart();
-                watcher = Watcher::start(program.address());
+            4 => {
+                self.program.kill();
+                write(self);
+                self.program.restart();
+                watcher.moved(self.program.address());
                 "kill -9 of the program"
             }
-            4 => {
-                let older = older.as_ref().expect("noted at an earlier pause");
-                stack.connect.restart_from_older_offsets("db", older);
+            6 => {
+                let connect = &self.stack.connect;
+                connect.restart_from_older_offsets("db", &self.older);
                 "the connector goes back to older offsets"
             }
-            6 => {
-                stack.kafka.kill();
-                stack.kafka.restart();
+            8 => {
+                self.stack.kafka.kill();
+                write(self);
+                self.stack.kafka.restart();
                 "the broker is killed"
             }
-            8 => {
-                stack.connect.kill();
-                stack.connect.restart();
+            10 => {
+                self.stack.kafka.proxy.cut();
+                write(self);
+                self.stack.kafka.proxy.mend();
+                "the network is cut"
+            }
+            12 => {
+                self.stack.connect.kill();
+                write(self);
+                self.stack.connect.restart();
                 "kill -9 of Connect"
             }
+            14 => {
+                self.stack.postgres.restart();
+                "PostgreSQL is restarted"
+            }
+            16 => {
+                self.stack.kafka.proxy.freeze();
+                write(self);
+                self.stack.kafka.proxy.mend();
+                "the network lets nothing through"
+            }
+            18 => {
+                self.program.kill();
+                self.stack.connect.kill();
+                write(self);
+                self.stack.connect.restart();
+                self.program.restart();
+                watcher.moved(self.program.address());
+                "kill -9 of Connect and of the program"
+            }
             _ => "none",
-        };
+        }
+    }
+
+    /// Writes a marker, waits for it and compares; how long it took to come.
+    fn compare(&self, pause: usize) -> Duration {
         let marker = 1_000_000 + pause;
-        stack.postgres.execute(&format!(
+        self.stack.postgres.execute(&format!(
             "BEGIN; INSERT INTO docs VALUES ({marker}, 'marker', NULL, NULL);
              INSERT INTO notes VALUES ('marker', {marker}, 0, NULL, NULL, NULL);
              INSERT INTO shadow VALUES ({marker}, 0); COMMIT;"
         ));
         let waited = Instant::now();
         let select = format!("SELECT id FROM shadow WHERE id = {marker}");
-        program.wait_rows(&select, &[vec![json!(marker)]]);
+        self.program.wait_rows(&select, &[vec![json!(marker)]]);
         let waited = waited.elapsed();
-        slowest = slowest.max(waited);
         for (table, columns, select) in COMPARED {
             let order = match table {
                 "notes" => "id, part",
                 _ => "id",
             };
             let sql = format!("SELECT {columns} FROM {table} ORDER BY {order}");
-            let found: Vec<_> = program
+            let found: Vec<_> = self
+                .program
                 .rows(&sql)
                 .into_iter()
                 .map(|row| json!(row))
                 .collect();
-            let letters = program.letters(table);
+            let letters = self.program.letters(table);
             assert!(letters.is_empty(), "{letters:?}");
             assert_eq!(
                 found,
-                truth(&stack.postgres, select),
+                truth(&self.stack.postgres, select),
                 "pause {pause}: {table}\n{}",
-                program.log()
+                self.program.log()
             );
         }
+        assert_eq!(splits(&self.program), 0.0, "{}", self.program.log());
+        waited
+    }
+}
+
+#[test]
+fn no_half_transaction_is_seen_through_debezium() {
+    let _alone = alone();
+    let seed = number("HEADWATER_SEED", rand::random::<u32>() as usize) as u64;
+    let statements = number("HEADWATER_TRANSACTIONS_STATEMENTS", 600);
+    let pauses = number("HEADWATER_TRANSACTIONS_PAUSES", PAUSES).max(PAUSES);
+    let format = std::env::var("HEADWATER_TRANSACTIONS_FORMAT").unwrap_or_else(|_| "avro".into());
+    println!("HEADWATER_SEED={seed}, {statements} statements, {pauses} pauses, {format}");
+    let run = Run::new("debezium-transactions");
+    let mut world = World::start(&run, &format);
+    let mut work = Workload::new(seed);
+    let (mut reads, mut slowest) = (0, Duration::ZERO);
+    for pause in 0..pauses {
+        let watcher = Watcher::start(world.program.address());
+        for _ in 0..statements / pauses {
+            world.stack.postgres.execute(&work.statement());
+        }
+        // Each fault once, however many pauses there are.
+        let step = match pause * 20 % pauses < 20 {
+            true => pause * 20 / pauses,
+            false => usize::MAX,
+        };
+        let fault = world.fault(step, &watcher, &mut |world| {
+            (0..10).for_each(|_| world.stack.postgres.execute(&work.statement()));
+        });
+        let waited = world.compare(pause);
+        slowest = slowest.max(waited);
         reads += watcher.end();
         println!("pause {pause}: fault {fault}; there after {waited:.2?}");
-        assert_eq!(splits(&program), 0.0, "{}", program.log());
     }
     println!("{reads} reads of the shadow, slowest pause {slowest:.2?}, no split");
     assert!(reads > 0, "the reader read");

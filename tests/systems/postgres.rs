@@ -5,8 +5,8 @@
 //! some pauses something was killed or cut before. `HEADWATER_POSTGRES_STATEMENTS` and
 //! `HEADWATER_POSTGRES_PAUSES` make it longer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
@@ -21,7 +21,8 @@ use crate::workload::{COMPARED, TABLES, Workload, truth};
 /// A source that lost its server comes back within.
 const RECOVERY: Duration = Duration::from_secs(60);
 
-fn number(name: &str, default: usize) -> usize {
+/// A number from the environment.
+pub fn number(name: &str, default: usize) -> usize {
     let text = std::env::var(name).ok();
     text.map_or(default, |text| text.parse().expect("a number"))
 }
@@ -75,6 +76,7 @@ fn compare(program: &Program, postgres: &Postgres, what: &str) -> Duration {
 
 /// Reads the shadow's three rows at one time, again and again.
 pub struct Watcher {
+    url: Arc<Mutex<String>>,
     stop: Arc<AtomicBool>,
     reads: Arc<AtomicUsize>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -84,23 +86,34 @@ impl Watcher {
     pub fn start(url: String) -> Watcher {
         let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let (stopping, count): (_, Arc<AtomicUsize>) = (Arc::clone(&stop), Arc::clone(&reads));
+        let url = Arc::new(Mutex::new(url));
+        let address = Arc::clone(&url);
         let thread = std::thread::spawn(move || {
             while !stopping.load(Ordering::Relaxed) {
+                let url = address.lock().expect("no panic inside").clone();
                 // A server that is being killed does not answer.
-                if let Some(seen) = seen(&url) {
-                    assert!(
-                        seen.iter().all(|n| *n == seen[0]),
-                        "half a transaction: {seen:?}"
-                    );
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
+                let Some(seen) = seen(&url) else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                assert!(
+                    seen.iter().all(|n| *n == seen[0]),
+                    "half a transaction: {seen:?}"
+                );
+                count.fetch_add(1, Ordering::Relaxed);
             }
         });
         Watcher {
+            url,
             stop,
             reads,
             thread: Some(thread),
         }
+    }
+
+    /// The server was started again, at another address.
+    pub fn moved(&self, url: String) {
+        *self.url.lock().expect("no panic inside") = url;
     }
 
     /// Ends it; how often it has read.
@@ -166,8 +179,6 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
         for _ in 0..statements / pauses {
             postgres.execute(&work.statement());
         }
-        // Before the faults: afterwards some cannot be read for a while.
-        reads += watcher.end();
         let fault = match (pause * 20 / pauses, pause * 20 % pauses < 20) {
             (3, true) => {
                 program.kill();
@@ -175,6 +186,7 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
                     postgres.execute(&work.statement());
                 }
                 program.restart();
+                watcher.moved(program.address());
                 "kill -9 of the program, and changes meanwhile"
             }
             (6, true) => {
@@ -198,6 +210,7 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
                 program.kill();
                 postgres.stop();
                 program.restart();
+                watcher.moved(program.address());
                 postgres.restart();
                 "the program starts without PostgreSQL"
             }
@@ -210,6 +223,7 @@ fn collections_are_tables_whatever_is_killed_and_transactions_are_whole() {
         };
         let waited = compare(&program, &postgres, &format!("pause {pause}"));
         slowest = slowest.max(waited);
+        reads += watcher.end();
         // The server counts from when it was killed last.
         let sent = postgres.value("SELECT sum(stream_txns) FROM pg_stat_replication_slots");
         streams = streams.max(sent.parse::<u64>().expect("a number"));

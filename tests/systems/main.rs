@@ -22,6 +22,7 @@ mod kafka_tls;
 mod letters;
 mod postgres;
 mod postgres_edges;
+mod postgres_failover;
 mod postgres_freshness;
 mod postgres_streams;
 mod sink;

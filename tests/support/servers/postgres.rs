@@ -53,9 +53,33 @@ impl Postgres {
     /// # Panics
     /// When it cannot be had or does not come up.
     pub fn start_with(run: &Run, settings: &[&str]) -> Postgres {
-        let (bin, place, port) = (system::postgres(), run.place("postgres"), free_port());
+        let (bin, place) = (system::postgres(), run.place("postgres"));
         initialize(&bin, &place).unwrap_or_else(|error| panic!("PostgreSQL: {error}"));
-        let settings: Vec<String> = settings.iter().map(|&one| one.to_owned()).collect();
+        let settings = settings.iter().map(|&one| one.to_owned()).collect();
+        Postgres::begin(bin, place, settings)
+    }
+
+    /// Starts a physical standby of this server, which follows it until `SELECT pg_promote()`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn standby(&self, run: &Run) -> Postgres {
+        let (bin, place) = (self.bin.clone(), run.place("postgres"));
+        let from = format!("{} password={}", self.connection(), self.password);
+        let mut command = Command::new(bin.join("pg_basebackup"));
+        command
+            .args(["-D", "cluster", "-R", "-X", "stream", "-c", "fast", "-N"])
+            .args(["-d", &from])
+            .current_dir(&place.data);
+        let copied = own(&place.data).map_err(|error| error.to_string());
+        let copied = copied.and_then(|()| as_user(&mut command));
+        let copied = copied.and_then(|()| system::run("pg_basebackup", &mut command));
+        copied.unwrap_or_else(|error| panic!("PostgreSQL: {error}"));
+        Postgres::begin(bin, place, self.settings.clone())
+    }
+
+    fn begin(bin: PathBuf, place: Place, settings: Vec<String>) -> Postgres {
+        let port = free_port();
         Postgres {
             host: "127.0.0.1".to_owned(),
             port,
@@ -156,11 +180,14 @@ impl Postgres {
     /// # Errors
     /// When `psql` cannot be started.
     pub fn session(&self) -> Result<Session, String> {
-        let connection = format!(
+        Session::open(&self.bin.join("psql"), &self.connection(), &self.password)
+    }
+
+    fn connection(&self) -> String {
+        format!(
             "host={} port={} user={} dbname={} connect_timeout=10",
             self.host, self.port, self.user, self.database
-        );
-        Session::open(&self.bin.join("psql"), &connection, &self.password)
+        )
     }
 
     /// Up to where the log is safely written: the number of `pg_current_wal_flush_lsn()`.
@@ -243,6 +270,14 @@ fn user() -> Result<Option<(u32, u32)>, String> {
     Err("it refuses root, and there is no user postgres or nobody".to_owned())
 }
 
+/// Runs a command as that user.
+fn as_user(command: &mut Command) -> Result<(), String> {
+    if let Some((user, group)) = user()? {
+        command.uid(user).gid(group);
+    }
+    Ok(())
+}
+
 /// Gives a file to the user that the server runs as.
 fn own(path: &Path) -> std::io::Result<()> {
     match user().map_err(std::io::Error::other)? {
@@ -262,9 +297,7 @@ fn initialize(bin: &Path, place: &Place) -> Result<(), String> {
     own(&place.data)
         .and_then(|()| own(&password))
         .map_err(|error| error.to_string())?;
-    if let Some((user, group)) = user()? {
-        command.uid(user).gid(group);
-    }
+    as_user(&mut command)?;
     system::run("initdb", &mut command).map_err(|error| {
         let folder = place.data.display();
         format!("{error}\nwhat would help: TMPDIR that other users may pass through ({folder})")

@@ -96,6 +96,8 @@ fn aborted_and_open_transactions_are_not_seen_and_not_waited_for() {
     let (_, end) = kafka.offsets("orders", 0);
     let at_least = |offset: i64| format!("{all} AS OF AT LEAST offset('orders', 0, {offset})");
     assert_eq!(program.rows(&at_least(end - 1)), [row("a", 1), row("b", 1)]);
+    let behind = "SELECT behind FROM headwater.progress WHERE collection = 'orders'";
+    program.wait_rows(behind, &[vec![json!(0)]]);
 
     // An open one holds back what stands behind it, and the source says that it runs.
     first.begin("orders", &[("a", 2)]);

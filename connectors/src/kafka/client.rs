@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use engine::contract::Waits;
 use engine::error::WorldError;
 use engine::telemetry;
 use rdkafka::client::ClientContext;
@@ -12,7 +13,7 @@ use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 
-use super::{KafkaOptions, Partition, security};
+use super::{KafkaOptions, Partition, lane, security};
 
 /// Time between two lines about the same trouble.
 const TELL: Duration = Duration::from_secs(5);
@@ -24,6 +25,7 @@ pub(super) type Next = Arc<Mutex<HashMap<Partition, i64>>>;
 pub(super) struct Client {
     source: String,
     next: Next,
+    waits: Arc<Waits>,
     /// What was told last, and when: brokers that are away are, every second, in many words.
     told: Mutex<HashMap<String, Instant>>,
     /// What was wrong with a connection last, in words that help.
@@ -39,6 +41,14 @@ impl Client {
             told.insert(kind.to_owned(), Instant::now());
         }
         is_news
+    }
+
+    /// Notes how many messages of a partition are not read.
+    pub(super) fn is_behind(&self, partition: &Partition, messages: u64) {
+        let name = lane::name(partition);
+        self.waits.is_behind(&name, messages);
+        let labels = [("source", self.source.clone()), ("partition", name)];
+        metrics::gauge!(telemetry::KAFKA_LAG.name, &labels).set(messages as f64);
     }
 
     /// An error with what is known of its cause: librdkafka tells that apart, and earlier.
@@ -97,11 +107,8 @@ impl ClientContext for Client {
             else {
                 continue;
             };
-            let labels = [
-                ("source", self.source.clone()),
-                ("partition", format!("{topic}/{partition}")),
-            ];
-            metrics::gauge!(telemetry::KAFKA_LAG.name, &labels).set((end - next).max(0) as f64);
+            let partition = (topic.clone(), *partition);
+            self.is_behind(&partition, (end - next).max(0) as u64);
         }
     }
 }
@@ -113,6 +120,7 @@ pub(super) fn consumer(
     options: &KafkaOptions,
     source: &str,
     next: Next,
+    waits: Arc<Waits>,
 ) -> Result<BaseConsumer<Client>, WorldError> {
     let group = options.group.clone();
     let mut config = ClientConfig::new();
@@ -142,6 +150,7 @@ pub(super) fn consumer(
     let client = Client {
         source: source.to_owned(),
         next,
+        waits,
         told: Mutex::default(),
         reason: Mutex::default(),
     };

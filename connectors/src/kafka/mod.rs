@@ -200,7 +200,8 @@ impl KafkaSource {
         share: Option<Share>,
         (together, others): (&Together, &dyn Fn(Share)),
     ) -> Result<(), WorldError> {
-        let consumer = client::consumer(&self.options, &context.name, Arc::clone(&next))?;
+        let (told, waits) = (Arc::clone(&next), Arc::clone(&context.waits));
+        let consumer = client::consumer(&self.options, &context.name, told, waits)?;
         let mut reader = Reader {
             assignment: Assignment::new(self, context, share)?,
             source: self,
@@ -342,6 +343,8 @@ impl Reader<'_> {
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             next.remove(partition);
             drop(next);
+            // It is not waited for any more.
+            self.consumer.context().is_behind(partition, 0);
             self.outlet.give_up(partition)?;
             stopped.tell(self.context)?;
         }

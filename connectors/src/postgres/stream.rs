@@ -222,10 +222,14 @@ impl Reader {
     /// Confirms what is durable in all sources, so that the server may forget it.
     fn confirm(&mut self, stream: &mut Stream) {
         stream.confirmed_at = Instant::now();
+        let behind = stream.end.saturating_sub(stream.at);
         metrics::gauge!(
             telemetry::POSTGRES_LAG_BYTES.name, "connection" => self.hub.name.clone()
         )
-        .set(stream.end.saturating_sub(stream.at) as f64);
+        .set(behind as f64);
+        for member in self.members.values() {
+            member.context.waits.is_behind(&self.hub.name, behind);
+        }
         // A copy goes on from a point that must still be in the log when it is through.
         let mut members = self.members.values();
         let is_leaving = members.any(|member| member.is_leaving || member.context.is_stopping());

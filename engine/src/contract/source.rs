@@ -88,21 +88,41 @@ pub trait Resume: Send + Sync {
     }
 }
 
-/// What a source waits for in the outside world, by what waits: its connection, a partition, a table.
+/// What a source waits for in the outside world, by what waits (its connection, a partition, a table), and
+/// what is there that it has not read.
 #[derive(Debug, Default)]
-pub struct Waits(Mutex<BTreeMap<Cow<'static, str>, String>>);
+pub struct Waits {
+    reasons: Mutex<BTreeMap<Cow<'static, str>, String>>,
+    behind: Mutex<BTreeMap<String, u64>>,
+}
 
 impl Waits {
+    /// How much is written at all its places and not read: messages of Kafka, bytes of PostgreSQL's log.
+    /// `None` of a source that does not know.
+    pub fn behind(&self) -> Option<u64> {
+        let behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        (!behind.is_empty()).then(|| behind.values().sum())
+    }
+
+    /// Notes how much of one place is not read.
+    pub fn is_behind(&self, place: &str, count: u64) {
+        let mut behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+        match behind.get_mut(place) {
+            Some(noted) => *noted = count,
+            None => drop(behind.insert(place.to_owned(), count)),
+        }
+    }
+
     /// Why the source does not read all that it could; `None` when it does.
     pub fn reason(&self) -> Option<String> {
-        let waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         let reasons: Vec<&str> = waits.values().map(String::as_str).collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     /// Notes a reason (`None`: no more); whether there is any now.
     fn set(&self, what: impl Into<Cow<'static, str>>, reason: Option<String>) -> bool {
-        let mut waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waits = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         match reason {
             Some(reason) => waits.insert(what.into(), reason),
             None => waits.remove(&what.into()),
@@ -145,7 +165,7 @@ impl SourceContext {
     /// It has ended: nothing waits any more.
     pub fn waits_no_longer(&self) {
         self.waits
-            .0
+            .reasons
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clear();

@@ -40,6 +40,11 @@ impl RunningSource {
         self.failure.lock().expect("no panic while held").clone()
     }
 
+    /// What is there that it has not read.
+    pub(super) fn behind(&self) -> Option<u64> {
+        self.waits.behind()
+    }
+
     /// How it does, and why not better.
     pub(super) fn status(&self) -> (&'static str, Option<String>) {
         if let Some(failure) = self.failure() {

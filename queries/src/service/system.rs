@@ -91,6 +91,12 @@ impl Inner {
         }
     }
 
+    /// What is there of a running source that it has not read; `None` when it does not know.
+    fn behind(&self, source: ObjectId) -> Option<u64> {
+        let running = self.sources.lock().expect("no panic while held");
+        running.get(&source)?.behind()
+    }
+
     async fn progress_rows(&self) -> Reply<Vec<Vec<Value>>> {
         let published = self.engine.published();
         let mut rows = Vec::new();
@@ -100,8 +106,12 @@ impl Inner {
                 continue;
             };
             let (mut count, mut bytes, mut pending) = (Value::Null, Value::Null, Value::Null);
+            let mut behind = Value::Null;
             match &declared {
-                Declared::Source { .. } => count = int(self.engine.source_sizes(object.id).0),
+                Declared::Source { .. } => {
+                    count = int(self.engine.source_sizes(object.id).0);
+                    behind = self.behind(object.id).map_or(Value::Null, int);
+                }
                 Declared::Index(_) => {
                     let sizes = self.shard_sizes(object.id).await?;
                     count = int(sizes.iter().map(|(_, s)| s.chunks_live).sum::<u64>());
@@ -121,6 +131,7 @@ impl Inner {
                 count,
                 bytes,
                 pending,
+                behind,
             ]);
         }
         Ok(rows)

@@ -330,6 +330,7 @@ pub fn system_schema(name: &str) -> Option<Schema> {
                 ("rows", Int8),
                 ("bytes", Int8),
                 ("pending", Int8),
+                ("behind", Int8),
             ],
         ),
         "indexes" => (

@@ -111,7 +111,7 @@ impl Metadata {
             key: vec![0],
         };
         Ok(Metadata {
-            consumer: client::consumer(options, topic, Next::default())?,
+            consumer: client::consumer(options, topic, Next::default(), Arc::default())?,
             decoder: Decoder::new(schema, Envelope::Debezium, decoding.clone()),
             options: options.clone(),
             topic: topic.to_owned(),

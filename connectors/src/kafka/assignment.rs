@@ -21,6 +21,7 @@ use regex::Regex;
 
 use super::client::Client;
 use super::lane::Lane;
+use super::latest::{Latest, Place};
 use super::readers::Share;
 use super::{KafkaOptions, KafkaSource, Partition, Start, lane};
 use crate::envelope::Envelope;
@@ -142,6 +143,8 @@ enum Begin {
     At(i64),
     /// It was given up in an earlier run.
     Never,
+    /// It is not known yet.
+    Later,
     Stop(Stopped),
 }
 
@@ -156,25 +159,12 @@ pub(super) struct Assignment {
     share: Option<Share>,
     /// Whether a partition is read; false for one that was stopped.
     known: BTreeMap<Partition, bool>,
-    /// Whether nothing of the source was ever read: what there is now is what "latest" skips.
-    is_first: bool,
     is_doubted: bool,
     was_missing: bool,
 }
 
 impl Assignment {
-    pub(super) fn new(
-        source: &KafkaSource,
-        context: &SourceContext,
-        share: Option<Share>,
-    ) -> Result<Self, WorldError> {
-        let is_first = match share {
-            Some(share) => share.is_first,
-            None => {
-                let lanes = context.resume.lanes();
-                lanes.iter().all(|lane| lane == STOPPED_LANE)
-            }
-        };
+    pub(super) fn new(source: &KafkaSource, share: Option<Share>) -> Result<Self, WorldError> {
         Ok(Assignment {
             envelope: source.envelope,
             topics: Topics::new(&source.options)?,
@@ -182,7 +172,6 @@ impl Assignment {
             readers: source.readers(),
             share,
             known: BTreeMap::new(),
-            is_first,
             is_doubted: false,
             was_missing: false,
         })
@@ -225,6 +214,18 @@ impl Assignment {
                 self.goes_on(context, "topic");
             }
         }
+        if matches!(self.start, Start::Latest) && self.is_speaker() {
+            let (noted, limits) = (Latest::of(context), (ANSWER, BUDGET));
+            let Listing {
+                partitions,
+                is_certain,
+            } = &listing;
+            let done = noted.note(consumer, context, partitions, *is_certain, limits);
+            // The source stops.
+            if done.is_err() {
+                return Ok(Found::default());
+            }
+        }
         found.shared = self.share_out(&listing);
         if let Some(share) = self.share {
             let envelope = self.envelope;
@@ -250,6 +251,7 @@ impl Assignment {
                     context.goes_on(lane::name(&partition));
                     found.begun.push((partition, offset));
                 }
+                Ok(Begin::Later) => found.is_complete = false,
                 Ok(Begin::Never) => {
                     let name = lane::name(&partition);
                     tracing::warn!(
@@ -271,7 +273,6 @@ impl Assignment {
                 }
             }
         }
-        self.is_first &= !(found.is_complete && listing.is_certain);
         Ok(found)
     }
 
@@ -287,7 +288,6 @@ impl Assignment {
         let share = Share {
             index: 0,
             of: self.readers.min(lanes),
-            is_first: self.is_first,
         };
         self.share = Some(share);
         (share.of > 1).then_some(share)
@@ -367,7 +367,7 @@ impl Assignment {
                 None => Begin::At(offset),
                 Some(stopped) => Begin::Stop(stopped),
             }),
-            None => self.first(consumer, context, partition).map(Begin::At),
+            None => self.first(consumer, context, partition),
         }
     }
 
@@ -377,12 +377,15 @@ impl Assignment {
         consumer: &BaseConsumer<Client>,
         context: &SourceContext,
         partition: &Partition,
-    ) -> KafkaResult<i64> {
+    ) -> KafkaResult<Begin> {
         let (low, high) = consumer.fetch_watermarks(&partition.0, partition.1, ANSWER)?;
-        Ok(match &self.start {
-            Start::Latest if self.is_first => high,
-            // A partition that appears later holds nothing older than the source.
-            Start::Earliest | Start::Latest => low,
+        let offset = match &self.start {
+            Start::Earliest => low,
+            Start::Latest => match Latest::of(context).place(partition) {
+                Place::At(offset) => offset,
+                Place::First => low,
+                Place::Later => return Ok(Begin::Later),
+            },
             Start::Offsets(offsets) => {
                 let wanted = offsets.get(&partition.1).copied().unwrap_or(low);
                 if !(low..=high).contains(&wanted) {
@@ -408,7 +411,8 @@ impl Assignment {
                     _ => high,
                 }
             }
-        })
+        };
+        Ok(Begin::At(offset))
     }
 }
 

@@ -29,6 +29,7 @@
 mod assignment;
 mod client;
 mod lane;
+mod latest;
 mod letter;
 mod letter_topic;
 mod outlet;
@@ -203,7 +204,7 @@ impl KafkaSource {
         let (told, waits) = (Arc::clone(&next), Arc::clone(&context.waits));
         let consumer = client::consumer(&self.options, &context.name, told, waits)?;
         let mut reader = Reader {
-            assignment: Assignment::new(self, context, share)?,
+            assignment: Assignment::new(self, share)?,
             source: self,
             context,
             consumer,

@@ -35,8 +35,6 @@ pub(super) struct Share {
     pub(super) index: usize,
     /// Of how many.
     pub(super) of: usize,
-    /// Whether nothing of the source was ever read when its readers began.
-    pub(super) is_first: bool,
 }
 
 impl Share {
@@ -133,13 +131,7 @@ mod tests {
 
     #[test]
     fn each_lane_has_one_reader() {
-        let all = |of| {
-            (0..of).map(move |index| Share {
-                index,
-                of,
-                is_first: true,
-            })
-        };
+        let all = |of| (0..of).map(move |index| Share { index, of });
         for of in 1..5 {
             for topic in ["users", "orders", ""] {
                 for number in 0..17 {
@@ -164,11 +156,7 @@ mod tests {
     #[test]
     fn partitions_of_a_topic_are_spread_evenly() {
         for index in 0..3 {
-            let share = Share {
-                index,
-                of: 3,
-                is_first: true,
-            };
+            let share = Share { index, of: 3 };
             let its = (0..12).filter(|n| share.has(&("users".to_owned(), *n), Envelope::Upsert));
             assert_eq!(its.count(), 4);
         }

@@ -213,6 +213,9 @@ impl Program for WorkerProgram {
             if let Some(input) = relation.input.as_mut() {
                 input.advance_to(tick.at + 1);
             }
+            // Not only when history is given up, which begins with the first RETAIN: until then each
+            // tick's batch would stay by itself.
+            relation.allow_merging();
         }
         for index in self.indexes.borrow_mut().values_mut() {
             let model = index

@@ -42,12 +42,15 @@ pub(super) struct Relation {
 }
 
 impl Relation {
-    /// Nothing before `since` is read again; batches may merge up to what is complete.
-    ///
-    /// Reads filter by time themselves, so physical compaction need not keep batch boundaries.
+    /// Nothing before `since` is read again.
     pub(super) fn allow_compaction(&mut self, since: Time) {
         self.documents
             .set_logical_compaction(AntichainRef::new(&[since]));
+    }
+
+    /// Batches may merge up to what is complete, whatever can still be read: reads filter by time
+    /// themselves, so batch boundaries need not be kept. A batch a tick is a cursor a tick to a reader.
+    pub(super) fn allow_merging(&mut self) {
         let upper = self.probe.with_frontier(|frontier| frontier.to_owned());
         self.documents.set_physical_compaction(upper.borrow());
     }

@@ -6,17 +6,14 @@
 
 use std::time::Duration;
 
-use rdkafka::config::ClientConfig;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::{Value as Json, json};
 
 use crate::alone;
+use crate::kafka_writer::{Plain, Writer};
 use crate::program::Program;
 use crate::servers::broker::Broker;
 use crate::servers::kafka::Kafka;
 use crate::servers::{Run, wait_for};
-
-const ANSWER: Duration = Duration::from_secs(30);
 
 /// An upsert source of `id`, `n` over a topic.
 fn source(topic: &str, brokers: &str) -> String {
@@ -36,55 +33,16 @@ fn put(kafka: &Kafka, topic: &str, partition: i32, id: &str, n: i64) -> i64 {
     kafka.produce(topic, partition, &[record])
 }
 
-fn producer(brokers: &str, option: &str, value: &str) -> BaseProducer {
-    ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set(option, value)
-        .create()
-        .expect("a producer")
-}
-
-fn send(producer: &BaseProducer, record: BaseRecord<'_, str, str>) {
-    let sent = producer.send(record).map_err(|(error, _)| error);
-    sent.expect("room for a message");
-}
-
-/// A producer of transactions.
-struct Writer(BaseProducer);
-
-impl Writer {
-    fn new(kafka: &Kafka, id: &str) -> Writer {
-        let producer = producer(&kafka.bootstrap, "transactional.id", id);
-        producer.init_transactions(ANSWER).expect("a broker");
-        Writer(producer)
-    }
-
-    /// Writes rows in a transaction that stays open; they are in the log when this returns.
-    fn begin(&self, topic: &str, rows: &[(&str, i64)]) {
-        self.0.begin_transaction().expect("none is open");
-        for (id, n) in rows {
-            let value = json!({ "n": n }).to_string();
-            send(&self.0, BaseRecord::to(topic).key(*id).payload(&value));
-        }
-        self.0.flush(ANSWER).expect("the broker takes them");
-    }
-
-    fn commit(&self) {
-        self.0.commit_transaction(ANSWER).expect("it is committed");
-    }
-
-    fn abort(&self) {
-        self.0.abort_transaction(ANSWER).expect("it is aborted");
-    }
-}
-
 #[test]
 fn aborted_and_open_transactions_are_not_seen_and_not_waited_for() {
     let _alone = alone();
     let run = Run::new("kafka-transactional");
     let kafka = Kafka::start(&run);
     kafka.create_topic("orders", 1, &[]);
-    let (first, second) = (Writer::new(&kafka, "first"), Writer::new(&kafka, "second"));
+    let (first, second) = (
+        Writer::new(&kafka.bootstrap, "first"),
+        Writer::new(&kafka.bootstrap, "second"),
+    );
     first.begin("orders", &[("a", 1), ("b", 1)]);
     first.commit();
     second.begin("orders", &[("a", 100), ("x", 100)]);
@@ -214,14 +172,10 @@ fn when_a_leader_dies_its_follower_is_read() {
     };
     leader(2);
     // One that looks for the leader by itself.
-    let writer = producer(&brokers, "acks", "1");
+    let writer = Plain::new(&brokers);
     let both = |n: i64| {
-        for (partition, id) in [(0, "a"), (1, "b")] {
-            let value = json!({ "n": n }).to_string();
-            let record = BaseRecord::to("rooms").partition(partition);
-            send(&writer, record.key(id).payload(&value));
-        }
-        writer.flush(ANSWER).expect("the brokers take them");
+        let value = json!({ "n": n }).to_string();
+        writer.write("rooms", &[(0, "a", &value), (1, "b", &value)]);
     };
     both(1);
     program.wait_rows(all, &[row("a", 1), row("b", 1)]);

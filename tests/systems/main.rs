@@ -5,6 +5,8 @@
 //! ([`servers::install`]). Each test has servers of its own; they run one after another, because a
 //! stack is a gigabyte.
 
+#[path = "../../connectors/tests/support/kafka_writer.rs"]
+mod kafka_writer;
 #[path = "../support/program.rs"]
 mod program;
 #[path = "../support/server.rs"]

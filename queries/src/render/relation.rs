@@ -164,3 +164,40 @@ impl<'scope> FlatMapOk<'scope>
 
 /// Shared handles of relations by id.
 pub(super) type Relations = Rc<RefCell<std::collections::BTreeMap<ObjectId, Relation>>>;
+
+#[cfg(test)]
+mod tests {
+    use engine::model::Row;
+
+    use super::*;
+
+    /// All history can be read, and still a reader has a few cursors, not one a tick.
+    #[test]
+    fn batches_merge_while_all_history_is_kept() {
+        const TICKS: Time = 1_000;
+        let (batches, versions) = timely::execute_directly(|worker| {
+            let mut relation = source(worker, "one", 0);
+            for at in 1..=TICKS {
+                let input = relation.input.as_mut().expect("a source");
+                let row = Row::from_bytes(&at.to_le_bytes());
+                let value = DocVersion { version: at, row };
+                input.advance_to(at);
+                input.send((Key::text("a"), Some(value), at));
+                input.advance_to(at + 1);
+                worker.step_while(|| relation.probe.less_than(&(at + 1)));
+                relation.allow_merging();
+            }
+            let mut batches = 0;
+            relation.documents.map_batches(|_| batches += 1);
+            let (mut cursor, storage) = relation.documents.cursor();
+            let mut versions = 0;
+            while cursor.get_val(&storage).is_some() {
+                versions += 1;
+                cursor.step_val(&storage);
+            }
+            (batches, versions)
+        });
+        assert_eq!(versions, TICKS, "none is forgotten");
+        assert!(batches < 40, "{batches} batches of {TICKS} ticks");
+    }
+}

@@ -167,6 +167,7 @@ pub(super) type Relations = Rc<RefCell<std::collections::BTreeMap<ObjectId, Rela
 
 #[cfg(test)]
 mod tests {
+    use differential_dataflow::trace::Cursor;
     use engine::model::Row;
 
     use super::*;

@@ -14,7 +14,8 @@ fn source(name: &str, columns: &str, kafka: &Kafka, what: &str) -> String {
     )
 }
 
-fn put(kafka: &Kafka, topic: &str, partition: i32, key: &str, value: &Json) {
+/// Writes a message; null is a tombstone.
+pub fn put(kafka: &Kafka, topic: &str, partition: i32, key: &str, value: &Json) {
     let value = value.to_string();
     let value = (value != "null").then_some(value.as_bytes());
     kafka.produce(topic, partition, &[(Some(key.as_bytes()), value)]);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use crate::alone;
+use crate::kafka::put;
 use crate::kafka_writer::{Plain, Writer};
 use crate::program::Program;
 use crate::servers::broker::Broker;
@@ -25,12 +26,6 @@ fn source(topic: &str, brokers: &str) -> String {
 
 fn row(id: &str, n: i64) -> Vec<Json> {
     vec![json!(id), json!(n)]
-}
-
-fn put(kafka: &Kafka, topic: &str, partition: i32, id: &str, n: i64) -> i64 {
-    let value = json!({ "n": n }).to_string();
-    let record = (Some(id.as_bytes()), Some(value.as_bytes()));
-    kafka.produce(topic, partition, &[record])
 }
 
 #[test]
@@ -104,7 +99,13 @@ fn a_compacted_topic_gives_the_newest_value_of_each_key() {
     kafka.create_topic("settings", 1, &options);
     let mut program = Program::start(&source("settings", &kafka.bootstrap));
     for n in 0..200 {
-        put(&kafka, "settings", 0, &format!("k{}", n % 5), n);
+        put(
+            &kafka,
+            "settings",
+            0,
+            &format!("k{}", n % 5),
+            &json!({ "n": n }),
+        );
     }
     kafka.produce("settings", 0, &[(Some(b"k4"), None)]);
     let all = "SELECT id, n FROM settings ORDER BY id";
@@ -118,11 +119,17 @@ fn a_compacted_topic_gives_the_newest_value_of_each_key() {
     // While the program is away, what it read is compacted, and so is what it has not read.
     program.kill();
     for n in 200..300 {
-        put(&kafka, "settings", 0, &format!("k{}", n % 3), n);
+        put(
+            &kafka,
+            "settings",
+            0,
+            &format!("k{}", n % 3),
+            &json!({ "n": n }),
+        );
     }
     wait_for("Kafka compacts the topic", Duration::from_secs(60), || {
         // A segment is closed by the next message after its time.
-        put(&kafka, "settings", 0, "tick", 0);
+        put(&kafka, "settings", 0, "tick", &json!({ "n": 0 }));
         std::thread::sleep(Duration::from_millis(250));
         (kafka.records("settings").len() < 100).then_some(())
     });

@@ -214,18 +214,10 @@ impl Assignment {
                 self.goes_on(context, "topic");
             }
         }
-        if matches!(self.start, Start::Latest) && self.is_speaker() {
-            let (noted, limits) = (Latest::of(context), (ANSWER, BUDGET));
-            let Listing {
-                partitions,
-                is_certain,
-            } = &listing;
-            let done = noted.note(consumer, context, partitions, *is_certain, limits);
-            // The source stops.
-            if done.is_err() {
-                return Ok(Found::default());
-            }
-        }
+        // The source stops.
+        let Ok(latest) = self.latest(consumer, context, &listing) else {
+            return Ok(Found::default());
+        };
         found.shared = self.share_out(&listing);
         if let Some(share) = self.share {
             let envelope = self.envelope;
@@ -245,7 +237,7 @@ impl Assignment {
                 break;
             }
             // What was found before an error counts; the rest is tried again.
-            match self.begin(consumer, context, &partition) {
+            match self.begin(consumer, context, &latest, &partition) {
                 Ok(Begin::At(offset)) => {
                     self.known.insert(partition.clone(), true);
                     context.goes_on(lane::name(&partition));
@@ -274,6 +266,24 @@ impl Assignment {
             }
         }
         Ok(found)
+    }
+
+    /// What `START 'latest'` noted; the reader that speaks for all notes what is missing.
+    fn latest(
+        &self,
+        consumer: &BaseConsumer<Client>,
+        context: &SourceContext,
+        listing: &Listing,
+    ) -> Result<Latest, SinkClosed> {
+        if !matches!(self.start, Start::Latest) {
+            return Ok(Latest::default());
+        }
+        let noted = Latest::of(context);
+        if !self.is_speaker() {
+            return Ok(noted);
+        }
+        let (partitions, limits) = (&listing.partitions, (ANSWER, BUDGET));
+        noted.note(consumer, context, partitions, listing.is_certain, limits)
     }
 
     /// Decides how many readers there are, once there is something to read; the share that is this
@@ -353,6 +363,7 @@ impl Assignment {
         &self,
         consumer: &BaseConsumer<Client>,
         context: &SourceContext,
+        latest: &Latest,
         partition: &Partition,
     ) -> KafkaResult<Begin> {
         let stored = context
@@ -367,7 +378,7 @@ impl Assignment {
                 None => Begin::At(offset),
                 Some(stopped) => Begin::Stop(stopped),
             }),
-            None => self.first(consumer, context, partition),
+            None => self.first(consumer, context, latest, partition),
         }
     }
 
@@ -376,16 +387,20 @@ impl Assignment {
         &self,
         consumer: &BaseConsumer<Client>,
         context: &SourceContext,
+        latest: &Latest,
         partition: &Partition,
     ) -> KafkaResult<Begin> {
+        if matches!(self.start, Start::Latest) {
+            match latest.place(partition) {
+                Place::At(offset) => return Ok(Begin::At(offset)),
+                Place::Later => return Ok(Begin::Later),
+                Place::First => {}
+            }
+        }
         let (low, high) = consumer.fetch_watermarks(&partition.0, partition.1, ANSWER)?;
         let offset = match &self.start {
-            Start::Earliest => low,
-            Start::Latest => match Latest::of(context).place(partition) {
-                Place::At(offset) => offset,
-                Place::First => low,
-                Place::Later => return Ok(Begin::Later),
-            },
+            // A partition that appears later holds nothing older than the source.
+            Start::Earliest | Start::Latest => low,
             Start::Offsets(offsets) => {
                 let wanted = offsets.get(&partition.1).copied().unwrap_or(low);
                 if !(low..=high).contains(&wanted) {

@@ -62,7 +62,8 @@ impl Latest {
         }
     }
 
-    /// Asks for the ends of the partitions that are not noted; `is_certain`: there are no others.
+    /// Asks for the ends of the partitions that are not noted, and notes them; `is_certain`: there are no
+    /// others.
     pub(super) fn note(
         mut self,
         consumer: &BaseConsumer<Client>,
@@ -70,9 +71,9 @@ impl Latest {
         partitions: &[Partition],
         is_certain: bool,
         (answer, budget): (Duration, Duration),
-    ) -> Result<(), SinkClosed> {
+    ) -> Result<Latest, SinkClosed> {
         if self.is_complete {
-            return Ok(());
+            return Ok(self);
         }
         let before = self.clone();
         let deadline = Instant::now() + budget;
@@ -95,14 +96,14 @@ impl Latest {
                 None => self.is_complete = false,
             }
         }
-        if self == before {
-            return Ok(());
+        if self != before {
+            context.sink.stage(SourceBatch {
+                lane: LANE.to_owned(),
+                position: Some(json!(self)),
+                ..SourceBatch::default()
+            })?;
         }
-        context.sink.stage(SourceBatch {
-            lane: LANE.to_owned(),
-            position: Some(json!(self)),
-            ..SourceBatch::default()
-        })
+        Ok(self)
     }
 }
 

@@ -16,6 +16,8 @@ mod rig;
 mod script;
 mod shrink;
 
+use std::sync::Mutex;
+
 use rig::Rig;
 use script::{Script, run_on};
 
@@ -72,12 +74,20 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
     (0..count).map(move |i| base.wrapping_mul(1_000_003).wrapping_add(i))
 }
 
-fn check_all(seeds: impl Iterator<Item = u64>) {
-    let mut tally = script::Tally::default();
-    for seed in seeds {
-        println!("seed {seed}");
-        tally.add(&check(seed));
-    }
+/// Checks seeds, as many at a time as there are cores: a script waits about as long as it works.
+fn check_all(seeds: impl Iterator<Item = u64> + Send) {
+    let (left, tally) = (Mutex::new(seeds), Mutex::new(script::Tally::default()));
+    let next = || left.lock().ok()?.next();
+    let one_by_one = || {
+        while let Some(seed) = next() {
+            println!("seed {seed}");
+            let found = check(seed);
+            tally.lock().expect("no seed failed").add(&found);
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(one_by_one))));
+    let tally = tally.into_inner().expect("no seed failed");
     println!("{tally:?}");
     assert!(
         tally.searches > 0 && tally.entries > 0 && tally.crashes > 0,

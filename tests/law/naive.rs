@@ -1,6 +1,8 @@
 //! The naive program: everything from scratch, from all changes at or before a time.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use engine::contract::{Embedder, Store};
@@ -21,6 +23,18 @@ pub struct Timeline {
     chunker: Chunker,
     encoder: Arc<dyn Embedder>,
     begin: Time,
+    /// What follows from a text alone is worked out once a text; all else at each time anew.
+    cut: RefCell<HashMap<String, Rc<[Piece]>>>,
+    embedded: RefCell<HashMap<String, Rc<[f32]>>>,
+}
+
+/// A chunk of a text, wherever that text stands.
+struct Piece {
+    text: String,
+    content: ContentHash,
+    occurrence: u32,
+    terms: HashMap<String, u32>,
+    length: u32,
 }
 
 impl Timeline {
@@ -44,6 +58,8 @@ impl Timeline {
             chunker: Chunker::new(&chunking(&index.definition), tokens),
             encoder,
             begin: 0,
+            cut: RefCell::default(),
+            embedded: RefCell::default(),
         };
         let (_log, replay) = InputLog::open(store, LogOptions::default()).expect("readable");
         for record in replay {
@@ -73,15 +89,58 @@ impl Timeline {
             .filter(|at| *at >= self.begin)
             .collect()
     }
+
+    fn cut(&self, body: &str) -> Rc<[Piece]> {
+        if let Some(pieces) = self.cut.borrow().get(body) {
+            return Rc::clone(pieces);
+        }
+        let pieces: Rc<[Piece]> = self
+            .chunker
+            .cut(body)
+            .into_iter()
+            .map(|piece| {
+                let text = &body[piece.range.0 as usize..piece.range.1 as usize];
+                let words = terms(text);
+                let mut counted = HashMap::new();
+                words
+                    .iter()
+                    .for_each(|word| *counted.entry(word.clone()).or_default() += 1);
+                Piece {
+                    text: text.to_owned(),
+                    content: piece.content,
+                    occurrence: piece.occurrence,
+                    length: words.len() as u32,
+                    terms: counted,
+                }
+            })
+            .collect();
+        let mut cut = self.cut.borrow_mut();
+        Rc::clone(cut.entry(body.to_owned()).or_insert(pieces))
+    }
+
+    fn embed(&self, text: &str) -> Rc<[f32]> {
+        if let Some(vector) = self.embedded.borrow().get(text) {
+            return Rc::clone(vector);
+        }
+        let mut vectors = self.encoder.embed(&[text]).expect("not scripted to fail");
+        let vector: Rc<[f32]> = vectors.pop().expect("one in, one out").into();
+        let mut embedded = self.embedded.borrow_mut();
+        Rc::clone(embedded.entry(text.to_owned()).or_insert(vector))
+    }
 }
 
 struct Chunk {
     id: String,
-    text: String,
-    content: ContentHash,
+    /// Where it is in its row's text.
+    pieces: Rc<[Piece]>,
+    number: usize,
     lang: String,
-    terms: HashMap<String, u32>,
-    length: u32,
+}
+
+impl Chunk {
+    fn piece(&self) -> &Piece {
+        &self.pieces[self.number]
+    }
 }
 
 /// The state at a time.
@@ -142,30 +201,17 @@ impl<'a> Naive<'a> {
             return;
         }
         self.kept += 1;
-        let chunker = &self.timeline.chunker;
+        let strategy = self.timeline.chunker.strategy();
+        let pieces = self.timeline.cut(texts[1]);
         let mut is_pending = false;
-        for piece in chunker.cut(texts[1]) {
-            let text = &texts[1][piece.range.0 as usize..piece.range.1 as usize];
-            let id = ChunkId::new(
-                "docs",
-                key,
-                chunker.strategy(),
-                piece.content,
-                piece.occurrence,
-            );
-            let words = terms(text);
-            let mut counted = HashMap::new();
-            words
-                .iter()
-                .for_each(|word| *counted.entry(word.clone()).or_default() += 1);
+        for (number, piece) in pieces.iter().enumerate() {
+            let id = ChunkId::new("docs", key, strategy, piece.content, piece.occurrence);
             is_pending |= !self.vectors.contains(&piece.content);
             self.chunks.push(Chunk {
                 id: id.to_string(),
-                text: text.to_owned(),
-                content: piece.content,
+                pieces: Rc::clone(&pieces),
+                number,
                 lang: texts[2].to_owned(),
-                length: words.len() as u32,
-                terms: counted,
             });
         }
         self.pending += u64::from(is_pending);
@@ -186,44 +232,36 @@ impl<'a> Naive<'a> {
     /// All visible chunks with their scores, best first, ties by id (API §3).
     pub fn search(&self, question: &str, lang: Option<&str>) -> Vec<(String, f64)> {
         let asked = terms(question);
-        let embed = |text: &str| -> Vec<f32> {
-            let mut vectors = self
-                .timeline
-                .encoder
-                .embed(&[text])
-                .expect("not scripted any more");
-            vectors.pop().expect("one in, one out")
-        };
-        let query = embed(question);
+        let query = self.timeline.embed(question);
         let n = self.chunks.len() as f64;
-        let average = self.chunks.iter().map(|c| f64::from(c.length)).sum::<f64>() / n.max(1.0);
+        let lengths = self.chunks.iter().map(|c| f64::from(c.piece().length));
+        let average = lengths.sum::<f64>() / n.max(1.0);
         let idf = |term: &String| {
-            let df = self
-                .chunks
-                .iter()
-                .filter(|c| c.terms.contains_key(term))
-                .count() as f64;
+            let has = |c: &&Chunk| c.piece().terms.contains_key(term);
+            let df = self.chunks.iter().filter(has).count() as f64;
             (1.0 + (n - df + 0.5) / (df + 0.5)).ln()
         };
-        let bound: f64 = asked.iter().map(|term| idf(term) * 2.2).sum();
+        let weighted: Vec<(&String, f64)> = asked.iter().map(|term| (term, idf(term))).collect();
+        let bound: f64 = weighted.iter().map(|(_, idf)| idf * 2.2).sum();
         let mut scored: Vec<(String, f64)> = self
             .chunks
             .iter()
             .filter(|chunk| lang.is_none_or(|lang| chunk.lang == lang))
             .map(|chunk| {
-                let length = f64::from(chunk.length) / average;
-                let bm25: f64 = asked
+                let piece = chunk.piece();
+                let length = f64::from(piece.length) / average;
+                let bm25: f64 = weighted
                     .iter()
-                    .map(|term| {
-                        let tf = f64::from(chunk.terms.get(term).copied().unwrap_or(0));
-                        idf(term) * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * length))
+                    .map(|(term, idf)| {
+                        let tf = f64::from(piece.terms.get(*term).copied().unwrap_or(0));
+                        idf * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * length))
                     })
                     .sum();
-                let near = if self.vectors.contains(&chunk.content) {
-                    let vector = embed(&chunk.text);
+                let near = if self.vectors.contains(&piece.content) {
+                    let vector = self.timeline.embed(&piece.text);
                     let cos: f64 = query
                         .iter()
-                        .zip(&vector)
+                        .zip(vector.iter())
                         .map(|(a, b)| f64::from(*a) * f64::from(*b))
                         .sum();
                     (1.0 + cos) / 2.0

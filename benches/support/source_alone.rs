@@ -105,7 +105,7 @@ impl LaneSink for Positions {
         Ok(())
     }
 
-    fn stage_together(&self, parts: Vec<Part>) -> Result<(), Vec<Part>> {
+    fn stage_together(&self, parts: Vec<Part>, _is_open: bool) -> Result<(), Vec<Part>> {
         for part in parts {
             self.stage(part.batch).expect("never closed");
         }

@@ -13,4 +13,5 @@ mod restart;
 mod rig;
 mod sink;
 mod slow_encoder;
+mod transactions;
 mod vectors;

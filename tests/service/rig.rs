@@ -14,7 +14,7 @@ use queries::api::{
 };
 use queries::definition::ModelDef;
 use queries::problem::Problem;
-use queries::service::{Service, Wiring};
+use queries::service::{Connect, Service, Wiring};
 use serde_json::{Value as Json, json};
 
 /// Length of the encoder's vectors.
@@ -66,6 +66,11 @@ impl Rig {
 
     /// An engine on what a store holds, with a fresh encoder of the same identity.
     pub fn over(store: MemoryStore) -> Rig {
+        Rig::with(store, 1, headwater::wiring::connector(None, 2))
+    }
+
+    /// The same with sources of the test's own.
+    pub fn with(store: MemoryStore, workers: usize, connect: Arc<Connect>) -> Rig {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -75,7 +80,7 @@ impl Rig {
         let model = Arc::clone(&encoder);
         let wiring = Wiring {
             store: Arc::new(store.clone()) as Arc<dyn Store>,
-            workers: 1,
+            workers,
             communication: None,
             clock: Arc::new(SystemClock),
             // Models behind servers are real, others obey the test.
@@ -83,7 +88,7 @@ impl Rig {
                 ModelDef::Remote(_) => headwater::wiring::load_model(name, def, key, None),
                 _ => Ok(Arc::clone(&model) as Arc<dyn Embedder>),
             }),
-            connect: headwater::wiring::connector(None, 2),
+            connect,
             connect_sink: Arc::new(headwater::wiring::connect_sink),
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),

@@ -216,14 +216,22 @@ impl Member {
         })
     }
 
-    /// Its part of a transaction, if it has one.
-    pub(super) fn part(&mut self, upto: Upto) -> Option<Part> {
+    /// Whether something of a transaction that is not over is staged.
+    pub(super) fn is_inside(&self) -> bool {
+        let stand = self.stand.as_ref();
+        stand.is_some_and(|stand| stand.inside.is_some())
+    }
+
+    /// Its part of a transaction, if it has one: an empty one ends what was left open.
+    pub(super) fn part(&mut self, upto: Upto, is_open: bool) -> Option<Part> {
         let stand = self.stand_at(upto);
+        let ends = self.is_inside() && !is_open;
         let table = self.table.as_mut()?;
         if self.is_leaving {
             table.clear();
+            return None;
         }
-        if table.is_empty() {
+        if table.is_empty() && !ends {
             return None;
         }
         Some(Part {

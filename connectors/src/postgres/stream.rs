@@ -18,7 +18,7 @@ use pgwire_replication::protocol::ReplicationCopyData;
 
 use super::feed::Feed;
 use super::hub::{AGAIN, CONNECTION, LOOK, Reader, TABLE};
-use super::member::State;
+use super::member::{Member, State};
 use super::session::{Failure, SILENCE, Session, silent};
 use super::setup;
 use super::streamed::Streamed;
@@ -234,6 +234,10 @@ impl Reader {
         let mut members = self.members.values();
         let is_leaving = members.any(|member| member.is_leaving || member.context.is_stopping());
         if stream.at <= stream.confirmed || self.copying.is_some() || is_leaving {
+            return;
+        }
+        // Whatever is logged for it now would end what is open.
+        if self.members.values().any(Member::is_inside) {
             return;
         }
         for member in self.members.values_mut() {

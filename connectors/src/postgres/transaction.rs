@@ -3,15 +3,15 @@
 //! The idea: one that comes whole, at its commit, and one that was sent before it
 //! ([`super::streamed`]) take the same way; the second is given to it as if it came now.
 //!
-//! Invariants: a transaction is staged whole, at its commit (in parts only beyond
-//! [`TRANSACTION_BYTES_MAX`], counted); nothing of a transaction that is not committed reaches a table,
+//! Invariants: a transaction is staged at its commit, a large one in pieces that become visible together
+//! (in parts only beyond [`TRANSACTION_BYTES_MAX`], counted); nothing of a transaction that is not committed reaches a table,
 //! the shape of the table included; changes are counted in the order in which any server sends them, so
 //! that a part that was staged is skipped however the rest comes again.
 
 use std::sync::Arc;
 
 use engine::contract::Part;
-use engine::limits::TRANSACTION_BYTES_MAX;
+use engine::limits::{TRANSACTION_BYTES_MAX, TRANSACTION_PIECE_BYTES_MAX};
 use engine::telemetry;
 
 use super::copy::point_text;
@@ -31,10 +31,31 @@ pub(super) struct Transaction {
     commit: u64,
     /// For dead letters.
     name: String,
-    /// Whether parts of it are staged already.
+    /// Bytes of its pieces that are staged and not visible.
+    open_bytes: usize,
+    /// Whether parts of it may be visible already.
     is_split: bool,
     /// Sources whose rows must be copied again after it.
     to_copy: Vec<u64>,
+}
+
+impl Transaction {
+    /// It is too large to become visible at once.
+    fn split(&mut self, connection: &str) {
+        if std::mem::replace(&mut self.is_split, true) {
+            return;
+        }
+        metrics::counter!(
+            telemetry::TRANSACTIONS_SPLIT.name, "connection" => connection.to_owned()
+        )
+        .increment(1);
+        tracing::warn!(
+            connection,
+            transaction = self.name,
+            limit = TRANSACTION_BYTES_MAX,
+            "a transaction is larger than TRANSACTION_BYTES_MAX: it becomes visible in parts"
+        );
+    }
 }
 
 impl Reader {
@@ -81,6 +102,7 @@ impl Reader {
         stream.transaction = Some(Transaction {
             commit,
             name: format!("transaction at {}", point_text(commit)),
+            open_bytes: 0,
             is_split: false,
             to_copy: Vec::new(),
         });
@@ -185,21 +207,15 @@ impl Reader {
             .values()
             .filter_map(|member| member.table.as_ref());
         let bytes: usize = tables.map(super::table::Table::bytes).sum();
-        if bytes > TRANSACTION_BYTES_MAX {
-            if !std::mem::replace(&mut transaction.is_split, true) {
-                metrics::counter!(
-                    telemetry::TRANSACTIONS_SPLIT.name, "connection" => self.hub.name.clone()
-                )
-                .increment(1);
-                tracing::warn!(
-                    connection = self.hub.name,
-                    transaction = transaction.name,
-                    limit = TRANSACTION_BYTES_MAX,
-                    "a transaction is larger than TRANSACTION_BYTES_MAX: it becomes visible in parts"
-                );
+        if bytes > TRANSACTION_PIECE_BYTES_MAX {
+            transaction.open_bytes += bytes;
+            let is_open = transaction.open_bytes <= TRANSACTION_BYTES_MAX;
+            if !is_open {
+                transaction.open_bytes = 0;
+                transaction.split(&self.hub.name);
             }
-            let commit = transaction.commit;
-            self.stage(Upto::Inside(commit));
+            let upto = Upto::Inside(transaction.commit);
+            self.stage(upto, is_open);
         }
         Ok(())
     }
@@ -250,7 +266,7 @@ impl Reader {
     /// Stages the transaction; whether a table must be copied again.
     fn commit(&mut self, stream: &mut Stream, transaction: &Transaction, end: u64) -> bool {
         stream.at = stream.at.max(end);
-        self.stage(Upto::End(end));
+        self.stage(Upto::End(end), false);
         for member in self.members.values_mut() {
             member.pass(end);
         }
@@ -263,8 +279,8 @@ impl Reader {
         !transaction.to_copy.is_empty()
     }
 
-    /// Stages what the sources' tables hold, as one transaction.
-    fn stage(&mut self, upto: Upto) {
+    /// Stages what the sources' tables hold, as one transaction, which goes on if `is_open`.
+    fn stage(&mut self, upto: Upto, is_open: bool) {
         loop {
             // All of them are being stopped, one after another: a part without the others' must not be
             // logged. It is read again.
@@ -273,7 +289,7 @@ impl Reader {
             let mut parts: Vec<Part> = Vec::new();
             for member in self.members.values_mut() {
                 member.is_leaving |= is_end || member.context.is_stopping();
-                parts.extend(member.part(upto));
+                parts.extend(member.part(upto, is_open));
             }
             let Some(first) = parts.first().map(|part| part.source) else {
                 return;
@@ -283,7 +299,7 @@ impl Reader {
             let first = first.expect("the parts are the members'");
             // Closed: that source is stopping. The others' parts are taken again without it.
             let sources: Vec<_> = parts.iter().map(|part| part.source).collect();
-            let refused = first.context.sink.stage_together(parts).err();
+            let refused = first.context.sink.stage_together(parts, is_open).err();
             first.is_leaving |= refused.is_some();
             let sink = Arc::clone(&first.context.sink);
             let Some(refused) = refused else {

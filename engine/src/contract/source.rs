@@ -56,7 +56,11 @@ pub trait LaneSink: Send + Sync {
     /// Stages a transaction: one batch of each of several sources, whose readers share a thread.
     /// They are logged as one record and become visible at one time. Blocks as [`LaneSink::stage`]
     /// does, while any of the sources has no room. A sink that is closed gives the parts back.
-    fn stage_together(&self, parts: Vec<Part>) -> Result<(), Vec<Part>>;
+    ///
+    /// `is_open`: the transaction goes on. What was staged becomes visible together with the next batch of
+    /// each of its lanes, also after a restart; the last call names every lane that has something of it
+    /// (if only with an empty batch). What is open takes memory until then, and no room.
+    fn stage_together(&self, parts: Vec<Part>, is_open: bool) -> Result<(), Vec<Part>>;
     /// Notes that a lane has come to a position (its marks, see [`SourceBatch::position`]) without
     /// anything to stage. Not logged: after a restart the lane stands where its last batch left it.
     fn reached(&self, lane: &str, position: &Json);

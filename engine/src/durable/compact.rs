@@ -31,8 +31,8 @@ use super::frame;
 use super::log::InputLog;
 use super::manifest::{Manifest, Sealed, Segment, segment_name};
 use super::record::{
-    BaseLetters, BaseReply, BaseRow, BaseRows, Ddl, Held, LaneState, Record, Replayed, is_admitted,
-    is_forgotten,
+    BaseLetters, BaseReply, BaseRow, BaseRows, Ddl, Held, LaneState, Record, Replayed, Unbound,
+    is_admitted, is_forgotten,
 };
 use super::replay::Reader;
 use super::writer::Shared;
@@ -445,8 +445,8 @@ fn write_base(
         book.retain_sources(|source| keep(source));
     }
     write_letters(&book, base)?;
-    for stages in reader.into_unbound() {
-        base.write(&Record::staged(stages))?;
+    for Unbound { stages, is_open } in reader.into_unbound() {
+        base.write(&Record::staged(stages, is_open))?;
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ pub use local::LocalStore;
 pub use log::{InputLog, LogFailure, LogOptions, LogSequence, OnDurable};
 pub use record::{
     BaseLetters, BaseReply, BaseRow, BaseRows, BoundTick, Ddl, Held, Idempotency, LaneRange,
-    LaneState, Record, Replayed, Stage, Tick, is_admitted, is_forgotten,
+    LaneState, Record, Replayed, Stage, Tick, Unbound, is_admitted, is_forgotten,
 };
 pub use replay::Replay;
 pub use sinks::SinkNotes;

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A transaction that touches several sources is one record, `Together`: a crash leaves all of it or
-//! nothing, and one tick binds all of it.
+//! nothing, and one tick binds all of it. One too large for a record is several, `Open` all but the last:
+//! no tick binds them before the last is there.
 //!
 //! Rows are logged when they are *staged*, before anybody knows their time, so that a push can be
 //! acknowledged at once (PROTOCOLS §2.2); a `Tick` binds ranges of staged records to one `T`
@@ -156,8 +157,8 @@ pub struct BaseLetters {
 
 /// One record of the input log, as it is stored.
 ///
-/// Writers append the first four, [`Record::Together`] and [`Record::Forget`]; the others are written
-/// by compaction only.
+/// Writers append the first four, [`Record::Together`], [`Record::Forget`] and [`Record::Open`]; the
+/// others are written by compaction only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// Rows enter; their time is not known yet.
@@ -184,6 +185,9 @@ pub enum Record {
     Together(Vec<Stage>),
     /// Names that are declared no more: their dead letters so far are gone with them.
     Forget(Vec<String>),
+    /// The same as [`Record::Stage`] and [`Record::Together`] of a transaction that goes on: the next
+    /// record of each of the lanes is bound by the same tick.
+    Open(Vec<Stage>),
 }
 
 /// What a replay tells, in the order in which it must be applied.
@@ -218,7 +222,16 @@ pub enum Replayed {
     /// A staged record that no tick binds: stage it again under the same sequence, without logging
     /// it again; several stages belong together. Comes after everything else, in the order of the
     /// log.
-    Unbound(Vec<Stage>),
+    Unbound(Unbound),
+}
+
+/// See [`Replayed::Unbound`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unbound {
+    /// What the record staged.
+    pub stages: Vec<Stage>,
+    /// Whether the next record of each of its lanes goes on with it ([`Record::Open`]).
+    pub is_open: bool,
 }
 
 /// A [`Tick`] whose lane ranges are resolved.
@@ -272,9 +285,11 @@ impl Stage {
 }
 
 impl Record {
-    /// The record of what is staged at once: one source's rows, or a transaction over several.
-    pub fn staged(mut stages: Vec<Stage>) -> Record {
+    /// The record of what is staged at once: one source's rows, or a transaction over several, which may
+    /// go on (`is_open`).
+    pub fn staged(mut stages: Vec<Stage>, is_open: bool) -> Record {
         match stages.len() {
+            _ if is_open => Record::Open(stages),
             1 => Record::Stage(stages.remove(0)),
             _ => Record::Together(stages),
         }
@@ -295,12 +310,13 @@ impl Record {
             Record::BaseLetters(_) => 10,
             Record::Together(_) => 11,
             Record::Forget(_) => 12,
+            Record::Open(_) => 13,
         }
     }
 
     /// Whether records of a kind are staged rows, which have no time.
     pub(super) fn is_staged(kind: u8) -> bool {
-        matches!(kind, 1 | 11)
+        matches!(kind, 1 | 11 | 13)
     }
 
     /// The greatest engine time that the record speaks of; a segment may be compacted to `since`
@@ -342,6 +358,7 @@ impl Record {
             Record::BaseLetters(record) => write(record, out),
             Record::Together(record) => write(record, out),
             Record::Forget(names) => write(names, out),
+            Record::Open(record) => write(record, out),
         }
         payload
     }
@@ -351,7 +368,9 @@ impl Record {
     pub(super) fn bytes_about(&self) -> usize {
         match self {
             Record::Stage(stage) => stage.bytes_about(),
-            Record::Together(stages) => stages.iter().map(Stage::bytes_about).sum(),
+            Record::Together(stages) | Record::Open(stages) => {
+                stages.iter().map(Stage::bytes_about).sum()
+            }
             _ => 0,
         }
     }
@@ -378,6 +397,7 @@ impl Record {
             10 => from_slice(payload).map(Record::BaseLetters),
             11 => from_slice(payload).map(Record::Together),
             12 => from_slice(payload).map(Record::Forget),
+            13 => from_slice(payload).map(Record::Open),
             other => Err(format!("unknown kind {other}")),
         };
         record.map_err(|detail| format!("cannot decode the record (kind {kind}): {detail}"))

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::frame::{self, HEADER_BYTES, Unreadable};
-use super::record::{BoundTick, LaneRange, Record, Replayed, Stage, Tick, corrupt};
+use super::record::{BoundTick, LaneRange, Record, Replayed, Stage, Tick, Unbound, corrupt};
 use super::writer::Shared;
 use crate::contract::Store;
 use crate::error::WorldError;
@@ -114,18 +114,21 @@ impl SegmentReader {
 /// Staged records that wait for their tick, by lane.
 #[derive(Default)]
 pub(super) struct Binder {
-    waiting: HashMap<(ObjectId, String), VecDeque<(u64, Stage)>>,
+    waiting: HashMap<(ObjectId, String), VecDeque<(StagedBy, Stage)>>,
     staged: u64,
 }
 
+/// Which record staged a batch: its place among those, and whether the transaction goes on.
+type StagedBy = (u64, bool);
+
 impl Binder {
     /// A staged record came.
-    pub fn stage(&mut self, stages: Vec<Stage>) {
+    pub fn stage(&mut self, stages: Vec<Stage>, is_open: bool) {
         self.staged += 1;
         for stage in stages {
             let lane = (stage.source, stage.lane.clone());
             let waiting = self.waiting.entry(lane).or_default();
-            waiting.push_back((self.staged, stage));
+            waiting.push_back(((self.staged, is_open), stage));
         }
     }
 
@@ -168,12 +171,13 @@ impl Binder {
     }
 
     /// What no tick bound, by record, in the order of the log.
-    pub fn into_unbound(self) -> impl Iterator<Item = Vec<Stage>> {
-        let mut all: BTreeMap<u64, Vec<Stage>> = BTreeMap::new();
+    pub fn into_unbound(self) -> impl Iterator<Item = Unbound> {
+        let mut all: BTreeMap<StagedBy, Vec<Stage>> = BTreeMap::new();
         for (record, stage) in self.waiting.into_values().flatten() {
             all.entry(record).or_default().push(stage);
         }
-        all.into_values()
+        let all = all.into_iter();
+        all.map(|((_, is_open), stages)| Unbound { stages, is_open })
     }
 }
 
@@ -216,8 +220,9 @@ impl Reader {
             self.bytes_done += (HEADER_BYTES + frame.payload.len()) as u64;
             let bad = |detail: String| corrupt(&name, frame.offset, detail);
             match Record::decode(frame.kind, frame.payload).map_err(bad)? {
-                Record::Stage(stage) => self.binder.stage(vec![stage]),
-                Record::Together(stages) => self.binder.stage(stages),
+                Record::Stage(stage) => self.binder.stage(vec![stage], false),
+                Record::Together(stages) => self.binder.stage(stages, false),
+                Record::Open(stages) => self.binder.stage(stages, true),
                 Record::Tick(tick) => {
                     let bound = self.binder.bind(tick).map_err(bad)?;
                     return Ok(Some(Replayed::Tick(bound)));
@@ -236,7 +241,7 @@ impl Reader {
     }
 
     /// What no tick bound, by record.
-    pub fn into_unbound(self) -> impl Iterator<Item = Vec<Stage>> {
+    pub fn into_unbound(self) -> impl Iterator<Item = Unbound> {
         self.binder.into_unbound()
     }
 }
@@ -248,7 +253,7 @@ impl Reader {
 pub struct Replay {
     shared: Arc<Shared>,
     reader: Option<Reader>,
-    unbound: VecDeque<Vec<Stage>>,
+    unbound: VecDeque<Unbound>,
     bytes_total: u64,
     bytes_done: u64,
 }
@@ -298,7 +303,7 @@ impl Iterator for Replay {
             return self
                 .unbound
                 .pop_front()
-                .map(|stages| Ok(Replayed::Unbound(stages)));
+                .map(|staged| Ok(Replayed::Unbound(staged)));
         };
         match reader.next() {
             Ok(Some(event)) => Some(Ok(event)),

@@ -10,6 +10,7 @@ use std::sync::{Condvar, Mutex};
 
 use ahash::AHashMap;
 
+use super::lanes::StagedBatch;
 use crate::limits;
 use crate::model::{Change, Key, ObjectId, Row};
 
@@ -28,11 +29,15 @@ struct SourceState {
     live: usize,
     lanes: AHashMap<String, LaneState>,
     staged_bytes: usize,
+    /// Those of them that are bound only with a batch that is to come: they cannot make room.
+    open_bytes: usize,
 }
 
 #[derive(Debug, Default, Clone)]
 struct LaneState {
     sequence: u64,
+    /// Bytes of the lane's last batches that its next one goes on with; `None` when the last one was an end.
+    open_bytes: Option<usize>,
     position: Option<String>,
     /// The marks of the last batches, oldest first.
     marks: VecDeque<(u64, Marks)>,
@@ -109,6 +114,7 @@ pub(super) struct Admitted {
     pub(super) ignored: u64,
     pub(super) sequence: u64,
     pub(super) bytes: usize,
+    pub(super) is_open: bool,
 }
 
 /// The admission state of all sources.
@@ -124,9 +130,12 @@ pub(super) struct Offer {
     lane: String,
     changes: Vec<(Key, Option<Row>, Option<u64>)>,
     position: Option<Standing>,
+    /// Whether what it begins goes on; `None` leaves the lane as it is.
+    is_open: Option<bool>,
 }
 
 impl Offer {
+    /// One that ends what it is a part of.
     pub(super) fn new(
         source: ObjectId,
         lane: &str,
@@ -138,7 +147,13 @@ impl Offer {
             lane: lane.to_owned(),
             changes,
             position: Standing::of(position),
+            is_open: Some(false),
         }
+    }
+
+    /// See [`super::lanes::StagedBatch::is_open`]; `None`: open if the lane is.
+    pub(super) fn open(self, is_open: Option<bool>) -> Offer {
+        Offer { is_open, ..self }
     }
 }
 
@@ -201,9 +216,10 @@ impl Ingest {
     }
 
     /// Notes staged bytes that replay found unbound.
-    pub(super) fn note_staged(&self, source: ObjectId, bytes: usize) {
+    pub(super) fn note_staged(&self, batch: &StagedBatch) {
         let mut sources = self.sources.lock().expect("no panic while held");
-        sources.entry(source).or_default().staged_bytes += bytes;
+        let state = sources.entry(batch.source).or_default();
+        state.staged(&batch.lane, batch.bytes, batch.is_open);
     }
 
     /// Bytes were bound or dropped.
@@ -219,17 +235,13 @@ impl Ingest {
     /// Whether a source may stage more.
     pub(super) fn has_room(&self, source: ObjectId) -> bool {
         let sources = self.sources.lock().expect("no panic while held");
-        sources
-            .get(&source)
-            .is_none_or(|s| s.staged_bytes < limits::STAGED_BYTES_MAX)
+        sources.get(&source).is_none_or(SourceState::has_room)
     }
 
     /// Waits for room, at most 100 ms.
     pub(super) fn wait_room(&self, source: ObjectId) {
         let sources = self.sources.lock().expect("no panic while held");
-        let is_full = sources
-            .get(&source)
-            .is_some_and(|s| s.staged_bytes >= limits::STAGED_BYTES_MAX);
+        let is_full = sources.get(&source).is_some_and(|state| !state.has_room());
         if is_full {
             let pause = std::time::Duration::from_millis(100);
             drop(
@@ -304,6 +316,27 @@ impl Ingest {
 }
 
 impl SourceState {
+    /// Whatever is still open waits for what is to come, and may not keep it out.
+    fn has_room(&self) -> bool {
+        self.staged_bytes < limits::STAGED_BYTES_MAX + self.open_bytes
+    }
+
+    /// Notes the bytes of a lane's batch.
+    fn staged(&mut self, lane: &str, bytes: usize, is_open: bool) {
+        self.staged_bytes += bytes;
+        let Some(lane) = self.lanes.get_mut(lane) else {
+            return;
+        };
+        let before = lane.open_bytes.take();
+        match is_open {
+            true => {
+                self.open_bytes += bytes;
+                lane.open_bytes = Some(before.unwrap_or(0) + bytes);
+            }
+            false => self.open_bytes -= before.unwrap_or(0),
+        }
+    }
+
     fn admit(&mut self, offer: Offer) -> Admitted {
         let mut admitted = Admitted {
             changes: Vec::with_capacity(offer.changes.len()),
@@ -337,10 +370,11 @@ impl SourceState {
             admitted.bytes += change.staged_bytes();
             admitted.changes.push(change);
         }
-        self.staged_bytes += admitted.bytes;
-        let lane = self.lanes.entry(offer.lane).or_default();
+        let lane = self.lanes.entry(offer.lane.clone()).or_default();
         admitted.sequence = lane.sequence + 1;
         lane.note(admitted.sequence, offer.position);
+        admitted.is_open = offer.is_open.unwrap_or(lane.open_bytes.is_some());
+        self.staged(&offer.lane, admitted.bytes, admitted.is_open);
         admitted
     }
 

@@ -8,8 +8,9 @@
 //! A pure structure: no clock, no thread, no log. Invariants: a lane's batches are bound in the
 //! order of their sequence numbers; a batch is bound whole; batches that were staged together are
 //! bound together (all were staged at once, so every lane has them in the same order and none waits
-//! for another in a circle); lanes wait for nobody but their head and what belongs to it; a head that
-//! did not fit into a tick goes first in the next one.
+//! for another in a circle); an open batch is bound with the next one of its lane, so a transaction that
+//! was staged in pieces is bound whole, when its last piece is there; lanes wait for nobody but their head
+//! and what belongs to it; a head that did not fit into a tick goes first in the next one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub struct StagedBatch {
     /// The lanes of the transaction that it is a part of, its own included; empty for a batch that
     /// stands alone.
     pub together: Arc<[LaneId]>,
+    /// Whether the next batch of its lane goes on with what it began: both are bound together.
+    pub is_open: bool,
 }
 
 /// Names a lane.
@@ -192,11 +195,12 @@ impl Lanes {
                     continue;
                 }
                 load = load + heads;
-                for id in &*lanes {
-                    let lane = self.lanes.get_mut(id).expect("its head is ready");
-                    let head = lane.queue.pop_front().expect("its head is ready");
-                    lane.note_bound(&head, at);
-                    taken.push(head.batch);
+                for (id, count) in lanes {
+                    let lane = self.lanes.get_mut(&id).expect("its head is ready");
+                    for head in lane.queue.drain(..count).collect::<Vec<Waiting>>() {
+                        lane.note_bound(&head, at);
+                        taken.push(head.batch);
+                    }
                 }
                 progress = true;
             }
@@ -207,48 +211,61 @@ impl Lanes {
         taken
     }
 
-    /// The lanes whose heads are bound with the head of `id`, itself included, and what they weigh;
-    /// `None` while one of them is not ready.
+    /// The lanes that are bound with the head of `id`, its own included, with how many batches each, and
+    /// what they weigh; `None` while one of those is not ready.
     fn ready_heads(
         &self,
         id: &LaneId,
         now: Time,
         is_open: &dyn Fn(&ModelId) -> bool,
-    ) -> Option<(Arc<[LaneId]>, Load)> {
-        let head = self.lanes.get(id)?.queue.front()?;
-        if head.batch.together.is_empty() {
-            let load = head.is_ready(now, is_open).then(|| head.load())?;
-            return Some((Arc::from([id.clone()]), load));
-        }
+    ) -> Option<(Vec<(LaneId, usize)>, Load)> {
+        let group = self.group(id)?;
         let mut load = Load::default();
-        let mut lanes = Vec::with_capacity(head.batch.together.len());
-        for id in &*head.batch.together {
+        for (id, count) in &group {
+            for waiting in self.lanes.get(id)?.queue.iter().take(*count) {
+                if !waiting.is_ready(now, is_open) {
+                    return None;
+                }
+                load = load + waiting.load();
+            }
+        }
+        Some((group, load))
+    }
+
+    /// The lanes that are bound with the head of `id`, with how many batches each; `None` while something
+    /// of it was not staged, or is not at the head of its lane.
+    fn group(&self, id: &LaneId) -> Option<Vec<(LaneId, usize)>> {
+        let (count, last) = self.lanes.get(id)?.through_last()?;
+        let together = &last.batch.together;
+        if together.is_empty() {
+            return Some(vec![(id.clone(), count)]);
+        }
+        let mut group = Vec::with_capacity(together.len());
+        for id in &**together {
             // The lane of a source that was dropped meanwhile is not waited for.
             let Some(lane) = self.lanes.get(id) else {
                 continue;
             };
-            let mate = lane.queue.front()?;
-            let is_mate = Arc::ptr_eq(&mate.batch.together, &head.batch.together);
-            if !is_mate || !mate.is_ready(now, is_open) {
+            let (count, mate) = lane.through_last()?;
+            if !Arc::ptr_eq(&mate.batch.together, together) {
                 return None;
             }
-            load = load + mate.load();
-            lanes.push(id.clone());
+            group.push((id.clone(), count));
         }
-        Some((lanes.into(), load))
+        Some(group)
     }
 
     /// The earliest deadline of a head that waits for vectors.
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        let heads = self.lanes.values().filter_map(|lane| lane.queue.front());
+        let heads = self.lanes.iter().filter(|(_, lane)| lane.is_waited_for());
         // A part of a transaction waits for the last of its mates.
-        let mate = |id: &LaneId| self.lanes.get(id).and_then(|lane| lane.queue.front());
-        let deadline = |head: &Waiting| {
-            let mates = head.batch.together.iter().filter_map(mate);
-            let mates = mates.map(|mate| mate.deadline);
-            mates.fold(head.deadline, Time::max)
+        let deadline = |(id, _): (&LaneId, &Lane)| {
+            let group = self.group(id)?.into_iter();
+            let batches = group.filter_map(|(id, count)| Some((self.lanes.get(&id)?, count)));
+            let batches = batches.flat_map(|(lane, count)| lane.queue.iter().take(count));
+            batches.map(|waiting| waiting.deadline).max()
         };
-        heads.filter(|head| head.is_prepared).map(deadline).min()
+        heads.filter_map(deadline).min()
     }
 
     /// Marks a batch as bound during replay.
@@ -349,6 +366,18 @@ impl Waiting {
 }
 
 impl Lane {
+    /// How many batches of its head on are bound together, and the last of them; `None` while that was not
+    /// staged.
+    fn through_last(&self) -> Option<(usize, &Waiting)> {
+        let last = self.queue.iter().position(|one| !one.batch.is_open)?;
+        Some((last + 1, &self.queue[last]))
+    }
+
+    /// Whether its head was prepared.
+    fn is_waited_for(&self) -> bool {
+        self.queue.front().is_some_and(|head| head.is_prepared)
+    }
+
     fn note_bound(&mut self, head: &Waiting, at: Time) {
         self.through = head.batch.sequence;
         self.bound.push_back((head.batch.sequence, at));
@@ -376,6 +405,7 @@ mod tests {
             bytes: 1,
             is_push,
             together: Arc::default(),
+            is_open: false,
         }
     }
 
@@ -506,6 +536,39 @@ mod tests {
             }
             assert_eq!(lanes.take(0, 1, &|_| false).len(), batches);
         }
+    }
+
+    #[test]
+    fn what_is_open_is_bound_with_its_end_over_all_lanes() {
+        let mut lanes = Lanes::default();
+        let id = |lane: &str| (ObjectId(1), Arc::from(lane));
+        let stage = |lanes: &mut Lanes, batches: Vec<StagedBatch>, is_open| {
+            for batch in batches {
+                let (id, sequence) = (id(&batch.lane), batch.sequence);
+                lanes.stage(StagedBatch { is_open, ..batch });
+                lanes.prepared(&id, sequence, &Prepared::default(), 0, &|_| false);
+            }
+        };
+        stage(&mut lanes, vec![batch("a", 1, false)], true);
+        stage(&mut lanes, together(&[("a", 2), ("b", 1)]), true);
+        stage(&mut lanes, vec![batch("c", 1, false)], false);
+        assert_eq!(names(&lanes.take(0, 1, &|_| false)), [("c".to_owned(), 1)]);
+        assert_eq!(
+            (lanes.visible_at(&id("a"), 1), lanes.next_deadline()),
+            (None, None)
+        );
+        // The end has a vector to wait for.
+        let end = together(&[("a", 3), ("b", 2)]);
+        end.into_iter().for_each(|part| lanes.stage(part));
+        lanes.prepared(&id("a"), 3, &Prepared::default(), 0, &|_| false);
+        lanes.prepared(&id("b"), 2, &want(7), 0, &|_| false);
+        stage(&mut lanes, vec![batch("b", 3, false)], false);
+        assert!(lanes.take(0, 2, &|_| false).is_empty(), "b waits");
+        assert_eq!(lanes.next_deadline(), Some(2_000));
+        let expected = [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("b", 3)];
+        let expected = expected.map(|(lane, sequence)| (lane.to_owned(), sequence));
+        assert_eq!(names(&lanes.take(2_000, 3, &|_| false)), expected);
+        assert_eq!(lanes.visible_at(&id("a"), 1), Some(3));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::lanes::{self, StagedBatch};
 use super::message::{CatalogChange, Message};
 use super::program::Program;
 use super::sequencer::Sequencer;
-use crate::durable::{Replay, Replayed, Stage};
+use crate::durable::{Replay, Replayed, Stage, Unbound};
 use crate::error::WorldError;
 use crate::model::{Change, ObjectId, Time, VectorFact};
 
@@ -145,9 +145,9 @@ pub(super) fn replay<P: Program>(
                 }
                 apply(sequencer, tick.at, batches, &tick.vectors, inbox);
             }
-            Replayed::Unbound(stages) => {
+            Replayed::Unbound(staged) => {
                 flush(sequencer, &mut base, &mut recovered, inbox);
-                unbound(sequencer, &mut recovered, stages);
+                unbound(sequencer, &mut recovered, staged);
             }
         }
     }
@@ -162,8 +162,9 @@ pub(super) fn replay<P: Program>(
 fn unbound<P: Program>(
     sequencer: &mut Sequencer<P>,
     recovered: &mut Recovered<P>,
-    stages: Vec<Stage>,
+    staged: Unbound,
 ) {
+    let Unbound { stages, is_open } = staged;
     let lanes = stages
         .iter()
         .map(|stage| (stage.source, stage.lane.as_str().into()));
@@ -171,10 +172,10 @@ fn unbound<P: Program>(
     for stage in stages {
         let batch = StagedBatch {
             together: Arc::clone(&together),
+            is_open,
             ..note(sequencer, recovered, stage)
         };
-        let ingest = &sequencer.shared.ingest;
-        ingest.note_staged(batch.source, batch.bytes);
+        sequencer.shared.ingest.note_staged(&batch);
         sequencer.lanes.stage(batch.clone());
         recovered.unbound.push(batch);
     }
@@ -211,6 +212,7 @@ fn flush<P: Program>(
             changes: Arc::new(changes),
             is_push: false,
             together: Arc::default(),
+            is_open: false,
         });
     }
     sequencer.board.raise_sinces(base.at);
@@ -255,6 +257,7 @@ fn note<P: Program>(
         // The lane is the push lane exactly when its batches were pushes.
         is_push: &*lane == super::sink::PUSH_LANE,
         together: Arc::default(),
+        is_open: false,
     }
 }
 

@@ -112,15 +112,16 @@ impl<P: Program> EngineSink<P> {
             name: self.name.as_str().into(),
             batch,
         };
-        let mut staged = self.stage_parts(vec![part], idempotency, on_durable);
+        let mut staged = self.stage_parts(vec![part], false, idempotency, on_durable);
         staged.remove(0)
     }
 
-    /// Stages batches that belong together, each of a source of its own; `idempotency` is asked about
-    /// the first.
+    /// Stages batches that belong together, each of a source of its own, and to what comes next if
+    /// `is_open`; `idempotency` is asked about the first.
     fn stage_parts(
         &self,
         parts: Vec<Part>,
+        is_open: bool,
         idempotency: impl FnOnce(&Staged) -> Option<Idempotency>,
         on_durable: Option<OnDurable>,
     ) -> Vec<Staged> {
@@ -136,7 +137,7 @@ impl<P: Program> EngineSink<P> {
             let letters = self.unanswered(&mut batch, at_wall);
             let position = batch.position.map(|position| position.to_string());
             let offer = Offer::new(source, &batch.lane, batch.changes, position.clone());
-            offers.push(offer);
+            offers.push(offer.open(Some(is_open)));
             entries.push(Entry {
                 source,
                 name,
@@ -198,7 +199,8 @@ impl<P: Program> EngineSink<P> {
             };
             self.log(vec![entry], vec![admitted], |_| None, on_durable)
         };
-        let offer = Offer::new(self.source, lane, changes, None);
+        // Between the pieces of a transaction it does not end it.
+        let offer = Offer::new(self.source, lane, changes, None).open(None);
         let (mut staged, batches) = shared.ingest.admit_if(offer, check, admitted)?;
         self.finish(&[self.name.as_str().into()], &staged, batches);
         Ok(staged.remove(0))
@@ -235,6 +237,7 @@ impl<P: Program> EngineSink<P> {
             .map(|entry| (entry.source, entry.lane.as_str().into()));
         let together = lanes::together(lanes);
         let (mut idempotency, mut all) = (Some(idempotency), Vec::new());
+        let is_open = admitted.iter().any(|admitted| admitted.is_open);
         let (mut stages, mut batches) = (Vec::new(), Vec::new());
         for (entry, admitted) in entries.into_iter().zip(admitted) {
             let token = WriteToken {
@@ -259,6 +262,7 @@ impl<P: Program> EngineSink<P> {
                 bytes: admitted.bytes,
                 is_push: self.is_push,
                 together: Arc::clone(&together),
+                is_open: admitted.is_open,
             });
             stages.push(Stage {
                 source: entry.source,
@@ -273,7 +277,9 @@ impl<P: Program> EngineSink<P> {
             });
             all.push(staged);
         }
-        let logged = shared.log.append(Record::staged(stages), on_durable);
+        let logged = shared
+            .log
+            .append(Record::staged(stages, is_open), on_durable);
         self.last.fetch_max(logged.0, Ordering::Relaxed);
         // Under the lanes' order, so that the mailbox has it too.
         let _ = shared.mailbox.send(Message::Staged(batches.clone()));
@@ -316,7 +322,7 @@ impl<P: Program> LaneSink for EngineSink<P> {
         Ok(())
     }
 
-    fn stage_together(&self, parts: Vec<Part>) -> Result<(), Vec<Part>> {
+    fn stage_together(&self, parts: Vec<Part>, is_open: bool) -> Result<(), Vec<Part>> {
         if self
             .wait_room(parts.iter().map(|part| part.source))
             .is_err()
@@ -324,7 +330,7 @@ impl<P: Program> LaneSink for EngineSink<P> {
             return Err(parts);
         }
         if !parts.is_empty() {
-            self.stage_parts(parts, |_| None, None);
+            self.stage_parts(parts, is_open, |_| None, None);
         }
         Ok(())
     }

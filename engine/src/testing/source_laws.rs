@@ -234,7 +234,7 @@ impl LaneSink for ScriptedSink {
         Ok(())
     }
 
-    fn stage_together(&self, mut parts: Vec<Part>) -> Result<(), Vec<Part>> {
+    fn stage_together(&self, mut parts: Vec<Part>, _is_open: bool) -> Result<(), Vec<Part>> {
         assert_eq!(parts.len(), 1, "the script is of one source");
         match self.admit() {
             Ok(mut state) => state.batches.push(parts.remove(0).batch),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use engine::durable::{
     BaseReply, BoundTick, Ddl, Held, Idempotency, LaneRange, Record, Replayed, Stage, Tick,
-    is_admitted,
+    Unbound, is_admitted,
 };
 use engine::error::{DataError, DeadLetter};
 use engine::letters::LetterId;
@@ -49,7 +49,10 @@ impl Script {
             0 => {
                 // A tick may bind a part alone here: the log does not mind, its writers do.
                 let parts = [1, 2].map(|source| self.stage_of(ObjectId(source)));
-                Record::Together(parts.into())
+                match self.rng.random_bool(0.3) {
+                    true => Record::Open(parts.into()),
+                    false => Record::Together(parts.into()),
+                }
             }
             1..6 => {
                 let source = ObjectId(self.rng.random_range(1..3));
@@ -162,12 +165,13 @@ impl Script {
 
 /// What a replay of exactly these records must tell.
 pub fn expected_events(records: &[Record]) -> Vec<Replayed> {
-    let mut staged: Vec<Vec<Stage>> = Vec::new();
+    let mut staged: Vec<(Vec<Stage>, bool)> = Vec::new();
     let mut events = Vec::new();
     for record in records {
         match record {
-            Record::Stage(stage) => staged.push(vec![stage.clone()]),
-            Record::Together(parts) => staged.push(parts.clone()),
+            Record::Stage(stage) => staged.push((vec![stage.clone()], false)),
+            Record::Together(parts) => staged.push((parts.clone(), false)),
+            Record::Open(parts) => staged.push((parts.clone(), true)),
             Record::Ddl(ddl) => events.push(Replayed::Ddl(ddl.clone())),
             Record::Reserve(until) => events.push(Replayed::Reserve(*until)),
             Record::Forget(names) => events.push(Replayed::Forget(names.clone())),
@@ -178,12 +182,12 @@ pub fn expected_events(records: &[Record]) -> Vec<Replayed> {
                         (stage.source, &stage.lane) == (range.source, &range.lane)
                             && (range.from..=range.through).contains(&stage.sequence)
                     };
-                    let all = staged.iter().flatten();
+                    let all = staged.iter().flat_map(|(stages, _)| stages);
                     stages.extend(all.filter(|stage| binds(stage)).cloned());
-                    for record in &mut staged {
-                        record.retain(|stage| !binds(stage));
+                    for (stages, _) in &mut staged {
+                        stages.retain(|stage| !binds(stage));
                     }
-                    staged.retain(|record| !record.is_empty());
+                    staged.retain(|(stages, _)| !stages.is_empty());
                 }
                 let vectors = tick.vectors.clone();
                 events.push(Replayed::Tick(BoundTick {
@@ -195,7 +199,9 @@ pub fn expected_events(records: &[Record]) -> Vec<Replayed> {
             base => panic!("a script has no {base:?}"),
         }
     }
-    events.extend(staged.into_iter().map(Replayed::Unbound));
+    let staged = staged.into_iter();
+    let unbound = staged.map(|(stages, is_open)| Unbound { stages, is_open });
+    events.extend(unbound.map(Replayed::Unbound));
     events
 }
 
@@ -209,7 +215,8 @@ pub struct State {
     pub letters: Letters,
     pub ddl: Vec<Ddl>,
     pub reserved: Time,
-    pub unbound: Vec<Stage>,
+    /// With whether the lane's next one goes on with it.
+    pub unbound: Vec<(Stage, bool)>,
 }
 
 /// What there is of letters, kept naively.
@@ -255,7 +262,7 @@ impl State {
         events.iter().for_each(|event| state.apply(event));
         state
             .unbound
-            .sort_by_key(|s| (s.source, s.lane.clone(), s.sequence));
+            .sort_by_key(|(s, _)| (s.source, s.lane.clone(), s.sequence));
         state
     }
 
@@ -315,7 +322,11 @@ impl State {
                 letters.counts.retain(|source, _| !names.contains(source));
             }
             Replayed::Tick(tick) => self.tick(tick),
-            Replayed::Unbound(stages) => self.unbound.extend(stages.iter().cloned()),
+            Replayed::Unbound(left) => {
+                let stages = left.stages.iter().cloned();
+                self.unbound
+                    .extend(stages.map(|stage| (stage, left.is_open)));
+            }
         }
     }
 

@@ -412,7 +412,7 @@ impl Group {
             let Some(member) = self.members.get_mut(first) else {
                 break;
             };
-            let Err(refused) = member.context.sink.stage_together(parts) else {
+            let Err(refused) = member.context.sink.stage_together(parts, false) else {
                 break;
             };
             parts = refused;

@@ -88,7 +88,7 @@ impl LaneSink for Sink {
         Ok(())
     }
 
-    fn stage_together(&self, parts: Vec<Part>) -> Result<(), Vec<Part>> {
+    fn stage_together(&self, parts: Vec<Part>, _is_open: bool) -> Result<(), Vec<Part>> {
         let parts = parts.into_iter().map(|part| (part.source, part.batch));
         self.log().add(parts.collect());
         Ok(())

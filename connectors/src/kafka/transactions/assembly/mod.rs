@@ -117,8 +117,10 @@ impl Parted {
 pub struct Bounds {
     /// Longest wait, milliseconds.
     pub wait: u64,
-    /// Most bytes that wait.
+    /// Most bytes that wait: beyond, what waits goes on in parts.
     pub bytes: usize,
+    /// Bytes that wait before partitions which ran ahead are paused.
+    pub ahead: usize,
 }
 
 /// A source of the group.

@@ -18,14 +18,14 @@ pub const UNSEALED_BYTES_MAX: usize = 64 << 20;
 pub const STAGED_BYTES_MAX: usize = 32 << 20;
 /// Bytes that wait to be written to the input log; beyond, readers of sources pause.
 pub const LOG_QUEUED_BYTES_MAX: usize = 64 << 20;
-/// Rows of one transaction of a database, or of one git commit, that are visible at once and in memory
-/// until they are; with a Kafka transaction topic events that wait, about twice their messages. A larger one
-/// becomes visible in parts, counted.
+/// Rows of one transaction of a database that are visible at once, and in memory until they are; a larger
+/// one becomes visible in parts, counted.
 pub const TRANSACTION_BYTES_MAX: usize = 1 << 30;
-/// Events of Kafka that wait for their transactions before partitions which ran ahead are paused.
-pub const TRANSACTION_AHEAD_BYTES: usize = 32 << 20;
-/// Rows of one of them in one record of the input log; a larger one is logged in pieces.
+/// Those of them in one record of the input log; a larger transaction is logged in pieces.
 pub const TRANSACTION_PIECE_BYTES_MAX: usize = 16 << 20;
+/// Events of Kafka that wait for the rest of their transactions, about twice their messages; beyond, the
+/// transaction that waits becomes visible in parts, counted.
+pub const TRANSACTION_EVENTS_BYTES_MAX: usize = 64 << 20;
 /// Transactions of a database connection that come before they commit, in memory; what is more goes to
 /// files.
 pub const STREAMED_BYTES_MAX: usize = 32 << 20;
@@ -59,8 +59,10 @@ pub const ENVELOPE_PARKED_ROWS_MAX: usize = 10_000;
 pub const ENVELOPE_RECENT_ROWS_MAX: usize = 8_192;
 /// Keys of a change topic whose snapshot began again, remembered until it is through.
 pub const ENVELOPE_SNAPSHOT_KEYS_MAX: usize = 65_536;
-/// Paths of one git commit in one record of the input log; a larger one is logged in pieces.
-pub const COMMIT_PIECE_ROWS_MAX: usize = 65_536;
+/// Bytes of the rows of one git commit that become visible together; a larger one is split.
+pub const COMMIT_BYTES_MAX: usize = 64 << 20;
+/// Paths of one git commit that become visible together; a larger one is split.
+pub const COMMIT_ROWS_MAX: usize = 65_536;
 /// One Avro schema, as text, with those that it names.
 pub const AVRO_SCHEMA_BYTES_MAX: usize = 1 << 20;
 /// Schemas of a registry that a source remembers; beyond, the one not used for the longest time is
@@ -216,6 +218,7 @@ const _: () = assert!(TICK_BYTES_MAX * 4 <= UNSEALED_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX > TEXT_BYTES_MAX && BODY_BYTES_MAX > LINE_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX > BODY_BYTES_MAX && GROUP_COMMIT_BYTES_MAX > TICK_BYTES_MAX);
 const _: () = assert!(TRANSACTION_PIECE_BYTES_MAX + TEXT_BYTES_MAX < RECORD_BYTES_MAX);
+const _: () = assert!(COMMIT_BYTES_MAX + TEXT_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(DEAD_LETTERS_BYTES_MAX > 64 * DEAD_LETTER_PAYLOAD_BYTES_MAX);
 // A frame says in 32 bits how much of its file was durable: a full segment, a group, one record.
 const _: () =

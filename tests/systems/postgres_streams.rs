@@ -222,7 +222,12 @@ fn a_kill_in_the_middle_of_a_streamed_transaction_loses_and_doubles_nothing() {
     assert_eq!(files.count(), 0, "they end with the process");
 
     // It is larger than one record of the log, too: killed between its pieces it goes on after what is
-    // logged, and a reader sees all of it or nothing.
+    // logged, and a reader sees all of it or nothing. What was committed just before comes again first.
+    for number in 10..20 {
+        postgres.execute(&format!(
+            "INSERT INTO other VALUES ({number}, 'just before')"
+        ));
+    }
     large.run("COMMIT").expect("it is committed");
     program.wait("a piece is logged", |program| {
         let rows = program.rows("SELECT rows FROM headwater.sources WHERE name = 'docs'");

@@ -14,8 +14,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use engine::contract::{Part, SourceContext};
-use engine::limits::{COMMIT_PIECE_ROWS_MAX, TRANSACTION_BYTES_MAX, TRANSACTION_PIECE_BYTES_MAX};
+use engine::contract::SourceContext;
+use engine::limits::{COMMIT_BYTES_MAX, COMMIT_ROWS_MAX};
 use engine::model::Key;
 use engine::telemetry::{GIT_COMMITS, GIT_COMMITS_SPLIT, GIT_LAG, GIT_SNAPSHOT_LEFT};
 use gix::{ObjectId, Repository};
@@ -229,7 +229,7 @@ impl Reader {
         self.settle()
     }
 
-    /// Stages the changes of one commit, which become visible together.
+    /// Stages the changes of one commit as one batch.
     fn apply(
         &mut self,
         repository: &Repository,
@@ -237,51 +237,33 @@ impl Reader {
         touched: &[Touched],
     ) -> Result<(), Trouble> {
         let source = self.context.name.clone();
-        let (mut is_open, mut is_split, mut open_bytes) = (false, false, 0);
+        let mut is_split = false;
         for one in touched {
             self.check_stop()?;
             if !self.rows.wants(one) {
                 continue;
             }
-            if self
-                .rows
-                .is_over(COMMIT_PIECE_ROWS_MAX, TRANSACTION_PIECE_BYTES_MAX)
-            {
-                open_bytes += self.rows.bytes();
-                is_open = open_bytes <= TRANSACTION_BYTES_MAX;
-                is_split |= !is_open;
-                if !is_open {
-                    open_bytes = 0;
-                }
-                self.piece(is_open)?;
+            if self.rows.is_over(COMMIT_ROWS_MAX, COMMIT_BYTES_MAX) {
+                is_split = true;
+                let batch = self.rows.batch(None);
+                self.context.sink.stage(batch)?;
             }
             self.rows.take(repository, commit, one, &source)?;
         }
         if is_split {
             tracing::warn!(
                 source, commit = %commit.id,
-                "the commit is larger than TRANSACTION_BYTES_MAX: it became visible in parts"
+                "the commit is over COMMIT_BYTES_MAX or COMMIT_ROWS_MAX: it became visible in parts"
             );
             metrics::counter!(GIT_COMMITS_SPLIT.name, "source" => source.clone()).increment(1);
         }
         metrics::counter!(GIT_COMMITS.name, "source" => source).increment(1);
-        if self.rows.is_empty() && !is_split && !is_open {
+        if self.rows.is_empty() && !is_split {
             self.position = Position::Commit(commit.id);
             self.is_ahead = true;
             return Ok(());
         }
         self.close(commit.id)
-    }
-
-    /// Stages what is gathered of a commit that goes on.
-    fn piece(&mut self, is_open: bool) -> Result<(), Trouble> {
-        let part = Part {
-            source: self.context.sink.source(),
-            name: self.context.name.as_str().into(),
-            batch: self.rows.batch(None),
-        };
-        let staged = self.context.sink.stage_together(vec![part], is_open);
-        staged.map_err(|_| Trouble::Closed)
     }
 
     /// Stages what is gathered as the end of a commit.

@@ -160,11 +160,6 @@ impl Rows {
         self.batch.changes.len().max(self.batch.dead_letters.len()) >= rows || self.bytes >= bytes
     }
 
-    /// Bytes of the rows that were gathered.
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// What was gathered, with the position that it leads to.
     pub(super) fn batch(&mut self, position: Option<Json>) -> SourceBatch {
         self.bytes = 0;

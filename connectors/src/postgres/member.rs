@@ -60,8 +60,8 @@ pub(super) struct Member {
 /// How far a batch goes.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Upto {
-    /// The end of a transaction.
-    End(u64),
+    /// The end of a transaction, and where its commit begins.
+    End { commit: u64, end: u64 },
     /// The middle of one whose commit begins there.
     Inside(u64),
 }
@@ -190,7 +190,8 @@ impl Member {
             && !self.is_leaving
             && let Some(stand) = &mut self.stand
         {
-            if at > stand.lsn {
+            // What comes before that transaction may be sent again, too.
+            if stand.inside.is_some_and(|inside| at > inside.commit) {
                 stand.inside = None;
             }
             stand.lsn = stand.lsn.max(at);
@@ -201,9 +202,9 @@ impl Member {
     fn stand_at(&self, upto: Upto) -> Option<Stand> {
         let stand = self.stand.clone()?;
         Some(match upto {
-            Upto::End(end) => Stand {
+            Upto::End { commit, end } => Stand {
                 lsn: stand.lsn.max(end),
-                inside: None,
+                inside: stand.inside.filter(|inside| inside.commit != commit),
                 ..stand
             },
             Upto::Inside(commit) => Stand {
@@ -216,16 +217,17 @@ impl Member {
         })
     }
 
-    /// Whether something of a transaction that is not over is staged.
-    pub(super) fn is_inside(&self) -> bool {
-        let stand = self.stand.as_ref();
-        stand.is_some_and(|stand| stand.inside.is_some())
+    /// Where the commit of the transaction begins of which something is staged, and that goes on.
+    pub(super) fn inside(&self) -> Option<u64> {
+        let stand = self.stand.as_ref().filter(|_| self.state == State::Live)?;
+        stand.inside.map(|inside| inside.commit)
     }
 
-    /// Its part of a transaction, if it has one: an empty one ends what was left open.
+    /// Its part of a transaction, if it has one: an empty one ends what was left open of it.
     pub(super) fn part(&mut self, upto: Upto, is_open: bool) -> Option<Part> {
         let stand = self.stand_at(upto);
-        let ends = self.is_inside() && !is_open;
+        let (Upto::End { commit, .. } | Upto::Inside(commit)) = upto;
+        let ends = !is_open && self.inside() == Some(commit);
         let table = self.table.as_mut()?;
         if self.is_leaving {
             table.clear();
@@ -250,7 +252,7 @@ impl Member {
         let Some(table) = &mut self.table else { return };
         table.staged();
         self.stand = stand;
-        if let Upto::End(end) = upto {
+        if let Upto::End { end, .. } = upto {
             self.logged = self.logged.max(end);
             self.reached = self.logged;
         }
@@ -278,7 +280,9 @@ impl Member {
     /// Logs that it has come to a position.
     pub(super) fn log_position(&mut self, at: u64) -> Result<(), SinkClosed> {
         self.pass(at);
-        let Some(stand) = self.stand.as_ref().filter(|stand| stand.lsn > self.logged) else {
+        // Between the pieces of a transaction it would be taken for the end.
+        let is_news = |stand: &&Stand| stand.lsn > self.logged && stand.inside.is_none();
+        let Some(stand) = self.stand.as_ref().filter(is_news) else {
             return Ok(());
         };
         self.context.sink.stage(SourceBatch {

@@ -63,7 +63,7 @@ struct Stand {
     system: String,
     /// The table and its columns' types under which the rows were read.
     shape: Option<String>,
-    /// What its rows contain of a transaction that is not over, staged in parts.
+    /// What its rows contain of a transaction that is not over, staged in pieces.
     inside: Option<Inside>,
 }
 

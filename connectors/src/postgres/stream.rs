@@ -18,7 +18,7 @@ use pgwire_replication::protocol::ReplicationCopyData;
 
 use super::feed::Feed;
 use super::hub::{AGAIN, CONNECTION, LOOK, Reader, TABLE};
-use super::member::{Member, State};
+use super::member::State;
 use super::session::{Failure, SILENCE, Session, silent};
 use super::setup;
 use super::streamed::Streamed;
@@ -236,8 +236,12 @@ impl Reader {
         if stream.at <= stream.confirmed || self.copying.is_some() || is_leaving {
             return;
         }
-        // Whatever is logged for it now would end what is open.
-        if self.members.values().any(Member::is_inside) {
+        // What is open of a transaction must be in the server's log until its end is here.
+        if self
+            .members
+            .values()
+            .any(|member| member.inside().is_some())
+        {
             return;
         }
         for member in self.members.values_mut() {

@@ -266,7 +266,8 @@ impl Reader {
     /// Stages the transaction; whether a table must be copied again.
     fn commit(&mut self, stream: &mut Stream, transaction: &Transaction, end: u64) -> bool {
         stream.at = stream.at.max(end);
-        self.stage(Upto::End(end), false);
+        let commit = transaction.commit;
+        self.stage(Upto::End { commit, end }, false);
         for member in self.members.values_mut() {
             member.pass(end);
         }

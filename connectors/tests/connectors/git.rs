@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use connectors::git::{GitOptions, GitSource, schema};
 use engine::contract::{Source, SourceBatch};
-use engine::limits::{COMMIT_PIECE_ROWS_MAX, KEY_BYTES_MAX, TEXT_BYTES_MAX};
+use engine::limits::{COMMIT_ROWS_MAX, KEY_BYTES_MAX, TEXT_BYTES_MAX};
 use engine::model::{Row, RowCodec, Value};
 use engine::testing::{Recorded, ScriptedSink, SourceRun, source_laws};
 
@@ -497,13 +497,13 @@ fn only_regular_files_of_the_pattern_are_taken() {
 }
 
 #[test]
-fn a_large_commit_comes_in_pieces_and_ends_in_its_tree() {
+fn a_commit_over_the_limit_is_split_and_ends_in_its_tree() {
     let repo = Repo::new();
     let first = repo.commit("one", &[("a.md", Some(b"a"))]);
     let mut stream = Stream::default();
     let from = Some("refs/heads/main^0");
     stream.commit("refs/heads/main", 1_790_000_100, "two", from, &[]);
-    for number in 0..COMMIT_PIECE_ROWS_MAX {
+    for number in 0..COMMIT_ROWS_MAX {
         stream.file(&format!("d{}/{number}.md", number % 64), b"the same");
     }
     stream.delete("a.md");
@@ -518,7 +518,7 @@ fn a_large_commit_comes_in_pieces_and_ends_in_its_tree() {
         .iter()
         .map(|b| b.changes.len())
         .collect();
-    assert_eq!(sizes, [1, COMMIT_PIECE_ROWS_MAX, 1]);
+    assert_eq!(sizes, [1, COMMIT_ROWS_MAX, 1]);
     followed.restart();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(followed.stop().len(), 3, "nothing is new");

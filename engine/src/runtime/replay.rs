@@ -164,7 +164,19 @@ fn unbound<P: Program>(
     recovered: &mut Recovered<P>,
     staged: Unbound,
 ) {
-    let Unbound { stages, is_open } = staged;
+    let Unbound {
+        mut stages,
+        is_open,
+    } = staged;
+    // Nobody takes what a source that was dropped meanwhile had staged; what was open would stay so.
+    let is_dropped = |source: ObjectId| {
+        let mut changes = recovered.catalog.iter();
+        changes.any(|change| matches!(change, CatalogChange::Uninstall { id } if *id == source))
+    };
+    stages.retain(|stage| !is_dropped(stage.source));
+    if stages.is_empty() {
+        return;
+    }
     let lanes = stages
         .iter()
         .map(|stage| (stage.source, stage.lane.as_str().into()));

@@ -562,7 +562,7 @@ impl Group {
                  a longer TRANSACTION WAIT",
             ),
             Split::TooLarge => (
-                "more waits than TRANSACTION_BYTES_MAX",
+                "more waits than TRANSACTION_EVENTS_BYTES_MAX",
                 "smaller transactions, or the source without TRANSACTION TOPIC",
             ),
         };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use engine::contract::SourceContext;
 use engine::error::WorldError;
-use engine::limits::{TRANSACTION_AHEAD_BYTES, TRANSACTION_BYTES_MAX};
+use engine::limits::TRANSACTION_EVENTS_BYTES_MAX;
 use engine::model::Schema;
 
 use super::assembly::{Bounds, End, Place};
@@ -37,8 +37,7 @@ const GATHER: Duration = Duration::from_secs(1);
 /// Bounds of a group without sources.
 const BOUNDS: Bounds = Bounds {
     wait: 0,
-    bytes: TRANSACTION_BYTES_MAX,
-    ahead: TRANSACTION_AHEAD_BYTES,
+    bytes: TRANSACTION_EVENTS_BYTES_MAX,
 };
 
 /// What sources and the transaction topic tell the group.

@@ -99,19 +99,10 @@ fn one(seed: u64, loses: u32) -> (usize, usize) {
         true => 160_000,
         false => 64 << 20,
     };
-    let ahead = match history.rng.random_bool(0.5) {
-        true => 20_000,
-        false => bytes / 2,
-    };
     // What is sent again of a transaction without an END is told from nothing new.
     let is_strict = loses == 0 || !restarts;
-    let context =
-        format!("seed {seed}, {loses} lost, restarts {restarts}, {bytes} and {ahead} bytes");
-    let mut rig = Rig::new(Bounds {
-        wait: WAIT,
-        bytes,
-        ahead,
-    });
+    let context = format!("seed {seed}, {loses} lost, restarts {restarts}, {bytes} bytes");
+    let mut rig = Rig::new(Bounds { wait: WAIT, bytes });
     rig.start(0..TABLES, &history);
     let mut checker = Checker::new();
     let mut pauses = 0;

@@ -13,11 +13,7 @@ const WAIT: u64 = 5_000;
 
 /// An assembly of two sources, `app.public.a` and `app.public.b`, with a partition each.
 fn pair(bytes: usize) -> Assembly<&'static str> {
-    let mut assembly = Assembly::new(Bounds {
-        wait: WAIT,
-        bytes,
-        ahead: bytes / 2,
-    });
+    let mut assembly = Assembly::new(Bounds { wait: WAIT, bytes });
     for (member, topic) in [(0, "app.public.a"), (1, "app.public.b")] {
         assembly.join(member, topic, 0, false);
         assembly.begin(place(member), 0, Some(0));
@@ -417,7 +413,6 @@ fn every_source_says_what_its_transaction_topic_waits_for() {
     let mut rig = rig::Rig::new(Bounds {
         wait: WAIT,
         bytes: 1_000,
-        ahead: 500,
     });
     rig.join(0);
     assert_eq!(rig.waits(0), None);

@@ -163,9 +163,9 @@ impl<M> Assembly<M> {
     /// Partitions that ran ahead and are not to be fetched for now. Never one that the current
     /// transaction still lacks.
     pub fn paused(&mut self) -> BTreeSet<Place> {
-        if self.held > self.bounds.ahead {
+        if self.held > self.bounds.bytes / 2 {
             self.is_full = true;
-        } else if self.held < self.bounds.ahead / 2 {
+        } else if self.held < self.bounds.bytes / 4 {
             self.is_full = false;
         }
         let all = self.queues.iter().filter(|_| self.is_full);

@@ -72,7 +72,7 @@ pub enum Split {
     NoEnd,
     /// Not all of its events can come, or came in time.
     Missing,
-    /// It holds more than TRANSACTION_BYTES_MAX.
+    /// It holds more than TRANSACTION_EVENTS_BYTES_MAX.
     TooLarge,
 }
 
@@ -117,10 +117,8 @@ impl Parted {
 pub struct Bounds {
     /// Longest wait, milliseconds.
     pub wait: u64,
-    /// Most bytes that wait: beyond, what waits goes on in parts.
+    /// Most bytes that wait.
     pub bytes: usize,
-    /// Bytes that wait before partitions which ran ahead are paused.
-    pub ahead: usize,
 }
 
 /// A source of the group.

@@ -18,7 +18,10 @@ use super::rig::{DIMENSIONS, Rig};
 
 /// What the log says was bound when.
 pub struct Timeline {
-    ticks: BTreeMap<Time, (Vec<Change>, Vec<ContentHash>)>,
+    ticks: BTreeMap<Time, Vec<Change>>,
+    /// When each vector was bound last. One that is bound again was forgotten, because nothing had come to
+    /// need it: before that it is as good as never bound.
+    bound: HashMap<ContentHash, Time>,
     codec: RowCodec,
     chunker: Chunker,
     encoder: Arc<dyn Embedder>,
@@ -54,6 +57,7 @@ impl Timeline {
         let tokens = Arc::new(ModelTokens(Arc::clone(&encoder)));
         let mut timeline = Timeline {
             ticks: BTreeMap::new(),
+            bound: HashMap::new(),
             codec: RowCodec::new(codec.schema().clone()).expect("packable"),
             chunker: Chunker::new(&chunking(&index.definition), tokens),
             encoder,
@@ -70,10 +74,9 @@ impl Timeline {
                         .stages
                         .into_iter()
                         .flat_map(|stage| stage.changes.to_vec());
-                    let facts = tick.vectors.iter().map(|fact| fact.content);
-                    timeline
-                        .ticks
-                        .insert(tick.at, (changes.collect(), facts.collect()));
+                    timeline.ticks.insert(tick.at, changes.collect());
+                    let facts = tick.vectors.iter().map(|fact| (fact.content, tick.at));
+                    timeline.bound.extend(facts);
                 }
                 _ => {}
             }
@@ -165,19 +168,16 @@ impl<'a> Naive<'a> {
     /// Recomputes the state at a time.
     pub fn at(timeline: &'a Timeline, at: Time) -> Naive<'a> {
         let mut live: BTreeMap<Key, &Change> = BTreeMap::new();
-        let mut vectors = HashSet::new();
-        for (changes, facts) in timeline.ticks.range(..=at).map(|(_, tick)| tick) {
-            for change in changes {
-                live.insert(change.key.clone(), change);
-            }
-            vectors.extend(facts.iter().copied());
+        for change in timeline.ticks.range(..=at).flat_map(|(_, tick)| tick) {
+            live.insert(change.key.clone(), change);
         }
+        let bound = timeline.bound.iter().filter(|(_, last)| **last <= at);
         let mut naive = Naive {
             timeline,
             rows: BTreeSet::new(),
             kept: 0,
             chunks: Vec::new(),
-            vectors,
+            vectors: bound.map(|(content, _)| *content).collect(),
             pending: 0,
         };
         for (key, change) in live {

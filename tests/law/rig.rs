@@ -24,6 +24,9 @@ CREATE INDEX found ON kept USING HYBRID (body) CHUNK BY recursive(max_tokens => 
 CREATE CACHE answers ON found WITH (K = 3, RETRIEVAL = 'exact', TTL = '10 minutes');
 ";
 
+/// After pauses of so long vectors are collected.
+const COLLECT_MICROS: u64 = 1_000_000;
+
 /// A running engine.
 pub struct Rig {
     pub service: Service,
@@ -109,13 +112,17 @@ impl Rig {
     }
 
     /// Lets the engine come to rest, moving the clock.
-    pub fn pause(&self, micros: u64) {
+    pub fn pause(&self, micros: u64) -> Result<(), String> {
         self.clock.advance(micros);
         std::thread::sleep(Duration::from_millis(1));
-        // What nothing needs goes; whatever can be asked must not miss it.
-        if self.follower.is_none() {
+        // What nothing needs goes; whatever can be asked must not miss it. Rounds are farther apart than
+        // a row waits for its tick, so none waits during one.
+        if self.follower.is_none() && micros >= COLLECT_MICROS {
+            let nothing = serde_json::json!({"op": "delete", "key": "none"});
+            self.push(&[nothing.to_string()], true)?;
             self.runtime.block_on(self.service.collect_vectors());
         }
+        Ok(())
     }
 }
 

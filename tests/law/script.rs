@@ -205,7 +205,7 @@ pub fn run_on(script: &Script, mut rig: Rig) -> Result<Tally, String> {
     }
     // Everything that waits is embedded in the end, once.
     rig.encoder.set_delay(Duration::ZERO);
-    rig.pause(5_000_000);
+    rig.pause(5_000_000)?;
     rig.push(&[json!({"op": "delete", "key": "none"}).to_string()], true)?;
     seen.compare(&rig, script.seed)
 }
@@ -246,10 +246,7 @@ impl Seen {
                     .script((0..*calls).map(|_| Some(EmbedFault::WORLD)));
                 Ok(())
             }
-            Step::Pause { micros } => {
-                rig.pause(*micros);
-                Ok(())
-            }
+            Step::Pause { micros } => rig.pause(*micros),
             Step::Search {
                 question,
                 exact,

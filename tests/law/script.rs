@@ -1,7 +1,7 @@
 //! Random scripts, and the comparison with the naive model.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::contract::EmbedFault;
 use queries::api::{
@@ -272,8 +272,16 @@ impl Seen {
     /// A crash; before it, what it takes away is compared: a cache comes back empty.
     fn crash(&mut self, rig: &mut Rig, seed: u64) -> Result<(), String> {
         let progress = "SELECT upper FROM headwater.progress WHERE collection = 'answers'";
-        let upper = sql(rig, progress.to_owned())?;
-        let upper = upper[0][0].as_u64().expect("a time");
+        // Right after another crash nothing may be sealed yet.
+        let until = Instant::now() + Duration::from_secs(20);
+        let upper = loop {
+            let rows = sql(rig, progress.to_owned())?;
+            match rows.first().and_then(|row| row[0].as_u64()) {
+                Some(upper) => break upper,
+                None if Instant::now() > until => return Err("the cache has no progress".into()),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
         let timeline = Timeline::read(rig);
         let fresh = self.entries.1 + 1..upper;
         let times = timeline.times().into_iter();

@@ -73,7 +73,7 @@ else
 fi
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --quiet
 lanes_end
-step tests/fuzz/run.sh 30
+step tests/fuzz/run.sh 60
 if command -v cargo-deny >/dev/null 2>&1; then
     step cargo deny check licenses sources
 else

@@ -111,6 +111,12 @@ impl Rig {
         }
     }
 
+    /// Waits until all that was pushed is visible, its vectors included.
+    pub fn settle(&self) -> Result<(), String> {
+        let nothing = serde_json::json!({"op": "delete", "key": "none"});
+        self.push(&[nothing.to_string()], true)
+    }
+
     /// Lets the engine come to rest, moving the clock.
     pub fn pause(&self, micros: u64) -> Result<(), String> {
         self.clock.advance(micros);
@@ -118,8 +124,7 @@ impl Rig {
         // What nothing needs goes; whatever can be asked must not miss it. Rounds are farther apart than
         // a row waits for its tick, so none waits during one.
         if self.follower.is_none() && micros >= COLLECT_MICROS {
-            let nothing = serde_json::json!({"op": "delete", "key": "none"});
-            self.push(&[nothing.to_string()], true)?;
+            self.settle()?;
             self.runtime.block_on(self.service.collect_vectors());
         }
         Ok(())

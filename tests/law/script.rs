@@ -206,7 +206,7 @@ pub fn run_on(script: &Script, mut rig: Rig) -> Result<Tally, String> {
     // Everything that waits is embedded in the end, once.
     rig.encoder.set_delay(Duration::ZERO);
     rig.pause(5_000_000)?;
-    rig.push(&[json!({"op": "delete", "key": "none"}).to_string()], true)?;
+    rig.settle()?;
     seen.compare(&rig, script.seed)
 }
 

@@ -114,7 +114,7 @@ impl Writer {
 
     /// One transaction; `None` when the sources stop.
     fn write(&self, members: &[SourceContext], number: u64) -> Option<()> {
-        let codec = RowCodec::new(generate::schema(None)).expect("types that can be ordered");
+        let codec = codec();
         let row = |key: i64| {
             let values = [Value::Int(key), Value::Null, Value::Int(number as i64)];
             codec.pack(&values)
@@ -156,15 +156,18 @@ impl Writer {
     }
 }
 
+fn codec() -> RowCodec {
+    RowCodec::new(generate::schema(None)).expect("types that can be ordered")
+}
+
 struct Member(Arc<Writer>);
 
 impl Source for Member {
     fn run(self: Box<Self>, context: SourceContext) -> Result<(), WorldError> {
-        let both = {
-            let mut joined = self.0.joined.lock().expect("no panic while held");
-            joined.push(context.clone());
-            (joined.len() == NAMES.len()).then(|| std::mem::take(&mut *joined))
-        };
+        let mut joined = self.0.joined.lock().expect("no panic while held");
+        joined.push(context.clone());
+        let both = (joined.len() == NAMES.len()).then(|| joined.clone());
+        drop(joined);
         if let Some(both) = both {
             self.0.run(both);
         }
@@ -210,9 +213,7 @@ fn check(seed: u64, workers: usize) {
         let writer = Writer::new(seed, COUNT);
         let rig = writer.rig(store.clone(), workers);
         if std::mem::take(&mut is_first) {
-            let declared = rig
-                .runtime
-                .block_on(rig.service.reconcile(PIPELINE, false, false));
+            let declared = rig.reconcile(PIPELINE, false, false);
             declared.expect("the pipeline is right");
         }
         for _ in 0..rng.random_range(3..12) {
@@ -248,47 +249,33 @@ fn transactions_in_pieces_are_seen_whole_over_crashes() {
 fn a_transaction_larger_than_the_room_for_staged_rows_is_seen_whole() {
     const PIECES: i64 = 5;
     let _beside = together();
-    let is_there = Arc::new(Mutex::new(None::<SourceContext>));
-    let joined = Arc::clone(&is_there);
-    struct One(Arc<Mutex<Option<SourceContext>>>);
-    impl Source for One {
-        fn run(self: Box<Self>, context: SourceContext) -> Result<(), WorldError> {
-            *self.0.lock().expect("no panic while held") = Some(context.clone());
-            while context.sleep(Duration::from_millis(20)) {}
-            Ok(())
-        }
-    }
-    let rig = Rig::with(
-        MemoryStore::new(),
-        1,
-        Arc::new(move |_, _, _| Ok(Some(Box::new(One(Arc::clone(&joined))) as Box<dyn Source>))),
-    );
-    let pipeline = "CREATE SOURCE a FROM GENERATE (ROWS 1);";
-    let declared = rig
-        .runtime
-        .block_on(rig.service.reconcile(pipeline, false, false));
+    let writer = Writer::new(0, 0);
+    let rig = writer.rig(MemoryStore::new(), 1);
+    let declared = rig.reconcile(PIPELINE, false, false);
     declared.expect("the pipeline is right");
-    let joined = || is_there.lock().expect("no panic while held").clone();
-    eventually("the source runs", || joined().is_some());
-    let member = joined().expect("just seen");
-    let codec = RowCodec::new(generate::schema(None)).expect("types that can be ordered");
-    let text: Arc<str> = "x".repeat(engine::limits::STAGED_BYTES_MAX / 4).into();
+    let joined = || writer.joined.lock().expect("no panic while held").clone();
+    let member = || joined().into_iter().find(|member| member.name == "a");
+    eventually("the source runs", || member().is_some());
+    let member = member().expect("just seen");
+    let codec = codec();
+    let text = "x".repeat(engine::limits::STAGED_BYTES_MAX / 4);
     let count = || rig.rows("SELECT id FROM a").len() as i64;
     for piece in 0..PIECES {
         let values = [
             Value::Int(piece),
-            Value::Text(text.to_string().into()),
+            Value::Text(text.as_str().into()),
             Value::Null,
         ];
+        let change = (
+            Key::from_json(&json!(piece)),
+            Some(codec.pack(&values)),
+            None,
+        );
         let part = Part {
             source: member.sink.source(),
             name: "a".into(),
             batch: SourceBatch {
-                changes: vec![(
-                    Key::from_json(&json!(piece)),
-                    Some(codec.pack(&values)),
-                    None,
-                )],
+                changes: vec![change],
                 ..SourceBatch::default()
             },
         };

@@ -244,6 +244,7 @@ fn a_kill_in_the_middle_of_a_streamed_transaction_loses_and_doubles_nothing() {
         waited.elapsed()
     );
     compare(&program, &postgres, "after a kill between the pieces");
+    assert_eq!(count(&program, "docs"), 75_000);
     let split = "headwater_transactions_split_total{connection=\"pg\"}";
     assert_eq!(metric(&program, split), 0.0);
 

@@ -4,9 +4,9 @@
 //! ([`super::streamed`]) take the same way; the second is given to it as if it came now.
 //!
 //! Invariants: a transaction is staged at its commit, a large one in pieces that become visible together
-//! (in parts only beyond [`TRANSACTION_BYTES_MAX`], counted); nothing of a transaction that is not committed reaches a table,
-//! the shape of the table included; changes are counted in the order in which any server sends them, so
-//! that a part that was staged is skipped however the rest comes again.
+//! (in parts only beyond [`TRANSACTION_BYTES_MAX`], counted); nothing of a transaction that is not
+//! committed reaches a table, the shape of the table included; changes are counted in the order in which
+//! any server sends them, so that a piece that was staged is skipped however the rest comes again.
 
 use std::sync::Arc;
 

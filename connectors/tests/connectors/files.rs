@@ -198,6 +198,17 @@ fn files_come_change_move_and_go() {
 
 #[test]
 fn an_atomic_replace_never_shows_a_gap() {
+    // A busy machine may make a gap as long as any deletion: then the run says nothing.
+    const TRIES: usize = 20;
+    let mut tries = (0..TRIES).map(|_| replaces());
+    assert!(
+        tries.any(|is_quick| is_quick),
+        "a machine that stands still"
+    );
+}
+
+/// Whether all gaps were short; if they were, no deletion was seen.
+fn replaces() -> bool {
     let watched = Watched::start("*");
     watched.write("a", "0");
     watched.expect(&[("a", "0")]);
@@ -216,14 +227,13 @@ fn an_atomic_replace_never_shows_a_gap() {
     }
     watched.expect(&[("a", "19")]);
     let batches = watched.sink.batches();
-    let mut changes = batches.iter().flat_map(|batch| &batch.changes);
-    let is_whole = changes.all(|(_, row, _)| row.is_some());
-    // On a busy machine a gap may be as long as any deletion.
-    assert!(
-        is_whole || longest > Duration::from_millis(20),
-        "a delete, and no gap over {longest:?}"
-    );
     watched.stop();
+    if longest > Duration::from_millis(20) {
+        return false;
+    }
+    let mut changes = batches.iter().flat_map(|batch| &batch.changes);
+    assert!(changes.all(|(_, row, _)| row.is_some()), "no delete");
+    true
 }
 
 #[test]

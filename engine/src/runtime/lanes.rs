@@ -148,6 +148,19 @@ impl Lanes {
         }
     }
 
+    /// The batches of these sources that wait, to be prepared again. One that is being prepared now may be
+    /// bound by what that finds; what the second finds comes late then.
+    pub(super) fn prepare_again(&mut self, sources: &[ObjectId]) -> Vec<StagedBatch> {
+        let lanes = self.lanes.iter_mut();
+        let lanes = lanes.filter(|((source, _), _)| sources.contains(source));
+        let waiting = lanes.flat_map(|(_, lane)| lane.queue.iter_mut());
+        let batches = waiting.map(|waiting| {
+            waiting.is_prepared = false;
+            waiting.batch.clone()
+        });
+        batches.collect()
+    }
+
     /// A vector will be bound with the next tick: whoever waited for it no longer does.
     pub(super) fn vector_arrived(&mut self, key: &VectorKey, at: Time) {
         for (id, sequence) in self.waiters.remove(key).unwrap_or_default() {
@@ -197,7 +210,8 @@ impl Lanes {
                 load = load + heads;
                 for (id, count) in lanes {
                     let lane = self.lanes.get_mut(&id).expect("its head is ready");
-                    for head in lane.queue.drain(..count).collect::<Vec<Waiting>>() {
+                    for _ in 0..count {
+                        let head = lane.queue.pop_front().expect("it is ready");
                         lane.note_bound(&head, at);
                         taken.push(head.batch);
                     }
@@ -257,15 +271,16 @@ impl Lanes {
 
     /// The earliest deadline of a head that waits for vectors.
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        let heads = self.lanes.iter().filter(|(_, lane)| lane.is_waited_for());
         // A part of a transaction waits for the last of its mates.
-        let deadline = |(id, _): (&LaneId, &Lane)| {
-            let group = self.group(id)?.into_iter();
-            let batches = group.filter_map(|(id, count)| Some((self.lanes.get(&id)?, count)));
-            let batches = batches.flat_map(|(lane, count)| lane.queue.iter().take(count));
-            batches.map(|waiting| waiting.deadline).max()
+        let deadline = |lane: &Lane| {
+            let (_, last) = lane.through_last()?;
+            let mates = last.batch.together.iter();
+            let mates = mates.filter_map(|id| self.lanes.get(id)?.deadline());
+            lane.deadline().max(mates.max())
         };
-        heads.filter_map(deadline).min()
+        let is_prepared = |lane: &&Lane| lane.queue.front().is_some_and(|head| head.is_prepared);
+        let lanes = self.lanes.values().filter(is_prepared);
+        lanes.filter_map(deadline).min()
     }
 
     /// Marks a batch as bound during replay.
@@ -373,9 +388,11 @@ impl Lane {
         Some((last + 1, &self.queue[last]))
     }
 
-    /// Whether its head was prepared.
-    fn is_waited_for(&self) -> bool {
-        self.queue.front().is_some_and(|head| head.is_prepared)
+    /// Until when those wait for vectors at most.
+    fn deadline(&self) -> Option<Time> {
+        let (count, _) = self.through_last()?;
+        let batches = self.queue.iter().take(count);
+        batches.map(|waiting| waiting.deadline).max()
     }
 
     fn note_bound(&mut self, head: &Waiting, at: Time) {

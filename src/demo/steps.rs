@@ -79,7 +79,8 @@ impl Demo<'_> {
         });
     }
 
-    /// Ready, and every file of the sample is a live document with chunks.
+    /// Ready, every file of the sample is a live document with chunks, and every chunk has its vector:
+    /// a chunk that came later would end what the next steps saw.
     fn indexed(&mut self) -> anyhow::Result<()> {
         let (client, started) = (self.client, Instant::now());
         let progress = &mut self.progress;
@@ -107,6 +108,17 @@ impl Demo<'_> {
                 })
             })?;
         }
+        let (question, progress) = (&self.question, &mut self.progress);
+        wait_for("the last vector", INDEX_LIMIT, || {
+            let found: SearchReply =
+                serde_json::from_value(search(client, question, "keyword", 1)?)?;
+            if found.pending == 0 {
+                return Ok(Ok(()));
+            }
+            let waiting = format!("{} documents wait for their vectors", found.pending);
+            progress(&waiting);
+            Ok(Err(waiting))
+        })?;
         let (took, files) = (started.elapsed(), self.sample.files.len());
         let embedded = texts_embedded(client)?;
         let detail = format!(

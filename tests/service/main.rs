@@ -4,6 +4,7 @@
 //! be told to fail, and an encoder without weights that can be told to be slow.
 
 mod bad_input;
+mod demo;
 mod extract;
 mod holds;
 mod letters;

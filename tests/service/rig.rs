@@ -77,7 +77,7 @@ impl Rig {
             .build()
             .expect("a runtime");
         let encoder = Arc::new(HashedEmbedder::new("hashed", DIMENSIONS));
-        let model = Arc::clone(&encoder);
+        let (model, counted) = (Arc::clone(&encoder), Arc::clone(&encoder));
         let wiring = Wiring {
             store: Arc::new(store.clone()) as Arc<dyn Store>,
             workers,
@@ -93,7 +93,7 @@ impl Rig {
             describe: Arc::new(headwater::wiring::describe),
             decode_push: Arc::new(headwater::wiring::decode_push),
             redecode: Arc::new(headwater::wiring::redecode),
-            metrics: Arc::new(String::new),
+            metrics: Arc::new(move || format!("headwater_embed_texts_total {}\n", counted.total())),
             builder_threads: 1,
             // Small files, so that tests fill some.
             vectors: VectorOptions {

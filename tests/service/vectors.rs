@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use engine::testing::HashedEmbedder;
-use queries::api::SearchRequest;
+use queries::api::{PushRequest, SearchRequest};
 use serde_json::json;
 
-use crate::rig::{Rig, eventually, together};
+use crate::rig::{Rig, eventually, request, together, upsert};
 
 const PIPELINE: &str = "
 CREATE SOURCE docs FROM PUSH (id TEXT PRIMARY KEY, body TEXT);
@@ -136,6 +136,32 @@ fn an_index_made_later_finds_vectors_that_were_late() {
         made + 1,
         "the question, and no text again"
     );
+}
+
+/// Rows that were prepared for the indexes of their time, and wait, when another is made: nobody else would
+/// ask for its vectors.
+#[test]
+fn an_index_made_while_rows_wait_gets_their_vectors() {
+    let _machine = together();
+    let rig = Rig::start(PIPELINE);
+    rig.encoder.set_delay(Duration::from_millis(300));
+    let line = upsert("1", &json!({ "body": body(1, 0).repeat(100) }));
+    let pushed = rig.push_request(PushRequest {
+        wait_visible_ms: None,
+        ..request("docs", &[line.as_bytes()])
+    });
+    pushed.expect("a good push");
+    rig.sql(
+        "CREATE INDEX pieces ON docs USING HYBRID (body) CHUNK BY fixed(max_tokens => 32)
+         EMBED WITH hashed",
+    )
+    .expect("a good index");
+    eventually("the row", || rig.rows("SELECT id FROM docs").len() == 1);
+    eventually("every chunk has its vector", || {
+        rig.rows("SELECT pending FROM headwater.indexes WHERE name = 'pieces'") == [[json!(0)]]
+    });
+    let pieces = rig.rows("SELECT chunks FROM headwater.indexes WHERE name = 'pieces'");
+    assert!(pieces[0][0].as_u64() > Some(20), "{pieces:?}");
 }
 
 #[test]

@@ -464,8 +464,16 @@ impl<P: Program> Sequencer<P> {
             .append(Record::Ddl(Ddl { at, payload }), None);
         self.undurable.push_back((sequence, at));
         self.declaring.insert(sequence, (at, declared));
+        // A new object asks itself for what is bound before it; what waits was prepared without it.
+        let mut read = Vec::new();
+        if let CatalogChange::Install { retain, .. } = &change {
+            read.extend(retain.iter().map(|(id, _)| *id));
+        }
         self.install(at, change);
         self.broadcast(at, Vec::new(), &[], Vec::new(), 0);
+        for batch in self.lanes.prepare_again(&read) {
+            self.shared.prepare(batch);
+        }
     }
 
     /// Carries a catalog change out, now and at replay.

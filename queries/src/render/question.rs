@@ -253,4 +253,6 @@ pub enum ProgramReply {
         /// +1 or −1.
         diff: i64,
     },
+    /// Not a worker's: dropped by the service when it comes to it, after all that workers told before.
+    Mark(tokio::sync::mpsc::UnboundedSender<()>),
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use engine::model::{ObjectId, Time};
 use engine::runtime::{AskError, AskTime, WriteToken};
 use serde_json::{Map, Value as Json};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Inner;
 use crate::api::{AsOf, AtLeast, Reply};
 use crate::definition::{Connector, Definition};
 use crate::problem::Problem;
-use crate::render::{Answer, Declared, Question};
+use crate::render::{Answer, Declared, ProgramReply, Question};
 
 /// Removes a reader whose caller is gone.
 struct Forget<'a>(&'a Inner, u64);
@@ -34,6 +34,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const STAGED_POLL: Duration = Duration::from_millis(1);
 
 impl Inner {
+    /// Waits until everything that workers told before now is noted: of a time that is sealed they have
+    /// told all, but it may still be on its way here.
+    pub(super) async fn noted(&self) {
+        let (mark, mut dropped) = mpsc::unbounded_channel();
+        (self.pipeline.replies)(ProgramReply::Mark(mark));
+        let _ = dropped.recv().await;
+    }
+
     /// Asks one question over some collections.
     #[tracing::instrument(
         name = "question",

@@ -62,6 +62,7 @@ impl Backend for Service {
     }
 
     async fn dead_letters(&self, request: DeadLetterRequest) -> Reply<Vec<DeadLetterReply>> {
+        self.inner.noted().await;
         self.inner.letters(&request)
     }
 

@@ -390,6 +390,7 @@ impl Inner {
                 "as_of": at,
             }));
         }
+        self.noted().await;
         let desks = self.caches.desks.lock().expect("no panic while held");
         let retracted = desks
             .get(&cache.id)

@@ -403,6 +403,7 @@ fn spawn_replies(inner: Weak<Inner>, replies: crossbeam_channel::Receiver<Progra
             match reply {
                 ProgramReply::Answer { .. } => unreachable!("answers take the short way"),
                 ProgramReply::Due(at) => inner.engine.due(at),
+                ProgramReply::Mark(mark) => drop(mark),
                 ProgramReply::CacheEvents { cache, events } => {
                     Inner::cache_events(&inner, cache, events);
                 }

@@ -22,6 +22,7 @@ pub(super) fn int(n: impl TryInto<i64>) -> Value {
 impl Inner {
     /// The rows of a system collection, in its schema's order.
     pub(super) async fn system_rows(&self, name: &str) -> Reply<Vec<Vec<Value>>> {
+        self.noted().await;
         match name {
             "sources" => Ok(self.source_rows()),
             "progress" => self.progress_rows().await,

@@ -28,7 +28,7 @@ step() { echo; echo "== $*"; "$@"; }
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --quiet -- -D warnings
 step cargo test --workspace --quiet --no-run
-# Three lanes share the cores: tests with real servers often wait for them, the law never does.
+# Lanes share the cores: tests with real servers and those of kills often wait, the law never does.
 lanes="$(mktemp -d)"
 lane() {
     name="$1"
@@ -54,9 +54,11 @@ lanes_end() {
 trap 'lanes_end || true' EXIT
 lane systems cargo test --workspace --quiet --no-fail-fast --test systems
 lane law cargo test --workspace --quiet --no-fail-fast --test law
-# cargo's patterns cannot exclude: the rest is what begins otherwise. "fu": fuzz, see below.
+lane kill cargo test --workspace --quiet --no-fail-fast --test kill
+# cargo's patterns cannot exclude: the rest is what begins otherwise (tests/tidy.rs counts that every
+# suite is here once). "fu": fuzz, see below.
 step cargo test --workspace --quiet --no-fail-fast --lib --bins --examples \
-    --test '[!fls]*' --test 'f[!u]*' --test 'l[!a]*' --test 'la[!w]*' --test 's[!y]*'
+    --test '[!fkls]*' --test 'f[!u]*' --test 'l[!a]*' --test 'la[!w]*' --test 's[!y]*'
 step cargo test --workspace --quiet --doc
 # Needs no GPU; 3: the compiler cannot be had here (no Python, no package index), said loudly.
 if step operators/kernels/cuda/build.sh; then :; else
@@ -72,8 +74,8 @@ else
     echo "SKIPPED: NEON's kernels were not compiled (rustup target add $arm)"
 fi
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --quiet
-lanes_end
 step tests/fuzz/run.sh 60
+lanes_end
 if command -v cargo-deny >/dev/null 2>&1; then
     step cargo deny check licenses sources
 else

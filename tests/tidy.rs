@@ -231,6 +231,45 @@ fn nothing_unfinished_is_left() {
     none(problems);
 }
 
+/// What cargo finds by itself: `tests/<suite>.rs` and `tests/<suite>/main.rs` of every package.
+fn suites() -> BTreeSet<String> {
+    let mut suites = BTreeSet::new();
+    for (folder, _, _) in EDGES {
+        let Ok(entries) = std::fs::read_dir(root().join(folder).join("tests")) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry.expect("a readable folder").path();
+            if path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").exists() {
+                let name = path.file_stem().expect("a name");
+                suites.insert(name.to_string_lossy().into_owned());
+            }
+        }
+    }
+    suites
+}
+
+/// The lanes of the test command choose suites by patterns: each must be in one of them.
+#[test]
+fn the_test_command_runs_every_suite_once() {
+    let command = std::fs::read_to_string(root().join("tests/all.sh")).expect("readable");
+    let mut patterns = Vec::new();
+    for part in command.split("--test ").skip(1) {
+        let pattern = part.split_whitespace().next().expect("a pattern");
+        let glob = globset::Glob::new(pattern.trim_matches('\'')).expect("a pattern");
+        patterns.push(glob.compile_matcher());
+    }
+    let is_alone = |suite: &&String| patterns.iter().filter(|p| p.is_match(suite)).count() == 1;
+    let suites = suites();
+    assert!(suites.len() > 20, "{suites:?}");
+    let wrong = suites.iter().filter(|suite| !is_alone(suite));
+    none(
+        wrong
+            .map(|suite| format!("tests/all.sh does not run {suite} once"))
+            .collect(),
+    );
+}
+
 #[test]
 fn links_in_docs_resolve() {
     let mut problems = Vec::new();

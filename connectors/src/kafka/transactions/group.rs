@@ -484,7 +484,7 @@ impl Group {
         let held = self.assembly.held_bytes();
         metrics::gauge!(telemetry::TRANSACTIONS_HELD.name, "connection" => self.name.clone())
             .set(held as f64);
-        let paused = self.assembly.paused();
+        let paused = self.assembly.paused(now);
         let (look_at, _) = self.assembly.overdue(now);
         for (number, member) in &self.members {
             let own = |places: &mut dyn Iterator<Item = &Place>| -> BTreeSet<i32> {

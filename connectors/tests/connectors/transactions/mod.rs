@@ -218,13 +218,45 @@ fn partitions_that_run_ahead_are_paused_and_the_one_that_is_lacking_never() {
     }
     assert_eq!(steps(&mut assembly, 1), [""; 0]);
     assert_eq!(
-        assembly.paused().into_iter().collect::<Vec<_>>(),
+        assembly.paused(1).into_iter().collect::<Vec<_>>(),
         [place(1)]
     );
     assembly.arrive(place(0), arrival("7", 1, 0, "a"), 2);
     assembly.told(end("8", 3, &[("public.b", 6)]), 2);
     assert_eq!(steps(&mut assembly, 2).len(), 7);
-    assert!(assembly.paused().is_empty());
+    assert!(assembly.paused(2).is_empty());
+}
+
+#[test]
+fn a_large_transaction_is_read_on_before_its_end_is_written() {
+    let mut assembly = pair(1_200);
+    // Slowly: what is here is more than half of what may wait.
+    for order in 1..=8 {
+        let now = order * WAIT / 4;
+        assembly.arrive(place(0), arrival("7", order, order as i64, "a"), now);
+        assembly.told_all(now);
+        assert_eq!(steps(&mut assembly, now), [""; 0]);
+        assert!(assembly.paused(now).is_empty(), "{order}");
+    }
+    // What is behind it can wait, however long.
+    assembly.arrive(place(1), arrival("8", 1, 1, "b"), 3 * WAIT);
+    assert_eq!(assembly.paused(3 * WAIT), [place(1)].into());
+    for order in 9..=10 {
+        let now = order * WAIT;
+        assembly.arrive(place(0), arrival("7", order, order as i64, "a"), now);
+        assembly.told_all(now);
+        assert_eq!(steps(&mut assembly, now), [""; 0]);
+    }
+    assembly.told(end("7", 1, &[("public.a", 10)]), 10 * WAIT);
+    assert_eq!(steps(&mut assembly, 10 * WAIT), ["a"; 10]);
+    // Now its turn: the wait for the rest of it begins when it is read on.
+    assert!(assembly.paused(11 * WAIT).is_empty());
+    assembly.told_all(12 * WAIT - 1);
+    assert_eq!(steps(&mut assembly, 12 * WAIT), [""; 0]);
+    assert_eq!(splits(&mut assembly), []);
+    assembly.told_all(12 * WAIT);
+    assert_eq!(steps(&mut assembly, 12 * WAIT), ["b"]);
+    assert_eq!(splits(&mut assembly), [("8".into(), Split::NoEnd)]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What is around an assembly: sources and partitions that come and go, and what it wants to know.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::ids::Ids;
 use super::queue::Queue;
@@ -161,16 +162,25 @@ impl<M> Assembly<M> {
     }
 
     /// Partitions that ran ahead and are not to be fetched for now. Never one that the current
-    /// transaction still lacks.
-    pub fn paused(&mut self) -> BTreeSet<Place> {
+    /// transaction still lacks, nor one that has events of the next transaction only: its END may not be
+    /// written yet.
+    pub fn paused(&mut self, now: u64) -> BTreeSet<Place> {
         if self.held > self.bounds.bytes / 2 {
             self.is_full = true;
         } else if self.held < self.bounds.bytes / 4 {
             self.is_full = false;
         }
-        let all = self.queues.iter().filter(|_| self.is_full);
-        let ahead = all.filter(|(_, queue)| queue.first().is_some());
-        ahead.map(|(place, _)| *place).collect()
+        let next = self.next_untold().map(Arc::clone);
+        let is_next = |queue: &Queue<M>| next.as_ref().is_some_and(|id| queue.has_only(id));
+        let mut paused = BTreeSet::new();
+        for (place, queue) in &mut self.queues {
+            let is_ahead = self.is_full && queue.first().is_some() && !is_next(queue);
+            queue.pause(is_ahead, now);
+            if is_ahead {
+                paused.insert(*place);
+            }
+        }
+        paused
     }
 
     /// What follows the last END that has passed; `None` before the first.

@@ -437,6 +437,13 @@ impl<M> Assembly<M> {
         heads.filter(|(id, _)| !self.told.contains_key(*id))
     }
 
+    /// The oldest transaction whose END was not told, if no other is before it.
+    fn next_untold(&self) -> Option<&Id> {
+        let untold = self.untold().filter(|_| self.current.is_none());
+        let oldest = untold.min_by_key(|(_, stay)| stay.first_at);
+        oldest.map(|(id, _)| id)
+    }
+
     /// Whether the END of the transaction at the head of a queue cannot come any more: one was told that
     /// follows it. (One that a connector sends again stood before it, too, and was taken from there.)
     fn is_skipped(
@@ -474,10 +481,11 @@ impl<M> Assembly<M> {
     fn abandon(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> bool {
         let is_over = self.held > self.bounds.bytes;
         let wait = self.bounds.wait;
-        let is_due = |first_at: u64, last_at: u64| {
+        let is_due = |last_at: u64, is_paused: bool| {
             let told_all = self.told_all_at.is_some_and(|at| at >= last_at + wait);
+            let told_all = told_all && !is_paused;
             let is_silent = self.ends.is_empty() && self.current.is_none();
-            let outage = first_at.max(self.ended_at) + wait * OUTAGE_FACTOR;
+            let outage = last_at.max(self.ended_at) + wait * OUTAGE_FACTOR;
             is_over || told_all || is_silent && now >= outage
         };
         let skipped = self.queues.iter().find_map(|(place, queue)| {
@@ -492,9 +500,10 @@ impl<M> Assembly<M> {
         }
         let due = self.untold().filter(|(id, stay)| {
             // The last event of it, in whatever partition.
-            let queues = self.queues.values();
-            let last = queues.filter_map(|queue| queue.last_of(id)).max();
-            is_due(stay.first_at, last.unwrap_or(stay.last_at))
+            let mut queues = self.queues.values();
+            let last = queues.clone().filter_map(|queue| queue.last_of(id)).max();
+            let is_paused = queues.any(|queue| queue.is_paused_in(id));
+            is_due(last.unwrap_or(stay.last_at), is_paused)
         });
         let oldest = due.min_by_key(|(_, stay)| stay.first_at);
         let Some(id) = oldest.map(|(id, _)| Arc::clone(id)) else {

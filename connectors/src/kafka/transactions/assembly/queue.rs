@@ -45,6 +45,8 @@ pub(super) struct Queue<M> {
     has_reached: bool,
     /// It is read no longer: what is here is all that comes.
     is_closed: bool,
+    /// It is not read for now.
+    is_paused: bool,
 }
 
 impl<M> Queue<M> {
@@ -57,6 +59,7 @@ impl<M> Queue<M> {
             dry_at: None,
             has_reached: false,
             is_closed: false,
+            is_paused: false,
         }
     }
 
@@ -105,6 +108,29 @@ impl<M> Queue<M> {
     /// Whether an event of a transaction waits here.
     pub(super) fn has(&self, id: &str) -> bool {
         self.ids.contains_key(id)
+    }
+
+    /// Reads no further, or goes on: then the wait for the rest of the last transaction begins anew.
+    pub(super) fn pause(&mut self, is_paused: bool, now: u64) {
+        let was_paused = std::mem::replace(&mut self.is_paused, is_paused);
+        if was_paused
+            && !is_paused
+            && let Some(id) = self.items.back().and_then(|item| item.id.as_ref())
+            && let Some(stay) = self.ids.get_mut(id)
+        {
+            stay.last_at = now;
+        }
+    }
+
+    /// Whether more of a transaction may lie where this is not read for now.
+    pub(super) fn is_paused_in(&self, id: &str) -> bool {
+        let last = self.items.back().and_then(|item| item.id.as_deref());
+        self.is_paused && last == Some(id)
+    }
+
+    /// Whether events of this transaction and of no other wait here.
+    pub(super) fn has_only(&self, id: &str) -> bool {
+        self.ids.len() == 1 && self.has(id)
     }
 
     /// The bytes that wait.

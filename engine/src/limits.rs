@@ -18,11 +18,13 @@ pub const UNSEALED_BYTES_MAX: usize = 64 << 20;
 pub const STAGED_BYTES_MAX: usize = 32 << 20;
 /// Bytes that wait to be written to the input log; beyond, readers of sources pause.
 pub const LOG_QUEUED_BYTES_MAX: usize = 64 << 20;
-/// Rows of one transaction of a database that are visible at once, and in memory until they are; a larger
-/// one becomes visible in parts, counted.
+/// Rows of one transaction of a database (events of it, from Kafka), or of one git commit, that are visible at once, and in memory
+/// until they are; a larger one becomes visible in parts, counted.
 pub const TRANSACTION_BYTES_MAX: usize = 1 << 30;
 /// Those of them in one record of the input log; a larger transaction is logged in pieces.
 pub const TRANSACTION_PIECE_BYTES_MAX: usize = 16 << 20;
+/// The same, by number: paths of a git commit may have no text.
+pub const TRANSACTION_PIECE_ROWS_MAX: usize = 65_536;
 /// Events of Kafka that wait for the rest of their transactions, about twice their messages; beyond, the
 /// transaction that waits becomes visible in parts, counted.
 pub const TRANSACTION_EVENTS_BYTES_MAX: usize = 64 << 20;
@@ -59,10 +61,6 @@ pub const ENVELOPE_PARKED_ROWS_MAX: usize = 10_000;
 pub const ENVELOPE_RECENT_ROWS_MAX: usize = 8_192;
 /// Keys of a change topic whose snapshot began again, remembered until it is through.
 pub const ENVELOPE_SNAPSHOT_KEYS_MAX: usize = 65_536;
-/// Bytes of the rows of one git commit that become visible together; a larger one is split.
-pub const COMMIT_BYTES_MAX: usize = 64 << 20;
-/// Paths of one git commit that become visible together; a larger one is split.
-pub const COMMIT_ROWS_MAX: usize = 65_536;
 /// One Avro schema, as text, with those that it names.
 pub const AVRO_SCHEMA_BYTES_MAX: usize = 1 << 20;
 /// Schemas of a registry that a source remembers; beyond, the one not used for the longest time is
@@ -218,7 +216,6 @@ const _: () = assert!(TICK_BYTES_MAX * 4 <= UNSEALED_BYTES_MAX);
 const _: () = assert!(LINE_BYTES_MAX > TEXT_BYTES_MAX && BODY_BYTES_MAX > LINE_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX > BODY_BYTES_MAX && GROUP_COMMIT_BYTES_MAX > TICK_BYTES_MAX);
 const _: () = assert!(TRANSACTION_PIECE_BYTES_MAX + TEXT_BYTES_MAX < RECORD_BYTES_MAX);
-const _: () = assert!(COMMIT_BYTES_MAX + TEXT_BYTES_MAX < RECORD_BYTES_MAX);
 const _: () = assert!(DEAD_LETTERS_BYTES_MAX > 64 * DEAD_LETTER_PAYLOAD_BYTES_MAX);
 // A frame says in 32 bits how much of its file was durable: a full segment, a group, one record.
 const _: () =

@@ -118,7 +118,7 @@ declare! {
     TRANSACTIONS_HELD Gauge Bytes "transactions_held_bytes" ["connection"] "Events of a transaction topic's sources that wait until their transactions are whole.";
     // Git.
     GIT_COMMITS Counter Count "git_commits_total" ["source"] "Commits applied, those without a file of the source included.";
-    GIT_COMMITS_SPLIT Counter Count "git_commits_split_total" ["source"] "Commits over COMMIT_BYTES_MAX or COMMIT_ROWS_MAX, which became visible in parts.";
+    GIT_COMMITS_SPLIT Counter Count "git_commits_split_total" ["source"] "Commits over TRANSACTION_BYTES_MAX, which became visible in parts.";
     GIT_LAG Gauge Count "git_lag_commits" ["source"] "Commits of the branch that are known and not applied yet.";
     FILES_WATCHED Gauge Count "files_watched" ["source"] "1 while the operating system tells of changes in PATH, 0 while only scans find them.";
     FILES_OVERFLOWS Counter Count "files_overflows_total" ["source"] "Times that notifications of changes were lost, and the folder was scanned instead.";

@@ -211,6 +211,41 @@ impl World {
         assert_eq!(splits(&self.program), 0.0, "{}", self.program.log());
         waited
     }
+
+    /// A transaction of more than may wait for its END: it is logged in pieces, the program is killed
+    /// between them, and a reader sees all of it or nothing.
+    fn large(&mut self) {
+        const ROWS: usize = 12_000;
+        let seen = |program: &Program| {
+            let rows = program.rows("SELECT id FROM docs WHERE id >= 2000000").len();
+            assert!(rows == 0 || rows == ROWS, "{rows} of {ROWS} rows are seen");
+            rows == ROWS
+        };
+        let taken = |program: &Program| {
+            let rows = program.rows("SELECT rows FROM headwater.sources WHERE name = 'docs'");
+            rows[0][0].as_u64().expect("a number")
+        };
+        let before = taken(&self.program);
+        self.stack.postgres.execute(&format!(
+            "BEGIN; INSERT INTO docs SELECT 2000000 + n, 'large', repeat(md5(n::text), 94), NULL
+                 FROM generate_series(1, {ROWS}) n;
+             INSERT INTO notes VALUES ('large', 1, 2, NULL, NULL, NULL); COMMIT;"
+        ));
+        self.program.wait("a piece is logged", |program| {
+            assert!(!seen(program), "the program was not killed in time");
+            taken(program) > before
+        });
+        self.program.kill();
+        self.program.restart();
+        let waited = Instant::now();
+        self.program.wait("all of it is there", seen);
+        println!(
+            "{ROWS} rows of 3 kB in one transaction: there {:.2?} after a kill between its pieces",
+            waited.elapsed()
+        );
+        let small = "DELETE FROM docs WHERE id >= 2000000";
+        self.stack.postgres.execute(small);
+    }
 }
 
 #[test]
@@ -243,6 +278,8 @@ fn no_half_transaction_is_seen_through_debezium() {
         reads += watcher.end();
         println!("pause {pause}: fault {fault}; there after {waited:.2?}");
     }
+    world.large();
+    world.compare(pauses);
     println!("{reads} reads of the shadow, slowest pause {slowest:.2?}, no split");
     assert!(reads > 0, "the reader read");
 }

@@ -7,15 +7,17 @@
 //! Start ─ tree of FROM COMMIT or the head ─▶ Snapshot(c) ─ last batch ─▶ Commit(c) ─ batch ─▶ Commit(d) …
 //! ```
 //!
-//! Invariants: only the last batch of a commit has its position, so what was staged of an unfinished
-//! one is taken again; a tree that a stop interrupted is finished before what follows it; commits
+//! Invariants: only the last piece of a commit has its position, so what was staged of an unfinished one is
+//! taken again; where that commit is gone then, its pieces are undone by comparing with the live rows; a tree that a stop interrupted is finished before what follows it; commits
 //! without a file of ours have no batch of their own.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use engine::contract::SourceContext;
-use engine::limits::{COMMIT_BYTES_MAX, COMMIT_ROWS_MAX};
+use engine::contract::{Part, SourceContext};
+use engine::limits::{
+    TRANSACTION_BYTES_MAX, TRANSACTION_PIECE_BYTES_MAX, TRANSACTION_PIECE_ROWS_MAX,
+};
 use engine::model::Key;
 use engine::telemetry::{GIT_COMMITS, GIT_COMMITS_SPLIT, GIT_LAG, GIT_SNAPSHOT_LEFT};
 use gix::{ObjectId, Repository};
@@ -45,14 +47,16 @@ enum Position {
 }
 
 impl Position {
-    fn of(context: &SourceContext) -> Position {
+    /// With it, the commit of which not all pieces were staged.
+    fn of(context: &SourceContext) -> (Position, Option<ObjectId>) {
         let position = context.resume.position("").unwrap_or_default();
         let id = |name: &str| ObjectId::from_hex(position[name].as_str()?.as_bytes()).ok();
-        match (id("commit"), id("snapshot")) {
+        let stands = match (id("commit"), id("snapshot")) {
             (Some(commit), _) => Position::Commit(commit),
             (None, Some(commit)) => Position::Snapshot(commit),
             (None, None) => Position::Start,
-        }
+        };
+        (stands, id("begun"))
     }
 }
 
@@ -63,6 +67,8 @@ pub(super) struct Reader {
     rows: Rows,
     pub(super) context: SourceContext,
     position: Position,
+    /// A commit of which pieces were staged, and not the last.
+    begun: Option<ObjectId>,
     /// Whether `position` is ahead of what was staged: commits without a file of ours.
     is_ahead: bool,
     /// Whether it was told that the branch is not there.
@@ -71,11 +77,13 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(source: GitSource, context: SourceContext) -> Reader {
+        let (position, begun) = Position::of(&context);
         Reader {
             from: source.options.from,
             origin: source.origin,
             rows: source.rows,
-            position: Position::of(&context),
+            position,
+            begun,
             is_ahead: false,
             is_missing: false,
             context,
@@ -98,7 +106,7 @@ impl Reader {
         if std::mem::take(&mut self.is_missing) {
             tracing::info!(source = self.context.name, "the branch is there");
         }
-        if self.position == Position::Commit(head) {
+        if self.position == Position::Commit(head) && self.begun.is_none() {
             self.lag(0);
             return Ok(());
         }
@@ -182,7 +190,9 @@ impl Reader {
         head: ObjectId,
     ) -> Result<(), Trouble> {
         let stop = || self.context.is_stopping();
-        let Some(commits) = history::path(repository, at, head, &stop)? else {
+        let commits = history::path(repository, at, head, &stop)?;
+        let has_begun = |commits: &Vec<ObjectId>| self.begun.is_none_or(|id| commits.contains(&id));
+        let Some(commits) = commits.filter(has_begun) else {
             self.check_stop()?;
             return self.jump(repository, at, head);
         };
@@ -202,7 +212,13 @@ impl Reader {
     fn jump(&mut self, repository: &Repository, at: ObjectId, to: ObjectId) -> Result<(), Trouble> {
         let source = &self.context.name;
         let commit = Commit::read(repository, to)?;
-        let touched = if repository.has_object(at) {
+        let touched = if self.begun.is_some() {
+            tracing::warn!(
+                source, from = %at, to = %to,
+                "the branch was rewritten while a commit of it was taken; compared with the live rows"
+            );
+            self.compared(repository, &commit)?
+        } else if repository.has_object(at) {
             if history::descends(repository, at, to) {
                 tracing::info!(
                     source, from = %at, to = %to,
@@ -229,7 +245,7 @@ impl Reader {
         self.settle()
     }
 
-    /// Stages the changes of one commit as one batch.
+    /// Stages the changes of one commit, a large one's in pieces.
     fn apply(
         &mut self,
         repository: &Repository,
@@ -237,28 +253,33 @@ impl Reader {
         touched: &[Touched],
     ) -> Result<(), Trouble> {
         let source = self.context.name.clone();
-        let mut is_split = false;
+        let (mut open_bytes, mut is_split) = (0, false);
         for one in touched {
             self.check_stop()?;
             if !self.rows.wants(one) {
                 continue;
             }
-            if self.rows.is_over(COMMIT_ROWS_MAX, COMMIT_BYTES_MAX) {
-                is_split = true;
-                let batch = self.rows.batch(None);
-                self.context.sink.stage(batch)?;
+            let (rows, bytes) = (TRANSACTION_PIECE_ROWS_MAX, TRANSACTION_PIECE_BYTES_MAX);
+            if self.rows.is_over(rows, bytes) {
+                open_bytes += self.rows.bytes();
+                let is_open = open_bytes <= TRANSACTION_BYTES_MAX;
+                if !is_open {
+                    (open_bytes, is_split) = (0, true);
+                }
+                self.piece(commit.id, is_open)?;
             }
             self.rows.take(repository, commit, one, &source)?;
         }
         if is_split {
             tracing::warn!(
                 source, commit = %commit.id,
-                "the commit is over COMMIT_BYTES_MAX or COMMIT_ROWS_MAX: it became visible in parts"
+                limit = TRANSACTION_BYTES_MAX,
+                "the commit is larger than TRANSACTION_BYTES_MAX: it became visible in parts"
             );
             metrics::counter!(GIT_COMMITS_SPLIT.name, "source" => source.clone()).increment(1);
         }
         metrics::counter!(GIT_COMMITS.name, "source" => source).increment(1);
-        if self.rows.is_empty() && !is_split {
+        if self.rows.is_empty() && self.begun.is_none() {
             self.position = Position::Commit(commit.id);
             self.is_ahead = true;
             return Ok(());
@@ -266,12 +287,28 @@ impl Reader {
         self.close(commit.id)
     }
 
+    /// Stages what is gathered of a commit; visible with what comes next if `is_open`.
+    fn piece(&mut self, of: ObjectId, is_open: bool) -> Result<(), Trouble> {
+        let mut position = json!({"begun": of.to_string()});
+        if let Position::Commit(id) = self.position {
+            position["commit"] = id.to_string().into();
+        }
+        self.begun = Some(of);
+        let part = Part {
+            source: self.context.sink.source(),
+            name: self.context.name.as_str().into(),
+            batch: self.rows.batch(Some(position)),
+        };
+        let staged = self.context.sink.stage_together(vec![part], is_open);
+        staged.map_err(|_| Trouble::Closed)
+    }
+
     /// Stages what is gathered as the end of a commit.
     fn close(&mut self, id: ObjectId) -> Result<(), Trouble> {
         let batch = self.rows.batch(Some(json!({"commit": id.to_string()})));
         self.context.sink.stage(batch)?;
         self.position = Position::Commit(id);
-        self.is_ahead = false;
+        (self.is_ahead, self.begun) = (false, None);
         Ok(())
     }
 

@@ -160,6 +160,11 @@ impl Rows {
         self.batch.changes.len().max(self.batch.dead_letters.len()) >= rows || self.bytes >= bytes
     }
 
+    /// The bytes of what is gathered.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// What was gathered, with the position that it leads to.
     pub(super) fn batch(&mut self, position: Option<Json>) -> SourceBatch {
         self.bytes = 0;

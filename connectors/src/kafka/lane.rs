@@ -67,6 +67,15 @@ pub(super) fn stored_offset(position: &Json, partition: &Partition) -> Option<i6
     position["marks"][name(partition)].as_i64()
 }
 
+/// A transaction of which pieces are staged, and not the last: nothing of the lane is visible until then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Begun {
+    /// The transaction.
+    pub(super) id: String,
+    /// How many different events of it the lane has.
+    pub(super) events: u64,
+}
+
 /// What a lane's position says, beside what the engine reads of it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Stored {
@@ -83,6 +92,9 @@ struct Stored {
     sweep_at: Option<BTreeMap<i32, i64>>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     wants_ends: bool,
+    /// See [`Begun`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    begun: Option<Begun>,
     /// The offset that follows the last transaction of the transaction topic that the lane has, or
     /// had no part in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,6 +123,7 @@ pub(super) struct Lane {
     wants_ends: bool,
     /// See [`Stored`].
     transactions: Option<i64>,
+    begun: Option<Begun>,
 }
 
 impl Lane {
@@ -159,6 +172,7 @@ impl Lane {
             sweep_at: stored.sweep_at,
             wants_ends: stored.wants_ends,
             transactions: stored.transactions,
+            begun: stored.begun,
         })
     }
 
@@ -231,6 +245,16 @@ impl Lane {
     /// or was staged. It is logged with the next batch.
     pub(super) fn pass_transactions(&mut self, offset: i64) {
         self.transactions = self.transactions.max(Some(offset));
+    }
+
+    /// The transaction of which the lane has pieces.
+    pub(super) fn begun(&self) -> Option<&Begun> {
+        self.begun.as_ref()
+    }
+
+    /// What is staged next is a piece of a transaction, or ends it. It is logged with the next batch.
+    pub(super) fn set_begun(&mut self, begun: Option<Begun>) {
+        self.begun = begun;
     }
 
     /// It does not stand where others do, and has no place until it does.
@@ -379,6 +403,7 @@ impl Lane {
             sweep_at: self.sweep_at.clone(),
             wants_ends: self.wants_ends,
             transactions: self.transactions,
+            begun: self.begun.clone(),
         };
         serde_json::to_value(stored).expect("a position is plain values")
     }

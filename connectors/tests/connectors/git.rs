@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use connectors::git::{GitOptions, GitSource, schema};
 use engine::contract::{Source, SourceBatch};
-use engine::limits::{COMMIT_ROWS_MAX, KEY_BYTES_MAX, TEXT_BYTES_MAX};
+use engine::limits::{KEY_BYTES_MAX, TEXT_BYTES_MAX, TRANSACTION_PIECE_ROWS_MAX};
 use engine::model::{Row, RowCodec, Value};
 use engine::testing::{Recorded, ScriptedSink, SourceRun, source_laws};
 
@@ -83,8 +83,15 @@ impl Followed {
 
     /// Stops it and runs it again on what it recorded.
     fn restart(&mut self) {
+        self.restart_after(usize::MAX, |_| ());
+    }
+
+    /// The same as if it had been killed after so many batches; the repository changes meanwhile.
+    fn restart_after(&mut self, batches: usize, meanwhile: impl FnOnce(&Repo)) {
         self.run.take().expect("it runs").stop();
-        let before = self.sink.batches();
+        let mut before = self.sink.batches();
+        before.truncate(batches);
+        meanwhile(&self.repo);
         let made = source(options(&self.repo.text()));
         self.sink = ScriptedSink::open();
         for batch in &before {
@@ -496,32 +503,63 @@ fn only_regular_files_of_the_pattern_are_taken() {
     followed.stop();
 }
 
-#[test]
-fn a_commit_over_the_limit_is_split_and_ends_in_its_tree() {
+/// A source that has taken a commit of two pieces, after one of a file; both commits.
+fn in_pieces() -> (Followed, [String; 2]) {
     let repo = Repo::new();
     let first = repo.commit("one", &[("a.md", Some(b"a"))]);
     let mut stream = Stream::default();
     let from = Some("refs/heads/main^0");
     stream.commit("refs/heads/main", 1_790_000_100, "two", from, &[]);
-    for number in 0..COMMIT_ROWS_MAX {
+    for number in 0..TRANSACTION_PIECE_ROWS_MAX {
         stream.file(&format!("d{}/{number}.md", number % 64), b"the same");
     }
     stream.delete("a.md");
-    let mut followed = Followed::start(repo, |_| ());
+    let followed = Followed::start(repo, |_| ());
     followed.expect(&first);
     followed.repo.import(&stream.bytes);
     let second = followed.repo.git(&["rev-parse", "main"]);
     followed.expect(&second);
-    let sizes: Vec<usize> = followed
-        .sink
-        .batches()
-        .iter()
-        .map(|b| b.changes.len())
-        .collect();
-    assert_eq!(sizes, [1, COMMIT_ROWS_MAX, 1]);
+    (followed, [first, second])
+}
+
+fn sizes(followed: &Followed) -> Vec<usize> {
+    let batches = followed.sink.batches();
+    batches.iter().map(|batch| batch.changes.len()).collect()
+}
+
+#[test]
+fn a_large_commit_is_staged_in_pieces_that_are_one_transaction() {
+    let (mut followed, [_, second]) = in_pieces();
+    assert_eq!(sizes(&followed), [1, TRANSACTION_PIECE_ROWS_MAX, 1]);
+    assert_eq!(followed.sink.open_batches(), [1]);
     followed.restart();
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(followed.stop().len(), 3, "nothing is new");
+    assert_eq!(sizes(&followed).len(), 3, "nothing is new");
+    // Killed between its pieces: all of it again, visible with what was there.
+    followed.restart_after(2, |_| ());
+    followed.expect(&second);
+    let whole = [1, TRANSACTION_PIECE_ROWS_MAX, TRANSACTION_PIECE_ROWS_MAX, 1];
+    assert_eq!(sizes(&followed), whole);
+    assert_eq!(followed.sink.open_batches(), [2]);
+    followed.stop();
+}
+
+#[test]
+fn a_commit_that_was_half_taken_and_is_gone_leaves_nothing() {
+    let (mut followed, [first, _]) = in_pieces();
+    let mut third = String::new();
+    followed.restart_after(2, |repo| {
+        repo.set("main", &first);
+        third = repo.commit("three", &[("b.md", Some(b"b"))]);
+    });
+    followed.expect(&third);
+    assert_eq!(sizes(&followed)[2..], [TRANSACTION_PIECE_ROWS_MAX, 1]);
+    // The branch is where it was before the commit.
+    followed.restart_after(2, |repo| {
+        repo.set("main", &first);
+    });
+    followed.expect(&first);
+    followed.stop();
 }
 
 /// What ends a source that cannot go on.

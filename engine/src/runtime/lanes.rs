@@ -62,7 +62,8 @@ struct Waiting {
     batch: StagedBatch,
     is_indexed: bool,
     tokens: usize,
-    is_prepared: bool,
+    /// How often it is being prepared.
+    preparing: u32,
     missing: AHashSet<VectorKey>,
     deadline: Time,
 }
@@ -111,7 +112,7 @@ impl Lanes {
             batch,
             is_indexed: false,
             tokens: 0,
-            is_prepared: false,
+            preparing: 1,
             missing: AHashSet::new(),
             deadline: Time::MAX,
         });
@@ -133,10 +134,11 @@ impl Lanes {
         }) else {
             return;
         };
-        waiting.is_prepared = true;
-        waiting.is_indexed = prepared.is_indexed;
-        waiting.tokens = prepared.tokens;
-        waiting.deadline = now.saturating_add(prepared.deadline_ms * 1000);
+        waiting.preparing -= 1;
+        waiting.is_indexed |= prepared.is_indexed;
+        waiting.tokens = waiting.tokens.max(prepared.tokens);
+        let deadline = now.saturating_add(prepared.deadline_ms * 1000);
+        waiting.deadline = waiting.deadline.min(deadline);
         for Want { model, content, at } in &prepared.wants {
             let key = (*model, *content);
             if at.is_none() && !is_known(&key) && waiting.missing.insert(key) {
@@ -148,14 +150,15 @@ impl Lanes {
         }
     }
 
-    /// The batches of these sources that wait, to be prepared again. One that is being prepared now may be
-    /// bound by what that finds; what the second finds comes late then.
+    /// The batches of these sources that wait, to be prepared again: for each, [`Lanes::prepared`] is to be
+    /// called once more, and before that none is bound.
     pub(super) fn prepare_again(&mut self, sources: &[ObjectId]) -> Vec<StagedBatch> {
         let lanes = self.lanes.iter_mut();
         let lanes = lanes.filter(|((source, _), _)| sources.contains(source));
         let waiting = lanes.flat_map(|(_, lane)| lane.queue.iter_mut());
         let batches = waiting.map(|waiting| {
-            waiting.is_prepared = false;
+            waiting.preparing += 1;
+            waiting.deadline = Time::MAX;
             waiting.batch.clone()
         });
         batches.collect()
@@ -278,7 +281,7 @@ impl Lanes {
             let mates = mates.filter_map(|id| self.lanes.get(id)?.deadline());
             lane.deadline().max(mates.max())
         };
-        let is_prepared = |lane: &&Lane| lane.queue.front().is_some_and(|head| head.is_prepared);
+        let is_prepared = |lane: &&Lane| lane.queue.front().is_some_and(|head| head.preparing == 0);
         let lanes = self.lanes.values().filter(is_prepared);
         lanes.filter_map(deadline).min()
     }
@@ -363,7 +366,7 @@ impl Load {
 
 impl Waiting {
     fn is_ready(&self, now: Time, is_open: &dyn Fn(&ModelId) -> bool) -> bool {
-        self.is_prepared
+        self.preparing == 0
             && (self.missing.is_empty()
                 || now >= self.deadline
                 || self.missing.iter().all(|(model, _)| is_open(model)))

@@ -23,7 +23,8 @@ pub enum CatalogChange<D> {
         object: D,
         /// Whether it is a collection that workers keep (a model is not).
         is_collection: bool,
-        /// New retentions, microseconds: its own, and those of what it reads.
+        /// New retentions, microseconds: its own, and those of what it reads, down to the sources: what
+        /// waits of them is prepared for it.
         retain: Vec<(ObjectId, u64)>,
     },
     /// An object is dropped.

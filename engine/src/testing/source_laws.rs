@@ -120,6 +120,8 @@ pub struct ScriptedSink {
 #[derive(Default)]
 struct SinkState {
     batches: Vec<SourceBatch>,
+    /// Those that go on with the next.
+    open: Vec<usize>,
     /// Batches that a `sync` confirmed.
     synced: usize,
     block_at: Option<usize>,
@@ -158,6 +160,11 @@ impl ScriptedSink {
     /// Everything taken so far.
     pub fn batches(&self) -> Vec<SourceBatch> {
         self.lock().batches.clone()
+    }
+
+    /// Which of them go on with the next, by number.
+    pub fn open_batches(&self) -> Vec<usize> {
+        self.lock().open.clone()
     }
 
     /// What it amounts to.
@@ -234,10 +241,14 @@ impl LaneSink for ScriptedSink {
         Ok(())
     }
 
-    fn stage_together(&self, mut parts: Vec<Part>, _is_open: bool) -> Result<(), Vec<Part>> {
+    fn stage_together(&self, mut parts: Vec<Part>, is_open: bool) -> Result<(), Vec<Part>> {
         assert_eq!(parts.len(), 1, "the script is of one source");
         match self.admit() {
-            Ok(mut state) => state.batches.push(parts.remove(0).batch),
+            Ok(mut state) => {
+                let number = state.batches.len();
+                state.batches.push(parts.remove(0).batch);
+                state.open.extend(is_open.then_some(number));
+            }
             Err(SinkClosed) => return Err(parts),
         }
         self.changed.notify_all();

@@ -133,12 +133,7 @@ impl Inner {
                 return Err(problem);
             }
         };
-        if is_collection {
-            let sealed = AskTime::NotBefore(at);
-            self.reach(vec![id], sealed, PATIENCE)
-                .await
-                .map_err(ask_problem)?;
-        }
+        // It is declared, whether or not it is sealed before anybody's patience ends.
         if let Definition::Source(source) = &object.definition {
             self.start_sources(std::iter::once((id, &*object.name, source)));
         }
@@ -146,6 +141,12 @@ impl Inner {
             self.fill(index);
         }
         self.start_sink(&declared, at);
+        if is_collection {
+            let sealed = AskTime::NotBefore(at);
+            self.reach(vec![id], sealed, PATIENCE)
+                .await
+                .map_err(ask_problem)?;
+        }
         Ok(at)
     }
 

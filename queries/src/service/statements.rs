@@ -6,6 +6,7 @@ use engine::limits;
 use engine::model::{Column, Key, Row, RowCodec, Schema, SqlType, Time, Value};
 use engine::runtime::AskTime;
 use serde_json::{Value as Json, json};
+use tracing::Instrument as _;
 
 use super::Inner;
 use super::asking::PATIENCE;
@@ -132,8 +133,16 @@ impl Inner {
     async fn run_planned(self: &Arc<Self>, planned: Planned) -> Reply<SqlReply> {
         let tag = planned.tag();
         match planned {
-            Planned::Create(create) => self.run_create(&create, tag).await,
-            Planned::Drop(plan) => self.run_drop(&plan, tag).await,
+            Planned::Create(create) => {
+                let inner = Arc::clone(self);
+                self.to_its_end(async move { inner.run_create(&create, tag).await })
+                    .await
+            }
+            Planned::Drop(plan) => {
+                let inner = Arc::clone(self);
+                self.to_its_end(async move { inner.run_drop(&plan, tag).await })
+                    .await
+            }
             Planned::Show(kind) => self.run_show(&kind, tag).await,
             Planned::Describe(describe) => Ok(describe_reply(&describe, tag)),
             Planned::Select(plan) => self.run_select(&plan, tag).await,
@@ -142,6 +151,16 @@ impl Inner {
                 Ok(table(tag, &[("plan", "text")], lines.collect()))
             }
         }
+    }
+
+    /// Carries out what must not end in its middle when its caller goes away.
+    async fn to_its_end(
+        &self,
+        statement: impl Future<Output = Reply<SqlReply>> + Send + 'static,
+    ) -> Reply<SqlReply> {
+        let task = self.runtime.spawn(statement.in_current_span());
+        task.await
+            .unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
     }
 
     async fn run_create(self: &Arc<Self>, create: &Create, tag: String) -> Reply<SqlReply> {

@@ -15,7 +15,12 @@
 //! had its part, or none. Reading begins at the lowest of the sources' places, so no END that one of
 //! them needs is missed, and each needs only those at its own place or above.
 //!
-//! Invariants: a record holds whole transactions, but for those counted as split. No thread, no clock.
+//! A large transaction is staged in pieces, each with what was staged meanwhile; all of it becomes visible
+//! with the last ([`super::assembly`]).
+//!
+//! Invariants: records that become visible together hold whole transactions, but for those counted as
+//! split; what ends a transaction names every lane that has something behind its first piece. No thread, no
+//! clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +33,7 @@ use engine::telemetry;
 use super::assembly::{Arrival, Assembly, Bounds, End, Parted, Place, Split};
 use crate::envelope::{ChangeKind, Decoded, Envelope};
 use crate::kafka::Record;
-use crate::kafka::lane::Lane;
+use crate::kafka::lane::{Begun, Lane};
 use crate::kafka::letter_topic::LetterTopic;
 
 /// Events staged at once, at most (soft for one transaction).
@@ -90,6 +95,8 @@ pub struct Group {
     name: String,
     assembly: Assembly<Held>,
     members: BTreeMap<u64, Member>,
+    /// The sources that staged something since the first piece of a transaction.
+    open: BTreeSet<u64>,
     has_started: bool,
     is_closing: bool,
     /// Why it cannot go on.
@@ -109,6 +116,7 @@ impl Group {
             name: name.to_owned(),
             assembly: Assembly::new(bounds),
             members: BTreeMap::new(),
+            open: BTreeSet::new(),
             has_started: false,
             is_closing: false,
             failure: None,
@@ -168,8 +176,9 @@ impl Group {
 
     /// The sources that start together have joined. Where the transaction topic is to be read from;
     /// `None`: nobody stands anywhere.
-    pub fn start(&mut self) -> Option<i64> {
+    pub fn start(&mut self, now: u64) -> Option<i64> {
         self.has_started = true;
+        self.resume(now);
         let start = self.members.values().filter_map(|one| one.placed).min();
         for (number, member) in &self.members {
             let is_late = start.is_some() && member.placed.is_none();
@@ -177,6 +186,21 @@ impl Group {
             self.assembly.join(*number, topic, from, is_late);
         }
         start
+    }
+
+    /// Goes on with a transaction of which pieces were staged.
+    fn resume(&mut self, now: u64) {
+        let (mut id, mut base) = (None, BTreeMap::new());
+        for (number, member) in &self.members {
+            if let Some(begun) = member.lane.begun() {
+                self.open.insert(*number);
+                id.get_or_insert_with(|| begun.id.clone());
+                base.insert(*number, begun.events);
+            }
+        }
+        if let Some(id) = id {
+            self.assembly.resume(&id, base, now);
+        }
     }
 
     /// The transaction topic is read from this offset on. Every source logs a place at once, so that
@@ -213,6 +237,7 @@ impl Group {
     pub fn leave(&mut self, number: u64) {
         self.note_leaving();
         self.assembly.leave(number);
+        self.open.remove(&number);
         if let Some(mut member) = self.members.remove(&number)
             && let Some(letters) = &mut member.letters
         {
@@ -322,14 +347,15 @@ impl Group {
     /// Applies and stages what can go on.
     pub fn work(&mut self, now: u64) {
         loop {
-            let (mut events, mut bytes) = (0, 0);
-            while events < BATCH_EVENTS && bytes < BATCH_BYTES {
+            let (mut events, mut bytes, mut is_closed) = (0, 0, false);
+            while events < BATCH_EVENTS && bytes < BATCH_BYTES && !is_closed {
                 let members = &self.members;
                 let has_seen = |place: Place, held: &Held| {
                     let member = members.get(&place.member);
                     member.is_some_and(|member| member.lane.has_seen(&held.decoded))
                 };
                 let free = self.assembly.step(now, &has_seen);
+                is_closed = self.assembly.take_closed();
                 if free.is_empty() {
                     break;
                 }
@@ -346,7 +372,7 @@ impl Group {
                 self.log_places();
             }
             let staged = self.stage();
-            if events == 0 || staged.is_err() {
+            if events == 0 && !is_closed || staged.is_err() {
                 break;
             }
         }
@@ -389,11 +415,20 @@ impl Group {
         }
         // A late one has no place yet, and is late again after a restart.
         let through = self.assembly.through();
+        let is_open = self.assembly.is_open();
         let (mut numbers, mut parts) = (Vec::new(), Vec::new());
         for (number, member) in &mut self.members {
             if member.is_leaving {
                 continue;
             }
+            if !is_open && self.open.contains(number) {
+                member.lane.log_position();
+            }
+            let begun = self.assembly.begun(*number);
+            member.lane.set_begun(begun.map(|(id, events)| Begun {
+                id: id.to_owned(),
+                events,
+            }));
             let is_late = self.assembly.is_late(*number);
             if let Some(through) = through.filter(|_| !is_late) {
                 member.lane.pass_transactions(through);
@@ -412,7 +447,7 @@ impl Group {
             let Some(member) = self.members.get_mut(first) else {
                 break;
             };
-            let Err(refused) = member.context.sink.stage_together(parts, false) else {
+            let Err(refused) = member.context.sink.stage_together(parts, is_open) else {
                 break;
             };
             parts = refused;
@@ -425,6 +460,10 @@ impl Group {
             }
             numbers.remove(0);
             parts.remove(0);
+        }
+        match is_open {
+            true => self.open.extend(&numbers),
+            false => self.open.clear(),
         }
         for number in &numbers {
             if let Some(member) = self.members.get_mut(number) {
@@ -562,7 +601,7 @@ impl Group {
                  a longer TRANSACTION WAIT",
             ),
             Split::TooLarge => (
-                "more waits than TRANSACTION_EVENTS_BYTES_MAX",
+                "it is over TRANSACTION_BYTES_MAX, or more waits than TRANSACTION_EVENTS_BYTES_MAX",
                 "smaller transactions, or the source without TRANSACTION TOPIC",
             ),
         };

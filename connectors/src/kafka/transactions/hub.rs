@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use engine::contract::SourceContext;
 use engine::error::WorldError;
-use engine::limits::TRANSACTION_EVENTS_BYTES_MAX;
+use engine::limits::{
+    TRANSACTION_BYTES_MAX, TRANSACTION_EVENTS_BYTES_MAX, TRANSACTION_PIECE_BYTES_MAX,
+};
 use engine::model::Schema;
 
 use super::assembly::{Bounds, End, Place};
@@ -38,6 +40,8 @@ const GATHER: Duration = Duration::from_secs(1);
 const BOUNDS: Bounds = Bounds {
     wait: 0,
     bytes: TRANSACTION_EVENTS_BYTES_MAX,
+    piece: TRANSACTION_PIECE_BYTES_MAX,
+    whole: TRANSACTION_BYTES_MAX,
 };
 
 /// What sources and the transaction topic tell the group.
@@ -357,7 +361,7 @@ impl Thread {
     }
 
     fn start(&mut self) {
-        let start = self.group.start();
+        let start = self.group.start(self.now());
         let Some((options, decoding)) = &self.first else {
             return;
         };

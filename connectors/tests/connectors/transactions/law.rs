@@ -41,6 +41,9 @@ impl Checker {
     fn check(&mut self, log: &Log, history: &History, but: &BTreeSet<(usize, i64)>, context: &str) {
         for record in &log.records[self.replica.records.len()..] {
             self.replica.add(record.clone());
+            if record.is_open {
+                continue;
+            }
             let seen = without(&self.replica.state(), but);
             let later = history.states.iter().enumerate().skip(self.at);
             let mut same = later.filter(|(_, state)| without(state, but) == seen);
@@ -90,8 +93,8 @@ fn come_and_go(rig: &mut Rig, history: &mut History, checker: &mut Checker, cont
     checker.check(&rig.log.lock().unwrap(), history, &but, context);
 }
 
-/// One history; how many records, splits and pauses there were.
-fn one(seed: u64, loses: u32) -> (usize, usize) {
+/// One history; how many records, those of pieces, and pauses there were.
+fn one(seed: u64, loses: u32) -> [usize; 3] {
     let mut history = History::new(seed);
     history.loses = loses;
     let restarts = history.rng.random_bool(0.7);
@@ -99,10 +102,20 @@ fn one(seed: u64, loses: u32) -> (usize, usize) {
         true => 160_000,
         false => 64 << 20,
     };
+    let piece = match history.rng.random_bool(0.5) {
+        true => history.rng.random_range(500..20_000),
+        false => bytes,
+    };
     // What is sent again of a transaction without an END is told from nothing new.
     let is_strict = loses == 0 || !restarts;
-    let context = format!("seed {seed}, {loses} lost, restarts {restarts}, {bytes} bytes");
-    let mut rig = Rig::new(Bounds { wait: WAIT, bytes });
+    let context =
+        format!("seed {seed}, {loses} lost, restarts {restarts}, {bytes} bytes, {piece} a piece");
+    let mut rig = Rig::new(Bounds {
+        wait: WAIT,
+        bytes,
+        piece,
+        whole: usize::MAX,
+    });
     rig.start(0..TABLES, &history);
     let mut checker = Checker::new();
     let mut pauses = 0;
@@ -165,7 +178,9 @@ fn one(seed: u64, loses: u32) -> (usize, usize) {
         *history.states.last().unwrap(),
         "{context}: at the end"
     );
-    (rig.log.lock().unwrap().records.len(), pauses)
+    let log = rig.log.lock().unwrap();
+    let pieces = log.records.iter().filter(|record| record.is_open).count();
+    [log.records.len(), pieces, pauses]
 }
 
 /// Something arrives somewhere.
@@ -189,14 +204,14 @@ fn readers_see_whole_transactions_only() {
     let first = std::env::var("HEADWATER_SEED").map_or(20_261_121, |seed| seed.parse().unwrap());
     let count = std::env::var("HEADWATER_HISTORIES").map_or(60, |count| count.parse().unwrap());
     println!("seed {first}, {count} histories");
-    let (mut records, mut pauses) = (0, 0);
+    let mut sum = [0; 3];
     for seed in first..first + count {
-        let (own, paused) = one(seed, 0);
-        records += own;
-        pauses += paused;
+        let own = one(seed, 0);
+        sum.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
     }
-    println!("{records} records, {pauses} pauses");
-    assert!(pauses > 0, "back-pressure was tried");
+    let [records, pieces, pauses] = sum;
+    println!("{records} records, {pieces} of pieces, {pauses} pauses");
+    assert!(pauses > 0 && pieces > 0, "both were tried");
 }
 
 #[test]

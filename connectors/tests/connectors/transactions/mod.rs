@@ -13,7 +13,12 @@ const WAIT: u64 = 5_000;
 
 /// An assembly of two sources, `app.public.a` and `app.public.b`, with a partition each.
 fn pair(bytes: usize) -> Assembly<&'static str> {
-    let mut assembly = Assembly::new(Bounds { wait: WAIT, bytes });
+    let mut assembly = Assembly::new(Bounds {
+        wait: WAIT,
+        bytes,
+        piece: bytes,
+        whole: bytes,
+    });
     for (member, topic) in [(0, "app.public.a"), (1, "app.public.b")] {
         assembly.join(member, topic, 0, false);
         assembly.begin(place(member), 0, Some(0));
@@ -259,6 +264,114 @@ fn a_large_transaction_is_read_on_before_its_end_is_written() {
     assert_eq!(splits(&mut assembly), [("8".into(), Split::NoEnd)]);
 }
 
+/// An assembly that lets a transaction of more than 500 bytes go on in pieces.
+fn in_pieces() -> Assembly<&'static str> {
+    let mut assembly = Assembly::new(Bounds {
+        wait: WAIT,
+        bytes: 10_000,
+        piece: 500,
+        whole: 2_000,
+    });
+    for (member, topic) in [(0, "app.public.a"), (1, "app.public.b")] {
+        assembly.join(member, topic, 0, false);
+        assembly.begin(place(member), 0, Some(0));
+        assembly.ready(member);
+    }
+    assembly
+}
+
+fn arrive(assembly: &mut Assembly<&'static str>, orders: std::ops::RangeInclusive<u64>, now: u64) {
+    for order in orders {
+        assembly.arrive(place(0), arrival("7", order, order as i64, "a"), now);
+    }
+}
+
+#[test]
+fn a_large_transaction_goes_on_in_pieces_before_and_after_its_end() {
+    let mut assembly = in_pieces();
+    arrive(&mut assembly, 1..=6, 0);
+    assert_eq!(steps(&mut assembly, 1), ["a"; 6]);
+    assert_eq!(
+        (assembly.begun(0), assembly.held_bytes()),
+        (Some(("7", 6)), 0)
+    );
+    arrive(&mut assembly, 7..=8, 2);
+    // Another one comes to its end meanwhile: it is visible with this one.
+    assembly.arrive(place(1), arrival("6", 1, 0, "b of 6"), 2);
+    assembly.told(end("6", 1, &[("public.b", 1)]), 2);
+    assert_eq!(steps(&mut assembly, 2), ["b of 6"]);
+    assert!(assembly.is_open());
+    assembly.told(end("7", 3, &[("public.a", 20), ("public.b", 1)]), 3);
+    assert_eq!(steps(&mut assembly, 3), [""; 0]);
+    arrive(&mut assembly, 9..=14, 4);
+    assert_eq!(steps(&mut assembly, 4), ["a"; 8]);
+    assert_eq!(
+        (assembly.begun(0), assembly.begun(1)),
+        (Some(("7", 14)), Some(("7", 0)))
+    );
+    assembly.arrive(place(1), arrival("7", 21, 1, "b"), 5);
+    assert_eq!(steps(&mut assembly, 5), [""; 0]);
+    arrive(&mut assembly, 15..=20, 6);
+    assert_eq!(assembly.step(6, &|_, _| false).len(), 7);
+    assert!(assembly.take_closed() && !assembly.is_open());
+    assert_eq!(assembly.through(), Some(4));
+    assert_eq!(splits(&mut assembly), []);
+}
+
+#[test]
+fn pieces_that_went_on_before_a_restart_are_counted() {
+    let mut assembly = in_pieces();
+    assembly.resume("7", [(0, 18)].into(), 0);
+    assembly.told(end("7", 3, &[("public.a", 20)]), 1);
+    // Sent again by the connector: it was taken.
+    assembly.arrive(place(0), arrival("7", 18, 18, "again"), 1);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assert_eq!(assembly.begun(0), Some(("7", 18)));
+    arrive(&mut assembly, 19..=20, 2);
+    assert_eq!(steps(&mut assembly, 2), ["again", "a", "a"]);
+    assert!(assembly.take_closed());
+    assert_eq!(splits(&mut assembly), []);
+}
+
+#[test]
+fn pieces_without_an_end_are_given_up_and_so_are_too_many() {
+    let mut assembly = in_pieces();
+    arrive(&mut assembly, 1..=6, 0);
+    assert_eq!(steps(&mut assembly, 0), ["a"; 6]);
+    assert_eq!(assembly.overdue(WAIT), (Vec::new(), true));
+    assembly.told_all(WAIT - 1);
+    assert_eq!(steps(&mut assembly, WAIT), [""; 0]);
+    assert!(assembly.is_open());
+    assembly.told_all(WAIT);
+    assert_eq!(steps(&mut assembly, WAIT), [""; 0]);
+    assert!(assembly.take_closed() && !assembly.is_open());
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::NoEnd)]);
+
+    let mut assembly = in_pieces();
+    for piece in 0..3 {
+        arrive(&mut assembly, piece * 7 + 1..=piece * 7 + 7, piece);
+        assert_eq!(steps(&mut assembly, piece), ["a"; 7]);
+        assert_eq!(assembly.is_open(), piece < 2);
+    }
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::TooLarge)]);
+}
+
+/// Its END was lost, and what the next one lacks stands behind it: that is read, although more is there
+/// than is to wait.
+#[test]
+fn a_partition_that_the_current_transaction_lacks_is_read_on() {
+    let mut assembly = pair(1_000);
+    for order in 1..=6 {
+        assembly.arrive(place(0), arrival("7", order, order as i64, "a of 7"), 0);
+    }
+    assembly.told(end("8", 1, &[("public.a", 1)]), 0);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assert!(assembly.paused(1).is_empty());
+    assembly.arrive(place(0), arrival("8", 1, 7, "a of 8"), 2);
+    assert_eq!(steps(&mut assembly, 2).len(), 7);
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::NoEnd)]);
+}
+
 #[test]
 fn a_source_that_joins_late_shows_what_is_there_and_is_not_waited_for_until_then() {
     let mut assembly = pair(1 << 20);
@@ -445,6 +558,8 @@ fn every_source_says_what_its_transaction_topic_waits_for() {
     let mut rig = rig::Rig::new(Bounds {
         wait: WAIT,
         bytes: 1_000,
+        piece: 1_000,
+        whole: 1_000,
     });
     rig.join(0);
     assert_eq!(rig.waits(0), None);

@@ -1,6 +1,6 @@
 //! Topics, readers and a log around a real group, without Kafka and without a clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -16,7 +16,12 @@ use super::history::{History, Sent, State, TABLES, topic};
 use crate::envelope::schema;
 
 /// What is logged at once.
-pub type LogRecord = Vec<(ObjectId, SourceBatch)>;
+#[derive(Clone)]
+pub struct LogRecord {
+    pub parts: Vec<(ObjectId, SourceBatch)>,
+    /// It becomes visible with the next.
+    pub is_open: bool,
+}
 
 /// The input log, with what it amounts to.
 #[derive(Default)]
@@ -24,11 +29,20 @@ pub struct Log {
     pub records: Vec<LogRecord>,
     rows: BTreeMap<ObjectId, BTreeMap<Key, Row>>,
     positions: BTreeMap<ObjectId, BTreeMap<String, Json>>,
+    /// Sources with something that is not visible.
+    open: BTreeSet<ObjectId>,
 }
 
 impl Log {
     pub fn add(&mut self, record: LogRecord) {
-        for (source, batch) in &record {
+        let sources = record.parts.iter().map(|(source, _)| *source);
+        match record.is_open {
+            true => self.open.extend(sources),
+            false => sources.for_each(|source| {
+                self.open.remove(&source);
+            }),
+        }
+        for (source, batch) in &record.parts {
             let rows = self.rows.entry(*source).or_default();
             for (key, row, _) in &batch.changes {
                 match row {
@@ -84,13 +98,19 @@ impl Sink {
 
 impl LaneSink for Sink {
     fn stage(&self, batch: SourceBatch) -> Result<(), SinkClosed> {
-        self.log().add(vec![(self.source, batch)]);
+        self.log().add(LogRecord {
+            parts: vec![(self.source, batch)],
+            is_open: false,
+        });
         Ok(())
     }
 
-    fn stage_together(&self, parts: Vec<Part>, _is_open: bool) -> Result<(), Vec<Part>> {
+    fn stage_together(&self, parts: Vec<Part>, is_open: bool) -> Result<(), Vec<Part>> {
         let parts = parts.into_iter().map(|part| (part.source, part.batch));
-        self.log().add(parts.collect());
+        let parts = parts.collect();
+        let mut log = self.log();
+        log.add(LogRecord { parts, is_open });
+        assert!(is_open || log.open.is_empty(), "{:?} stay open", log.open);
         Ok(())
     }
 
@@ -253,13 +273,18 @@ impl Rig {
     /// A source goes.
     pub fn leave(&mut self, table: usize) {
         self.group.leave(table as u64);
+        self.log
+            .lock()
+            .unwrap()
+            .open
+            .remove(&ObjectId(table as u32 + 1));
         self.readers.remove(&(table as u64));
     }
 
     /// All sources join, and the group begins.
     pub fn start(&mut self, tables: std::ops::Range<usize>, history: &History) {
         tables.clone().for_each(|table| self.join(table));
-        self.next_end = self.group.start().unwrap_or(0) as usize;
+        self.next_end = self.group.start(self.now).unwrap_or(0) as usize;
         self.group.began(self.next_end as i64);
         tables.for_each(|table| self.begin(table, history));
     }

@@ -52,6 +52,7 @@ impl<M> Assembly<M> {
     /// A source is gone, with all that waits of it.
     pub fn leave(&mut self, member: u64) {
         self.members.remove(&member);
+        self.forget_begun(member);
         if let Some(current) = &mut self.current {
             current.needs.remove(&member);
         }
@@ -138,7 +139,8 @@ impl<M> Assembly<M> {
             }
         }
         let wait = self.bounds.wait;
-        let is_untold = self.untold().any(|(_, stay)| now >= stay.last_at + wait);
+        let untold = self.untold().map(|(_, stay)| stay.last_at);
+        let is_untold = untold.chain(self.begun_since()).any(|at| now >= at + wait);
         (places, is_untold)
     }
 
@@ -172,9 +174,15 @@ impl<M> Assembly<M> {
         }
         let next = self.next_untold().map(Arc::clone);
         let is_next = |queue: &Queue<M>| next.as_ref().is_some_and(|id| queue.has_only(id));
+        let mut lacking = BTreeSet::new();
+        if let Some(current) = &self.current {
+            let members = current.lacking();
+            lacking.extend(members.flat_map(|member| self.lacking_places(current, member)));
+        }
         let mut paused = BTreeSet::new();
         for (place, queue) in &mut self.queues {
-            let is_ahead = self.is_full && queue.first().is_some() && !is_next(queue);
+            let is_needed = lacking.contains(place) || is_next(queue);
+            let is_ahead = self.is_full && queue.first().is_some() && !is_needed;
             queue.pause(is_ahead, now);
             if is_ahead {
                 paused.insert(*place);

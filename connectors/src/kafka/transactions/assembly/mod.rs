@@ -25,6 +25,7 @@
 //! Limits: an END that a connector sends again after its restart with a count of only the rest counts
 //! as told.
 
+mod begun;
 mod ids;
 mod look;
 mod queue;
@@ -33,6 +34,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::envelope::InTransaction;
+use begun::{Begun, Order, in_order};
 use ids::Ids;
 use queue::{Id, Item, Queue, Stay};
 
@@ -72,7 +74,8 @@ pub enum Split {
     NoEnd,
     /// Not all of its events can come, or came in time.
     Missing,
-    /// It holds more than TRANSACTION_EVENTS_BYTES_MAX.
+    /// More waits with it than TRANSACTION_EVENTS_BYTES_MAX, or it holds more than
+    /// TRANSACTION_BYTES_MAX.
     TooLarge,
 }
 
@@ -119,6 +122,10 @@ pub struct Bounds {
     pub wait: u64,
     /// Most bytes that wait.
     pub bytes: usize,
+    /// Bytes of one transaction that wait until it goes on in pieces.
+    pub piece: usize,
+    /// Most bytes of its pieces.
+    pub whole: usize,
 }
 
 /// A source of the group.
@@ -144,7 +151,11 @@ struct Current<M> {
     needs: BTreeMap<u64, u64>,
     /// Sources of which it names no event.
     strangers: BTreeSet<u64>,
-    found: HashMap<u64, HashSet<(Option<u64>, i32, i64)>>,
+    found: HashMap<u64, HashSet<Order>>,
+    /// By source, how many more went on before the last restart.
+    base: BTreeMap<u64, u64>,
+    /// The partitions of which something was taken.
+    places: BTreeSet<Place>,
     items: BTreeMap<Place, VecDeque<Item<M>>>,
     bytes: usize,
     began_at: u64,
@@ -165,6 +176,9 @@ pub struct Assembly<M> {
     told: HashMap<Id, usize>,
     current: Option<Current<M>>,
     passed: Ids,
+    begun: Option<Begun>,
+    /// See [`Assembly::take_closed`].
+    is_closed: bool,
     /// What follows the last END that has passed.
     through: Option<i64>,
     held: usize,
@@ -191,6 +205,8 @@ impl<M> Assembly<M> {
             told: HashMap::new(),
             current: None,
             passed: Ids::new(PASSED_MAX),
+            begun: None,
+            is_closed: false,
             through: None,
             held: 0,
             is_full: false,
@@ -247,17 +263,24 @@ impl<M> Assembly<M> {
                 self.gather(now, has_seen);
                 let split = match self.is_whole() {
                     true => None,
-                    false => match self.hopeless(now) {
-                        Some(split) => Some(split),
-                        None if self.abandon(now, has_seen) => continue,
-                        None => return out,
-                    },
+                    false => {
+                        out = self.piece_of_current(now);
+                        if !out.is_empty() {
+                            return out;
+                        }
+                        match self.hopeless(now) {
+                            Some(split) => Some(split),
+                            None if !self.abandon(now, has_seen) || self.is_closed => return out,
+                            None => continue,
+                        }
+                    }
                 };
                 out = self.finish(split);
             } else if !self.abandon(now, has_seen) {
-                return out;
+                return self.piece_of_untold(now, has_seen);
             }
-            if !out.is_empty() {
+            // The last piece of a transaction is staged before what begins the next.
+            if !out.is_empty() || self.is_closed {
                 return out;
             }
         }
@@ -273,8 +296,10 @@ impl<M> Assembly<M> {
             }
             let member = self.members.get_mut(&place.member);
             let Some(member) = member else { continue };
+            let begun = self.begun.as_ref().map(|begun| &begun.id);
             while let Some(head) = queue.head() {
-                if !is_free(*place, queue, head, member, &mut self.passed, has_seen) {
+                let is_begun = head.id.is_some() && head.id.as_ref() == begun;
+                if is_begun || !is_free(*place, queue, head, member, &mut self.passed, has_seen) {
                     break;
                 }
                 if let Some(id) = &head.id
@@ -318,12 +343,20 @@ impl<M> Assembly<M> {
                     count => needs.insert(*number, count).is_none(),
                 };
             }
+            // Of one of which pieces went on.
+            let begun = self.begun.as_mut().filter(|begun| begun.id == end.id);
+            let (found, base) = match begun {
+                Some(begun) => (std::mem::take(&mut begun.found), begun.base.clone()),
+                None => Default::default(),
+            };
             self.current = Some(Current {
                 needs,
                 strangers,
                 id: end.id,
                 end: end.offset,
-                found: HashMap::new(),
+                found,
+                base,
+                places: BTreeSet::new(),
                 items: BTreeMap::new(),
                 bytes: 0,
                 began_at: now,
@@ -354,20 +387,28 @@ impl<M> Assembly<M> {
         let Some(current) = &mut self.current else {
             return;
         };
+        let begun = self.begun.as_ref().map(|begun| &begun.id);
+        let is_begun = begun == Some(&current.id);
         for (place, queue) in &mut self.queues {
             let Some(member) = self.members.get_mut(&place.member) else {
                 continue;
             };
             while let Some(head) = queue.head() {
                 let is_own = head.id.as_ref() == Some(&current.id);
+                let is_again = is_own && has_seen(*place, &head.message);
                 if is_own {
-                    if has_seen(*place, &head.message) {
+                    if is_again && !is_begun {
                         // Taken in an earlier run, as below.
                         self.passed.insert(&current.id);
                     }
-                    let found = current.found.entry(place.member).or_default();
-                    found.insert(head.order);
+                    if !(is_again && is_begun) {
+                        let found = current.found.entry(place.member).or_default();
+                        found.insert(head.order);
+                    }
                     current.touched_at = now;
+                    current.places.insert(*place);
+                } else if head.id.is_some() && head.id.as_ref() == begun {
+                    break;
                 } else if !current.items.contains_key(place)
                     || !is_free(*place, queue, head, member, &mut self.passed, has_seen)
                 {
@@ -393,7 +434,8 @@ impl<M> Assembly<M> {
         let current = self.current.as_ref()?;
         // Before others that wait behind one whose END does not come.
         let is_over = self.held > self.bounds.bytes && self.untold().next().is_none();
-        if current.bytes > self.bounds.bytes || is_over {
+        let is_too_large = current.bytes > self.bounds.bytes || self.is_too_large(&current.id);
+        if is_too_large || is_over {
             return Some(Split::TooLarge);
         }
         let outage = self.bounds.wait * OUTAGE_FACTOR;
@@ -437,10 +479,11 @@ impl<M> Assembly<M> {
         heads.filter(|(id, _)| !self.told.contains_key(*id))
     }
 
-    /// The oldest transaction whose END was not told, if no other is before it.
+    /// The oldest transaction whose END was not told, if no other is before it. One of which pieces went
+    /// on is the oldest.
     fn next_untold(&self) -> Option<&Id> {
         let untold = self.untold().filter(|_| self.current.is_none());
-        let oldest = untold.min_by_key(|(_, stay)| stay.first_at);
+        let oldest = untold.min_by_key(|(id, stay)| (!self.is_begun(id), stay.first_at));
         oldest.map(|(id, _)| id)
     }
 
@@ -454,7 +497,7 @@ impl<M> Assembly<M> {
         has_seen: &dyn Fn(Place, &M) -> bool,
     ) -> bool {
         let current = self.current.as_ref();
-        let current = current.filter(|current| !current.items.contains_key(&place));
+        let current = current.filter(|current| !current.places.contains(&place));
         let current = current.map(|current| &current.id);
         // A late source may have taken it before it stood with the others.
         let member = self.members.get(&place.member);
@@ -481,12 +524,12 @@ impl<M> Assembly<M> {
     fn abandon(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> bool {
         let is_over = self.held > self.bounds.bytes;
         let wait = self.bounds.wait;
-        let is_due = |last_at: u64, is_paused: bool| {
-            let told_all = self.told_all_at.is_some_and(|at| at >= last_at + wait);
-            let told_all = told_all && !is_paused;
-            let is_silent = self.ends.is_empty() && self.current.is_none();
-            let outage = last_at.max(self.ended_at) + wait * OUTAGE_FACTOR;
-            is_over || told_all || is_silent && now >= outage
+        let (told_all_at, ended_at) = (self.told_all_at, self.ended_at);
+        let is_silent = self.ends.is_empty() && self.current.is_none();
+        let is_due = move |last_at: u64, is_paused: bool| {
+            let told_all = told_all_at.is_some_and(|at| at >= last_at + wait);
+            let outage = last_at.max(ended_at) + wait * OUTAGE_FACTOR;
+            told_all && !is_paused || is_silent && now >= outage
         };
         let skipped = self.queues.iter().find_map(|(place, queue)| {
             let (id, _) = queue.first()?;
@@ -494,8 +537,7 @@ impl<M> Assembly<M> {
             (is_untold && self.is_skipped(*place, queue, id, has_seen)).then(|| Arc::clone(id))
         });
         if let Some(id) = skipped {
-            self.passed.insert(&id);
-            self.splits.push(Parted::new(&id, Split::NoEnd));
+            self.give_up(&id, Split::NoEnd);
             return true;
         }
         let due = self.untold().filter(|(id, stay)| {
@@ -503,36 +545,36 @@ impl<M> Assembly<M> {
             let mut queues = self.queues.values();
             let last = queues.clone().filter_map(|queue| queue.last_of(id)).max();
             let is_paused = queues.any(|queue| queue.is_paused_in(id));
-            is_due(last.unwrap_or(stay.last_at), is_paused)
+            is_over || is_due(last.unwrap_or(stay.last_at), is_paused)
         });
         let oldest = due.min_by_key(|(_, stay)| stay.first_at);
         let Some(id) = oldest.map(|(id, _)| Arc::clone(id)) else {
-            return false;
+            return self.abandon_begun(&|last_at| is_due(last_at, false));
         };
         let split = match is_over {
             true => Split::TooLarge,
             false => Split::NoEnd,
         };
-        self.passed.insert(&id);
-        self.splits.push(Parted::new(&id, split));
+        self.give_up(&id, split);
         true
     }
 
     /// The current transaction goes on.
     fn finish(&mut self, split: Option<Split>) -> Vec<(Place, M)> {
-        let Some(mut current) = self.current.take() else {
+        let Some(current) = self.current.take() else {
             return Vec::new();
         };
         self.held -= current.bytes;
         self.through = Some(current.end + 1);
         self.passed.insert(&current.id);
+        let is_begun = self.is_begun(&current.id);
+        self.end_begun(&current.id);
         match split {
-            Some(_) if current.items.is_empty() => self.silent.insert(&current.id),
+            Some(_) if current.items.is_empty() && !is_begun => self.silent.insert(&current.id),
             Some(split) => {
-                let lacks = current.lacking().map(|member| {
-                    let found = current.found.get(&member).map_or(0, HashSet::len);
-                    (member, found as u64, current.needs[&member])
-                });
+                let lacks = current
+                    .lacking()
+                    .map(|member| (member, current.count(member), current.needs[&member]));
                 self.splits.push(Parted {
                     lacks: lacks.collect(),
                     ..Parted::new(&current.id, split)
@@ -543,34 +585,22 @@ impl<M> Assembly<M> {
         let members = current.items.keys().map(|place| place.member);
         let strange = members.filter(|member| current.strangers.contains(member));
         self.strangers.extend(strange);
-        // In the transaction's own order, but never one event before an earlier one of its partition.
-        let mut out = Vec::new();
-        let total = |items: &VecDeque<Item<M>>| items.front().map(|item| item.total);
-        while let Some((place, items)) = current
-            .items
-            .iter_mut()
-            .min_by_key(|(_, items)| total(items).flatten())
-        {
-            let place = *place;
-            if let Some(item) = items.pop_front() {
-                out.push((place, item.message));
-            }
-            if items.is_empty() {
-                current.items.remove(&place);
-            }
-        }
-        out
+        in_order(current.items)
     }
 }
 
 impl<M> Current<M> {
     /// The sources of which events are missing.
     fn lacking(&self) -> impl Iterator<Item = u64> {
-        let lacking = self.needs.iter().filter(|(member, count)| {
-            let found = self.found.get(member).map_or(0, HashSet::len);
-            (found as u64) < **count
-        });
+        let needs = self.needs.iter();
+        let lacking = needs.filter(|(member, count)| self.count(**member) < **count);
         lacking.map(|(member, _)| *member)
+    }
+
+    /// How many different events of a source have come.
+    fn count(&self, member: u64) -> u64 {
+        let found = self.found.get(&member).map_or(0, HashSet::len) as u64;
+        found + self.base.get(&member).copied().unwrap_or(0)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use super::begun::Order;
+
 /// A transaction's id.
 pub(super) type Id = Arc<str>;
 
@@ -12,7 +14,7 @@ pub(super) struct Item<M> {
     /// The transaction; `None` of an event that is in none.
     pub(super) id: Option<Id>,
     /// Tells the transaction's events of one table apart: a number of the connector's, else the place.
-    pub(super) order: (Option<u64>, i32, i64),
+    pub(super) order: Order,
     /// The number among all events of the transaction.
     pub(super) total: Option<u64>,
     pub(super) offset: i64,
@@ -26,6 +28,7 @@ pub(super) struct Item<M> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stay {
     pub(super) count: usize,
+    pub(super) bytes: usize,
     pub(super) first_at: u64,
     pub(super) last_at: u64,
 }
@@ -47,6 +50,8 @@ pub(super) struct Queue<M> {
     is_closed: bool,
     /// It is not read for now.
     is_paused: bool,
+    /// How often it was read on since something came.
+    resumes: u64,
 }
 
 impl<M> Queue<M> {
@@ -60,18 +65,22 @@ impl<M> Queue<M> {
             has_reached: false,
             is_closed: false,
             is_paused: false,
+            resumes: 0,
         }
     }
 
     pub(super) fn push(&mut self, item: Item<M>, now: u64) {
         self.next = item.offset + 1;
+        self.resumes = 0;
         if let Some(id) = &item.id {
             let stay = self.ids.entry(Arc::clone(id)).or_insert(Stay {
                 count: 0,
+                bytes: 0,
                 first_at: now,
                 last_at: now,
             });
             stay.count += 1;
+            stay.bytes += item.bytes;
             stay.last_at = now;
         }
         self.items.push_back(item);
@@ -87,6 +96,7 @@ impl<M> Queue<M> {
             && let Some(stay) = self.ids.get_mut(id)
         {
             stay.count -= 1;
+            stay.bytes -= item.bytes;
             if stay.count == 0 {
                 self.ids.remove(id);
             }
@@ -110,11 +120,15 @@ impl<M> Queue<M> {
         self.ids.contains_key(id)
     }
 
-    /// Reads no further, or goes on: then the wait for the rest of the last transaction begins anew.
+    /// Reads no further, or goes on: then the wait for the rest of the last transaction begins anew, a few
+    /// times if nothing comes.
     pub(super) fn pause(&mut self, is_paused: bool, now: u64) {
         let was_paused = std::mem::replace(&mut self.is_paused, is_paused);
-        if was_paused
-            && !is_paused
+        if !was_paused || is_paused {
+            return;
+        }
+        self.resumes += 1;
+        if self.resumes <= super::OUTAGE_FACTOR
             && let Some(id) = self.items.back().and_then(|item| item.id.as_ref())
             && let Some(stay) = self.ids.get_mut(id)
         {
@@ -131,6 +145,11 @@ impl<M> Queue<M> {
     /// Whether events of this transaction and of no other wait here.
     pub(super) fn has_only(&self, id: &str) -> bool {
         self.ids.len() == 1 && self.has(id)
+    }
+
+    /// The bytes of a transaction that wait here.
+    pub(super) fn bytes_of(&self, id: &str) -> usize {
+        self.ids.get(id).map_or(0, |stay| stay.bytes)
     }
 
     /// The bytes that wait.

@@ -1,0 +1,215 @@
+//! A large transaction goes on in pieces, which become visible with its last.
+//!
+//! ```text
+//! what is there of it > Bounds::piece ─▶ goes on, counted ─▶ staged, and open ─┐
+//! … more of it ─▶ … ───────────────────────────────────────────────────────────┤
+//! its END, and all that this counts ─▶ the rest goes on ─▶ staged, and closed ─┴▶ visible, all of it
+//! ```
+//!
+//! The idea: it lies in the input log, not here. Its END may come long after its first piece; what
+//! other transactions have meanwhile is staged behind it and becomes visible with it.
+//!
+//! Invariants: one at a time; what went on of it is counted by source, over restarts too; it is closed
+//! by its end, or by being given up.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use super::queue::{Id, Item};
+use super::{Assembly, Parted, Place, Split};
+
+/// Tells the events of a source's part of a transaction apart.
+pub(super) type Order = (Option<u64>, i32, i64);
+
+/// The transaction of which pieces went on.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub(super) id: Id,
+    /// By source, how many different events went on before the last restart.
+    pub(super) base: BTreeMap<u64, u64>,
+    /// Those since then, while its END is not told.
+    pub(super) found: HashMap<u64, HashSet<Order>>,
+    bytes: usize,
+    /// When the last piece went on.
+    last_at: u64,
+}
+
+impl<M> Assembly<M> {
+    /// Pieces of a transaction went on before a restart: by source, so many different events.
+    pub fn resume(&mut self, id: &str, base: BTreeMap<u64, u64>, now: u64) {
+        self.begun = Some(Begun {
+            id: id.into(),
+            base,
+            found: HashMap::new(),
+            bytes: 0,
+            last_at: now,
+        });
+    }
+
+    /// The transaction of which pieces went on, and not the last; and how many different events of a
+    /// source did.
+    pub fn begun(&self, member: u64) -> Option<(&str, u64)> {
+        let begun = self.begun.as_ref()?;
+        let current = self.current.as_ref().filter(|one| one.id == begun.id);
+        let found = current.map_or(&begun.found, |current| &current.found);
+        let found = found.get(&member).map_or(0, HashSet::len) as u64;
+        let base = begun.base.get(&member).copied().unwrap_or(0);
+        Some((&begun.id, base + found))
+    }
+
+    /// Whether there is such a transaction: what goes on now is open.
+    pub fn is_open(&self) -> bool {
+        self.begun.is_some()
+    }
+
+    /// Whether it came to its end since the last call: what went on since is its last piece.
+    pub fn take_closed(&mut self) -> bool {
+        std::mem::take(&mut self.is_closed)
+    }
+
+    pub(super) fn is_begun(&self, id: &Id) -> bool {
+        self.begun.as_ref().is_some_and(|begun| begun.id == *id)
+    }
+
+    /// The last piece of a transaction goes on now, or it is given up.
+    pub(super) fn end_begun(&mut self, id: &Id) {
+        if self.is_begun(id) {
+            self.begun = None;
+            self.is_closed = true;
+        }
+    }
+
+    /// A source is gone.
+    pub(super) fn forget_begun(&mut self, member: u64) {
+        if let Some(begun) = &mut self.begun {
+            begun.base.remove(&member);
+            begun.found.remove(&member);
+        }
+    }
+
+    /// Whether pieces of a transaction are larger than any may be.
+    pub(super) fn is_too_large(&self, id: &Id) -> bool {
+        let begun = self.begun.as_ref().filter(|begun| begun.id == *id);
+        begun.is_some_and(|begun| begun.bytes > self.bounds.whole)
+    }
+
+    fn note_piece(&mut self, id: &Id, bytes: usize, now: u64) -> &mut Begun {
+        self.held -= bytes;
+        let begun = self.begun.get_or_insert_with(|| Begun {
+            id: Arc::clone(id),
+            base: BTreeMap::new(),
+            found: HashMap::new(),
+            bytes: 0,
+            last_at: now,
+        });
+        begun.bytes += bytes;
+        begun.last_at = now;
+        begun
+    }
+
+    /// What is there of the current transaction, if it is large.
+    pub(super) fn piece_of_current(&mut self, now: u64) -> Vec<(Place, M)> {
+        let is_other = |id: &Id| self.begun.as_ref().is_some_and(|begun| begun.id != *id);
+        let current = self.current.as_mut();
+        let current = current.filter(|one| one.bytes > self.bounds.piece);
+        let Some(current) = current.filter(|one| !is_other(&one.id)) else {
+            return Vec::new();
+        };
+        let (id, bytes) = (Arc::clone(&current.id), std::mem::take(&mut current.bytes));
+        let items = std::mem::take(&mut current.items);
+        self.note_piece(&id, bytes, now);
+        in_order(items)
+    }
+
+    /// What is there of the next transaction, if it is large and its END was not told.
+    pub(super) fn piece_of_untold(
+        &mut self,
+        now: u64,
+        has_seen: &dyn Fn(Place, &M) -> bool,
+    ) -> Vec<(Place, M)> {
+        if self.held <= self.bounds.piece {
+            return Vec::new();
+        }
+        let Some(id) = self.next_untold().map(Arc::clone) else {
+            return Vec::new();
+        };
+        let is_its = |item: &Item<M>| item.id.as_ref() == Some(&id);
+        let heads = self.queues.values();
+        let heads = heads.filter(|queue| queue.head().is_some_and(is_its));
+        let bytes: usize = heads.map(|queue| queue.bytes_of(&id)).sum();
+        let is_other = self.begun.as_ref().is_some_and(|begun| begun.id != id);
+        if bytes <= self.bounds.piece || is_other {
+            return Vec::new();
+        }
+        let (mut items, mut found, mut bytes) = (BTreeMap::new(), Vec::new(), 0);
+        for (place, queue) in &mut self.queues {
+            let mut own = VecDeque::new();
+            while queue.head().is_some_and(is_its)
+                && let Some(item) = queue.pop()
+            {
+                bytes += item.bytes;
+                if !has_seen(*place, &item.message) {
+                    found.push((place.member, item.order));
+                }
+                own.push_back(item);
+            }
+            if !own.is_empty() {
+                items.insert(*place, own);
+            }
+        }
+        let begun = self.note_piece(&id, bytes, now);
+        for (member, order) in found {
+            begun.found.entry(member).or_default().insert(order);
+        }
+        if self.is_too_large(&id) {
+            self.give_up(&id, Split::TooLarge);
+        }
+        in_order(items)
+    }
+
+    /// Whether nothing more can come of the transaction of which pieces went on: all ENDs are here that
+    /// were written so long after its last event, and its own is not.
+    pub(super) fn abandon_begun(&mut self, is_due: &dyn Fn(u64) -> bool) -> bool {
+        let Some(begun) = &self.begun else {
+            return false;
+        };
+        let id = Arc::clone(&begun.id);
+        let is_told = self.is_current(&id) || self.told.contains_key(&id);
+        let is_here = self.queues.values().any(|queue| queue.has(&id));
+        if is_told || is_here || !is_due(begun.last_at) {
+            return false;
+        }
+        self.give_up(&id, Split::NoEnd);
+        true
+    }
+
+    /// Since when the END of a transaction is waited for of which pieces went on.
+    pub(super) fn begun_since(&self) -> Option<u64> {
+        let begun = self.begun.as_ref()?;
+        let is_told = self.is_current(&begun.id) || self.told.contains_key(&begun.id);
+        (!is_told).then_some(begun.last_at)
+    }
+
+    /// What follows of a transaction goes on by itself.
+    pub(super) fn give_up(&mut self, id: &Id, split: Split) {
+        self.passed.insert(id);
+        self.splits.push(Parted::new(id, split));
+        self.end_begun(id);
+    }
+}
+
+/// In the transaction's own order, but never one event before an earlier one of its partition.
+pub(super) fn in_order<M>(mut items: BTreeMap<Place, VecDeque<Item<M>>>) -> Vec<(Place, M)> {
+    let mut out = Vec::new();
+    let total = |items: &VecDeque<Item<M>>| items.front().map(|item| item.total);
+    while let Some((place, own)) = items.iter_mut().min_by_key(|(_, own)| total(own).flatten()) {
+        let place = *place;
+        if let Some(item) = own.pop_front() {
+            out.push((place, item.message));
+        }
+        if own.is_empty() {
+            items.remove(&place);
+        }
+    }
+    out
+}

@@ -217,7 +217,9 @@ impl World {
     fn large(&mut self) {
         const ROWS: usize = 12_000;
         let seen = |program: &Program| {
-            let rows = program.rows("SELECT id FROM docs WHERE id >= 2000000").len();
+            let rows = program
+                .rows("SELECT id FROM docs WHERE id >= 2000000")
+                .len();
             assert!(rows == 0 || rows == ROWS, "{rows} of {ROWS} rows are seen");
             rows == ROWS
         };

@@ -233,35 +233,28 @@ fn partitions_that_run_ahead_are_paused_and_the_one_that_is_lacking_never() {
 }
 
 #[test]
-fn a_large_transaction_is_read_on_before_its_end_is_written() {
-    let mut assembly = pair(1_200);
-    // Slowly: what is here is more than half of what may wait.
-    for order in 1..=8 {
-        let now = order * WAIT / 4;
-        assembly.arrive(place(0), arrival("7", order, order as i64, "a"), now);
-        assembly.told_all(now);
-        assert_eq!(steps(&mut assembly, now), [""; 0]);
-        assert!(assembly.paused(now).is_empty(), "{order}");
+fn what_is_paused_is_waited_for_from_when_it_is_read_on() {
+    let mut assembly = pair(1_000);
+    for order in 1..=6 {
+        assembly.arrive(place(0), arrival("7", order, order as i64, "a"), 0);
     }
-    // What is behind it can wait, however long.
-    assembly.arrive(place(1), arrival("8", 1, 1, "b"), 3 * WAIT);
-    assert_eq!(assembly.paused(3 * WAIT), [place(1)].into());
-    for order in 9..=10 {
-        let now = order * WAIT;
-        assembly.arrive(place(0), arrival("7", order, order as i64, "a"), now);
-        assembly.told_all(now);
-        assert_eq!(steps(&mut assembly, now), [""; 0]);
-    }
-    assembly.told(end("7", 1, &[("public.a", 10)]), 10 * WAIT);
-    assert_eq!(steps(&mut assembly, 10 * WAIT), ["a"; 10]);
-    // Now its turn: the wait for the rest of it begins when it is read on.
-    assert!(assembly.paused(11 * WAIT).is_empty());
-    assembly.told_all(12 * WAIT - 1);
-    assert_eq!(steps(&mut assembly, 12 * WAIT), [""; 0]);
+    assembly.arrive(place(1), arrival("8", 1, 1, "b"), 0);
+    assert_eq!(assembly.paused(1).len(), 2);
+    // Its END, like the rest of it, may lie where nobody reads.
+    assembly.told_all(WAIT);
+    assert_eq!(steps(&mut assembly, WAIT), [""; 0]);
+    assert_eq!(assembly.paused(WAIT), [place(1)].into());
+    assembly.told_all(2 * WAIT - 1);
+    assert_eq!(steps(&mut assembly, 2 * WAIT), [""; 0]);
+    assembly.told_all(2 * WAIT);
+    assert_eq!(steps(&mut assembly, 2 * WAIT), ["a"; 6]);
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::NoEnd)]);
+    assert!(assembly.paused(3 * WAIT).is_empty());
+    assembly.told_all(4 * WAIT - 1);
+    assert_eq!(steps(&mut assembly, 4 * WAIT), [""; 0]);
+    assembly.told(end("8", 3, &[("public.b", 1)]), 4 * WAIT);
+    assert_eq!(steps(&mut assembly, 4 * WAIT), ["b"]);
     assert_eq!(splits(&mut assembly), []);
-    assembly.told_all(12 * WAIT);
-    assert_eq!(steps(&mut assembly, 12 * WAIT), ["b"]);
-    assert_eq!(splits(&mut assembly), [("8".into(), Split::NoEnd)]);
 }
 
 /// An assembly that lets a transaction of more than 500 bytes go on in pieces.
@@ -356,8 +349,8 @@ fn pieces_without_an_end_are_given_up_and_so_are_too_many() {
     assert_eq!(splits(&mut assembly), [("7".into(), Split::TooLarge)]);
 }
 
-/// Its END was lost, and what the next one lacks stands behind it: that is read, although more is there
-/// than is to wait.
+/// Its END was lost, and what the next one lacks stands behind it: that is read when it was waited for,
+/// although more is there than is to wait.
 #[test]
 fn a_partition_that_the_current_transaction_lacks_is_read_on() {
     let mut assembly = pair(1_000);
@@ -366,10 +359,35 @@ fn a_partition_that_the_current_transaction_lacks_is_read_on() {
     }
     assembly.told(end("8", 1, &[("public.a", 1)]), 0);
     assert_eq!(steps(&mut assembly, 1), [""; 0]);
-    assert!(assembly.paused(1).is_empty());
-    assembly.arrive(place(0), arrival("8", 1, 7, "a of 8"), 2);
-    assert_eq!(steps(&mut assembly, 2).len(), 7);
+    assert_eq!(assembly.paused(1), [place(0)].into());
+    assert!(assembly.paused(WAIT).is_empty());
+    assembly.arrive(place(0), arrival("8", 1, 7, "a of 8"), WAIT);
+    assert_eq!(steps(&mut assembly, WAIT).len(), 7);
     assert_eq!(splits(&mut assembly), [("7".into(), Split::NoEnd)]);
+}
+
+/// What has no key lies anywhere: a truncate that is sent again behind a later change of its transaction is
+/// not the one that is counted.
+#[test]
+fn a_truncate_that_is_sent_again_to_another_partition_does_not_stand_for_the_first() {
+    let mut assembly = pair(1 << 20);
+    let other = Place {
+        member: 0,
+        partition: 1,
+    };
+    assembly.begin(other, 0, Some(0));
+    assembly.told(end("7", 1, &[("public.a", 2)]), 0);
+    assembly.arrive(place(0), arrival("7", 2, 0, "upsert"), 0);
+    let truncate = |offset, name| Arrival {
+        is_keyed: false,
+        ..arrival("7", 1, offset, name)
+    };
+    assembly.arrive(place(0), truncate(1, "truncate, twice"), 0);
+    assert_eq!(steps(&mut assembly, 1), [""; 0]);
+    assembly.arrive(other, truncate(0, "truncate"), 2);
+    let whole = ["truncate", "upsert", "truncate, twice"];
+    assert_eq!(steps(&mut assembly, 2), whole);
+    assert_eq!(splits(&mut assembly), []);
 }
 
 #[test]

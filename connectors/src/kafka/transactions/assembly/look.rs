@@ -1,7 +1,6 @@
 //! What is around an assembly: sources and partitions that come and go, and what it wants to know.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::ids::Ids;
 use super::queue::Queue;
@@ -163,26 +162,28 @@ impl<M> Assembly<M> {
         self.told_all_at = self.told_all_at.max(Some(at));
     }
 
-    /// Partitions that ran ahead and are not to be fetched for now. Never one that the current
-    /// transaction still lacks, nor one that has events of the next transaction only: its END may not be
-    /// written yet.
+    /// Partitions that ran ahead and are not to be fetched for now. While there is room, those of which
+    /// something was waited for too long are read on: what the current transaction lacks, and the rest of the
+    /// next one, of which nobody knows else whether its END is late or lost.
     pub fn paused(&mut self, now: u64) -> BTreeSet<Place> {
         if self.held > self.bounds.bytes / 2 {
             self.is_full = true;
         } else if self.held < self.bounds.bytes / 4 {
             self.is_full = false;
         }
-        let next = self.next_untold().map(Arc::clone);
-        let is_next = |queue: &Queue<M>| next.as_ref().is_some_and(|id| queue.has_only(id));
-        let mut lacking = BTreeSet::new();
-        if let Some(current) = &self.current {
-            let members = current.lacking();
-            lacking.extend(members.flat_map(|member| self.lacking_places(current, member)));
+        let (mut needed, _) = self.overdue(now);
+        if let Some(id) = self.next_untold() {
+            let its = self.queues.iter().filter(|(_, queue)| queue.has_only(id));
+            let last = its.clone().filter_map(|(_, queue)| queue.last_of(id)).max();
+            let is_over = last.is_some_and(|last| now >= last + self.bounds.wait);
+            needed.extend(its.filter(|_| is_over).map(|(place, _)| *place));
+        }
+        if self.held > self.bounds.bytes / 4 * 3 {
+            needed.clear();
         }
         let mut paused = BTreeSet::new();
         for (place, queue) in &mut self.queues {
-            let is_needed = lacking.contains(place) || is_next(queue);
-            let is_ahead = self.is_full && queue.first().is_some() && !is_needed;
+            let is_ahead = self.is_full && queue.first().is_some() && !needed.contains(place);
             queue.pause(is_ahead, now);
             if is_ahead {
                 paused.insert(*place);

@@ -154,8 +154,8 @@ struct Current<M> {
     found: HashMap<u64, HashSet<Order>>,
     /// By source, how many more went on before the last restart.
     base: BTreeMap<u64, u64>,
-    /// The partitions of which something was taken.
-    places: BTreeSet<Place>,
+    /// The partitions of which something was taken, with the highest number of an event in its table.
+    places: BTreeMap<Place, Option<u64>>,
     items: BTreeMap<Place, VecDeque<Item<M>>>,
     bytes: usize,
     began_at: u64,
@@ -356,7 +356,7 @@ impl<M> Assembly<M> {
                 end: end.offset,
                 found,
                 base,
-                places: BTreeSet::new(),
+                places: BTreeMap::new(),
                 items: BTreeMap::new(),
                 bytes: 0,
                 began_at: now,
@@ -401,12 +401,16 @@ impl<M> Assembly<M> {
                         // Taken in an earlier run, as below.
                         self.passed.insert(&current.id);
                     }
-                    if !(is_again && is_begun) {
+                    // Behind a later one it was sent again, to another partition than at first: it will
+                    // be passed over, and the first is somewhere.
+                    let highest = current.places.entry(*place).or_default();
+                    let is_elsewhere = !head.is_keyed && head.order.0 < *highest;
+                    *highest = head.order.0.max(*highest);
+                    if !(is_again && is_begun || is_elsewhere) {
                         let found = current.found.entry(place.member).or_default();
                         found.insert(head.order);
                     }
                     current.touched_at = now;
-                    current.places.insert(*place);
                 } else if head.id.is_some() && head.id.as_ref() == begun {
                     break;
                 } else if !current.items.contains_key(place)
@@ -497,7 +501,7 @@ impl<M> Assembly<M> {
         has_seen: &dyn Fn(Place, &M) -> bool,
     ) -> bool {
         let current = self.current.as_ref();
-        let current = current.filter(|current| !current.places.contains(&place));
+        let current = current.filter(|current| !current.places.contains_key(&place));
         let current = current.map(|current| &current.id);
         // A late source may have taken it before it stood with the others.
         let member = self.members.get(&place.member);

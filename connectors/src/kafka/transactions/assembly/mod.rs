@@ -411,9 +411,8 @@ impl<M> Assembly<M> {
                         found.insert(head.order);
                     }
                     current.touched_at = now;
-                } else if head.id.is_some() && head.id.as_ref() == begun {
-                    break;
-                } else if !current.items.contains_key(place)
+                } else if head.id.is_some() && head.id.as_ref() == begun
+                    || !current.items.contains_key(place)
                     || !is_free(*place, queue, head, member, &mut self.passed, has_seen)
                 {
                     break;

@@ -231,7 +231,7 @@ fn check(seed: u64, workers: usize) {
         store = rig.store.after_crash(rng.random());
         rig.service.stop();
     }
-    assert!(reads > 20, "{reads} reads");
+    assert!(reads > 5, "{reads} reads");
 }
 
 #[test]

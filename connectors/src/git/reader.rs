@@ -7,8 +7,8 @@
 //! Start ─ tree of FROM COMMIT or the head ─▶ Snapshot(c) ─ last batch ─▶ Commit(c) ─ batch ─▶ Commit(d) …
 //! ```
 //!
-//! Invariants: only the last piece of a commit has its position, so what was staged of an unfinished one is
-//! taken again; where that commit is gone then, its pieces are undone by comparing with the live rows; a tree that a stop interrupted is finished before what follows it; commits
+//! Invariants: only the last piece of a commit has its position; an unfinished one, or what the branch has
+//! in its place, is finished by comparing with the live rows; a tree that a stop interrupted is finished before what follows it; commits
 //! without a file of ours have no batch of their own.
 
 use std::collections::HashSet;
@@ -200,7 +200,11 @@ impl Reader {
         for (done, id) in commits.iter().enumerate() {
             self.lag(commits.len() - done);
             let commit = Commit::read(repository, *id)?;
-            let touched = history::changes(repository, last, commit.tree)?;
+            let touched = match self.begun {
+                // What is live of it is not staged again, nor is what an earlier form of it left.
+                Some(begun) if begun == *id => self.compared(repository, &commit)?,
+                _ => history::changes(repository, last, commit.tree)?,
+            };
             last = commit.tree;
             self.apply(repository, &commit, &touched)?;
         }

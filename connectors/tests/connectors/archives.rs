@@ -316,7 +316,7 @@ fn archives_keep_the_laws_of_sources() {
     fs::write(folder.path().join("p.html"), "<h1>Page").expect("written");
     let path = folder.path().to_str().expect("UTF-8");
     let make = || connectors::files(path, "**").expect("a glob");
-    let rows = source_laws(&make, Duration::from_millis(1_000));
+    let rows = source_laws(&make, Duration::from_millis(2_000));
     assert_eq!(rows.len(), 603);
 }
 

@@ -190,17 +190,18 @@ impl Group {
 
     /// Goes on with a transaction of which pieces were staged.
     fn resume(&mut self, now: u64) {
-        let (mut id, mut base) = (None, BTreeMap::new());
-        for (number, member) in &self.members {
-            if let Some(begun) = member.lane.begun() {
-                self.open.insert(*number);
-                id.get_or_insert_with(|| begun.id.clone());
-                base.insert(*number, begun.events);
-            }
-        }
-        if let Some(id) = id {
-            self.assembly.resume(&id, base, now);
-        }
+        let members = self.members.iter();
+        let begun =
+            members.filter_map(|(number, one)| Some((number, one.placed, one.lane.begun()?)));
+        self.open.extend(begun.clone().map(|(number, ..)| *number));
+        // A source that failed alone may stand in an earlier one.
+        let first = begun.clone().min_by_key(|(_, placed, _)| *placed);
+        let Some((.., first)) = first else {
+            return;
+        };
+        let same = begun.filter(|(.., begun)| begun.id == first.id);
+        let base = same.map(|(number, _, begun)| (*number, begun.events));
+        self.assembly.resume(&first.id, base.collect(), now);
     }
 
     /// The transaction topic is read from this offset on. Every source logs a place at once, so that

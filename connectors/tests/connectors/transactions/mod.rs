@@ -304,6 +304,7 @@ fn a_large_transaction_goes_on_in_pieces_before_and_after_its_end() {
     );
     assembly.arrive(place(1), arrival("7", 21, 1, "b"), 5);
     assert_eq!(steps(&mut assembly, 5), [""; 0]);
+    assert_eq!(assembly.begun(1), Some(("7", 0)), "it did not go on yet");
     arrive(&mut assembly, 15..=20, 6);
     assert_eq!(assembly.step(6, &|_, _| false).len(), 7);
     assert!(assembly.take_closed() && !assembly.is_open());

@@ -29,6 +29,8 @@ pub(super) struct Begun {
     pub(super) base: BTreeMap<u64, u64>,
     /// Those since then, while its END is not told.
     pub(super) found: HashMap<u64, HashSet<Order>>,
+    /// By source, how many went on with the last piece and before: what was gathered since is not staged.
+    staged: BTreeMap<u64, u64>,
     bytes: usize,
     /// When the last piece went on.
     last_at: u64,
@@ -39,6 +41,7 @@ impl<M> Assembly<M> {
     pub fn resume(&mut self, id: &str, base: BTreeMap<u64, u64>, now: u64) {
         self.begun = Some(Begun {
             id: id.into(),
+            staged: base.clone(),
             base,
             found: HashMap::new(),
             bytes: 0,
@@ -50,11 +53,7 @@ impl<M> Assembly<M> {
     /// source did.
     pub fn begun(&self, member: u64) -> Option<(&str, u64)> {
         let begun = self.begun.as_ref()?;
-        let current = self.current.as_ref().filter(|one| one.id == begun.id);
-        let found = current.map_or(&begun.found, |current| &current.found);
-        let found = found.get(&member).map_or(0, HashSet::len) as u64;
-        let base = begun.base.get(&member).copied().unwrap_or(0);
-        Some((&begun.id, base + found))
+        Some((&begun.id, begun.staged.get(&member).copied().unwrap_or(0)))
     }
 
     /// Whether there is such a transaction: what goes on now is open.
@@ -84,6 +83,7 @@ impl<M> Assembly<M> {
         if let Some(begun) = &mut self.begun {
             begun.base.remove(&member);
             begun.found.remove(&member);
+            begun.staged.remove(&member);
         }
     }
 
@@ -99,6 +99,7 @@ impl<M> Assembly<M> {
             id: Arc::clone(id),
             base: BTreeMap::new(),
             found: HashMap::new(),
+            staged: BTreeMap::new(),
             bytes: 0,
             last_at: now,
         });
@@ -117,7 +118,12 @@ impl<M> Assembly<M> {
         };
         let (id, bytes) = (Arc::clone(&current.id), std::mem::take(&mut current.bytes));
         let items = std::mem::take(&mut current.items);
-        self.note_piece(&id, bytes, now);
+        let members: Vec<u64> = current.found.keys().copied().collect();
+        let counts = members
+            .into_iter()
+            .map(|member| (member, current.count(member)));
+        let counts: Vec<(u64, u64)> = counts.collect();
+        self.note_piece(&id, bytes, now).staged.extend(counts);
         in_order(items)
     }
 
@@ -160,6 +166,10 @@ impl<M> Assembly<M> {
         let begun = self.note_piece(&id, bytes, now);
         for (member, order) in found {
             begun.found.entry(member).or_default().insert(order);
+        }
+        for (member, found) in &begun.found {
+            let base = begun.base.get(member).copied().unwrap_or(0);
+            begun.staged.insert(*member, base + found.len() as u64);
         }
         if self.is_too_large(&id) {
             self.give_up(&id, Split::TooLarge);

@@ -556,12 +556,12 @@ fn a_commit_that_was_half_taken_and_is_gone_leaves_nothing() {
     let mut amended = String::new();
     followed.restart_after(2, |repo| {
         let mut stream = Stream::default();
-        let first = Some(&*first);
-        stream.commit("refs/heads/main", 1_790_000_300, "two, amended", first, &[]);
+        let from = Some(&*first);
+        stream.commit("refs/heads/main", 1_790_000_300, "two, amended", from, &[]);
         for number in 0..TRANSACTION_PIECE_ROWS_MAX {
             stream.file(&format!("e{}/{number}.md", number % 64), b"the same");
         }
-        repo.set("main", first.expect("just made"));
+        repo.set("main", &first);
         repo.import(&stream.bytes);
         amended = repo.git(&["rev-parse", "main"]);
     });

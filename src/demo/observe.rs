@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use queries::api::SearchReply;
 use queries::problem::Problem;
 use serde_json::{Value as Json, json};
 
@@ -75,7 +76,12 @@ pub fn cause(entry: &Json) -> Option<&str> {
 }
 
 /// A search of the demo's index.
-pub fn search(client: &Client, question: &str, mode: &str, k: usize) -> anyhow::Result<Json> {
+pub fn search(
+    client: &Client,
+    question: &str,
+    mode: &str,
+    k: usize,
+) -> anyhow::Result<SearchReply> {
     let body = json!({ "index": INDEX, "query": question, "mode": mode, "k": k });
     client.post("/v1/search", &body)
 }

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use queries::api::{Hit, SearchReply};
+use queries::api::Hit;
 use serde_json::{Value as Json, json};
 
 use super::observe::{cause, chunks, document, entry, search, texts_embedded, wait_for};
@@ -110,8 +110,7 @@ impl Demo<'_> {
         }
         let (question, progress) = (&self.question, &mut self.progress);
         wait_for("the last vector", INDEX_LIMIT, || {
-            let found: SearchReply =
-                serde_json::from_value(search(client, question, "keyword", 1)?)?;
+            let found = search(client, question, "keyword", 1)?;
             if found.pending == 0 {
                 return Ok(Ok(()));
             }
@@ -131,8 +130,7 @@ impl Demo<'_> {
     /// Each citation is checked: the file's own bytes at its range are its text.
     fn answered(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
-        let reply: SearchReply =
-            serde_json::from_value(search(self.client, &self.question, "hybrid", 5)?)?;
+        let reply = search(self.client, &self.question, "hybrid", 5)?;
         let took = started.elapsed();
         ensure!(
             !reply.hits.is_empty(),
@@ -246,7 +244,7 @@ impl Demo<'_> {
         );
 
         let version = wait_for("the new text", CHANGE_LIMIT, || {
-            let found: SearchReply = serde_json::from_value(search(client, &word, "keyword", 3)?)?;
+            let found = search(client, &word, "keyword", 3)?;
             let hit = found
                 .hits
                 .iter()
@@ -322,8 +320,7 @@ impl Demo<'_> {
                 .map_or(Ok(()), |live| Err(format!("version {}", live["version"]))))
         })?;
         let took = started.elapsed();
-        let found: SearchReply =
-            serde_json::from_value(search(client, &self.question, "hybrid", 50)?)?;
+        let found = search(client, &self.question, "hybrid", 50)?;
         let ghosts = found
             .hits
             .iter()

@@ -245,8 +245,8 @@ impl World {
             "{ROWS} rows of 3 kB in one transaction: there {:.2?} after a kill between its pieces",
             waited.elapsed()
         );
-        let small = "DELETE FROM docs WHERE id >= 2000000";
-        self.stack.postgres.execute(small);
+        let postgres = &self.stack.postgres;
+        postgres.execute("DELETE FROM docs WHERE id >= 2000000");
     }
 }
 

@@ -12,10 +12,10 @@
 //! ```
 //!
 //! Invariants: a commit is one batch, or pieces that become visible with the last, so a kill at any
-//! point leaves the tree of a commit; a rename is a delete and an upsert in the same batch; a head that does not have the
-//! position among its first parents is reached in one step, never by deleting first; a branch or a
-//! repository that is away deletes nothing. No terminal is asked, no credential helper is run, and
-//! no configuration outside the repository is read.
+//! point leaves the tree of a commit; a rename is a delete and an upsert in the same transaction; a head
+//! that does not have the position among its first parents is reached in one step, never by deleting
+//! first; a branch or a repository that is away deletes nothing. No terminal is asked, no credential
+//! helper is run, and no configuration outside the repository is read.
 //!
 //! Limits: regular files only (no symbolic links, no submodules, no LFS content, no modes); a commit
 //! over `TRANSACTION_BYTES_MAX` is split and counted; SHA-1 repositories with

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Invariants: only the last piece of a commit has its position; an unfinished one, or what the branch has
-//! in its place, is finished by comparing with the live rows; a tree that a stop interrupted is finished before what follows it; commits
-//! without a file of ours have no batch of their own.
+//! in its place, is finished by comparing with the live rows; a tree that a stop interrupted is finished
+//! before what follows it; commits without a file of ours have no batch of their own.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

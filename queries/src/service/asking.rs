@@ -7,6 +7,7 @@ use engine::model::{ObjectId, Time};
 use engine::runtime::{AskError, AskTime, WriteToken};
 use serde_json::{Map, Value as Json};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument as _;
 
 use super::Inner;
 use crate::api::{AsOf, AtLeast, Reply};
@@ -34,6 +35,16 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const STAGED_POLL: Duration = Duration::from_millis(1);
 
 impl Inner {
+    /// Carries out what must not end in its middle when its caller goes away.
+    pub(super) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Reply<T>> + Send + 'static,
+    ) -> Reply<T> {
+        let task = self.runtime.spawn(work.in_current_span());
+        task.await
+            .unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
+    }
+
     /// Waits until everything that workers told before now is noted: of a time that is sealed they have
     /// told all, but it may still be on its way here.
     pub(super) async fn noted(&self) {

@@ -34,12 +34,10 @@ impl Backend for Service {
     }
 
     async fn store(&self, cache: String, request: StoreRequest) -> Reply<StoreReply> {
-        // A store that has begun is decided even when its caller goes away.
         let inner = Arc::clone(&self.inner);
-        let stored = tokio::spawn(async move { inner.cache_store(&cache, request).await });
-        stored
+        self.inner
+            .to_its_end(async move { inner.cache_store(&cache, request).await })
             .await
-            .unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
     }
 
     async fn entry(&self, cache: String, entry: String) -> Reply<Json> {

@@ -6,7 +6,6 @@ use engine::limits;
 use engine::model::{Column, Key, Row, RowCodec, Schema, SqlType, Time, Value};
 use engine::runtime::AskTime;
 use serde_json::{Value as Json, json};
-use tracing::Instrument as _;
 
 use super::Inner;
 use super::asking::PATIENCE;
@@ -151,16 +150,6 @@ impl Inner {
                 Ok(table(tag, &[("plan", "text")], lines.collect()))
             }
         }
-    }
-
-    /// Carries out what must not end in its middle when its caller goes away.
-    async fn to_its_end(
-        &self,
-        statement: impl Future<Output = Reply<SqlReply>> + Send + 'static,
-    ) -> Reply<SqlReply> {
-        let task = self.runtime.spawn(statement.in_current_span());
-        task.await
-            .unwrap_or_else(|error| Err(Problem::internal(error.to_string())))
     }
 
     async fn run_create(self: &Arc<Self>, create: &Create, tag: String) -> Reply<SqlReply> {

@@ -13,12 +13,17 @@ const WAIT: u64 = 5_000;
 
 /// An assembly of two sources, `app.public.a` and `app.public.b`, with a partition each.
 fn pair(bytes: usize) -> Assembly<&'static str> {
-    let mut assembly = Assembly::new(Bounds {
+    bounded(Bounds {
         wait: WAIT,
         bytes,
         piece: bytes,
         whole: bytes,
-    });
+    })
+}
+
+/// The same with these bounds.
+fn bounded(bounds: Bounds) -> Assembly<&'static str> {
+    let mut assembly = Assembly::new(bounds);
     for (member, topic) in [(0, "app.public.a"), (1, "app.public.b")] {
         assembly.join(member, topic, 0, false);
         assembly.begin(place(member), 0, Some(0));
@@ -259,18 +264,12 @@ fn what_is_paused_is_waited_for_from_when_it_is_read_on() {
 
 /// An assembly that lets a transaction of more than 500 bytes go on in pieces.
 fn in_pieces() -> Assembly<&'static str> {
-    let mut assembly = Assembly::new(Bounds {
+    bounded(Bounds {
         wait: WAIT,
         bytes: 10_000,
         piece: 500,
         whole: 2_000,
-    });
-    for (member, topic) in [(0, "app.public.a"), (1, "app.public.b")] {
-        assembly.join(member, topic, 0, false);
-        assembly.begin(place(member), 0, Some(0));
-        assembly.ready(member);
-    }
-    assembly
+    })
 }
 
 fn arrive(assembly: &mut Assembly<&'static str>, orders: std::ops::RangeInclusive<u64>, now: u64) {

@@ -36,17 +36,23 @@ pub(super) struct Begun {
     last_at: u64,
 }
 
-impl<M> Assembly<M> {
-    /// Pieces of a transaction went on before a restart: by source, so many different events.
-    pub fn resume(&mut self, id: &str, base: BTreeMap<u64, u64>, now: u64) {
-        self.begun = Some(Begun {
-            id: id.into(),
+impl Begun {
+    fn new(id: Id, base: BTreeMap<u64, u64>, now: u64) -> Begun {
+        Begun {
+            id,
             staged: base.clone(),
             base,
             found: HashMap::new(),
             bytes: 0,
             last_at: now,
-        });
+        }
+    }
+}
+
+impl<M> Assembly<M> {
+    /// Pieces of a transaction went on before a restart: by source, so many different events.
+    pub fn resume(&mut self, id: &str, base: BTreeMap<u64, u64>, now: u64) {
+        self.begun = Some(Begun::new(id.into(), base, now));
     }
 
     /// The transaction of which pieces went on, and not the last; and how many different events of a
@@ -68,6 +74,11 @@ impl<M> Assembly<M> {
 
     pub(super) fn is_begun(&self, id: &Id) -> bool {
         self.begun.as_ref().is_some_and(|begun| begun.id == *id)
+    }
+
+    /// Whether a piece of a transaction may go on: no other has begun.
+    fn may_begin(&self, id: &Id) -> bool {
+        self.begun.is_none() || self.is_begun(id)
     }
 
     /// The last piece of a transaction goes on now, or it is given up.
@@ -95,14 +106,8 @@ impl<M> Assembly<M> {
 
     fn note_piece(&mut self, id: &Id, bytes: usize, now: u64) -> &mut Begun {
         self.held -= bytes;
-        let begun = self.begun.get_or_insert_with(|| Begun {
-            id: Arc::clone(id),
-            base: BTreeMap::new(),
-            found: HashMap::new(),
-            staged: BTreeMap::new(),
-            bytes: 0,
-            last_at: now,
-        });
+        let first = || Begun::new(Arc::clone(id), BTreeMap::new(), now);
+        let begun = self.begun.get_or_insert_with(first);
         begun.bytes += bytes;
         begun.last_at = now;
         begun
@@ -110,19 +115,16 @@ impl<M> Assembly<M> {
 
     /// What is there of the current transaction, if it is large.
     pub(super) fn piece_of_current(&mut self, now: u64) -> Vec<(Place, M)> {
-        let is_other = |id: &Id| self.begun.as_ref().is_some_and(|begun| begun.id != *id);
-        let current = self.current.as_mut();
-        let current = current.filter(|one| one.bytes > self.bounds.piece);
-        let Some(current) = current.filter(|one| !is_other(&one.id)) else {
+        let current = self.current.as_ref();
+        let is_large =
+            current.is_some_and(|one| one.bytes > self.bounds.piece && self.may_begin(&one.id));
+        let Some(current) = self.current.as_mut().filter(|_| is_large) else {
             return Vec::new();
         };
         let (id, bytes) = (Arc::clone(&current.id), std::mem::take(&mut current.bytes));
         let items = std::mem::take(&mut current.items);
-        let members: Vec<u64> = current.found.keys().copied().collect();
-        let counts = members
-            .into_iter()
-            .map(|member| (member, current.count(member)));
-        let counts: Vec<(u64, u64)> = counts.collect();
+        let members = current.found.keys();
+        let counts: Vec<_> = members.map(|one| (*one, current.count(*one))).collect();
         self.note_piece(&id, bytes, now).staged.extend(counts);
         in_order(items)
     }
@@ -143,8 +145,7 @@ impl<M> Assembly<M> {
         let heads = self.queues.values();
         let heads = heads.filter(|queue| queue.head().is_some_and(is_its));
         let bytes: usize = heads.map(|queue| queue.bytes_of(&id)).sum();
-        let is_other = self.begun.as_ref().is_some_and(|begun| begun.id != id);
-        if bytes <= self.bounds.piece || is_other {
+        if bytes <= self.bounds.piece || !self.may_begin(&id) {
             return Vec::new();
         }
         let (mut items, mut found, mut bytes) = (BTreeMap::new(), Vec::new(), 0);
@@ -180,13 +181,14 @@ impl<M> Assembly<M> {
     /// Whether nothing more can come of the transaction of which pieces went on: all ENDs are here that
     /// were written so long after its last event, and its own is not.
     pub(super) fn abandon_begun(&mut self, is_due: &dyn Fn(u64) -> bool) -> bool {
-        let Some(begun) = &self.begun else {
+        let Some(last_at) = self.begun_since() else {
             return false;
         };
-        let id = Arc::clone(&begun.id);
-        let is_told = self.is_current(&id) || self.told.contains_key(&id);
+        let Some(id) = self.begun.as_ref().map(|begun| Arc::clone(&begun.id)) else {
+            return false;
+        };
         let is_here = self.queues.values().any(|queue| queue.has(&id));
-        if is_told || is_here || !is_due(begun.last_at) {
+        if is_here || !is_due(last_at) {
             return false;
         }
         self.give_up(&id, Split::NoEnd);

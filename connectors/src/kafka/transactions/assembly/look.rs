@@ -171,16 +171,11 @@ impl<M> Assembly<M> {
         } else if self.held < self.bounds.bytes / 4 {
             self.is_full = false;
         }
-        let (mut needed, _) = self.overdue(now);
-        if let Some(id) = self.next_untold() {
-            let its = self.queues.iter().filter(|(_, queue)| queue.has_only(id));
-            let last = its.clone().filter_map(|(_, queue)| queue.last_of(id)).max();
-            let is_over = last.is_some_and(|last| now >= last + self.bounds.wait);
-            needed.extend(its.filter(|_| is_over).map(|(place, _)| *place));
-        }
-        if self.held > self.bounds.bytes / 4 * 3 {
-            needed.clear();
-        }
+        let has_room = self.held <= self.bounds.bytes / 4 * 3;
+        let needed = match self.is_full && has_room {
+            true => self.needed(now),
+            false => Vec::new(),
+        };
         let mut paused = BTreeSet::new();
         for (place, queue) in &mut self.queues {
             let is_ahead = self.is_full && queue.first().is_some() && !needed.contains(place);
@@ -190,6 +185,18 @@ impl<M> Assembly<M> {
             }
         }
         paused
+    }
+
+    /// Partitions of which something was waited for too long.
+    fn needed(&self, now: u64) -> Vec<Place> {
+        let (mut needed, _) = self.overdue(now);
+        if let Some(id) = self.next_untold() {
+            let its = self.queues.iter().filter(|(_, queue)| queue.has_only(id));
+            let last = its.clone().filter_map(|(_, queue)| queue.last_of(id)).max();
+            let is_over = last.is_some_and(|last| now >= last + self.bounds.wait);
+            needed.extend(its.filter(|_| is_over).map(|(place, _)| *place));
+        }
+        needed
     }
 
     /// What follows the last END that has passed; `None` before the first.

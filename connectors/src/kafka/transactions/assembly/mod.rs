@@ -298,8 +298,7 @@ impl<M> Assembly<M> {
             let Some(member) = member else { continue };
             let begun = self.begun.as_ref().map(|begun| &begun.id);
             while let Some(head) = queue.head() {
-                let is_begun = head.id.is_some() && head.id.as_ref() == begun;
-                if is_begun || !is_free(*place, queue, head, member, &mut self.passed, has_seen) {
+                if !is_free(*place, queue, begun, member, &mut self.passed, has_seen) {
                     break;
                 }
                 if let Some(id) = &head.id
@@ -411,9 +410,8 @@ impl<M> Assembly<M> {
                         found.insert(head.order);
                     }
                     current.touched_at = now;
-                } else if head.id.is_some() && head.id.as_ref() == begun
-                    || !current.items.contains_key(place)
-                    || !is_free(*place, queue, head, member, &mut self.passed, has_seen)
+                } else if !current.items.contains_key(place)
+                    || !is_free(*place, queue, begun, member, &mut self.passed, has_seen)
                 {
                     break;
                 }
@@ -607,18 +605,25 @@ impl<M> Current<M> {
     }
 }
 
-/// Whether an event at the head of a queue goes on by itself.
+/// Whether the event at the head of a queue goes on by itself; none of a transaction that has begun to
+/// go on in pieces does.
 fn is_free<M>(
     place: Place,
     queue: &Queue<M>,
-    head: &Item<M>,
+    begun: Option<&Id>,
     member: &mut Member,
     passed: &mut Ids,
     has_seen: &dyn Fn(Place, &M) -> bool,
 ) -> bool {
+    let Some(head) = queue.head() else {
+        return false;
+    };
     let Some(id) = &head.id else {
         return true;
     };
+    if begun == Some(id) {
+        return false;
+    }
     if passed.has(id) {
         return true;
     }

@@ -213,10 +213,7 @@ impl Lane {
         topic: Option<&mut LetterTopic>,
     ) {
         let applied = self.table.apply(decoded, &self.rows);
-        if applied.dropped > 0 {
-            metrics::counter!(telemetry::ROWS_IGNORED.name, "source" => self.source.clone())
-                .increment(applied.dropped);
-        }
+        self.was_sent_again(applied.dropped);
         for output in applied.outputs {
             self.put(output);
         }
@@ -229,6 +226,14 @@ impl Lane {
         }
         self.marks.insert(record.partition, record.offset + 1);
         self.is_changed = true;
+    }
+
+    /// Counts changes that had been taken before.
+    pub(super) fn was_sent_again(&self, changes: u64) {
+        if changes > 0 {
+            metrics::counter!(telemetry::ROWS_IGNORED.name, "source" => self.source.clone())
+                .increment(changes);
+        }
     }
 
     /// Whether all that a message says was taken before, from another place of its partition.

@@ -171,8 +171,11 @@ impl Table {
             return false;
         };
         let is_again = |marker: &Marker| match marker {
-            // It has no key, and comes again through any partition.
-            Marker::Truncate { order } => self.was_truncated(order.place()),
+            // It has no key, and comes again through any partition. One that stands before the last has
+            // no effect either, but that does not say that it came.
+            Marker::Truncate { order } => {
+                self.to_last_truncate(order.place()) == Some(Ordering::Equal)
+            }
             _ => false,
         };
         if decoded.markers.iter().any(is_again) {
@@ -272,7 +275,7 @@ impl Table {
             Admission::New => {}
         }
         let at = order.place();
-        if self.was_truncated(at) {
+        if self.to_last_truncate(at).is_some_and(Ordering::is_le) {
             out.dropped += 1;
             return;
         }
@@ -350,11 +353,10 @@ impl Table {
         }
     }
 
-    /// Whether a truncate is the last one, or stands before it.
-    fn was_truncated(&self, place: Option<LogPosition>) -> bool {
-        let places = place.zip(self.truncated_at);
-        let order = places.and_then(|(place, last)| place.to_truncate(&last));
-        order.is_some_and(Ordering::is_le)
+    /// Where a truncate stands to the last one; `None`: nobody knows.
+    fn to_last_truncate(&self, place: Option<LogPosition>) -> Option<Ordering> {
+        let (place, last) = place.zip(self.truncated_at)?;
+        place.to_truncate(&last)
     }
 
     /// Whether a truncate that came through another partition stands after the change.

@@ -566,6 +566,11 @@ impl Group {
                 );
             }
         }
+        for (number, count) in self.assembly.echoes() {
+            if let Some(member) = self.members.get(&number) {
+                member.lane.was_sent_again(count);
+            }
+        }
         for parted in self.assembly.splits() {
             self.splits += 1;
             metrics::counter!(

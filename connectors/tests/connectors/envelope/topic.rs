@@ -131,6 +131,12 @@ impl Topic {
         applied
     }
 
+    /// Whether all that a message would change, from this partition, has come before.
+    pub fn has_seen(&mut self, partition: i32, message: &Message) -> bool {
+        let decoded = self.decode(partition, message);
+        self.table.has_seen(&decoded)
+    }
+
     /// As [`Topic::send_to`] partition 0; no letters are expected.
     pub fn send(&mut self, message: &Message) -> Applied {
         let applied = self.send_to(0, message);

@@ -10,6 +10,9 @@ use serde_json::{Value as Json, json};
 /// Tables that are read; one more is written that nobody reads.
 pub const TABLES: usize = 3;
 
+/// Keys of a table are below: half of them are made, the others come of those by a change of the key.
+pub const KEYS: i64 = 24;
+
 /// A message of a partition.
 #[derive(Debug, Clone)]
 pub struct Sent {
@@ -134,7 +137,7 @@ impl History {
         let mut written = Vec::new();
         for _ in 0..self.rng.random_range(1..8) {
             let table = self.rng.random_range(0..=TABLES);
-            let id = self.rng.random_range(0..12i64);
+            let id = self.rng.random_range(0..KEYS / 2);
             let n = self.rng.random_range(0..1_000_000i64);
             if table == TABLES {
                 self.event(&mut told, table, "c", Some(id), Some(n));
@@ -144,7 +147,8 @@ impl History {
             written.push((table, id));
             match self.rng.random_range(0..100) {
                 0..2 => {
-                    written.extend(self.state[table].keys().map(|id| (table, *id)));
+                    // Also what an earlier transaction takes out, which may be seen later.
+                    written.extend((0..KEYS).map(|id| (table, id)));
                     self.event(&mut told, table, "t", None, None);
                     self.state[table].clear();
                 }
@@ -153,8 +157,8 @@ impl History {
                     History::tombstone(&mut told, table, id);
                     self.state[table].remove(&id);
                 }
-                22..32 if is_there && !self.state[table].contains_key(&(id + 12)) => {
-                    let to = id + 12;
+                22..32 if is_there && !self.state[table].contains_key(&(id + KEYS / 2)) => {
+                    let to = id + KEYS / 2;
                     written.push((table, to));
                     self.event(&mut told, table, "d", Some(id), None);
                     let header = json!({"id": to}).to_string();

@@ -412,6 +412,48 @@ fn a_source_that_joins_late_shows_what_is_there_and_is_not_waited_for_until_then
     assert_eq!(splits(&mut assembly), []);
 }
 
+/// What a late source took by itself, and what the connector sends again of it, says nothing of the others.
+#[test]
+fn what_a_late_source_took_alone_has_not_passed_for_the_others() {
+    let mut assembly = pair(1 << 20);
+    assembly.join(2, "app.public.c", 0, true);
+    assembly.begin(place(2), 0, Some(1));
+    assembly.ready(2);
+    // `again`: taken before, in this run or in one before the source stood with the others.
+    for (offset, name) in [(0, "c of 7"), (1, "again: c of 7")] {
+        assembly.arrive(place(2), arrival("7", 3, offset, name), 0);
+    }
+    assert_eq!(steps(&mut assembly, 0), ["c of 7", "again: c of 7"]);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a of 7"), 1);
+    assert_eq!(steps(&mut assembly, 1), [""; 0], "b of 7 is to come");
+    let tables = [("public.a", 1), ("public.b", 1), ("public.c", 1)];
+    assembly.told(end("7", 1, &tables), 2);
+    assert_eq!(steps(&mut assembly, 2), [""; 0]);
+    assembly.arrive(place(1), arrival("7", 2, 0, "b of 7"), 3);
+    assert_eq!(steps(&mut assembly, 3), ["a of 7", "b of 7"]);
+    assert_eq!(splits(&mut assembly), []);
+}
+
+/// A connector dies inside of a transaction and goes far back: more is sent again than may wait, between
+/// an event of the transaction and the rest of it.
+#[test]
+fn what_is_sent_again_inside_of_a_transaction_takes_no_room() {
+    let mut assembly = pair(1_000);
+    assembly.told(end("7", 1, &[("public.a", 2)]), 0);
+    assembly.arrive(place(0), arrival("7", 1, 0, "a"), 0);
+    for offset in 1..=100 {
+        let id = format!("{}", offset % 5);
+        assembly.arrive(place(0), arrival(&id, 1, offset, "again"), 1);
+        assert_eq!(steps(&mut assembly, 1), [""; 0]);
+        assert_eq!(assembly.held_bytes(), 200);
+    }
+    assembly.arrive(place(0), arrival("7", 2, 101, "the other"), 2);
+    // The last stands for all: what follows it is read next.
+    assert_eq!(steps(&mut assembly, 2), ["a", "again", "the other"]);
+    assert_eq!(assembly.echoes(), [(0, 99)].into());
+    assert_eq!((splits(&mut assembly), assembly.held_bytes()), (vec![], 0));
+}
+
 #[test]
 fn one_that_waits_behind_another_is_not_given_up_for_it() {
     let mut assembly = pair(1_000);

@@ -1,6 +1,6 @@
 //! What is around an assembly: sources and partitions that come and go, and what it wants to know.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::ids::Ids;
 use super::queue::Queue;
@@ -19,6 +19,7 @@ impl<M> Assembly<M> {
             topic: topic.to_owned(),
             from,
             is_late,
+            is_new: is_late,
             is_ready: false,
             early: Ids::new(EARLY_MAX),
         };
@@ -222,6 +223,11 @@ impl<M> Assembly<M> {
     /// Takes out the sources that were late and have come to where the others stand.
     pub fn caught_up(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.caught_up)
+    }
+
+    /// Takes out, by source, how many events were sent again and dropped before they went on.
+    pub fn echoes(&mut self) -> BTreeMap<u64, u64> {
+        std::mem::take(&mut self.echoes)
     }
 
     /// Takes out the transactions that became visible in parts since the last call.

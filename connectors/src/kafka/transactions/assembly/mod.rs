@@ -23,20 +23,24 @@
 //! of their ENDs. A pure structure: no clock, no thread. Times are milliseconds.
 //!
 //! Limits: an END that a connector sends again after its restart with a count of only the rest counts
-//! as told.
+//! as told. A crash in the moment when a late source has come to where the others stand may split the
+//! transactions that were on their way then.
 
 mod begun;
+mod current;
 mod ids;
 mod look;
+mod patience;
 mod queue;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::envelope::InTransaction;
-use begun::{Begun, Order, in_order};
+use begun::{Begun, in_order};
+use current::Current;
 use ids::Ids;
-use queue::{Id, Item, Queue, Stay};
+use queue::{Id, Item, Queue};
 
 /// Transactions that are remembered as passed: what a connector that restarts sends again.
 const PASSED_MAX: usize = 65_536;
@@ -136,33 +140,12 @@ struct Member {
     from: i64,
     /// It joined later than others and has not come to where they stand: it is not waited for.
     is_late: bool,
+    /// Whether it joined late, even if it is late no longer: what it has seen, others may not have.
+    is_new: bool,
     /// Whether all of its partitions are known.
     is_ready: bool,
     /// Transactions of which it took events before it stood with the others.
     early: Ids,
-}
-
-/// The transaction that is next.
-#[derive(Debug)]
-struct Current<M> {
-    id: Id,
-    end: i64,
-    /// By source, how many different events it has.
-    needs: BTreeMap<u64, u64>,
-    /// Sources of which it names no event.
-    strangers: BTreeSet<u64>,
-    found: HashMap<u64, HashSet<Order>>,
-    /// By source, how many more went on before the last restart.
-    base: BTreeMap<u64, u64>,
-    /// The partitions of which something was taken, with the highest number of an event in its table.
-    places: BTreeMap<Place, Option<u64>>,
-    items: BTreeMap<Place, VecDeque<Item<M>>>,
-    bytes: usize,
-    began_at: u64,
-    /// When its END came.
-    told_at: u64,
-    /// When its END, or the last of its events, came.
-    touched_at: u64,
 }
 
 /// See the module.
@@ -192,6 +175,8 @@ pub struct Assembly<M> {
     strangers: BTreeSet<u64>,
     /// Sources that were late and are not any more.
     caught_up: Vec<u64>,
+    /// By source, events that were sent again and for which a later one stands.
+    echoes: BTreeMap<u64, u64>,
 }
 
 impl<M> Assembly<M> {
@@ -216,6 +201,7 @@ impl<M> Assembly<M> {
             silent: Ids::new(PASSED_MAX),
             strangers: BTreeSet::new(),
             caught_up: Vec::new(),
+            echoes: BTreeMap::new(),
         }
     }
 
@@ -238,6 +224,7 @@ impl<M> Assembly<M> {
             offset: arrival.offset,
             bytes: arrival.bytes,
             is_keyed: arrival.is_keyed,
+            is_echo: false,
             message: arrival.message,
         };
         queue.push(item, now);
@@ -394,9 +381,10 @@ impl<M> Assembly<M> {
             };
             while let Some(head) = queue.head() {
                 let is_own = head.id.as_ref() == Some(&current.id);
-                let is_again = is_own && has_seen(*place, &head.message);
+                let has_effect = head.id.is_none() || !has_seen(*place, &head.message);
+                let is_again = is_own && !has_effect;
                 if is_own {
-                    if is_again && !is_begun {
+                    if is_again && !is_begun && !member.is_new {
                         // Taken in an earlier run, as below.
                         self.passed.insert(&current.id);
                     }
@@ -415,9 +403,13 @@ impl<M> Assembly<M> {
                 {
                     break;
                 }
-                let item = queue.pop().expect("looked at above");
+                let mut item = queue.pop().expect("looked at above");
+                item.is_echo = !is_own && !has_effect;
                 current.bytes += item.bytes;
-                current.items.entry(*place).or_default().push_back(item);
+                if let Some(echo) = current.hold(*place, item) {
+                    self.held -= echo.bytes;
+                    *self.echoes.entry(place.member).or_default() += 1;
+                }
             }
         }
     }
@@ -428,136 +420,6 @@ impl<M> Assembly<M> {
         };
         // Of one that has passed, events may have gone on by themselves before its END was told again.
         self.passed.has(&current.id) || current.lacking().next().is_none()
-    }
-
-    /// Why the current transaction is not waited for any longer.
-    fn hopeless(&self, now: u64) -> Option<Split> {
-        let current = self.current.as_ref()?;
-        // Before others that wait behind one whose END does not come.
-        let is_over = self.held > self.bounds.bytes && self.untold().next().is_none();
-        let is_too_large = current.bytes > self.bounds.bytes || self.is_too_large(&current.id);
-        if is_too_large || is_over {
-            return Some(Split::TooLarge);
-        }
-        let outage = self.bounds.wait * OUTAGE_FACTOR;
-        if now >= current.began_at.max(current.touched_at) + outage {
-            return Some(Split::Missing);
-        }
-        let cannot = |member: u64| {
-            let is_ready = self.members.get(&member).is_some_and(|one| one.is_ready);
-            is_ready && self.lacking_places(current, member).next().is_none()
-        };
-        let mut lacking = current.lacking();
-        lacking.all(cannot).then_some(Split::Missing)
-    }
-
-    /// The partitions of a source from which events of the current transaction may still come.
-    fn lacking_places<'a>(
-        &'a self,
-        current: &'a Current<M>,
-        member: u64,
-    ) -> impl Iterator<Item = Place> + 'a {
-        let own = self.queues.iter();
-        let own = own.filter(move |(place, _)| place.member == member);
-        let until = current.told_at + self.bounds.wait;
-        let is_behind = self.ends.len() > BACKLOG;
-        own.filter(move |(_, queue)| {
-            let is_past = match queue.first() {
-                // What lies deeper of it is a re-delivery.
-                Some((first, _)) if self.told.contains_key(first) => true,
-                // The END of the first is not read yet: it is later.
-                Some(_) => is_behind && !queue.has(&current.id),
-                None => false,
-            };
-            !is_past && (!queue.is_dry_since(until) || queue.has(&current.id))
-        })
-        .map(|(place, _)| *place)
-    }
-
-    /// Transactions at the heads of the queues whose END was not told.
-    fn untold(&self) -> impl Iterator<Item = (&Id, Stay)> {
-        let heads = self.queues.values().filter_map(Queue::first);
-        heads.filter(|(id, _)| !self.told.contains_key(*id))
-    }
-
-    /// The oldest transaction whose END was not told, if no other is before it. One of which pieces went
-    /// on is the oldest.
-    fn next_untold(&self) -> Option<&Id> {
-        let untold = self.untold().filter(|_| self.current.is_none());
-        let oldest = untold.min_by_key(|(id, stay)| (!self.is_begun(id), stay.first_at));
-        oldest.map(|(id, _)| id)
-    }
-
-    /// Whether the END of the transaction at the head of a queue cannot come any more: one was told that
-    /// follows it. (One that a connector sends again stood before it, too, and was taken from there.)
-    fn is_skipped(
-        &self,
-        place: Place,
-        queue: &Queue<M>,
-        head: &Id,
-        has_seen: &dyn Fn(Place, &M) -> bool,
-    ) -> bool {
-        let current = self.current.as_ref();
-        let current = current.filter(|current| !current.places.contains_key(&place));
-        let current = current.map(|current| &current.id);
-        // A late source may have taken it before it stood with the others.
-        let member = self.members.get(&place.member);
-        let was_early = |id: &Id| member.is_none_or(|member| member.early.has(id));
-        let is_later = |id: &Id| {
-            let is_told = match self.is_current(id) {
-                true => current.is_some(),
-                false => self.told.contains_key(id),
-            };
-            id != head && is_told && !self.passed.has(id) && !was_early(id)
-        };
-        let is_any = current.is_some_and(|id| queue.has(id) && is_later(id))
-            || queue.has_any(self.told.keys(), is_later);
-        is_any && queue.has_unseen(is_later, |message| has_seen(place, message))
-    }
-
-    fn is_current(&self, id: &Id) -> bool {
-        let current = self.current.as_ref();
-        current.is_some_and(|current| current.id == *id)
-    }
-
-    /// Gives up the oldest transaction at the head of a queue whose END does not come, if there is one
-    /// now.
-    fn abandon(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> bool {
-        let is_over = self.held > self.bounds.bytes;
-        let wait = self.bounds.wait;
-        let (told_all_at, ended_at) = (self.told_all_at, self.ended_at);
-        let is_silent = self.ends.is_empty() && self.current.is_none();
-        let is_due = move |last_at: u64, is_paused: bool| {
-            let told_all = told_all_at.is_some_and(|at| at >= last_at + wait);
-            let outage = last_at.max(ended_at) + wait * OUTAGE_FACTOR;
-            told_all && !is_paused || is_silent && now >= outage
-        };
-        let skipped = self.queues.iter().find_map(|(place, queue)| {
-            let (id, _) = queue.first()?;
-            let is_untold = !self.told.contains_key(id);
-            (is_untold && self.is_skipped(*place, queue, id, has_seen)).then(|| Arc::clone(id))
-        });
-        if let Some(id) = skipped {
-            self.give_up(&id, Split::NoEnd);
-            return true;
-        }
-        let due = self.untold().filter(|(id, stay)| {
-            // The last event of it, in whatever partition.
-            let mut queues = self.queues.values();
-            let last = queues.clone().filter_map(|queue| queue.last_of(id)).max();
-            let is_paused = queues.any(|queue| queue.is_paused_in(id));
-            is_over || is_due(last.unwrap_or(stay.last_at), is_paused)
-        });
-        let oldest = due.min_by_key(|(_, stay)| stay.first_at);
-        let Some(id) = oldest.map(|(id, _)| Arc::clone(id)) else {
-            return self.abandon_begun(&|last_at| is_due(last_at, false));
-        };
-        let split = match is_over {
-            true => Split::TooLarge,
-            false => Split::NoEnd,
-        };
-        self.give_up(&id, split);
-        true
     }
 
     /// The current transaction goes on.
@@ -590,21 +452,6 @@ impl<M> Assembly<M> {
     }
 }
 
-impl<M> Current<M> {
-    /// The sources of which events are missing.
-    fn lacking(&self) -> impl Iterator<Item = u64> {
-        let needs = self.needs.iter();
-        let lacking = needs.filter(|(member, count)| self.count(**member) < **count);
-        lacking.map(|(member, _)| *member)
-    }
-
-    /// How many different events of a source have come.
-    fn count(&self, member: u64) -> u64 {
-        let found = self.found.get(&member).map_or(0, HashSet::len) as u64;
-        found + self.base.get(&member).copied().unwrap_or(0)
-    }
-}
-
 /// Whether the event at the head of a queue goes on by itself; none of a transaction that has begun to
 /// go on in pieces does.
 fn is_free<M>(
@@ -632,8 +479,12 @@ fn is_free<M>(
         return true;
     }
     if has_seen(place, &head.message) {
-        // An event of it was taken in an earlier run, and so it has passed.
-        passed.insert(id);
+        // An event of it was taken in an earlier run, and so it has passed; but a source that joined
+        // late may have taken it alone.
+        match member.is_new {
+            true => member.early.insert(id),
+            false => passed.insert(id),
+        }
         return true;
     }
     false

@@ -21,6 +21,8 @@ pub(super) struct Item<M> {
     pub(super) bytes: usize,
     /// See [`Arrival`](super::Arrival).
     pub(super) is_keyed: bool,
+    /// Whether it was sent again, behind events of the current transaction, and changes nothing.
+    pub(super) is_echo: bool,
     pub(super) message: M,
 }
 

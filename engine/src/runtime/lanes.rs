@@ -134,7 +134,8 @@ impl Lanes {
         }) else {
             return;
         };
-        waiting.preparing -= 1;
+        // A source that was dropped meanwhile may have begun its numbers anew.
+        waiting.preparing = waiting.preparing.saturating_sub(1);
         waiting.is_indexed |= prepared.is_indexed;
         waiting.tokens = waiting.tokens.max(prepared.tokens);
         let deadline = now.saturating_add(prepared.deadline_ms * 1000);

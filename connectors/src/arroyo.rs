@@ -2,8 +2,11 @@
 //! that the crate can take this module's place the day it is.
 //!
 //! The idea: [`Debezium`] is the *shape* of an event (images and an op, checked against each
-//! other), [`UpdatingData`] its *meaning* for a relation, and hash ranges say which of n servers
-//! owns a key. [`crate::envelope`] reads every change through the first two.
+//! other), [`UpdatingData`] its *meaning* for a relation; [`crate::envelope`] reads every change
+//! through the two. A [`SignalMessage`] is what an event says beside data: a heartbeat is its
+//! [`Watermark`]. Hash ranges say which of a source's readers owns a topic ([`crate::kafka`]). A
+//! [`CheckpointBarrier`] is a signal that no envelope of ours carries: a consistent cut is a sealed time
+//! here, and nothing has to travel with the data for it.
 //!
 //! ```text
 //! {"before","after","op"} ─ Debezium::new (shape) ─▶ into_updating ─▶ Append | Update | Retract

@@ -26,7 +26,7 @@ use engine::error::DataError;
 use engine::model::{Key, Schema};
 use serde::{Deserialize, Serialize};
 
-use crate::arroyo::Watermark;
+use crate::arroyo::SignalMessage;
 use crate::format::{Failure, Format, Payload, Reader, Wait};
 pub use order::{LogPosition, Order};
 pub use row::{Metadata, PartialRow};
@@ -148,8 +148,8 @@ pub enum Marker {
         /// Where in the source's order.
         order: Order,
     },
-    /// The connector is alive, at this time.
-    Heartbeat(Watermark),
+    /// A heartbeat: the connector is alive, at this time.
+    Signal(SignalMessage),
     /// A logical decoding message (`pg_logical_emit_message`): changes nothing.
     Message {
         /// Its prefix.

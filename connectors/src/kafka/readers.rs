@@ -22,10 +22,12 @@ use std::sync::{Mutex, PoisonError};
 
 use engine::contract::SourceContext;
 use engine::error::WorldError;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::client::Next;
 use super::outlet::Own;
 use super::{KafkaSource, Partition};
+use crate::arroyo::server_for_hash;
 use crate::envelope::Envelope;
 
 /// The lanes of one reader.
@@ -40,17 +42,15 @@ pub(super) struct Share {
 impl Share {
     /// Whether a partition's lane is this reader's.
     pub(super) fn has(&self, partition: &Partition, envelope: Envelope) -> bool {
-        let topic = partition.0.bytes();
-        let topic = topic.fold(0_usize, |sum, byte| {
-            sum.wrapping_mul(31).wrapping_add(byte.into())
-        });
-        let lane = match envelope {
-            Envelope::Debezium => topic,
+        // The owner of a topic's hash, the same in every reader; partitions go round from there.
+        let first = server_for_hash(xxh3_64(partition.0.as_bytes()), self.of);
+        let reader = match envelope {
+            Envelope::Debezium => first,
             Envelope::Append | Envelope::Upsert => {
-                topic.wrapping_add(usize::try_from(partition.1).unwrap_or(0))
+                (first + usize::try_from(partition.1).unwrap_or(0)) % self.of
             }
         };
-        lane % self.of == self.index
+        reader == self.index
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::source::transaction_id;
-use crate::arroyo::Watermark;
+use crate::arroyo::{SignalMessage, Watermark};
 use crate::envelope::Marker;
 use crate::format::{Node, Payload};
 
@@ -47,7 +47,8 @@ fn by_members(node: &Node<'_>) -> Option<Marker> {
 fn heartbeat(node: &Node<'_>) -> Marker {
     let millis = node.get("ts_ms").and_then(Node::as_u64);
     let at = millis.and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
-    Marker::Heartbeat(at.map_or(Watermark::Idle, Watermark::EventTime))
+    let watermark = at.map_or(Watermark::Idle, Watermark::EventTime);
+    Marker::Signal(SignalMessage::Watermark(watermark))
 }
 
 fn schema_history(node: &Node<'_>) -> Marker {

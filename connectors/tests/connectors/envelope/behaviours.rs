@@ -1,7 +1,7 @@
 //! The behaviours of real Debezium topics that a naive consumer gets wrong, one test each. The
 //! messages have the shapes that Debezium 3.3.1 on PostgreSQL 15 was seen to send.
 
-use connectors::arroyo::Watermark;
+use connectors::arroyo::{SignalMessage, Watermark};
 use connectors::envelope::table::Output;
 use connectors::envelope::{BinaryMode, Cell, Envelope, Marker, Options, Order};
 use engine::model::SqlType;
@@ -589,7 +589,9 @@ fn b12_what_carries_no_row_changes_nothing() {
     let decoded = topic.decode(0, &heartbeat);
     assert!(matches!(
         decoded.markers[..],
-        [Marker::Heartbeat(Watermark::EventTime(_))]
+        [Marker::Signal(SignalMessage::Watermark(
+            Watermark::EventTime(_)
+        ))]
     ));
     assert_eq!((decoded.changes.len(), decoded.letters.len()), (0, 0));
     let message = json!({"op": "m", "ts_ms": 1, "source": streamed(1, 10),

@@ -24,7 +24,7 @@ use serde_json::Value as Json;
 use super::Partition;
 use super::letter::Message;
 use super::letter_topic::LetterTopic;
-use crate::envelope::table::{Letter, Output, Table};
+use crate::envelope::table::{Delivery, Letter, Output, Table};
 use crate::envelope::{Decoded, Envelope, RawRecord};
 use crate::live::Rows;
 
@@ -236,9 +236,9 @@ impl Lane {
         }
     }
 
-    /// Whether all that a message says was taken before, from another place of its partition.
-    pub(super) fn has_seen(&self, decoded: &Decoded) -> bool {
-        self.table.has_seen(decoded)
+    /// Whether what a message says was taken before, from another place.
+    pub(super) fn delivery(&self, decoded: &Decoded) -> Delivery {
+        self.table.delivery(decoded)
     }
 
     /// Where the lane stands in the transaction topic; `None` of one that was never in a group.

@@ -70,6 +70,17 @@ pub enum Output {
     SnapshotEnded,
 }
 
+/// How a message comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// For the first time, as far as is known.
+    First,
+    /// A truncate that has no effect, because a later one was taken: it may not have come before.
+    Overtaken,
+    /// It, or all that it changes, was taken before: it has no effect.
+    Again,
+}
+
 /// What is bad, and of which row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Letter {
@@ -165,21 +176,18 @@ impl Table {
         ghosts.cloned().collect()
     }
 
-    /// Whether all that a message changes was delivered before: taking it would change nothing.
-    pub fn has_seen(&self, decoded: &Decoded) -> bool {
+    /// Whether a message comes for the first time, as far as is known.
+    pub fn delivery(&self, decoded: &Decoded) -> Delivery {
         let Some(lane) = self.lanes.get(&decoded.partition) else {
-            return false;
+            return Delivery::First;
         };
-        let is_again = |marker: &Marker| match marker {
-            // It has no key, and comes again through any partition. One that stands before the last has
-            // no effect either, but that does not say that it came.
-            Marker::Truncate { order } => {
-                self.to_last_truncate(order.place()) == Some(Ordering::Equal)
-            }
-            _ => false,
-        };
-        if decoded.markers.iter().any(is_again) {
-            return true;
+        // A truncate has no key, and comes again through any partition.
+        let to_last = decoded.markers.iter().find_map(|marker| match marker {
+            Marker::Truncate { order } => self.to_last_truncate(order.place()),
+            _ => None,
+        });
+        if to_last == Some(Ordering::Equal) {
+            return Delivery::Again;
         }
         let truncates = decoded.markers.iter().filter_map(|marker| match marker {
             Marker::Truncate { order } => Some((Key::default(), ChangeKind::Delete, *order)),
@@ -188,7 +196,13 @@ impl Table {
         let changes = decoded.changes.iter();
         let changes = changes.map(|change| (change.key.clone(), change.kind, change.order));
         let mut all = truncates.chain(changes).peekable();
-        all.peek().is_some() && all.all(|(key, kind, order)| lane.has_seen(&key, kind, order))
+        let is_again =
+            all.peek().is_some() && all.all(|(key, kind, order)| lane.has_seen(&key, kind, order));
+        match is_again {
+            true => Delivery::Again,
+            false if to_last == Some(Ordering::Less) => Delivery::Overtaken,
+            false => Delivery::First,
+        }
     }
 
     /// Takes one message. Cost: a few look-ups a change.

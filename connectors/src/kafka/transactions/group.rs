@@ -31,6 +31,7 @@ use engine::model::Schema;
 use engine::telemetry;
 
 use super::assembly::{Arrival, Assembly, Bounds, End, Parted, Place, Split};
+use crate::envelope::table::Delivery;
 use crate::envelope::{ChangeKind, Decoded, Envelope};
 use crate::kafka::Record;
 use crate::kafka::lane::{Begun, Lane};
@@ -351,11 +352,13 @@ impl Group {
             let (mut events, mut bytes, mut is_closed) = (0, 0, false);
             while events < BATCH_EVENTS && bytes < BATCH_BYTES && !is_closed {
                 let members = &self.members;
-                let has_seen = |place: Place, held: &Held| {
+                let delivery = |place: Place, held: &Held| {
                     let member = members.get(&place.member);
-                    member.is_some_and(|member| member.lane.has_seen(&held.decoded))
+                    member.map_or(Delivery::First, |member| {
+                        member.lane.delivery(&held.decoded)
+                    })
                 };
-                let free = self.assembly.step(now, &has_seen);
+                let free = self.assembly.step(now, &delivery);
                 is_closed = self.assembly.take_closed();
                 if free.is_empty() {
                     break;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use connectors::envelope::table::{Applied, LiveRows, Output, Table};
+use connectors::envelope::table::{Applied, Delivery, LiveRows, Output, Table};
 use connectors::envelope::{Decoded, Decoder, Envelope, Options, RawRecord};
 use engine::model::{Column, Key, RowCodec, Schema, SqlType, Value};
 use serde_json::{Value as Json, json};
@@ -131,10 +131,10 @@ impl Topic {
         applied
     }
 
-    /// Whether all that a message would change, from this partition, has come before.
-    pub fn has_seen(&mut self, partition: i32, message: &Message) -> bool {
+    /// Whether a message from this partition comes for the first time.
+    pub fn delivery(&mut self, partition: i32, message: &Message) -> Delivery {
         let decoded = self.decode(partition, message);
-        self.table.has_seen(&decoded)
+        self.table.delivery(&decoded)
     }
 
     /// As [`Topic::send_to`] partition 0; no letters are expected.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use super::queue::{Id, Item};
 use super::{Assembly, Parted, Place, Split};
+use crate::envelope::table::Delivery;
 
 /// Tells the events of a source's part of a transaction apart.
 pub(super) type Order = (Option<u64>, i32, i64);
@@ -133,7 +134,7 @@ impl<M> Assembly<M> {
     pub(super) fn piece_of_untold(
         &mut self,
         now: u64,
-        has_seen: &dyn Fn(Place, &M) -> bool,
+        delivery: &dyn Fn(Place, &M) -> Delivery,
     ) -> Vec<(Place, M)> {
         if self.held <= self.bounds.piece {
             return Vec::new();
@@ -150,12 +151,15 @@ impl<M> Assembly<M> {
         }
         let (mut items, mut found, mut bytes) = (BTreeMap::new(), Vec::new(), 0);
         for (place, queue) in &mut self.queues {
-            let mut own = VecDeque::new();
+            let (mut own, mut highest) = (VecDeque::new(), None);
             while queue.head().is_some_and(is_its)
                 && let Some(item) = queue.pop()
             {
                 bytes += item.bytes;
-                if !has_seen(*place, &item.message) {
+                // As in `gather`.
+                let is_elsewhere = !item.is_keyed && item.order.0 < highest;
+                highest = item.order.0.max(highest);
+                if delivery(*place, &item.message) != Delivery::Again && !is_elsewhere {
                     found.push((place.member, item.order));
                 }
                 own.push_back(item);

@@ -41,6 +41,12 @@ impl<M> Current<M> {
         echo
     }
 
+    /// Whether no event of it is here, or only such as were sent again.
+    pub(super) fn is_without_effect(&self) -> bool {
+        let mut own = self.items.values().flatten();
+        own.all(|item| item.is_echo || item.id.as_ref() != Some(&self.id))
+    }
+
     /// The sources of which events are missing.
     pub(super) fn lacking(&self) -> impl Iterator<Item = u64> {
         let needs = self.needs.iter();

@@ -37,6 +37,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::envelope::InTransaction;
+use crate::envelope::table::Delivery;
 use begun::{Begun, in_order};
 use current::Current;
 use ids::Ids;
@@ -237,17 +238,17 @@ impl<M> Assembly<M> {
         self.ends.push_back((end, now));
     }
 
-    /// The next events that go on, in this order; `has_seen` tells those that were taken before. To be
+    /// The next events that go on, in this order; `delivery` tells those that were taken before. To be
     /// called again until there are none.
-    pub fn step(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> Vec<(Place, M)> {
+    pub fn step(&mut self, now: u64, delivery: &dyn Fn(Place, &M) -> Delivery) -> Vec<(Place, M)> {
         loop {
             self.catch_up();
-            let mut out = self.take_free(has_seen);
+            let mut out = self.take_free(delivery);
             if !out.is_empty() {
                 return out;
             }
             if self.current.is_some() || self.next_end(now) {
-                self.gather(now, has_seen);
+                self.gather(now, delivery);
                 let split = match self.is_whole() {
                     true => None,
                     false => {
@@ -257,14 +258,14 @@ impl<M> Assembly<M> {
                         }
                         match self.hopeless(now) {
                             Some(split) => Some(split),
-                            None if !self.abandon(now, has_seen) || self.is_closed => return out,
+                            None if !self.abandon(now, delivery) || self.is_closed => return out,
                             None => continue,
                         }
                     }
                 };
                 out = self.finish(split);
-            } else if !self.abandon(now, has_seen) {
-                return self.piece_of_untold(now, has_seen);
+            } else if !self.abandon(now, delivery) {
+                return self.piece_of_untold(now, delivery);
             }
             // The last piece of a transaction is staged before what begins the next.
             if !out.is_empty() || self.is_closed {
@@ -274,7 +275,7 @@ impl<M> Assembly<M> {
     }
 
     /// Pops what needs no transaction, but for what stands behind events of the current one.
-    fn take_free(&mut self, has_seen: &dyn Fn(Place, &M) -> bool) -> Vec<(Place, M)> {
+    fn take_free(&mut self, delivery: &dyn Fn(Place, &M) -> Delivery) -> Vec<(Place, M)> {
         let mut out = Vec::new();
         for (place, queue) in &mut self.queues {
             let current = self.current.as_ref();
@@ -285,12 +286,12 @@ impl<M> Assembly<M> {
             let Some(member) = member else { continue };
             let begun = self.begun.as_ref().map(|begun| &begun.id);
             while let Some(head) = queue.head() {
-                if !is_free(*place, queue, begun, member, &mut self.passed, has_seen) {
+                if !is_free(*place, queue, begun, member, &mut self.passed, delivery) {
                     break;
                 }
                 if let Some(id) = &head.id
                     && self.silent.has(id)
-                    && !has_seen(*place, &head.message)
+                    && delivery(*place, &head.message) == Delivery::First
                 {
                     self.splits.push(Parted::new(id, Split::Missing));
                     self.silent.remove(id);
@@ -369,7 +370,7 @@ impl<M> Assembly<M> {
 
     /// Takes the current transaction's events from the heads of the queues, with what stands between
     /// them.
-    fn gather(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) {
+    fn gather(&mut self, now: u64, delivery: &dyn Fn(Place, &M) -> Delivery) {
         let Some(current) = &mut self.current else {
             return;
         };
@@ -381,10 +382,13 @@ impl<M> Assembly<M> {
             };
             while let Some(head) = queue.head() {
                 let is_own = head.id.as_ref() == Some(&current.id);
-                let has_effect = head.id.is_none() || !has_seen(*place, &head.message);
-                let is_again = is_own && !has_effect;
+                let delivery_of = match head.id {
+                    Some(_) => delivery(*place, &head.message),
+                    None => Delivery::First,
+                };
+                let is_again = is_own && delivery_of == Delivery::Again;
                 if is_own {
-                    if is_again && !is_begun && !member.is_new {
+                    if is_again && !is_begun && proves_passed(head, member) {
                         // Taken in an earlier run, as below.
                         self.passed.insert(&current.id);
                     }
@@ -393,18 +397,19 @@ impl<M> Assembly<M> {
                     let highest = current.places.entry(*place).or_default();
                     let is_elsewhere = !head.is_keyed && head.order.0 < *highest;
                     *highest = head.order.0.max(*highest);
-                    if !(is_again && is_begun || is_elsewhere) {
+                    let was_counted = is_again && (is_begun || !head.is_keyed);
+                    if !was_counted && !is_elsewhere {
                         let found = current.found.entry(place.member).or_default();
                         found.insert(head.order);
                     }
                     current.touched_at = now;
                 } else if !current.items.contains_key(place)
-                    || !is_free(*place, queue, begun, member, &mut self.passed, has_seen)
+                    || !is_free(*place, queue, begun, member, &mut self.passed, delivery)
                 {
                     break;
                 }
                 let mut item = queue.pop().expect("looked at above");
-                item.is_echo = !is_own && !has_effect;
+                item.is_echo = delivery_of != Delivery::First;
                 current.bytes += item.bytes;
                 if let Some(echo) = current.hold(*place, item) {
                     self.held -= echo.bytes;
@@ -433,7 +438,7 @@ impl<M> Assembly<M> {
         let is_begun = self.is_begun(&current.id);
         self.end_begun(&current.id);
         match split {
-            Some(_) if current.items.is_empty() && !is_begun => self.silent.insert(&current.id),
+            Some(_) if current.is_without_effect() && !is_begun => self.silent.insert(&current.id),
             Some(split) => {
                 let lacks = current
                     .lacking()
@@ -460,7 +465,7 @@ fn is_free<M>(
     begun: Option<&Id>,
     member: &mut Member,
     passed: &mut Ids,
-    has_seen: &dyn Fn(Place, &M) -> bool,
+    delivery: &dyn Fn(Place, &M) -> Delivery,
 ) -> bool {
     let Some(head) = queue.head() else {
         return false;
@@ -478,16 +483,23 @@ fn is_free<M>(
         member.early.insert(id);
         return true;
     }
-    if has_seen(place, &head.message) {
-        // An event of it was taken in an earlier run, and so it has passed; but a source that joined
-        // late may have taken it alone.
-        match member.is_new {
-            true => member.early.insert(id),
-            false => passed.insert(id),
-        }
-        return true;
+    if delivery(place, &head.message) != Delivery::Again {
+        return false;
     }
-    false
+    if proves_passed(head, member) {
+        // An event of it was taken in an earlier run.
+        passed.insert(id);
+    } else if member.is_new {
+        member.early.insert(id);
+    }
+    true
+}
+
+/// Whether an event that was taken before says that its transaction has passed. A source that joined late
+/// may have taken it alone; and of one without a key that comes through another partition than at first,
+/// pieces of a later transaction may have taken away the effect.
+fn proves_passed<M>(head: &Item<M>, member: &Member) -> bool {
+    head.is_keyed && !member.is_new
 }
 
 /// Whether a topic has the changes of a table: Debezium names it `prefix.table`, with other

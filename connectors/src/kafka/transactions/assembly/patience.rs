@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::current::Current;
 use super::queue::{Id, Queue, Stay};
 use super::{Assembly, BACKLOG, OUTAGE_FACTOR, Place, Split};
+use crate::envelope::table::Delivery;
 
 impl<M> Assembly<M> {
     /// Why the current transaction is not waited for any longer.
@@ -72,7 +73,7 @@ impl<M> Assembly<M> {
         place: Place,
         queue: &Queue<M>,
         head: &Id,
-        has_seen: &dyn Fn(Place, &M) -> bool,
+        delivery: &dyn Fn(Place, &M) -> Delivery,
     ) -> bool {
         let current = self.current.as_ref();
         let current = current.filter(|current| !current.places.contains_key(&place));
@@ -89,7 +90,8 @@ impl<M> Assembly<M> {
         };
         let is_any = current.is_some_and(|id| queue.has(id) && is_later(id))
             || queue.has_any(self.told.keys(), is_later);
-        is_any && queue.has_unseen(is_later, |message| has_seen(place, message))
+        let is_first = |message: &M| delivery(place, message) == Delivery::First;
+        is_any && queue.has_unseen(is_later, is_first)
     }
 
     pub(super) fn is_current(&self, id: &Id) -> bool {
@@ -99,7 +101,7 @@ impl<M> Assembly<M> {
 
     /// Gives up the oldest transaction at the head of a queue whose END does not come, if there is one
     /// now.
-    pub(super) fn abandon(&mut self, now: u64, has_seen: &dyn Fn(Place, &M) -> bool) -> bool {
+    pub(super) fn abandon(&mut self, now: u64, delivery: &dyn Fn(Place, &M) -> Delivery) -> bool {
         let is_over = self.held > self.bounds.bytes;
         let wait = self.bounds.wait;
         let (told_all_at, ended_at) = (self.told_all_at, self.ended_at);
@@ -112,7 +114,7 @@ impl<M> Assembly<M> {
         let skipped = self.queues.iter().find_map(|(place, queue)| {
             let (id, _) = queue.first()?;
             let is_untold = !self.told.contains_key(id);
-            (is_untold && self.is_skipped(*place, queue, id, has_seen)).then(|| Arc::clone(id))
+            (is_untold && self.is_skipped(*place, queue, id, delivery)).then(|| Arc::clone(id))
         });
         if let Some(id) = skipped {
             self.give_up(&id, Split::NoEnd);

@@ -21,7 +21,7 @@ pub(super) struct Item<M> {
     pub(super) bytes: usize,
     /// See [`Arrival`](super::Arrival).
     pub(super) is_keyed: bool,
-    /// Whether it was sent again, behind events of the current transaction, and changes nothing.
+    /// Whether it stands behind events of the current transaction, or is its own, and changes nothing.
     pub(super) is_echo: bool,
     pub(super) message: M,
 }
@@ -212,7 +212,7 @@ impl<M> Queue<M> {
     pub(super) fn has_unseen(
         &self,
         is: impl Fn(&Id) -> bool,
-        has_seen: impl Fn(&M) -> bool,
+        is_first: impl Fn(&M) -> bool,
     ) -> bool {
         let mut known = HashSet::new();
         let mut firsts = self.items.iter().filter_map(|item| {
@@ -220,6 +220,6 @@ impl<M> Queue<M> {
             let id = known.insert(id).then_some(id)?;
             is(id).then_some(&item.message)
         });
-        firsts.any(|message| !has_seen(message))
+        firsts.any(is_first)
     }
 }

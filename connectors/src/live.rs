@@ -17,15 +17,17 @@ use crate::envelope::table::LiveRows;
 pub(crate) struct Rows {
     resume: Arc<dyn Resume>,
     codec: RowCodec,
-    /// Changes of the batch that the sink does not know yet.
+    /// Changes of the batch that is being made.
     staged: AHashMap<Key, Option<Row>>,
+    /// Those of the batch before, which may be on its way to the sink.
+    leaving: AHashMap<Key, Option<Row>>,
     /// Where rows are packed, one after the other.
     buffer: Vec<u8>,
 }
 
 impl LiveRows for Rows {
     fn row(&self, key: &Key) -> Option<Vec<Value>> {
-        match self.staged.get(key) {
+        match self.staged.get(key).or_else(|| self.leaving.get(key)) {
             Some(None) => None,
             Some(Some(row)) => Some(self.codec.unpack(row)),
             None => self.resume.row(key).map(|row| self.codec.unpack(&row)),
@@ -49,6 +51,7 @@ impl Rows {
             resume,
             codec,
             staged: AHashMap::new(),
+            leaving: AHashMap::new(),
             buffer: Vec::new(),
         })
     }
@@ -68,10 +71,16 @@ impl Rows {
         self.staged.clear();
     }
 
+    /// The batch is on its way: the sink knows the one before it, and this one soon.
+    pub(crate) fn leave(&mut self) {
+        std::mem::swap(&mut self.staged, &mut self.leaving);
+        self.staged.clear();
+    }
+
     /// All keys. Cost: linear in the source's live rows.
     pub(crate) fn keys(&self) -> BTreeSet<Key> {
         let mut keys: BTreeSet<Key> = self.resume.keys().into_iter().collect();
-        for (key, row) in &self.staged {
+        for (key, row) in self.leaving.iter().chain(&self.staged) {
             match row {
                 Some(_) => keys.insert(key.clone()),
                 None => keys.remove(key),

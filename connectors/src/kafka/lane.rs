@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use engine::contract::{SinkClosed, SourceBatch, SourceContext};
+use engine::contract::{SourceBatch, SourceContext};
 use engine::error::{DeadLetter, WorldError};
 use engine::model::{Key, Schema};
 use engine::telemetry;
@@ -372,7 +372,8 @@ impl Lane {
         }
     }
 
-    /// What is to be staged, with the position that follows it; after that, [`Lane::was_staged`].
+    /// What is to be staged, with the position that follows it; after that, [`Lane::was_staged`] or
+    /// [`Lane::is_leaving`].
     pub(super) fn batch(&mut self) -> Option<SourceBatch> {
         self.sweep();
         if !std::mem::take(&mut self.is_changed) {
@@ -386,18 +387,19 @@ impl Lane {
 
     /// The sink has the batch.
     pub(super) fn was_staged(&mut self) {
-        metrics::gauge!(telemetry::ROWS_PARKED.name, "source" => self.source.clone())
-            .set(self.table.parked_rows() as f64);
+        self.tell();
         self.rows.staged();
     }
 
-    /// Gives the batch to the sink.
-    pub(super) fn stage(&mut self, context: &SourceContext) -> Result<(), SinkClosed> {
-        if let Some(batch) = self.batch() {
-            context.sink.stage(batch)?;
-            self.was_staged();
-        }
-        Ok(())
+    /// The batch is on its way to the sink, which has the one before it.
+    pub(super) fn is_leaving(&mut self) {
+        self.tell();
+        self.rows.leave();
+    }
+
+    fn tell(&self) {
+        metrics::gauge!(telemetry::ROWS_PARKED.name, "source" => self.source.clone())
+            .set(self.table.parked_rows() as f64);
     }
 
     fn position(&self) -> Json {

@@ -37,6 +37,7 @@ pub mod probe;
 mod readers;
 mod record;
 mod security;
+mod staging;
 pub mod transactions;
 mod waiting;
 
@@ -497,6 +498,7 @@ impl Reader<'_> {
             // An offset that does not fit is one that nobody monitors.
             let _ = list.add_partition_offset(&topic, partition, Offset::Offset(next));
         }
+        self.outlet.settle()?;
         self.context.sink.sync()?;
         if let Err(error) = self.consumer.commit(&list, CommitMode::Async) {
             tracing::warn!(source = self.context.name, %error, "positions for monitoring");

@@ -16,6 +16,7 @@ use rdkafka::message::BorrowedMessage;
 use super::client::{Client, Next};
 use super::lane::{self, Lane};
 use super::letter_topic::LetterTopic;
+use super::staging::Staging;
 use super::waiting::Waiting;
 use super::{Ended, KafkaSource, Partition, assignment, record};
 use crate::envelope::Decoder;
@@ -77,6 +78,10 @@ pub(super) trait Outlet {
     fn is_paused(&self, _partition: &Partition) -> bool {
         false
     }
+    /// Returns when everything that was given on is staged.
+    fn settle(&mut self) -> Result<(), Ended> {
+        Ok(())
+    }
     /// What follows the messages that are logged, or on their way.
     fn logged(&self) -> Vec<(Partition, i64)>;
     /// Goes on with letters for other programs.
@@ -98,10 +103,11 @@ pub(super) struct Own<'a> {
     /// Topic, partition: which of them.
     places: AHashMap<String, AHashMap<i32, usize>>,
     letters: Option<LetterTopic>,
+    staging: Staging,
 }
 
 impl<'a> Own<'a> {
-    /// Errors: settings of the topic of dead letters that librdkafka refuses.
+    /// Errors: settings of the topic of dead letters that librdkafka refuses; no thread.
     pub(super) fn new(
         source: &'a KafkaSource,
         context: &'a SourceContext,
@@ -115,6 +121,7 @@ impl<'a> Own<'a> {
             names: BTreeMap::new(),
             places: AHashMap::new(),
             letters: LetterTopic::new(&source.options, context)?,
+            staging: Staging::new(context)?,
         })
     }
 
@@ -189,6 +196,7 @@ impl Outlet for Own<'_> {
         let Ok(positions) = consumer.position() else {
             return Ok(());
         };
+        self.staging.settle()?;
         let mut is_news = false;
         for position in positions.elements() {
             let (topic, partition) = (position.topic(), position.partition());
@@ -220,7 +228,10 @@ impl Outlet for Own<'_> {
                     }
                 }
             }
-            lane.stage(self.context)?;
+            if let Some(batch) = lane.batch() {
+                self.staging.stage(batch)?;
+                lane.is_leaving();
+            }
             let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             for (partition, offset) in lane.reading() {
                 next.insert((lane.topic().to_owned(), partition), offset);
@@ -246,7 +257,13 @@ impl Outlet for Own<'_> {
         }
     }
 
+    fn settle(&mut self) -> Result<(), Ended> {
+        Ok(self.staging.settle()?)
+    }
+
     fn finish(&mut self) {
+        // A sink that is closed takes nothing more.
+        let _ = self.staging.settle();
         if let Some(letters) = &mut self.letters {
             letters.finish(self.context);
         }

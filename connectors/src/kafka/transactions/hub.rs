@@ -159,7 +159,8 @@ pub(crate) struct Hub {
 
 #[derive(Default)]
 struct HubState {
-    /// Sources that were made and have not joined.
+    /// Sources that were made, and of which the thread has not taken the [`Command::Join`]: one that is on
+    /// its way to the thread counts, else the group could begin without it.
     expected: usize,
     numbers: u64,
     /// To the thread, while it runs.
@@ -197,8 +198,6 @@ impl Ticket {
         let letters = LetterTopic::new(&source.options, context)?;
         let hub = Arc::clone(&self.hub);
         let mut state = hub.state();
-        state.expected -= 1;
-        self.has_joined = true;
         state.numbers += 1;
         let number = state.numbers;
         let board = Board::default();
@@ -217,6 +216,7 @@ impl Ticket {
             match commands.send(command) {
                 Ok(()) => {
                     let commands = commands.clone();
+                    self.has_joined = true;
                     return Ok(self.feed(source, context, number, commands, board, lag));
                 }
                 Err(unsent) => command = unsent.0,
@@ -229,7 +229,8 @@ impl Ticket {
             .name(name)
             .spawn(move || thread.run())
             .map_err(|error| WorldError::io("cannot start", "a thread".as_ref(), error))?;
-        let _ = commands.send(command);
+        // The thread's receiver lives at least until it was told of this.
+        self.has_joined = commands.send(command).is_ok();
         state.commands = Some(commands.clone());
         drop(state);
         Ok(self.feed(source, context, number, commands, board, lag))
@@ -449,6 +450,7 @@ impl Thread {
     }
 
     fn join(&mut self, joining: Joining) {
+        self.hub.state().expected -= 1;
         self.joined = Instant::now();
         let wait = joining.options.transactions.as_ref();
         let wait = wait.map_or(Duration::ZERO, |transactions| transactions.wait);
@@ -474,5 +476,73 @@ impl Thread {
                 wishes.failure = Some(error.to_string());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::model::{Column, SqlType};
+    use engine::testing::{Recorded, ScriptedSink};
+
+    use super::*;
+    use crate::envelope::Envelope;
+    use crate::kafka::{Start, TransactionTopic};
+
+    fn source() -> KafkaSource {
+        let options = KafkaOptions {
+            brokers: "127.0.0.1:1".to_owned(),
+            topic: "db.rows".to_owned(),
+            is_pattern: false,
+            start: Start::Earliest,
+            group: None,
+            dead_letter_topic: None,
+            transactions: Some(TransactionTopic {
+                topic: "db.transaction".to_owned(),
+                wait: Duration::ZERO,
+            }),
+            security: Security::default(),
+            readers: 1,
+        };
+        let schema = Schema {
+            columns: vec![Column::new("id", SqlType::Int8)],
+            key: vec![0],
+        };
+        KafkaSource::new(options, schema, Envelope::Debezium, Options::default())
+            .expect("plain options")
+    }
+
+    fn context() -> SourceContext {
+        SourceContext {
+            name: "rows".to_owned(),
+            sink: ScriptedSink::open(),
+            resume: Arc::new(Recorded::default()),
+            stop: Arc::default(),
+            dropped: Arc::default(),
+            waits: Arc::default(),
+        }
+    }
+
+    /// A group that begins while a source's word is on its way to its thread takes the source for one that
+    /// came later: what it had would be shown apart from the others, also after a restart.
+    #[test]
+    fn a_group_does_not_begin_while_a_source_is_on_its_way_to_it() {
+        let (groups, source) = (Groups::default(), source());
+        let tickets = [(); 2].map(|()| groups.ticket(&source.options).expect("it has a topic"));
+        let hub = Arc::clone(&tickets[0].hub);
+        let (commands, receiver) = channel();
+        hub.state().commands = Some(commands.clone());
+        let mut thread = Thread::new(hub, receiver, commands);
+        let (mut feeds, mut begins) = (Vec::new(), Vec::new());
+        for ticket in tickets {
+            let feed = ticket.join(&source, &context(), Next::default());
+            feeds.push(feed.unwrap_or_else(|error| panic!("{error}")));
+        }
+        while let Ok(command) = thread.receiver.try_recv() {
+            thread.take(command);
+            // Nobody else is gathered.
+            thread.joined -= GATHER;
+            begins.push(thread.is_complete());
+        }
+        assert_eq!(begins, [false, true]);
     }
 }

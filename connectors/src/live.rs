@@ -71,6 +71,11 @@ impl Rows {
         self.staged.clear();
     }
 
+    /// Nothing is on its way any more: what the sink has, others may have written anew.
+    pub(crate) fn settled(&mut self) {
+        self.leaving.clear();
+    }
+
     /// The batch is on its way: the sink knows the one before it, and this one soon.
     pub(crate) fn leave(&mut self) {
         std::mem::swap(&mut self.staged, &mut self.leaving);
@@ -87,5 +92,50 @@ impl Rows {
             };
         }
         keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::model::{Column, SqlType};
+    use engine::testing::Recorded;
+
+    use super::*;
+
+    /// While a batch is on its way its rows are known, and those of the next stand above them; what is
+    /// settled hides nothing that others write.
+    #[test]
+    fn rows_on_their_way_are_known_until_they_are_settled() {
+        let column = Column {
+            nullable: false,
+            ..Column::new("n", SqlType::Int8)
+        };
+        let schema = Schema {
+            columns: vec![column],
+            key: vec![0],
+        };
+        let mut rows = Rows::new("rows", Arc::new(Recorded::default()), &schema)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let (one, two) = (Key::text("one"), Key::text("two"));
+        let values = |n| vec![Value::Int(n)];
+        let note = |rows: &mut Rows, key: &Key, n| {
+            let row = rows.pack(&values(n));
+            rows.note(key.clone(), Some(row));
+        };
+        note(&mut rows, &one, 1);
+        note(&mut rows, &two, 2);
+        rows.leave();
+        note(&mut rows, &two, 3);
+        assert_eq!(
+            (rows.row(&one), rows.row(&two)),
+            (Some(values(1)), Some(values(3)))
+        );
+        rows.note(one.clone(), None);
+        assert_eq!((rows.row(&one), rows.keys()), (None, [two.clone()].into()));
+        // The first batch is there, which this sink forgets; the second is on its way.
+        rows.leave();
+        assert_eq!(rows.row(&two), Some(values(3)));
+        rows.settled();
+        assert_eq!((rows.row(&two), rows.keys().len()), (None, 0));
     }
 }

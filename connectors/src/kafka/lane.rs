@@ -385,19 +385,24 @@ impl Lane {
         Some(batch)
     }
 
+    /// No batch of it is on its way to the sink any more.
+    pub(super) fn settled(&mut self) {
+        self.rows.settled();
+    }
+
     /// The sink has the batch.
     pub(super) fn was_staged(&mut self) {
-        self.tell();
+        self.tell_parked();
         self.rows.staged();
     }
 
     /// The batch is on its way to the sink, which has the one before it.
     pub(super) fn is_leaving(&mut self) {
-        self.tell();
+        self.tell_parked();
         self.rows.leave();
     }
 
-    fn tell(&self) {
+    fn tell_parked(&self) {
         metrics::gauge!(telemetry::ROWS_PARKED.name, "source" => self.source.clone())
             .set(self.table.parked_rows() as f64);
     }

@@ -6,7 +6,7 @@
 //! for monitoring.
 //!
 //! ```text
-//! discover (5 s) ─▶ assign what is new ─▶ poll ─▶ Lane: decode, table, rows ─▶ LaneSink
+//! discover (5 s) ─▶ assign what is new ─▶ poll ─▶ Lane: decode, table, rows ─▶ Staging ─▶ LaneSink
 //!      ▲                    │ position in the log? else START                    │
 //!      └── watermarks ◀─────┴─ outside [low, high]: this partition stops, loudly ◀┘ {"marks":{…},…}
 //! ```
@@ -14,7 +14,7 @@
 //! Invariants: a lane's batches are staged in offset order; messages of unfinished and aborted
 //! transactions are not read; a message that cannot be understood is a dead letter and nothing
 //! else stops; a partition whose log was cut or re-made stops with an error and the others go on;
-//! a full sink stops the polling, and librdkafka's queue (16 MiB) stops the fetching.
+//! a full sink stops the polling one batch later ([`staging`]), and librdkafka's queue (16 MiB) stops the fetching.
 //!
 //! A source with a transaction topic gives its messages to a group instead ([`transactions`]).
 //!

@@ -42,7 +42,7 @@ pub(super) trait Outlet {
     fn reached_end(&mut self, _partition: i32) -> Result<(), Ended> {
         Ok(())
     }
-    /// Partitions with these numbers were read to their ends, and what was taken is staged.
+    /// Partitions with these numbers were read to their ends, and what was taken was given on.
     fn pass(
         &mut self,
         _ended: &BTreeSet<i32>,
@@ -196,7 +196,7 @@ impl Outlet for Own<'_> {
         let Ok(positions) = consumer.position() else {
             return Ok(());
         };
-        self.staging.settle()?;
+        self.settle()?;
         let mut is_news = false;
         for position in positions.elements() {
             let (topic, partition) = (position.topic(), position.partition());
@@ -258,7 +258,9 @@ impl Outlet for Own<'_> {
     }
 
     fn settle(&mut self) -> Result<(), Ended> {
-        Ok(self.staging.settle()?)
+        self.staging.settle()?;
+        self.lanes.iter_mut().for_each(|(_, lane)| lane.settled());
+        Ok(())
     }
 
     fn finish(&mut self) {

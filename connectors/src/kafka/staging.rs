@@ -10,6 +10,8 @@
 //!
 //! Invariants: batches are staged in the order in which they are handed over; at most one is on its way;
 //! back-pressure reaches the reader with the next one; a panic of the thread is the reader's.
+//!
+//! Limits: a reader that fails while its sink has no room says so when there is, or at the stop.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -81,5 +83,45 @@ fn stage(sink: &dyn LaneSink, handed: &Receiver<Option<SourceBatch>>) {
         {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::testing::{Recorded, ScriptedSink};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn batches_are_staged_in_order_and_a_closed_sink_is_told() {
+        let sink = ScriptedSink::open();
+        let context = SourceContext {
+            name: "rows".to_owned(),
+            sink: Arc::clone(&sink) as _,
+            resume: Arc::new(Recorded::default()),
+            stop: Arc::default(),
+            dropped: Arc::default(),
+            waits: Arc::default(),
+        };
+        let batch = |number: u64| SourceBatch {
+            lane: "rows/0".to_owned(),
+            position: Some(json!(number)),
+            ..SourceBatch::default()
+        };
+        let mut staging = Staging::new(&context).unwrap_or_else(|error| panic!("{error}"));
+        for number in 0..9 {
+            assert!(staging.stage(batch(number)).is_ok());
+        }
+        assert!(staging.settle().is_ok());
+        let staged: Vec<_> = sink.batches().into_iter().map(|one| one.position).collect();
+        let all: Vec<_> = (0..9).map(|number| Some(json!(number))).collect();
+        assert_eq!(staged, all);
+        // One is on its way when the sink closes: whoever hands over the next is told.
+        sink.block_after(9);
+        assert!(staging.stage(batch(9)).is_ok());
+        sink.close();
+        assert!(staging.settle().is_err() && staging.stage(batch(10)).is_err());
+        assert_eq!(sink.batches().len(), 9);
     }
 }

@@ -52,7 +52,7 @@ pub(super) struct Hub {
 
 #[derive(Default)]
 struct HubState {
-    /// Sources that were made and have not joined.
+    /// Sources that were made, and that the thread has not taken.
     expected: usize,
     next: u64,
     /// To the thread, while it runs.
@@ -121,8 +121,6 @@ impl Ticket {
         ended: Sender<WorldError>,
     ) -> Result<u64, WorldError> {
         let mut state = self.hub.state.lock().expect("no panic while held");
-        state.expected -= 1;
-        self.has_joined = true;
         state.next += 1;
         let member = Member::new(state.next, context, table, ended);
         let id = member.id;
@@ -138,7 +136,7 @@ impl Ticket {
         }
         let commands = state.commands.as_ref().expect("set above");
         // The thread takes its commands before it ends (see `Hub::close`).
-        let _ = commands.send(Command::Join(Box::new(member)));
+        self.has_joined = commands.send(Command::Join(Box::new(member))).is_ok();
         Ok(id)
     }
 }
@@ -178,6 +176,11 @@ impl Hub {
             own.password.clone_from(&options.password);
         }
         is_of
+    }
+
+    /// The thread has taken a source: until then it is expected, else a session could begin without it.
+    fn has_come(&self) {
+        self.state.lock().expect("no panic while held").expected -= 1;
     }
 
     fn is_expecting(&self) -> bool {
@@ -329,6 +332,7 @@ impl Reader {
     fn take(&mut self, command: Command) {
         match command {
             Command::Join(member) => {
+                self.hub.has_come();
                 self.members.insert(member.id, *member);
             }
             Command::Leave {

@@ -178,9 +178,6 @@ impl Table {
 
     /// Whether a message comes for the first time, as far as is known.
     pub fn delivery(&self, decoded: &Decoded) -> Delivery {
-        let Some(lane) = self.lanes.get(&decoded.partition) else {
-            return Delivery::First;
-        };
         // A truncate has no key, and comes again through any partition.
         let to_last = decoded.markers.iter().find_map(|marker| match marker {
             Marker::Truncate { order } => self.to_last_truncate(order.place()),
@@ -196,8 +193,10 @@ impl Table {
         let changes = decoded.changes.iter();
         let changes = changes.map(|change| (change.key.clone(), change.kind, change.order));
         let mut all = truncates.chain(changes).peekable();
+        let lane = self.lanes.get(&decoded.partition);
+        let lane = lane.filter(|_| all.peek().is_some());
         let is_again =
-            all.peek().is_some() && all.all(|(key, kind, order)| lane.has_seen(&key, kind, order));
+            lane.is_some_and(|lane| all.all(|(key, kind, order)| lane.has_seen(&key, kind, order)));
         match is_again {
             true => Delivery::Again,
             false if to_last == Some(Ordering::Less) => Delivery::Overtaken,

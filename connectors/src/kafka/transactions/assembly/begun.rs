@@ -150,6 +150,7 @@ impl<M> Assembly<M> {
             return Vec::new();
         }
         let (mut items, mut found, mut bytes) = (BTreeMap::new(), Vec::new(), 0);
+        let base = self.begun.as_ref().map(|begun| &begun.base);
         for (place, queue) in &mut self.queues {
             let (mut own, mut highest) = (VecDeque::new(), None);
             while queue.head().is_some_and(is_its)
@@ -159,7 +160,14 @@ impl<M> Assembly<M> {
                 // As in `gather`.
                 let is_elsewhere = !item.is_keyed && item.order.0 < highest;
                 highest = item.order.0.max(highest);
-                if delivery(*place, &item.message) != Delivery::Again && !is_elsewhere {
+                let was_counted = match delivery(*place, &item.message) {
+                    Delivery::First => false,
+                    Delivery::Overtaken => {
+                        base.is_some_and(|base| base.contains_key(&place.member))
+                    }
+                    Delivery::Again => true,
+                };
+                if !was_counted && !is_elsewhere {
                     found.push((place.member, item.order));
                 }
                 own.push_back(item);

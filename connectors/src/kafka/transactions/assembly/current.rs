@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use super::Place;
 use super::begun::Order;
 use super::queue::{Id, Item};
+use crate::envelope::table::Delivery;
 
 /// The transaction that is next.
 #[derive(Debug)]
@@ -31,11 +32,12 @@ pub(super) struct Current<M> {
 
 impl<M> Current<M> {
     /// Keeps an event behind those that are here of its partition. Of what was sent again and changes
-    /// nothing the last stands for all, however much a connector sends again before it goes on: gives the
-    /// one before.
+    /// nothing the last stands for all, however much a connector sends again before it goes on: returns the
+    /// one that it replaces.
     pub(super) fn hold(&mut self, place: Place, item: Item<M>) -> Option<Item<M>> {
         let items = self.items.entry(place).or_default();
-        let echo = items.pop_back_if(|last| item.is_echo && last.is_echo);
+        let is_echo = |item: &Item<M>| item.delivery == Delivery::Again;
+        let echo = items.pop_back_if(|last| is_echo(&item) && is_echo(last));
         self.bytes -= echo.as_ref().map_or(0, |echo| echo.bytes);
         items.push_back(item);
         echo
@@ -44,7 +46,7 @@ impl<M> Current<M> {
     /// Whether no event of it is here, or only such as were sent again.
     pub(super) fn is_without_effect(&self) -> bool {
         let mut own = self.items.values().flatten();
-        own.all(|item| item.is_echo || item.id.as_ref() != Some(&self.id))
+        own.all(|item| item.delivery != Delivery::First || item.id.as_ref() != Some(&self.id))
     }
 
     /// The sources of which events are missing.

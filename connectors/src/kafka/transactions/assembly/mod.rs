@@ -24,7 +24,8 @@
 //!
 //! Limits: an END that a connector sends again after its restart with a count of only the rest counts
 //! as told. A crash in the moment when a late source has come to where the others stand may split the
-//! transactions that were on their way then.
+//! transactions that were on their way then. A transaction of truncates alone that is sent again after a
+//! restart is waited for once. What is sent again takes no room, but deletes with their tombstones do.
 
 mod begun;
 mod current;
@@ -225,7 +226,7 @@ impl<M> Assembly<M> {
             offset: arrival.offset,
             bytes: arrival.bytes,
             is_keyed: arrival.is_keyed,
-            is_echo: false,
+            delivery: Delivery::First,
             message: arrival.message,
         };
         queue.push(item, now);
@@ -389,7 +390,7 @@ impl<M> Assembly<M> {
                 let is_again = is_own && delivery_of == Delivery::Again;
                 if is_own {
                     if is_again && !is_begun && proves_passed(head, member) {
-                        // Taken in an earlier run, as below.
+                        // Taken in an earlier run, as in `is_free`.
                         self.passed.insert(&current.id);
                     }
                     // Behind a later one it was sent again, to another partition than at first: it will
@@ -397,7 +398,13 @@ impl<M> Assembly<M> {
                     let highest = current.places.entry(*place).or_default();
                     let is_elsewhere = !head.is_keyed && head.order.0 < *highest;
                     *highest = head.order.0.max(*highest);
-                    let was_counted = is_again && (is_begun || !head.is_keyed);
+                    let has_base = current.base.contains_key(&place.member);
+                    let was_counted = match delivery_of {
+                        Delivery::First => false,
+                        // Perhaps before the restart.
+                        Delivery::Overtaken => has_base,
+                        Delivery::Again => is_begun || !head.is_keyed,
+                    };
                     if !was_counted && !is_elsewhere {
                         let found = current.found.entry(place.member).or_default();
                         found.insert(head.order);
@@ -409,7 +416,7 @@ impl<M> Assembly<M> {
                     break;
                 }
                 let mut item = queue.pop().expect("looked at above");
-                item.is_echo = delivery_of != Delivery::First;
+                item.delivery = delivery_of;
                 current.bytes += item.bytes;
                 if let Some(echo) = current.hold(*place, item) {
                     self.held -= echo.bytes;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::begun::Order;
+use crate::envelope::table::Delivery;
 
 /// A transaction's id.
 pub(super) type Id = Arc<str>;
@@ -21,8 +22,8 @@ pub(super) struct Item<M> {
     pub(super) bytes: usize,
     /// See [`Arrival`](super::Arrival).
     pub(super) is_keyed: bool,
-    /// Whether it stands behind events of the current transaction, or is its own, and changes nothing.
-    pub(super) is_echo: bool,
+    /// How it came, when it was taken behind events of the current transaction, or as one of them.
+    pub(super) delivery: Delivery,
     pub(super) message: M,
 }
 

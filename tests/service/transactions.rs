@@ -208,7 +208,7 @@ fn check(seed: u64, workers: usize) {
     let states = states(seed, COUNT);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut store = MemoryStore::new();
-    let (mut reads, mut is_first) = (0, true);
+    let (mut reads, mut is_first, mut rounds) = (0, true, 0);
     loop {
         let writer = Writer::new(seed, COUNT);
         let rig = writer.rig(store.clone(), workers);
@@ -216,7 +216,9 @@ fn check(seed: u64, workers: usize) {
             let declared = rig.reconcile(PIPELINE, false, false);
             declared.expect("the pipeline is right");
         }
-        for _ in 0..rng.random_range(3..12) {
+        // Longer each time: on a busy machine nothing would be written between two crashes.
+        rounds += 1;
+        for _ in 0..rng.random_range(3..12) + rounds {
             let (number, state) = read(&rig);
             let context = format!("seed {seed}, {workers} workers, transaction {number}");
             assert_eq!(state, states[number as usize], "{context}");

@@ -157,17 +157,9 @@ impl<M> Assembly<M> {
                 && let Some(item) = queue.pop()
             {
                 bytes += item.bytes;
-                // As in `gather`.
-                let is_elsewhere = !item.is_keyed && item.order.0 < highest;
-                highest = item.order.0.max(highest);
-                let was_counted = match delivery(*place, &item.message) {
-                    Delivery::First => false,
-                    Delivery::Overtaken => {
-                        base.is_some_and(|base| base.contains_key(&place.member))
-                    }
-                    Delivery::Again => true,
-                };
-                if !was_counted && !is_elsewhere {
+                let delivery = delivery(*place, &item.message);
+                let has_base = base.is_some_and(|base| base.contains_key(&place.member));
+                if is_one_more(&item, delivery, &mut highest, true, has_base) {
                     found.push((place.member, item.order));
                 }
                 own.push_back(item);
@@ -220,6 +212,29 @@ impl<M> Assembly<M> {
         self.splits.push(Parted::new(id, split));
         self.end_begun(id);
     }
+}
+
+/// Whether an event is one more of those that its transaction's END counts, apart from those of the same
+/// order. `highest`: the highest number of its events that were taken of this partition. `has_base`: some
+/// went on before a restart.
+pub(super) fn is_one_more<M>(
+    item: &Item<M>,
+    delivery: Delivery,
+    highest: &mut Option<u64>,
+    is_begun: bool,
+    has_base: bool,
+) -> bool {
+    // Behind a later one it was sent again, to another partition than at first: it will be passed over,
+    // and the first is somewhere.
+    let is_elsewhere = !item.is_keyed && item.order.0 < *highest;
+    *highest = item.order.0.max(*highest);
+    let was_counted = match delivery {
+        Delivery::First => false,
+        // Perhaps before the restart.
+        Delivery::Overtaken => has_base,
+        Delivery::Again => is_begun || !item.is_keyed,
+    };
+    !was_counted && !is_elsewhere
 }
 
 /// In the transaction's own order, but never one event before an earlier one of its partition.

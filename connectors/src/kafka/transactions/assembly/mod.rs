@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 use crate::envelope::InTransaction;
 use crate::envelope::table::Delivery;
-use begun::{Begun, in_order};
+use begun::{Begun, in_order, is_one_more};
 use current::Current;
 use ids::Ids;
 use queue::{Id, Item, Queue};
@@ -383,37 +383,31 @@ impl<M> Assembly<M> {
             };
             while let Some(head) = queue.head() {
                 let is_own = head.id.as_ref() == Some(&current.id);
+                if !is_own && !current.items.contains_key(place) {
+                    break;
+                }
                 let delivery_of = match head.id {
                     Some(_) => delivery(*place, &head.message),
                     None => Delivery::First,
                 };
-                let is_again = is_own && delivery_of == Delivery::Again;
                 if is_own {
+                    let is_again = delivery_of == Delivery::Again;
                     if is_again && !is_begun && proves_passed(head, member) {
                         // Taken in an earlier run, as in `is_free`.
                         self.passed.insert(&current.id);
                     }
-                    // Behind a later one it was sent again, to another partition than at first: it will
-                    // be passed over, and the first is somewhere.
                     let highest = current.places.entry(*place).or_default();
-                    let is_elsewhere = !head.is_keyed && head.order.0 < *highest;
-                    *highest = head.order.0.max(*highest);
                     let has_base = current.base.contains_key(&place.member);
-                    let was_counted = match delivery_of {
-                        Delivery::First => false,
-                        // Perhaps before the restart.
-                        Delivery::Overtaken => has_base,
-                        Delivery::Again => is_begun || !head.is_keyed,
-                    };
-                    if !was_counted && !is_elsewhere {
+                    if is_one_more(head, delivery_of, highest, is_begun, has_base) {
                         let found = current.found.entry(place.member).or_default();
                         found.insert(head.order);
                     }
                     current.touched_at = now;
-                } else if !current.items.contains_key(place)
-                    || !is_free(*place, queue, begun, member, &mut self.passed, delivery)
-                {
-                    break;
+                } else {
+                    let delivery = |_, _: &M| delivery_of;
+                    if !is_free(*place, queue, begun, member, &mut self.passed, &delivery) {
+                        break;
+                    }
                 }
                 let mut item = queue.pop().expect("looked at above");
                 item.delivery = delivery_of;

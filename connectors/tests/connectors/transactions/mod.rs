@@ -75,9 +75,10 @@ fn splits(assembly: &mut Assembly<&'static str>) -> Vec<(Arc<str>, Split)> {
 fn steps(assembly: &mut Assembly<&'static str>, now: u64) -> Vec<&'static str> {
     let mut out = Vec::new();
     loop {
-        let free = assembly.step(now, &|_, name| match name.starts_with("again") {
-            true => Delivery::Again,
-            false => Delivery::First,
+        let free = assembly.step(now, &|_, name| match name {
+            name if name.starts_with("again") => Delivery::Again,
+            name if name.starts_with("overtaken") => Delivery::Overtaken,
+            _ => Delivery::First,
         });
         if free.is_empty() {
             return out;
@@ -434,6 +435,25 @@ fn a_truncate_that_comes_again_does_not_say_that_its_transaction_has_passed() {
     assembly.arrive(place(1), arrival("8", 2, 1, "the rest of 8"), 2);
     assert_eq!(steps(&mut assembly, 2), ["again: b", "the rest of 8"]);
     assert_eq!(splits(&mut assembly), []);
+}
+
+/// Its END was told before a restart; a later truncate of its table was taken since.
+#[test]
+fn a_truncate_that_is_sent_again_after_a_restart_splits_nothing() {
+    let mut assembly = pair(1 << 20);
+    let truncate = |id, offset, name| Arrival {
+        is_keyed: false,
+        ..arrival(id, 1, offset, name)
+    };
+    assembly.arrive(place(0), truncate("7", 0, "overtaken: a of 7"), 0);
+    assembly.arrive(place(0), arrival("9", 1, 1, "a of 9"), 0);
+    assembly.told(end("9", 9, &[("public.a", 1)]), 0);
+    assert_eq!(steps(&mut assembly, 1), ["overtaken: a of 7", "a of 9"]);
+    assert_eq!(splits(&mut assembly), []);
+    // What was never seen of it does split it.
+    assembly.arrive(place(0), arrival("7", 2, 2, "more of 7"), 2);
+    assert_eq!(steps(&mut assembly, 2), ["more of 7"]);
+    assert_eq!(splits(&mut assembly), [("7".into(), Split::Missing)]);
 }
 
 /// What a late source took by itself, and what the connector sends again of it, says nothing of the others.

@@ -117,7 +117,7 @@ impl<M> Assembly<M> {
             (is_untold && self.is_skipped(*place, queue, id, delivery)).then(|| Arc::clone(id))
         });
         if let Some(id) = skipped {
-            self.give_up(&id, Split::NoEnd);
+            self.let_go(&id, Split::NoEnd, delivery);
             return true;
         }
         let due = self.untold().filter(|(id, stay)| {
@@ -135,7 +135,21 @@ impl<M> Assembly<M> {
             true => Split::TooLarge,
             false => Split::NoEnd,
         };
-        self.give_up(&id, split);
+        self.let_go(&id, split, delivery);
         true
+    }
+
+    /// Gives a transaction up. One of which only what was sent again is here has passed: its END was told
+    /// before a restart.
+    fn let_go(&mut self, id: &Id, split: Split, delivery: &dyn Fn(Place, &M) -> Delivery) {
+        let mut queues = self.queues.iter();
+        let is_any = queues.any(|(place, queue)| {
+            queue.has_unseen_of(id, |message| delivery(*place, message) == Delivery::First)
+        });
+        if is_any || self.is_begun(id) {
+            return self.give_up(id, split);
+        }
+        self.passed.insert(id);
+        self.silent.insert(id);
     }
 }

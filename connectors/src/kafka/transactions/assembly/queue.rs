@@ -150,6 +150,15 @@ impl<M> Queue<M> {
         self.ids.len() == 1 && self.has(id)
     }
 
+    /// Whether an event of a transaction waits here that was not seen. Cost: linear.
+    pub(super) fn has_unseen_of(&self, id: &Id, is_first: impl Fn(&M) -> bool) -> bool {
+        let mut own = self
+            .items
+            .iter()
+            .filter(|item| item.id.as_ref() == Some(id));
+        self.has(id) && own.any(|item| is_first(&item.message))
+    }
+
     /// The bytes of a transaction that wait here.
     pub(super) fn bytes_of(&self, id: &str) -> usize {
         self.ids.get(id).map_or(0, |stay| stay.bytes)

@@ -171,6 +171,7 @@ fn throughput_table(name: &str, config: &BertConfig, weights: &Weights, recipe: 
     // The place for the residual is decided by two rows.
     let few: &[usize] = match recipe.residual {
         Residual::InNorm => &[16, 32, 64, 128, 256, 512],
+        Residual::Fused => &[128, 256, 512],
         Residual::InProduct => &[256],
     };
     let equal = |&length: &usize| {
@@ -337,6 +338,7 @@ fn roof(launch: &Launch, config: &BertConfig, lengths: &[usize]) -> (&'static st
         name if name.starts_with("linear") => {
             ("operations", 2.0 * rows * sizes[0] * sizes[1] / peak())
         }
+        name if name.starts_with("join") => ("operations", 2.0 * rows * sizes[0] * hidden / peak()),
         name if name.starts_with("attention") => ("operations", 4.0 * hidden * squares / peak()),
         // Three tables read, one row written.
         "embed_f16" => moved(4.0),
@@ -379,8 +381,8 @@ fn kernel_table(name: &str, config: &BertConfig, weights: &Weights, recipe: Reci
     }
     let sum: f64 = rows.iter().map(|row| row.ms).sum();
     println!(
-        "\n{name}, {:?}: one pass over 32 texts of 256 tokens, by events: {sum:.3} ms",
-        recipe.stage
+        "\n{name}, {:?}, residual {:?}: one pass over 32 texts of 256 tokens, by events: {sum:.3} ms",
+        recipe.stage, recipe.residual
     );
     let share = operations(config, &lengths) / (sum / 1e3) / peak();
     println!(
@@ -439,12 +441,15 @@ fn main() {
         ladder(name, &weights, &stages);
         for &stage in &stages[1..] {
             let recipe = |residual| Recipe { stage, residual };
-            for residual in [Residual::InNorm, Residual::InProduct] {
+            let places = Residual::all(stage, config.hidden_size);
+            for &residual in &places {
                 throughput_table(name, &config, &weights, recipe(residual));
             }
             note_state("under load, a moment ago");
             overlap(name, &weights, recipe(Residual::InNorm));
-            kernel_table(name, &config, &weights, recipe(Residual::InNorm));
+            for residual in places {
+                kernel_table(name, &config, &weights, recipe(residual));
+            }
             latency(name, &weights, stage);
         }
     }

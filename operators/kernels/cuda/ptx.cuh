@@ -55,6 +55,9 @@ DEVICE float exp2_fast(float x) {
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes take part.
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+// The lanes of a warp meet, and see what the others wrote to shared memory before.
+DEVICE void warp_sync() { __syncwarp(); }
+
 // Hides where a number came from: what is computed from it is computed after this.
 DEVICE void made_anew(int &x) { asm volatile("" : "+r"(x)); }
 

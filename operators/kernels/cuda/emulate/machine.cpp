@@ -95,7 +95,7 @@ Thread threads[1024];
 std::map<u32, Phases> phases;
 std::vector<Box> boxes;
 Products products[8];
-Meeting warps[32];
+Meeting warps[32], groups[8]; // a warpgroup's warps meet while one of them may still be at its own instructions
 Barrier barriers[16];
 Thread *current;
 jmp_buf scheduler;
@@ -175,6 +175,8 @@ void run_block(const char *name) {
   memset((void *)barriers, 0, sizeof barriers);
   for (Meeting &warp : warps)
     warp.arrived = 0;
+  for (Meeting &group : groups)
+    group.arrived = 0;
   phases.clear();
   boxes.clear();
   for (Products &group : products)
@@ -407,7 +409,7 @@ void products_wait(int pending) {
 
 void together(Meaning meaning, void *mine, int lanes) {
   int first = (int)current->index.x / lanes * lanes;
-  Meeting &meeting = warps[first / 32];
+  Meeting &meeting = lanes == 32 ? warps[first / 32] : groups[first / 128];
   if (meeting.arrived == 0)
     meeting.meaning = meaning;
   if (meeting.meaning != meaning)
@@ -502,6 +504,9 @@ namespace pool {
 namespace linear_hopper {
 #include "../linear_hopper.cu"
 }
+namespace join_hopper {
+#include "../join_hopper.cu"
+}
 
 namespace {
 
@@ -527,6 +532,7 @@ const Entry ENTRIES[] = {
     ENTRY(pool, pool_naive),           ENTRY(pool, scale_naive),           ENTRY(pool, gather_naive),
     ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
+    ENTRY(join_hopper, join_hopper_384),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),
 };
 

@@ -105,6 +105,11 @@ inline float shuffle_xor(float value, int mask) {
   return mine.result;
 }
 
+inline void warp_sync() {
+  int mine = 0;
+  emulate::together([](void **) {}, &mine);
+}
+
 struct Matrices {
   u32 address, result[4];
 };

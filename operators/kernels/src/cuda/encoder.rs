@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Seven launches a layer. The residual is added by the LayerNorm, which has the row in registers
-//! anyway, or by the product ([`Residual`]); a device decides which is faster (bench `gpu`).
+//! anyway, or by the product, or the product makes the LayerNorm too, which leaves five ([`Residual`]); a
+//! device decides which is fastest (bench `gpu`).
 //!
 //! Invariants: weights are exactly the checkpoint's, rounded to halves once (1/√d is not folded in);
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
@@ -17,6 +18,7 @@
 use super::arena::{Arena, piece, shapes};
 use super::batch::{Bucket, OnDevice};
 use super::device::{Device, Fault, Launch, Stage, Tensor};
+use super::join::Join;
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader, kind_of};
 use super::norm::{Norm, Tables};
@@ -52,7 +54,7 @@ pub struct Head {
     pub classifier: (Vec<f32>, Vec<f32>),
 }
 
-/// Where the residual is added on stage 1 and 2. Stage 0's products always do it.
+/// Where the residual is added on stages 1 to 3. Stage 0's products always do it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Residual {
     /// By the LayerNorm that follows.
@@ -60,6 +62,19 @@ pub enum Residual {
     InNorm,
     /// By the product's epilogue.
     InProduct,
+    /// By the product's epilogue, which makes the LayerNorm too: stage 3, where [`Join::fits`].
+    Fused,
+}
+
+impl Residual {
+    /// The places that kernels of a stage have for models of this width.
+    pub fn all(stage: Stage, hidden: usize) -> Vec<Residual> {
+        let mut all = vec![Residual::InNorm, Residual::InProduct];
+        if Join::fits(stage, hidden) {
+            all.push(Residual::Fused);
+        }
+        all
+    }
 }
 
 /// How a model is run.
@@ -122,6 +137,14 @@ impl Model {
     ) -> Result<Model, Fault> {
         let config = weights.config.clone();
         let hidden = config.hidden_size;
+        if recipe.residual == Residual::Fused && !Join::fits(recipe.stage, hidden) {
+            return Err(Fault::Shape(format!(
+                "a product with its norm on {}, {hidden} columns, expected {} and {}",
+                recipe.stage,
+                Stage::Hopper,
+                super::join::HIDDEN
+            )));
+        }
         let mut loader = Loader::new(arena, weights, output, recipe.stage);
         let tables = Tables {
             words: loader.matrix(&weights.words, hidden)?,
@@ -253,7 +276,17 @@ impl Model {
         b: &Buffers,
     ) -> Result<(), Fault> {
         let stage = self.recipe.stage;
-        if stage == Stage::Naive || self.recipe.residual == Residual::InProduct {
+        if self.recipe.residual == Residual::Fused {
+            let join = Join {
+                count,
+                from,
+                weight: dense.0,
+                bias: dense.1,
+                norm: *norm,
+                x: b.x,
+            };
+            pass.push(join.launch(self.multiprocessors)?);
+        } else if stage == Stage::Naive || self.recipe.residual == Residual::InProduct {
             let sum = product(count, from, dense, Some(b.x), b.sum);
             pass.push(sum.launch(stage, Epilogue::Residual, self.multiprocessors)?);
             pass.push(norm::add_norm(stage, count, b.sum, None, norm, b.x)?);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 9] = [
+pub const FILES: [(&str, &str); 10] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
@@ -21,6 +21,7 @@ pub const FILES: [(&str, &str); 9] = [
         "linear_hopper.cu",
         include_str!("../../cuda/linear_hopper.cu"),
     ),
+    ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
 ];
 
 /// A file that is compiled by itself.
@@ -35,7 +36,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 5] = [
+pub const MODULES: [Module; 6] = [
     Module {
         name: "linear",
         kernels: &[
@@ -77,6 +78,11 @@ pub const MODULES: [Module; 5] = [
             "linear_hopper_residual",
             "linear_hopper_tanh",
         ],
+        is_hopper: true,
+    },
+    Module {
+        name: "join_hopper",
+        kernels: &["join_hopper_384"],
         is_hopper: true,
     },
 ];

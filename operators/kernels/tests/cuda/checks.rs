@@ -3,6 +3,7 @@
 
 use kernels::Pooling;
 use kernels::cuda::device::{Device, Kind, Stage};
+use kernels::cuda::join::{HIDDEN, Join};
 use kernels::cuda::linear::{Epilogue, Linear};
 use kernels::cuda::norm::{self, Norm, Tables};
 use kernels::cuda::{attention, oracle, pool};
@@ -90,6 +91,107 @@ pub fn linear_is_invariant(
             among[place * outputs..][..outputs],
             "row {place} of {rows}"
         );
+    }
+}
+
+/// x = LayerNorm(x + Y·Wᵀ + b) of `rows` of a capacity of more.
+pub fn join(device: &mut dyn Device, rows: usize, inputs: usize) {
+    let (capacity, multiprocessors) = (rows + 3, device.multiprocessors());
+    let mut bed = Bed::new(device, (rows * 31 + inputs * 7) as u64);
+    let operands = Operands::new(&mut bed, rows, inputs);
+    let call = operands.call(&mut bed, &operands.from, &operands.x, rows, capacity);
+    bed.run(&[call.launch(multiprocessors).unwrap()]);
+    let found = bed.result(call.x, rows);
+    let Operands {
+        from,
+        weight,
+        bias,
+        gain,
+        shift,
+        x,
+    } = &operands;
+    let sums = oracle::linear(from, weight, bias, Some(x), Epilogue::Residual);
+    let expected = oracle::norm(&sums, gain, shift, 1e-12);
+    close(
+        &format!("join {rows}×{inputs}"),
+        Stage::Hopper,
+        &found,
+        &expected,
+    );
+}
+
+/// A joined row is bitwise the same wherever it lies in the batch.
+pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
+    let multiprocessors = device.multiprocessors();
+    let mut bed = Bed::new(device, 6);
+    let mut operands = Operands::new(&mut bed, rows, inputs);
+    let own = |all: &[f64]| all[..all.len() / rows].to_vec();
+    let (from, x) = (own(&operands.from), own(&operands.x));
+    let places = [0, 1, rows / 2, rows - 1];
+    for place in places {
+        operands.from[place * inputs..][..inputs].copy_from_slice(&from);
+        operands.x[place * HIDDEN..][..HIDDEN].copy_from_slice(&x);
+    }
+    let mut joined = |from: &[f64], x: &[f64], rows: usize| {
+        let call = operands.call(&mut bed, from, x, rows, rows);
+        bed.run(&[call.launch(multiprocessors).unwrap()]);
+        bed.result(call.x, rows)
+    };
+    let alone = joined(&from, &x, 1);
+    let among = joined(&operands.from, &operands.x, rows);
+    for place in places {
+        let found = &among[place * HIDDEN..][..HIDDEN];
+        assert_eq!(alone, found, "row {place} of {rows}");
+    }
+}
+
+/// What a join works on. x has a large common part, which careless variances cancel in.
+struct Operands {
+    from: Vec<f64>,
+    weight: Vec<f64>,
+    bias: Vec<f64>,
+    gain: Vec<f64>,
+    shift: Vec<f64>,
+    x: Vec<f64>,
+}
+
+impl Operands {
+    fn new(bed: &mut Bed<'_>, rows: usize, inputs: usize) -> Operands {
+        let spread = 1.0 / (inputs as f64).sqrt();
+        let x = bed.numbers(rows * HIDDEN, 1.0, Kind::F16);
+        Operands {
+            from: bed.numbers(rows * inputs, 1.0, Kind::F16),
+            weight: bed.numbers(HIDDEN * inputs, spread, Kind::F16),
+            bias: bed.numbers(HIDDEN, 0.5, Kind::F32),
+            gain: bed.numbers(HIDDEN, 1.0, Kind::F32),
+            shift: bed.numbers(HIDDEN, 1.0, Kind::F32),
+            x: x.iter()
+                .map(|x| super::bed::rounded(x + 10.0, Kind::F16))
+                .collect(),
+        }
+    }
+
+    fn call(
+        &self,
+        bed: &mut Bed<'_>,
+        from: &[f64],
+        x: &[f64],
+        rows: usize,
+        capacity: usize,
+    ) -> Join {
+        let inputs = self.weight.len() / HIDDEN;
+        Join {
+            count: bed.ints(&[rows as u32]),
+            from: bed.tensor(from, capacity, inputs, Kind::F16),
+            weight: bed.tensor(&self.weight, HIDDEN, inputs, Kind::F16),
+            bias: bed.tensor(&self.bias, 1, HIDDEN, Kind::F32),
+            norm: Norm {
+                gain: bed.tensor(&self.gain, 1, HIDDEN, Kind::F32),
+                shift: bed.tensor(&self.shift, 1, HIDDEN, Kind::F32),
+                epsilon: 1e-12,
+            },
+            x: bed.tensor(x, capacity, HIDDEN, Kind::F16),
+        }
     }
 }
 

@@ -88,6 +88,29 @@ fn products_by_warpgroups_equal_the_oracle() {
 }
 
 #[test]
+fn products_with_their_norms_equal_the_oracle() {
+    // Rows: none; one; a warpgroup's edge; a tile's; three tiles on two blocks, more steps
+    // than stages. Inputs: fewer than a step, its tail, more steps than stages.
+    for (i, (rows, inputs)) in [
+        (0, 64),
+        (1, 8),
+        (64, 72),
+        (65, 128),
+        (129, 264),
+        (257, 264),
+        (8, 392),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            checks::join(&mut Emulator::new(weather), rows, inputs);
+        }
+    }
+    checks::join_is_invariant(&mut Emulator::new(WEATHERS[2]), 200, 136);
+}
+
+#[test]
 fn products_do_not_depend_on_neighbours() {
     checks::linear_is_invariant(
         &mut Emulator::new(WEATHERS[2]),
@@ -173,9 +196,10 @@ fn models_equal_the_oracle() {
 
 #[test]
 fn a_model_of_the_default_models_width_equals_the_oracle() {
-    for stage in ALL {
+    let norms = ALL.map(|stage| (stage, Residual::InNorm));
+    for (stage, residual) in norms.into_iter().chain([(Stage::Hopper, Residual::Fused)]) {
         let options = Options {
-            residual: Residual::InNorm,
+            residual,
             ..model::options(stage, 1)
         };
         let config = model::shape(384, 1, 12, 1536);
@@ -187,7 +211,12 @@ fn a_model_of_the_default_models_width_equals_the_oracle() {
 fn vectors_do_not_depend_on_neighbours() {
     for stage in ALL {
         let config = model::shape(64, 2, 2, 96);
-        model::is_invariant(&emulated, config, stage, 1, &[5, 1, 66, 16, 30]);
+        model::is_invariant(
+            &emulated,
+            config,
+            &model::options(stage, 1),
+            &[5, 1, 66, 16, 30],
+        );
     }
 }
 

@@ -109,20 +109,18 @@ pub fn equals_the_oracle(
 pub fn is_invariant(
     make: &dyn Fn() -> Box<dyn Device>,
     config: BertConfig,
-    stage: Stage,
-    bucket: usize,
+    with: &Options,
     lengths: &[usize],
 ) {
     let weights = Weights::generate(config, 11);
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let mut texts = texts(&mut rng, lengths);
     let output = Output::Vector(Pooling::Mean);
-    let with = options(stage, bucket);
     let without = Options {
         has_graphs: false,
         ..with.clone()
     };
-    let mut engine = DeviceEngine::open(make(), &weights, &output, &with).unwrap();
+    let mut engine = DeviceEngine::open(make(), &weights, &output, with).unwrap();
     let mut plain = DeviceEngine::open(make(), &weights, &output, &without).unwrap();
     let mut alone = Vec::new();
     for text in &texts {
@@ -141,7 +139,9 @@ pub fn is_invariant(
             assert_eq!(
                 &vector,
                 expected,
-                "{stage:?}, round {round}, {} ids",
+                "{:?}, {:?}, round {round}, {} ids",
+                with.stage,
+                with.residual,
                 text.ids.len()
             );
         }

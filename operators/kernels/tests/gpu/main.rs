@@ -102,6 +102,27 @@ fn products_equal_the_oracle() {
 }
 
 #[test]
+fn products_with_their_norms_equal_the_oracle() {
+    let Some(mut device) = device("products with norms") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return skip("products with norms", "the device has no wgmma");
+    }
+    for rows in LENGTHS.into_iter().chain([0]) {
+        for inputs in [384, 40] {
+            checks::join(&mut device, rows, inputs);
+        }
+    }
+    checks::join(&mut device, 150, 1536);
+    // More tiles than a persistent grid has blocks, several times over.
+    checks::join(&mut device, 40_000, 64);
+    for inputs in [384, 1536] {
+        checks::join_is_invariant(&mut device, 5000, inputs);
+    }
+}
+
+#[test]
 fn products_do_not_depend_on_neighbours() {
     let Some(mut device) = device("products, invariance") else {
         return;
@@ -159,18 +180,18 @@ fn models_equal_the_oracle() {
         return;
     };
     for stage in stages(&first) {
-        for residual in [Residual::InNorm, Residual::InProduct] {
-            for (config, lengths) in [
-                (model::shape(384, 2, 12, 1536), &LENGTHS[..13]),
-                (model::shape(768, 1, 12, 3072), &[2, 65, 130]),
-                (model::shape(64, 2, 2, 128), &LENGTHS),
-            ] {
+        for (config, lengths) in [
+            (model::shape(384, 2, 12, 1536), &LENGTHS[..13]),
+            (model::shape(768, 1, 12, 3072), &[2, 65, 130]),
+            (model::shape(64, 2, 2, 128), &LENGTHS),
+        ] {
+            for residual in Residual::all(stage, config.hidden_size) {
                 let options = Options {
                     residual,
                     ..model::options(stage, 4)
                 };
                 let device = Box::new(Driver::open(0).unwrap());
-                model::equals_the_oracle(device, config, &options, lengths);
+                model::equals_the_oracle(device, config.clone(), &options, lengths);
             }
         }
     }
@@ -185,8 +206,18 @@ fn vectors_do_not_depend_on_neighbours() {
     lengths.extend([512, 300, 200]);
     let make = || -> Box<dyn Device> { Box::new(Driver::open(0).unwrap()) };
     for stage in stages(&first) {
-        model::is_invariant(&make, model::shape(384, 3, 12, 1536), stage, 5, &lengths);
-        model::is_invariant(&make, model::shape(768, 2, 12, 3072), stage, 5, &lengths);
+        for config in [
+            model::shape(384, 3, 12, 1536),
+            model::shape(768, 2, 12, 3072),
+        ] {
+            for residual in Residual::all(stage, config.hidden_size) {
+                let options = Options {
+                    residual,
+                    ..model::options(stage, 5)
+                };
+                model::is_invariant(&make, config.clone(), &options, &lengths);
+            }
+        }
     }
 }
 

@@ -52,7 +52,7 @@ fn real_weights_equal_the_oracle() {
     let texts: Vec<Text> = ids.into_iter().map(Text::new).collect();
     let expected = model::expected(&weights, Pooling::Mean, &texts, "real");
     for stage in stages(&first) {
-        for residual in [Residual::InNorm, Residual::InProduct] {
+        for residual in Residual::all(stage, weights.config.hidden_size) {
             let options = Options {
                 residual,
                 ..model::options(stage, 4)

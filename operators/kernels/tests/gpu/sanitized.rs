@@ -1,6 +1,6 @@
 //! Every kernel once at small sizes, with tails: what compute-sanitizer is run on.
 
-use kernels::cuda::device::Stage;
+use kernels::cuda::device::{Device, Stage};
 use kernels::cuda::encoder::Residual;
 use kernels::cuda::engine::Options;
 use kernels::cuda::linear::Epilogue;
@@ -30,6 +30,19 @@ fn small_attention_and_norms() {
         }
         checks::embed_and_norm(&mut device, stage, 132, &[3, 20, 1]);
         checks::pooling(&mut device, stage, 132, &[3, 20, 1]);
+    }
+}
+
+#[test]
+fn small_products_with_norms() {
+    let Some(mut device) = device("small products with norms") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return;
+    }
+    for (rows, inputs) in [(1, 8), (65, 72), (129, 264)] {
+        checks::join(&mut device, rows, inputs);
     }
 }
 

@@ -171,7 +171,7 @@ fn throughput_table(name: &str, config: &BertConfig, weights: &Weights, recipe: 
     // The place for the residual is decided by two rows.
     let few: &[usize] = match recipe.residual {
         Residual::InNorm => &[16, 32, 64, 128, 256, 512],
-        Residual::Fused => &[128, 256, 512],
+        Residual::Fused | Residual::FusedFeed => &[128, 256, 512],
         Residual::InProduct => &[256],
     };
     let equal = |&length: &usize| {
@@ -339,6 +339,8 @@ fn roof(launch: &Launch, config: &BertConfig, lengths: &[usize]) -> (&'static st
             ("operations", 2.0 * rows * sizes[0] * sizes[1] / peak())
         }
         name if name.starts_with("join") => ("operations", 2.0 * rows * sizes[0] * hidden / peak()),
+        // The size is the inner width.
+        name if name.starts_with("feed") => ("operations", 4.0 * rows * sizes[0] * hidden / peak()),
         name if name.starts_with("attention") => ("operations", 4.0 * hidden * squares / peak()),
         // Three tables read, one row written.
         "embed_f16" => moved(4.0),

@@ -7,6 +7,7 @@ namespace ptx {
 
 DEVICE void barrier_init(u32 barrier, u32 count) { emulate::barrier_init(barrier, count); }
 DEVICE void barriers_ready() {}
+DEVICE void written_for_engines() {}
 DEVICE void barrier_arrive(u32 barrier) { emulate::barrier_arrive(barrier, 0); }
 DEVICE void barrier_expect(u32 barrier, u32 bytes) { emulate::barrier_arrive(barrier, bytes); }
 DEVICE void barrier_wait(u32 barrier, u32 parity) { emulate::barrier_wait(barrier, parity); }
@@ -23,7 +24,7 @@ struct GroupProduct {
   u64 a, b;
   int is_sum;
 };
-inline void multiply_64x128x16(float (&d)[64], u64 a, u64 b, int is_sum) {
+template <int COLUMNS> inline void multiply_group(float *d, u64 a, u64 b, int is_sum) {
   GroupProduct mine = {d, a, b, is_sum};
   emulate::together(
       [](void **slots) {
@@ -35,10 +36,13 @@ inline void multiply_64x128x16(float (&d)[64], u64 a, u64 b, int is_sum) {
             emulate::stop("a warpgroup's threads give different operands");
           sums[i] = lane->d;
         }
-        emulate::product(sums, first->a, first->b, first->is_sum);
+        emulate::product(sums, first->a, first->b, COLUMNS, first->is_sum);
       },
       &mine, 128);
 }
+inline void multiply_64x64x16(float (&d)[32], u64 a, u64 b, int is_sum) { multiply_group<64>(d, a, b, is_sum); }
+inline void multiply_64x128x16(float (&d)[64], u64 a, u64 b, int is_sum) { multiply_group<128>(d, a, b, is_sum); }
+inline void multiply_64x192x16(float (&d)[96], u64 a, u64 b, int is_sum) { multiply_group<192>(d, a, b, is_sum); }
 inline void products_begin() {
   int mine = 0;
   emulate::together([](void **) {}, &mine, 128);

@@ -82,7 +82,7 @@ struct Box {
 struct Product {
   float *sums[128];
   u64 a, b;
-  int is_sum;
+  int columns, is_sum;
 };
 
 // A warpgroup's products: groups committed, and the open one.
@@ -350,15 +350,15 @@ float element(u64 operand, int row, int column) {
 }
 
 void make(const Product &product) {
-  static float a[64][16], b[128][16];
+  static float a[64][16], b[256][16];
   for (int k = 0; k < 16; k++) {
     for (int row = 0; row < 64; row++)
       a[row][k] = element(product.a, row, k);
-    for (int column = 0; column < 128; column++)
+    for (int column = 0; column < product.columns; column++)
       b[column][k] = element(product.b, column, k);
   }
   for (int i = 0; i < 128; i++)
-    for (int e = 0; e < 64; e++) {
+    for (int e = 0; e < product.columns / 2; e++) {
       int row = i / 32 * 16 + i % 32 / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + i % 4 * 2 + e % 2;
       float sum = product.is_sum ? product.sums[i][e] : 0.0f;
       for (int k = 0; k < 16; k++)
@@ -384,8 +384,8 @@ void load_box(u32 to, const void *map, int column, int row, u32 barrier) {
     land_box(boxes.size() - 1);
 }
 
-void product(float *const *sums, u64 a, u64 b, int is_sum) {
-  Product product = {{}, a, b, is_sum};
+void product(float *const *sums, u64 a, u64 b, int columns, int is_sum) {
+  Product product = {{}, a, b, columns, is_sum};
   memcpy(product.sums, sums, sizeof product.sums);
   if (!is_late) {
     make(product);
@@ -507,6 +507,9 @@ namespace linear_hopper {
 namespace join_hopper {
 #include "../join_hopper.cu"
 }
+namespace feed_hopper {
+#include "../feed_hopper.cu"
+}
 
 namespace {
 
@@ -532,7 +535,7 @@ const Entry ENTRIES[] = {
     ENTRY(pool, pool_naive),           ENTRY(pool, scale_naive),           ENTRY(pool, gather_naive),
     ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
-    ENTRY(join_hopper, join_hopper_384),
+    ENTRY(join_hopper, join_hopper_384), ENTRY(feed_hopper, feed_hopper_384),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),
 };
 

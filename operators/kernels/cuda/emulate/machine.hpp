@@ -55,7 +55,7 @@ void barrier_init(u32 barrier, u32 count);
 void barrier_arrive(u32 barrier, u32 bytes);
 void barrier_wait(u32 barrier, u32 parity);
 void load_box(u32 to, const void *map, int column, int row, u32 barrier);
-void product(float *const *sums, u64 a, u64 b, int is_sum);
+void product(float *const *sums, u64 a, u64 b, int columns, int is_sum);
 void products_commit();
 void products_wait(int pending);
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Seven launches a layer. The residual is added by the LayerNorm, which has the row in registers
-//! anyway, or by the product, or the product makes the LayerNorm too, which leaves five ([`Residual`]); a
-//! device decides which is fastest (bench `gpu`).
+//! anyway, or by the product, or the product makes the LayerNorm too, which leaves five, or four with one for the
+//! whole feed-forward half ([`Residual`]); a device decides which is fastest (bench `gpu`).
 //!
 //! Invariants: weights are exactly the checkpoint's, rounded to halves once (1/√d is not folded in);
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
@@ -18,6 +18,7 @@
 use super::arena::{Arena, piece, shapes};
 use super::batch::{Bucket, OnDevice};
 use super::device::{Device, Fault, Launch, Stage, Tensor};
+use super::feed::Feed;
 use super::join::Join;
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader, kind_of};
@@ -64,6 +65,8 @@ pub enum Residual {
     InProduct,
     /// By the product's epilogue, which makes the LayerNorm too: stage 3, where [`Join::fits`].
     Fused,
+    /// The same behind attention, and the whole feed-forward half in one kernel.
+    FusedFeed,
 }
 
 impl Residual {
@@ -71,9 +74,13 @@ impl Residual {
     pub fn all(stage: Stage, hidden: usize) -> Vec<Residual> {
         let mut all = vec![Residual::InNorm, Residual::InProduct];
         if Join::fits(stage, hidden) {
-            all.push(Residual::Fused);
+            all.extend([Residual::Fused, Residual::FusedFeed]);
         }
         all
+    }
+
+    fn is_fused(self) -> bool {
+        matches!(self, Residual::Fused | Residual::FusedFeed)
     }
 }
 
@@ -137,7 +144,7 @@ impl Model {
     ) -> Result<Model, Fault> {
         let config = weights.config.clone();
         let hidden = config.hidden_size;
-        if recipe.residual == Residual::Fused && !Join::fits(recipe.stage, hidden) {
+        if recipe.residual.is_fused() && !Join::fits(recipe.stage, hidden) {
             return Err(Fault::Shape(format!(
                 "a product with its norm on {}, {hidden} columns, expected {} and {}",
                 recipe.stage,
@@ -254,6 +261,17 @@ impl Model {
                 &layer.attention_norm,
                 &b,
             )?;
+            if self.recipe.residual == Residual::FusedFeed {
+                let feed = Feed {
+                    count,
+                    widen: layer.widen,
+                    narrow: layer.narrow,
+                    norm: layer.norm,
+                    x: b.x,
+                };
+                pass.push(feed.launch(self.multiprocessors)?);
+                continue;
+            }
             pass.push(product(count, b.x, layer.widen, None, b.wide).launch(
                 stage,
                 Epilogue::Gelu,
@@ -276,7 +294,7 @@ impl Model {
         b: &Buffers,
     ) -> Result<(), Fault> {
         let stage = self.recipe.stage;
-        if self.recipe.residual == Residual::Fused {
+        if self.recipe.residual.is_fused() {
             let join = Join {
                 count,
                 from,

@@ -1,14 +1,14 @@
 //! The encoder on a CUDA device: hand-written kernels, and everything around them.
 //!
 //! ```text
-//!  texts ─▶ service ─▶ batch ─▶ engine ─▶ encoder ─▶ linear, join, attention, norm, pool ─▶ device
+//!  texts ─▶ service ─▶ batch ─▶ engine ─▶ encoder ─▶ linear, join, feed, attention, norm, pool ─▶ device
 //!           queue,     packed   slots,    a model's   a launch each, shapes checked    │
 //!           retry,     without  graphs    buffers                                      ├ driver: CUDA, by cudarc
 //!           CPU        padding            and order                                    └ (tests) an emulated GPU
 //! ```
 //!
 //! Reading order: docs/kernels.md, which explains the kernels with pictures; [`device`] (the seam),
-//! [`tiles`] (index maps), [`linear`], [`join`], [`attention`], [`norm`], [`pool`] beside `cuda/<op>.cu`,
+//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`attention`], [`norm`], [`pool`] beside `cuda/<op>.cu`,
 //! [`oracle`] (what they must compute), [`batch`], [`encoder`], [`engine`], [`service`], [`choose`] and
 //! [`driver`].
 //!
@@ -26,6 +26,7 @@ pub mod devices;
 pub mod driver;
 pub mod encoder;
 pub mod engine;
+pub mod feed;
 pub mod image;
 pub mod join;
 pub mod linear;

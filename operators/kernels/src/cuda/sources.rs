@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 10] = [
+pub const FILES: [(&str, &str); 11] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
@@ -22,6 +22,7 @@ pub const FILES: [(&str, &str); 10] = [
         include_str!("../../cuda/linear_hopper.cu"),
     ),
     ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
+    ("feed_hopper.cu", include_str!("../../cuda/feed_hopper.cu")),
 ];
 
 /// A file that is compiled by itself.
@@ -36,7 +37,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 6] = [
+pub const MODULES: [Module; 7] = [
     Module {
         name: "linear",
         kernels: &[
@@ -83,6 +84,11 @@ pub const MODULES: [Module; 6] = [
     Module {
         name: "join_hopper",
         kernels: &["join_hopper_384"],
+        is_hopper: true,
+    },
+    Module {
+        name: "feed_hopper",
+        kernels: &["feed_hopper_384"],
         is_hopper: true,
     },
 ];

@@ -3,6 +3,7 @@
 
 use kernels::Pooling;
 use kernels::cuda::device::{Device, Kind, Stage};
+use kernels::cuda::feed::Feed;
 use kernels::cuda::join::{HIDDEN, Join};
 use kernels::cuda::linear::{Epilogue, Linear};
 use kernels::cuda::norm::{self, Norm, Tables};
@@ -142,6 +143,94 @@ pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
     for place in places {
         let found = &among[place * HIDDEN..][..HIDDEN];
         assert_eq!(alone, found, "row {place} of {rows}");
+    }
+}
+
+/// x = LayerNorm(x + GELU(x·W1ᵀ + b1)·W2ᵀ + b2) of `rows` of a capacity of more, `wide` columns between.
+pub fn feed(device: &mut dyn Device, rows: usize, wide: usize) {
+    let mut bed = Bed::new(device, (rows * 31 + wide * 7) as u64);
+    let operands = FeedOperands::new(&mut bed, rows, wide);
+    let found = operands.run(&mut bed, &operands.x, rows, rows + 3);
+    let FeedOperands {
+        widen,
+        narrow,
+        norm,
+        x,
+    } = &operands;
+    let wider = oracle::linear(x, &widen.0, &widen.1, None, Epilogue::Gelu);
+    let sums = oracle::linear(&wider, &narrow.0, &narrow.1, Some(x), Epilogue::Residual);
+    let expected = oracle::norm(&sums, &norm.0, &norm.1, 1e-12);
+    let name = format!("feed {rows}×{wide}");
+    close(&name, Stage::Hopper, &found, &expected);
+}
+
+/// A fed row is bitwise the same wherever it lies in the batch.
+pub fn feed_is_invariant(device: &mut dyn Device, rows: usize, wide: usize) {
+    let mut bed = Bed::new(device, 7);
+    let mut operands = FeedOperands::new(&mut bed, rows, wide);
+    let own = operands.x[..HIDDEN].to_vec();
+    let places = [0, 1, rows / 2, rows - 1];
+    for place in places {
+        operands.x[place * HIDDEN..][..HIDDEN].copy_from_slice(&own);
+    }
+    let alone = operands.run(&mut bed, &own, 1, 1);
+    let among = operands.run(&mut bed, &operands.x, rows, rows);
+    for place in places {
+        let found = &among[place * HIDDEN..][..HIDDEN];
+        assert_eq!(alone, found, "row {place} of {rows}");
+    }
+}
+
+/// What a feed works on: weights with their biases, gain with shift.
+struct FeedOperands {
+    widen: (Vec<f64>, Vec<f64>),
+    narrow: (Vec<f64>, Vec<f64>),
+    norm: (Vec<f64>, Vec<f64>),
+    x: Vec<f64>,
+}
+
+impl FeedOperands {
+    fn new(bed: &mut Bed<'_>, rows: usize, wide: usize) -> FeedOperands {
+        let mut dense = |outputs: usize, inputs: usize| {
+            let spread = 1.0 / (inputs as f64).sqrt();
+            let weight = bed.numbers(outputs * inputs, spread, Kind::F16);
+            (weight, bed.numbers(outputs, 0.5, Kind::F32))
+        };
+        let (widen, narrow) = (dense(wide, HIDDEN), dense(HIDDEN, wide));
+        let norm = [(); 2].map(|()| bed.numbers(HIDDEN, 1.0, Kind::F32));
+        let [gain, shift] = norm;
+        FeedOperands {
+            widen,
+            narrow,
+            norm: (gain, shift),
+            x: bed.numbers(rows * HIDDEN, 1.0, Kind::F16),
+        }
+    }
+
+    fn run(&self, bed: &mut Bed<'_>, x: &[f64], rows: usize, capacity: usize) -> Vec<f64> {
+        let wide = self.widen.1.len();
+        let row =
+            |bed: &mut Bed<'_>, values: &[f64]| bed.tensor(values, 1, values.len(), Kind::F32);
+        let call = Feed {
+            count: bed.ints(&[rows as u32]),
+            widen: (
+                bed.tensor(&self.widen.0, wide, HIDDEN, Kind::F16),
+                row(bed, &self.widen.1),
+            ),
+            narrow: (
+                bed.tensor(&self.narrow.0, HIDDEN, wide, Kind::F16),
+                row(bed, &self.narrow.1),
+            ),
+            norm: Norm {
+                gain: row(bed, &self.norm.0),
+                shift: row(bed, &self.norm.1),
+                epsilon: 1e-12,
+            },
+            x: bed.tensor(x, capacity, HIDDEN, Kind::F16),
+        };
+        let multiprocessors = bed.device.multiprocessors();
+        bed.run(&[call.launch(multiprocessors).unwrap()]);
+        bed.result(call.x, rows)
     }
 }
 

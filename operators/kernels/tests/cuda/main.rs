@@ -111,6 +111,20 @@ fn products_with_their_norms_equal_the_oracle() {
 }
 
 #[test]
+fn the_feed_forward_half_equals_the_oracle() {
+    // Rows: none; one; a tile's edge; three tiles on two blocks. Inner width: a chunk, its tail, several.
+    for (i, (rows, wide)) in [(0, 128), (1, 8), (64, 136), (65, 392), (129, 128), (7, 520)]
+        .into_iter()
+        .enumerate()
+    {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            checks::feed(&mut Emulator::new(weather), rows, wide);
+        }
+    }
+    checks::feed_is_invariant(&mut Emulator::new(WEATHERS[2]), 100, 136);
+}
+
+#[test]
 fn products_do_not_depend_on_neighbours() {
     checks::linear_is_invariant(
         &mut Emulator::new(WEATHERS[2]),
@@ -197,7 +211,10 @@ fn models_equal_the_oracle() {
 #[test]
 fn a_model_of_the_default_models_width_equals_the_oracle() {
     let norms = ALL.map(|stage| (stage, Residual::InNorm));
-    for (stage, residual) in norms.into_iter().chain([(Stage::Hopper, Residual::Fused)]) {
+    for (stage, residual) in norms
+        .into_iter()
+        .chain([Residual::Fused, Residual::FusedFeed].map(|place| (Stage::Hopper, place)))
+    {
         let options = Options {
             residual,
             ..model::options(stage, 1)

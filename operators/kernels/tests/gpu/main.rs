@@ -123,6 +123,23 @@ fn products_with_their_norms_equal_the_oracle() {
 }
 
 #[test]
+fn the_feed_forward_half_equals_the_oracle() {
+    let Some(mut device) = device("feed-forward") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return skip("feed-forward", "the device has no wgmma");
+    }
+    for rows in LENGTHS.into_iter().chain([0]) {
+        checks::feed(&mut device, rows, 136);
+    }
+    checks::feed(&mut device, 150, 1536);
+    // More tiles than a persistent grid has blocks, several times over.
+    checks::feed(&mut device, 20_000, 64);
+    checks::feed_is_invariant(&mut device, 5000, 1536);
+}
+
+#[test]
 fn products_do_not_depend_on_neighbours() {
     let Some(mut device) = device("products, invariance") else {
         return;

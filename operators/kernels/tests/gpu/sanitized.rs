@@ -44,6 +44,9 @@ fn small_products_with_norms() {
     for (rows, inputs) in [(1, 8), (65, 72), (129, 264)] {
         checks::join(&mut device, rows, inputs);
     }
+    for (rows, wide) in [(1, 8), (65, 136), (129, 264)] {
+        checks::feed(&mut device, rows, wide);
+    }
 }
 
 #[test]

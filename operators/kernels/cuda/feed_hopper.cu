@@ -13,7 +13,7 @@
 //
 //   group 1   │ W1: 6 steps │ GELU ▶ H │═│ W2: 2 steps │ W1: 6 steps │ GELU ▶ H │═│ …          ═ both have written H
 //   group 2   │ W1: 6 steps │ GELU ▶ H │═│ W2: 2 steps │ W1: 6 steps │ GELU ▶ H │═│ …
-//   engine    ▐ runs ahead by four steps of W1 (16 KB) and two of W2 (48 KB)
+//   engine    ▐ runs ahead by four steps of W1 (16 KB) and two of W2 (48 KB), over tiles' borders too
 //
 // One meeting a chunk is enough. Nobody writes H while the other still reads that of the chunk before: six steps of W1
 // come through four stages, so the last is there only when both are behind the second, and thus behind the W2 steps
@@ -24,8 +24,8 @@
 //
 // Invariants as in linear.cu: fixed order over K, no split, rows past the count not written. x in place.
 // Limits: sm_90a; 384 columns; the inner width a multiple of 8. Weights stream once for 64 rows, 2.4 MB of L2 (as much as
-// the two products of stage 2 read): 2.2 times what 5.5 TB/s give at the pace of the products. A cluster that shares the
-// stream takes that off.
+// the two products of stage 2 read): 2.2 times what 5.5 TB/s give at the pace of the products. A cluster of two
+// blocks that share the stream takes nearly all of that off.
 #include "hopper.cuh"
 #include "numbers.cuh"
 #include "tiles.cuh"
@@ -65,20 +65,25 @@ DEVICE Stage x_stage(u32 memory, int tile) {
   return {memory, memory + BARRIERS_AT, memory + BARRIERS_AT + 8, (u32)tile & 1};
 }
 
-// One thread: x of each tile, and for each chunk its steps of W1 and of W2, in the order of their use.
+DEVICE void bring_x(const Stage &own, const TensorMap *x, int row0) {
+  ptx::barrier_wait(own.empty, own.parity ^ 1); // fresh: at once
+  ptx::barrier_expect(own.full, FIRST_STEPS * BOX);
+#pragma unroll 1
+  for (int k = 0; k < FIRST_STEPS; k++)
+    ptx::load_box(own.at + (u32)k * BOX, x, k * DEPTH, row0, own.full);
+}
+
+// One thread: for each chunk its steps of W1 and of W2, in the order of their use. x of a tile comes behind as many
+// steps as there are stages, which are free while the tile before is still normalised and stored from x's place.
 DEVICE void produce(u32 memory, const TensorMap *x, const TensorMap *w1, const TensorMap *w2, int rows, int chunks) {
   int first = 0, second = 0, tile = 0;
   for (int row0 = (int)blockIdx.x * ROWS; row0 < rows; row0 += (int)gridDim.x * ROWS, tile++) {
-    Stage own = x_stage(memory, tile);
-    ptx::barrier_wait(own.empty, own.parity ^ 1); // fresh: at once
-    ptx::barrier_expect(own.full, FIRST_STEPS * BOX);
-#pragma unroll 1
-    for (int k = 0; k < FIRST_STEPS; k++)
-      ptx::load_box(own.at + (u32)k * BOX, x, k * DEPTH, row0, own.full);
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
 #pragma unroll 1
       for (int k = 0; k < FIRST_STEPS; k++, first++) {
+        if (chunk == 0 && k == FIRST_STAGES)
+          bring_x(x_stage(memory, tile), x, row0);
         Stage stage = first_stage(memory, first);
         ptx::barrier_wait(stage.empty, stage.parity ^ 1);
         ptx::barrier_expect(stage.full, FIRST_BYTES);

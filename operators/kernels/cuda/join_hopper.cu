@@ -13,7 +13,7 @@
 //                 the row is done
 //
 //   warpgroup 1   ├── wgmma over K ──┤ + b + x │ mean │ squares │ ▶ x ├── the next tile …
-//   warpgroup 2     ├── wgmma over K ──┤ + b + x │ mean │ squares │ ▶ x ├── …       free to drift by three steps
+//   warpgroup 2     ├── wgmma over K ──┤ + b + x │ mean │ squares │ ▶ x ├── …       free to drift by two to three steps
 //   copy engine   ▐ runs ahead: the next tile's first three steps come meanwhile
 //
 // Four threads of one warp share a row, so sums over it are two exchanges: nothing meets, no shared memory. A row's

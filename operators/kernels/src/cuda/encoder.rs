@@ -89,7 +89,7 @@ impl Residual {
 pub struct Recipe {
     /// Which kernels.
     pub stage: Stage,
-    /// Which of two places for the residual.
+    /// Which of the places for the residual.
     pub residual: Residual,
 }
 

@@ -3,7 +3,7 @@
 use super::device::{Arg, Fault, Kind, Launch, Map, Stage, Tensor, blocks, int};
 use super::norm::Norm;
 
-/// The only width of x: a thread holds the sums of half a block's row.
+/// The only width of x: a thread holds a quarter of two rows, 192 sums.
 pub const HIDDEN: usize = 384;
 /// Rows of x that a block makes.
 const ROWS: usize = 128;

@@ -115,10 +115,10 @@ fn products_with_their_norms_equal_the_oracle() {
         }
     }
     checks::join(&mut device, 150, 1536);
-    // More tiles than a persistent grid has blocks, several times over.
-    checks::join(&mut device, 40_000, 64);
+    // More tiles than a persistent grid has blocks, several steps each.
+    checks::join(&mut device, 20_000, 264);
     for inputs in [384, 1536] {
-        checks::join_is_invariant(&mut device, 5000, inputs);
+        checks::join_is_invariant(&mut device, 20_000, inputs);
     }
 }
 
@@ -134,9 +134,9 @@ fn the_feed_forward_half_equals_the_oracle() {
         checks::feed(&mut device, rows, 136);
     }
     checks::feed(&mut device, 150, 1536);
-    // More tiles than a persistent grid has blocks, several times over.
-    checks::feed(&mut device, 20_000, 64);
-    checks::feed_is_invariant(&mut device, 5000, 1536);
+    // More tiles than a persistent grid has blocks, several chunks each.
+    checks::feed(&mut device, 10_000, 264);
+    checks::feed_is_invariant(&mut device, 10_000, 1536);
 }
 
 #[test]

@@ -128,8 +128,7 @@ DEVICE void store_rows(u16 *context, Softmax<D> &state, int hidden, int first, i
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float sum = state.sum[half];
-    sum += ptx::shuffle_xor(sum, 1);
-    sum += ptx::shuffle_xor(sum, 2);
+    sum = numbers::quad_sum(sum);
     float inverse = 1.0f / sum;
     int row = first + half * 8 + lane / 4;
     if (row < length) {

@@ -151,20 +151,13 @@ DEVICE void multiply_second(u32 memory, float (&sums)[96], int &step, u32 &befor
   }
 }
 
-struct alignas(8) Pair {
-  float low, high;
-};
-struct alignas(16) Chunk {
-  u32 words[4];
-};
-
 // H = GELU(sums + b1) as halves, swizzled as wgmma reads it. `column`: of the inner width, this thread's first.
 DEVICE void widen(unsigned char *h, const float (&sums)[32], const float *bias, int column, int wide,
                   const Place &place) {
 #pragma unroll
   for (int n = 0; n < OWN_WIDE / 8; n++) {
     // Past the inner width W2 is zeros: whatever is finite will do.
-    Pair b = column + n * 8 < wide ? *(const Pair *)(bias + column + n * 8) : Pair{0.0f, 0.0f};
+    numbers::Pair b = column + n * 8 < wide ? *(const numbers::Pair *)(bias + column + n * 8) : numbers::Pair{0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < 2; i++)
       *(u32 *)(h + tiles::swizzled<8>(place.row() + i * 8, n) + place.lane % 4 * 4) =
@@ -176,8 +169,7 @@ DEVICE void widen(unsigned char *h, const float (&sums)[32], const float *bias, 
 DEVICE void row_sums(float *meeting, float (&sum)[2], const Place &place) {
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    sum[i] += ptx::shuffle_xor(sum[i], 1);
-    sum[i] += ptx::shuffle_xor(sum[i], 2);
+    sum[i] = numbers::quad_sum(sum[i]);
     if (place.lane % 4 == 0)
       meeting[place.group * ROWS + place.row() + i * 8] = sum[i];
   }
@@ -199,7 +191,7 @@ DEVICE void normalize(unsigned char *memory, float (&sums)[96], const float *bia
   float sum[2] = {}, squares[2] = {};
 #pragma unroll
   for (int n = 0; n < OWN / 8; n++) {
-    Pair b = *(const Pair *)(bias + n * 8);
+    numbers::Pair b = *(const numbers::Pair *)(bias + n * 8);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       u32 residual = *x_at(memory, place, n, i);
@@ -223,7 +215,7 @@ DEVICE void normalize(unsigned char *memory, float (&sums)[96], const float *bia
   float inverse[2] = {rsqrtf(squares[0] * (1.0f / HIDDEN) + epsilon), rsqrtf(squares[1] * (1.0f / HIDDEN) + epsilon)};
 #pragma unroll
   for (int n = 0; n < OWN / 8; n++) {
-    Pair g = *(const Pair *)(gain + n * 8), s = *(const Pair *)(shift + n * 8);
+    numbers::Pair g = *(const numbers::Pair *)(gain + n * 8), s = *(const numbers::Pair *)(shift + n * 8);
 #pragma unroll
     for (int i = 0; i < 2; i++)
       *x_at(memory, place, n, i) = ptx::to_halves(sums[n * 4 + i * 2] * inverse[i] * g.low + s.low,
@@ -239,8 +231,8 @@ DEVICE void store(const unsigned char *memory, u16 *x, int rows, const Place &pl
     for (int row = 0; row < 16; row += 4) {
       int own = row + place.lane / 8, chunk = place.lane % 8;
       if (own < rows)
-        *(Chunk *)(x + (size_t)own * HIDDEN + (place.group * 3 + box) * DEPTH + chunk * tiles::CHUNK_HALVES) =
-            *(const Chunk *)(memory + (u32)(place.group * 3 + box) * BOX + tiles::swizzled<8>(place.warp * 16 + own, chunk));
+        *(tiles::Chunk *)(x + (size_t)own * HIDDEN + (place.group * 3 + box) * DEPTH + chunk * tiles::CHUNK_HALVES) =
+            *(const tiles::Chunk *)(memory + (u32)(place.group * 3 + box) * BOX + tiles::swizzled<8>(place.warp * 16 + own, chunk));
     }
 }
 

@@ -88,19 +88,6 @@ DEVICE void multiply_tile(u32 memory, float (&sums)[PARTS][64], int first_step, 
     ptx::barrier_arrive(empty(memory, first_step + steps - 1));
 }
 
-// Four lanes share a row: their numbers' sum, in each of them.
-DEVICE float row_sum(float sum) {
-  sum += ptx::shuffle_xor(sum, 1);
-  return sum + ptx::shuffle_xor(sum, 2);
-}
-
-struct alignas(8) Pair {
-  float low, high;
-};
-struct alignas(16) Chunk {
-  u32 words[4];
-};
-
 // sums + bias + residual, in place; of a thread's two rows (the second 8 below) the mean. x is the first row's, from
 // this thread's first column on; a row past the count has no residual.
 DEVICE void add_rest(float (&sums)[PARTS][64], float (&mean)[2], const float *bias, const u16 *x, int rows) {
@@ -109,7 +96,7 @@ DEVICE void add_rest(float (&sums)[PARTS][64], float (&mean)[2], const float *bi
 #pragma unroll
     for (int n = 0; n < PART / 8; n++) {
       int column = part * PART + n * 8;
-      Pair b = *(const Pair *)(bias + column);
+      numbers::Pair b = *(const numbers::Pair *)(bias + column);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         u32 residual = i * 8 < rows ? *(const u32 *)(x + i * 8 * HIDDEN + column) : 0;
@@ -121,7 +108,7 @@ DEVICE void add_rest(float (&sums)[PARTS][64], float (&mean)[2], const float *bi
     }
 #pragma unroll
   for (int i = 0; i < 2; i++)
-    mean[i] = row_sum(mean[i]) * (1.0f / HIDDEN);
+    mean[i] = numbers::quad_sum(mean[i]) * (1.0f / HIDDEN);
 }
 
 // Takes the mean off a row, in place; 1 / √(variance + epsilon).
@@ -136,7 +123,7 @@ DEVICE float center(float (&sums)[PARTS][64], int i, float mean, float epsilon) 
       high -= mean;
       squares += low * low + high * high;
     }
-  return rsqrtf(row_sum(squares) * (1.0f / HIDDEN) + epsilon);
+  return rsqrtf(numbers::quad_sum(squares) * (1.0f / HIDDEN) + epsilon);
 }
 
 // Normalises and stores a warp's 16 rows, 64 columns at a time: through shared memory, so that they leave in whole
@@ -151,7 +138,7 @@ DEVICE void store(unsigned char *slice, const float (&sums)[PARTS][64], const fl
 #pragma unroll
     for (int n = 0; n < SLICE / 8; n++) {
       int column = first + n * 8;
-      Pair g = *(const Pair *)(gain + column), s = *(const Pair *)(shift + column);
+      numbers::Pair g = *(const numbers::Pair *)(gain + column), s = *(const numbers::Pair *)(shift + column);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const float *own = &sums[column / PART][column % PART / 2 + i * 2];
@@ -163,7 +150,7 @@ DEVICE void store(unsigned char *slice, const float (&sums)[PARTS][64], const fl
 #pragma unroll
     for (int row = 0; row < 16; row += tiles::WARP / CHUNKS)
       if (row + lane / CHUNKS < rows)
-        *(Chunk *)(to + row * HIDDEN + first) = *(const Chunk *)(leaving + row * PITCH);
+        *(tiles::Chunk *)(to + row * HIDDEN + first) = *(const tiles::Chunk *)(leaving + row * PITCH);
     ptx::warp_sync(); // before the next columns are written there
   }
 }

@@ -96,10 +96,6 @@ DEVICE void finish(unsigned char *tile, float (&sums)[4][4][4], const float *bia
   }
 }
 
-struct alignas(16) Chunk {
-  u32 words[4];
-};
-
 // The tile from shared memory to Y, 16 bytes a thread.
 DEVICE void store_tile(u16 *y, const unsigned char *tile, int row0, int column0, int rows, int outputs) {
   constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES;
@@ -109,8 +105,8 @@ DEVICE void store_tile(u16 *y, const unsigned char *tile, int row0, int column0,
     int row = piece / CHUNKS, chunk = piece % CHUNKS;
     int column = column0 + chunk * tiles::CHUNK_HALVES;
     if (row0 + row < rows && column < outputs)
-      *(Chunk *)(y + (size_t)(row0 + row) * outputs + column) =
-          *(const Chunk *)(tile + tiles::swizzled<CHUNKS>(row, chunk));
+      *(tiles::Chunk *)(y + (size_t)(row0 + row) * outputs + column) =
+          *(const tiles::Chunk *)(tile + tiles::swizzled<CHUNKS>(row, chunk));
   }
 }
 

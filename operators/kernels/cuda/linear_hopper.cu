@@ -84,10 +84,6 @@ DEVICE void multiply_tile(u32 memory, float (&sums)[2][64], int first_step, int 
   }
 }
 
-struct alignas(16) Chunk {
-  u32 words[4];
-};
-
 template <int EPILOGUE>
 DEVICE void finish_tile(unsigned char *done, float (&sums)[2][64], const float *bias, const u16 *residual, u16 *y,
                         const Work &work, int tile, int group, int thread) {
@@ -121,8 +117,8 @@ DEVICE void finish_tile(unsigned char *done, float (&sums)[2][64], const float *
     int piece = thread + i * GROUP, row = piece / CHUNKS, chunk = piece % CHUNKS;
     int column = column0 + chunk * tiles::CHUNK_HALVES;
     if (row0 + row < work.rows && column < work.columns)
-      *(Chunk *)(y + (size_t)(row0 + row) * work.columns + column) =
-          *(const Chunk *)(done + tiles::swizzled<CHUNKS>(row, chunk));
+      *(tiles::Chunk *)(y + (size_t)(row0 + row) * work.columns + column) =
+          *(const tiles::Chunk *)(done + tiles::swizzled<CHUNKS>(row, chunk));
   }
   ptx::part_sync(STORED + group, GROUP); // before the next tile is written there
 }

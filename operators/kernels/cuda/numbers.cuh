@@ -26,6 +26,17 @@ DEVICE float warp_sum(float x) {
   return x;
 }
 
+// The sum over the four lanes that share a row of a tensor core's sums, in each of them, in one fixed order.
+DEVICE float quad_sum(float x) {
+  x += ptx::shuffle_xor(x, 1);
+  return x + ptx::shuffle_xor(x, 2);
+}
+
+// Two neighbours of a row of f32.
+struct alignas(8) Pair {
+  float low, high;
+};
+
 struct alignas(8) Halves4 {
   u32 low, high;
 };

@@ -9,6 +9,9 @@ constexpr int WARP = 32;
 // A chunk is what one thread copies at a time: 16 bytes, 8 halves.
 constexpr int CHUNK_BYTES = 16;
 constexpr int CHUNK_HALVES = 8;
+struct alignas(16) Chunk {
+  u32 words[4];
+};
 
 // Byte offset of a chunk in a tile whose rows are CHUNKS chunks long, XOR-swizzled:
 //

@@ -7,8 +7,9 @@ use super::norm::Norm;
 pub const HIDDEN: usize = 384;
 /// Rows of x that a block makes.
 const ROWS: usize = 128;
-/// Columns of a box that the copy engine brings, and rows of a box of W.
+/// Columns of a box that the copy engine brings.
 const DEPTH: usize = 64;
+/// Rows of a box of W.
 const PART: usize = 128;
 /// Room to begin at a multiple of 1,024, a ring of three stages of 128×64 of Y and 384×64 of W, 16 rows
 /// of 144 bytes for each of 8 warps, six barriers.
@@ -68,10 +69,10 @@ impl Join {
         if self.from.address == self.x.address {
             return Err(Fault::Shape("from is also x".to_owned()));
         }
-        let boxed = |tensor: Tensor| {
+        let boxed = |tensor: Tensor, box_rows: usize| {
             Arg::Map(Map {
                 tensor,
-                box_rows: PART,
+                box_rows,
                 box_columns: DEPTH,
             })
         };
@@ -81,8 +82,8 @@ impl Join {
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args: vec![
-                boxed(self.from),
-                boxed(self.weight),
+                boxed(self.from, ROWS),
+                boxed(self.weight, PART),
                 Arg::Address(self.count.address),
                 Arg::Address(self.bias.address),
                 Arg::Address(self.x.address),

@@ -24,7 +24,23 @@ if [ "$free" -lt "$need" ]; then
     echo "error: $target needs $need MB more and the disk has $free MB free: free some, or set CARGO_TARGET_DIR to a folder on another disk" >&2
     exit 1
 fi
-step() { echo; echo "== $*"; "$@"; }
+step() { echo; echo "== ${*#bounded }"; "$@"; }
+# A test that hangs would say nothing for as long as anybody waits: its suites are stopped after a time that
+# a busy machine never needs, and what they said is shown. In seconds; they take 500.
+patience=2400
+running=
+bounded() {
+    command -v timeout >/dev/null 2>&1 || { "$@"; return; }
+    # Its own process group, servers and all; waited for, so that Ctrl-C reaches the trap.
+    timeout -k 60 "$patience" "$@" &
+    running=$!
+    code=0
+    wait "$running" || code=$?
+    running=
+    [ "$code" -ne 124 ] || echo "error: stopped after $patience s, a test hangs: $*" >&2
+    return "$code"
+}
+trap '[ -z "$running" ] || kill "$running"; exit 130' INT TERM
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --quiet -- -D warnings
 step cargo test --workspace --quiet --no-run
@@ -33,7 +49,7 @@ lanes="$(mktemp -d)"
 lane() {
     name="$1"
     shift
-    echo; echo "== $* (beside the others)"
+    echo; echo "== ${*#bounded } (beside the others)"
     { code=0; "$@" >"$lanes/$name.log" 2>&1 || code=$?; echo "$code" >"$lanes/$name.code"; } &
 }
 # Waits for the lanes, which stop their servers when they end, and shows what they said.
@@ -52,20 +68,20 @@ lanes_end() {
     return "$failed"
 }
 trap 'lanes_end || true' EXIT
-lane systems cargo test --workspace --quiet --no-fail-fast --test systems
+lane systems bounded cargo test --workspace --quiet --no-fail-fast --test systems
 # Kills wait often, too; three lanes are as many as two cores bear.
 law_and_kills() {
     failures=0
-    cargo test --workspace --quiet --no-fail-fast --test law || failures=1
-    cargo test --workspace --quiet --no-fail-fast --test kill || failures=1
+    bounded cargo test --workspace --quiet --no-fail-fast --test law || failures=1
+    bounded cargo test --workspace --quiet --no-fail-fast --test kill || failures=1
     return "$failures"
 }
 lane law law_and_kills
 # cargo's patterns cannot exclude: the rest is what begins otherwise (tests/tidy.rs counts that every
 # suite is here once). "fu": fuzz, see below.
-step cargo test --workspace --quiet --no-fail-fast --lib --bins --examples \
+step bounded cargo test --workspace --quiet --no-fail-fast --lib --bins --examples \
     --test '[!fkls]*' --test 'f[!u]*' --test 'l[!a]*' --test 'la[!w]*' --test 's[!y]*'
-step cargo test --workspace --quiet --doc
+step bounded cargo test --workspace --quiet --doc
 # Needs no GPU; 3: the compiler cannot be had here (no Python, no package index), said loudly.
 if step operators/kernels/cuda/build.sh; then :; else
     code=$?

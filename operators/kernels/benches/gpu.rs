@@ -24,7 +24,7 @@ use kernels::cuda::batch::{BUCKETS, Batch, Bucket, OnDevice, Text};
 use kernels::cuda::device::{Arg, Device, Launch, Stage};
 use kernels::cuda::devices;
 use kernels::cuda::driver::Driver;
-use kernels::cuda::encoder::{Model, Output, Recipe, Residual};
+use kernels::cuda::encoder::{Model, Output, Precision, Recipe, Residual};
 use kernels::cuda::engine::{Class, DeviceEngine, Engine, Options, SlotPlan};
 use kernels::weights::{BertConfig, Weights};
 use rand::{RngExt, SeedableRng};
@@ -147,11 +147,10 @@ fn bulk_engine(weights: &Weights, recipe: Recipe) -> DeviceEngine {
         most: BUCKETS[6],
     };
     let options = Options {
-        stage: Some(recipe.stage),
-        residual: recipe.residual,
         slots: vec![plan; 2],
-        has_graphs: true,
+        ..Options::default()
     };
+    let options = options.with(recipe);
     let output = Output::Vector(Pooling::Mean);
     DeviceEngine::open(Box::new(driver()), weights, &output, &options).expect("the model fits")
 }
@@ -159,10 +158,7 @@ fn bulk_engine(weights: &Weights, recipe: Recipe) -> DeviceEngine {
 fn throughput_table(name: &str, config: &BertConfig, weights: &Weights, recipe: Recipe) {
     let mut engine = bulk_engine(weights, recipe);
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    println!(
-        "\n{name}, {:?}, residual {:?}: batches of up to 16,384 tokens, two slots",
-        recipe.stage, recipe.residual
-    );
+    println!("\n{name}, {recipe}: batches of up to 16,384 tokens, two slots");
     println!(
         "{:>14} {:>10} {:>12} {:>8}",
         "length", "ms", "M tokens/s", "of peak"
@@ -170,6 +166,7 @@ fn throughput_table(name: &str, config: &BertConfig, weights: &Weights, recipe: 
     let most = BUCKETS[6];
     // The place for the residual is decided by two rows.
     let few: &[usize] = match recipe.residual {
+        Residual::InNorm if recipe.precision == Precision::Int8 => &[128, 256, 512],
         Residual::InNorm => &[16, 32, 64, 128, 256, 512],
         Residual::Fused | Residual::FusedFeed => &[128, 256, 512],
         Residual::InProduct => &[256],
@@ -239,11 +236,7 @@ fn overlap(name: &str, weights: &Weights, recipe: Recipe) {
 
 /// One question of 24 tokens alone: the engine's whole way.
 fn latency(name: &str, weights: &Weights, recipe: Recipe) {
-    let options = Options {
-        stage: Some(recipe.stage),
-        residual: recipe.residual,
-        ..Options::default()
-    };
+    let options = Options::default().with(recipe);
     let output = Output::Vector(Pooling::Mean);
     let device = Box::new(driver());
     let mut engine =
@@ -259,8 +252,8 @@ fn latency(name: &str, weights: &Weights, recipe: Recipe) {
     }
     times.sort_by(f64::total_cmp);
     println!(
-        "{name}, {:?}, residual {:?}: one question of 24 tokens: p50 {:.0} µs, p99 {:.0} µs",
-        recipe.stage, recipe.residual, times[250], times[495]
+        "{name}, {recipe}: one question of 24 tokens: p50 {:.0} µs, p99 {:.0} µs",
+        times[250], times[495]
     );
 }
 
@@ -273,7 +266,7 @@ fn one_pass(
 ) -> (Driver, Vec<Launch>) {
     let mut device = driver();
     let output = Output::Vector(Pooling::Mean);
-    let arena = Arena::new(&mut device, weights, &output, recipe.stage, &[bucket]);
+    let arena = Arena::new(&mut device, weights, &output, recipe, &[bucket]);
     let mut arena = arena.expect("memory");
     let model = Model::load(&mut device, &mut arena, weights, &output, recipe);
     let model = model.expect("the model fits");
@@ -310,6 +303,7 @@ fn ladder(name: &str, weights: &Weights, stages: &[Stage]) {
         let recipe = Recipe {
             stage,
             residual: Residual::InNorm,
+            precision: Precision::Half,
         };
         let (mut device, launches) = one_pass(weights, recipe, BUCKETS[2], &[128; 8]);
         let rounds = if stage == Stage::Naive { 5 } else { ROUNDS };
@@ -335,7 +329,8 @@ fn roof(launch: &Launch, config: &BertConfig, lengths: &[usize]) -> (&'static st
     let moved =
         |rows_of_hidden: f64| ("bytes", 2.0 * rows * hidden * rows_of_hidden / peak_bytes());
     match launch.kernel() {
-        // The sizes are inputs and outputs.
+        // Of bytes the tensor cores make twice as many. The sizes are inputs and outputs.
+        name if name.contains("int8_hopper") => ("operations", rows * sizes[0] * sizes[1] / peak()),
         name if name.starts_with("linear") => {
             ("operations", 2.0 * rows * sizes[0] * sizes[1] / peak())
         }
@@ -345,6 +340,9 @@ fn roof(launch: &Launch, config: &BertConfig, lengths: &[usize]) -> (&'static st
         name if name.starts_with("attention") => ("operations", 4.0 * hidden * squares / peak()),
         // Three tables read, one row written.
         "embed_f16" => moved(4.0),
+        // The same, and a row of bytes: half a row.
+        "embed_int8" => moved(4.5),
+        "add_norm_int8" => moved(3.5),
         // State and sum read, state written.
         "add_norm_f16" => moved(3.0),
         _ => moved(1.0),
@@ -383,10 +381,7 @@ fn kernel_table(name: &str, config: &BertConfig, weights: &Weights, recipe: Reci
         }
     }
     let sum: f64 = rows.iter().map(|row| row.ms).sum();
-    println!(
-        "\n{name}, {:?}, residual {:?}: one pass over 32 texts of 256 tokens, by events: {sum:.3} ms",
-        recipe.stage, recipe.residual
-    );
+    println!("\n{name}, {recipe}: one pass over 32 texts of 256 tokens, by events: {sum:.3} ms");
     let share = operations(config, &lengths) / (sum / 1e3) / peak();
     println!(
         "(events add about 2 µs a launch; {:.1}% of peak so measured)",
@@ -443,16 +438,15 @@ fn main() {
         let weights = Weights::generate(config.clone(), SEED);
         ladder(name, &weights, &stages);
         for &stage in &stages[1..] {
-            let recipe = |residual| Recipe { stage, residual };
-            let places = Residual::all(stage, config.hidden_size);
-            for &residual in &places {
-                throughput_table(name, &config, &weights, recipe(residual));
+            let recipes = Recipe::all(stage, &config);
+            for &recipe in &recipes {
+                throughput_table(name, &config, &weights, recipe);
             }
             note_state("under load, a moment ago");
-            overlap(name, &weights, recipe(Residual::InNorm));
-            for residual in places {
-                kernel_table(name, &config, &weights, recipe(residual));
-                latency(name, &weights, recipe(residual));
+            overlap(name, &weights, recipes[0]);
+            for recipe in recipes {
+                kernel_table(name, &config, &weights, recipe);
+                latency(name, &weights, recipe);
             }
         }
     }

@@ -91,17 +91,19 @@ done
 # 227 KB holds of it; and the counts of the instructions that matter.
 awk '
 function want(kernel) {
+    if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG"
     if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG"
     if (kernel ~ /^linear_f16/ || kernel ~ /^attention_f16/) return "HMMA LDSM LDGSTS"
     return ""
 }
 function threads(kernel) {
-    if (kernel ~ /_hopper_/) return 384
+    if (kernel ~ /_hopper/) return 384
     return kernel ~ /^attention_f16/ ? 128 : 256
 }
 function shared(kernel) {
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 112
     if (kernel ~ /^join_hopper/) return 1024 + 3 * 65536 + 8 * 16 * 144 + 48
+    if (kernel ~ /^narrow_int8/) return 1024 + 4 * 32768 + 2 * 16384 + 64
     if (kernel ~ /_hopper_/) return 1024 + 4 * 32768 + 2 * 32768 + 64
     if (kernel ~ /^linear_f16/) return 3 * 2 * 128 * 32 * 2
     if (kernel ~ /^attention_f16_d/) return 5 * 64 * substr(kernel, 16) * 2
@@ -122,14 +124,14 @@ function blocks(kernel,    regs, warps, most) {
 is_code {
     for (i = 1; i <= NF; i++) {
         split($i, word, ".")
-        if (word[1] ~ /^(HMMA|HGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM)$/) count[kernel, word[1]]++
+        if (word[1] ~ /^(HMMA|HGMMA|IGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM)$/) count[kernel, word[1]]++
     }
 }
 END {
     printf "%-23s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
     for (k = 1; k <= kernels; k++) {
         kernel = order[k]; seen = ""
-        n = split("HMMA HGMMA LDSM STSM LDGSTS UTMALDG UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
+        n = split("HMMA HGMMA IGMMA LDSM STSM LDGSTS UTMALDG UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
         for (i = 1; i <= n; i++) if (count[kernel, names[i]]) seen = seen names[i] " " count[kernel, names[i]] "  "
         printf "%-23s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
         if (stack[kernel] + spill[kernel] + count[kernel, "LDL"] + count[kernel, "STL"] > 0) {

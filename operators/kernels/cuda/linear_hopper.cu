@@ -11,11 +11,9 @@
 //
 //   shared memory   4 stages × (X 16 KB | W 16 KB)   two finished tiles of 32 KB   barriers      192.1 KB
 //
-// The grid is persistent: block b takes tiles b, b + grid, …, counted by the rows that the batch really
-// has. Steps are numbered through all tiles of a block: step n uses stage n % 4, phase n / 4.
+// The ring, its barriers and the persistent grid are ring.cuh's; a stage is emptied by the 4 warps of the one
+// warpgroup whose tile the step belongs to.
 //
-//   full[stage]    1 arrival and 32,768 bytes    the producer announces, the copy engine delivers
-//   empty[stage]   4 arrivals, one a warp        of the one warpgroup whose tile the step belongs to
 //   turn 1, 2      named barriers                a warpgroup starts a tile's products only when the other
 //                                                has waited for all of the previous tile's steps
 //
@@ -25,62 +23,37 @@
 // Invariants as in linear.cu: fixed order over K, no split, rows past the count not written. (Rows past
 // the count but inside the capacity are read; they meet only sums that are not stored.)
 // Limits: sm_90a; inputs and outputs multiples of 8.
-#include "hopper.cuh"
 #include "numbers.cuh"
-#include "tiles.cuh"
+#include "ring.cuh"
 
 namespace {
 using namespace numbers;
+using namespace ring;
 
-constexpr int TILE = 128, DEPTH = 64, STAGES = 4, THREADS = 384, GROUP = 128;
+constexpr int DEPTH = 64;
 constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES; // of a finished row
-constexpr u32 OPERAND_BYTES = TILE * DEPTH * 2, STAGE_BYTES = 2 * OPERAND_BYTES, DONE_BYTES = TILE * TILE * 2;
-constexpr u32 DONE_AT = STAGES * STAGE_BYTES, BARRIERS_AT = DONE_AT + 2 * DONE_BYTES;
+constexpr u32 DONE_BYTES = TILE * TILE * 2, DONE_AT = ring::BYTES, BARRIERS_AT = DONE_AT + 2 * DONE_BYTES;
 constexpr int TURN = 1, STORED = 3; // named barriers: 1, 2 and 3, 4; 0 is __syncthreads
-
-struct Work {
-  int rows, columns, steps, tiles_across, tiles;
-  DEVICE int row0(int tile) const { return tile / tiles_across * TILE; }
-  DEVICE int column0(int tile) const { return tile % tiles_across * TILE; }
-};
-
-DEVICE u32 full(u32 memory, int step) { return memory + BARRIERS_AT + (u32)(step % STAGES) * 8; }
-DEVICE u32 empty(u32 memory, int step) { return memory + BARRIERS_AT + (u32)(STAGES + step % STAGES) * 8; }
-DEVICE u32 parity(int step) { return (u32)(step / STAGES) & 1; }
-
-// One thread: brings every step of every tile of this block, in order.
-DEVICE void produce(u32 memory, const TensorMap *x, const TensorMap *w, const Work &work) {
-  int step = 0;
-  for (int tile = (int)blockIdx.x; tile < work.tiles; tile += (int)gridDim.x)
-#pragma unroll 1 // the producer has few registers
-    for (int k = 0; k < work.steps; k++, step++) {
-      u32 stage = memory + (u32)(step % STAGES) * STAGE_BYTES, barrier = full(memory, step);
-      ptx::barrier_wait(empty(memory, step), parity(step) ^ 1); // fresh: at once
-      ptx::barrier_expect(barrier, STAGE_BYTES);
-      ptx::load_box(stage, x, k * DEPTH, work.row0(tile), barrier);
-      ptx::load_box(stage + OPERAND_BYTES, w, k * DEPTH, work.column0(tile), barrier);
-    }
-}
 
 // All steps of one tile; sums[0] are its upper 64 rows, sums[1] the lower.
 DEVICE void multiply_tile(u32 memory, float (&sums)[2][64], int first_step, int steps, int lane) {
   for (int k = 0; k < steps; k++) {
     int step = first_step + k;
-    u32 stage = memory + (u32)(step % STAGES) * STAGE_BYTES;
-    ptx::barrier_wait(full(memory, step), parity(step));
+    u32 from = stage(memory, step);
+    ptx::barrier_wait(full(memory + BARRIERS_AT, step), parity(step));
     ptx::products_begin();
 #pragma unroll
     for (int i = 0; i < DEPTH / 16; i++) {
-      u64 b = ptx::operand(stage + OPERAND_BYTES + (u32)i * 32);
+      u64 b = ptx::operand(from + OPERAND_BYTES + (u32)i * 32);
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        ptx::multiply_64x128x16(sums[half], ptx::operand(stage + (u32)half * 64 * 128 + (u32)i * 32), b,
+        ptx::multiply_64x128x16(sums[half], ptx::operand(from + (u32)half * 64 * 128 + (u32)i * 32), b,
                                 k > 0 || i > 0);
     }
     ptx::products_commit();
     ptx::products_wait<1>(); // the step before has been read: its stage is free
     if (k > 0 && lane == 0)
-      ptx::barrier_arrive(empty(memory, step - 1));
+      ptx::barrier_arrive(empty(memory + BARRIERS_AT, step - 1));
   }
 }
 
@@ -112,14 +85,8 @@ DEVICE void finish_tile(unsigned char *done, float (&sums)[2][64], const float *
       }
   }
   ptx::part_sync(STORED + group, GROUP);
-#pragma unroll 4
-  for (int i = 0; i < TILE * CHUNKS / GROUP; i++) {
-    int piece = thread + i * GROUP, row = piece / CHUNKS, chunk = piece % CHUNKS;
-    int column = column0 + chunk * tiles::CHUNK_HALVES;
-    if (row0 + row < work.rows && column < work.columns)
-      *(tiles::Chunk *)(y + (size_t)(row0 + row) * work.columns + column) =
-          *(const tiles::Chunk *)(done + tiles::swizzled<CHUNKS>(row, chunk));
-  }
+  store_rows<TILE, CHUNKS>(done, (unsigned char *)(y + (size_t)row0 * work.columns + column0),
+                           (size_t)work.columns * 2, work.rows - row0, (work.columns - column0) * 2, thread);
   ptx::part_sync(STORED + group, GROUP); // before the next tile is written there
 }
 
@@ -140,7 +107,7 @@ DEVICE void consume(unsigned char *memory, const float *bias, const u16 *residua
       ptx::part_arrive(TURN + (group ^ 1), 2 * GROUP); // there is a next tile, and it is the other's
     ptx::products_wait<0>();
     if (thread % tiles::WARP == 0)
-      ptx::barrier_arrive(empty(base, nth * work.steps + work.steps - 1));
+      ptx::barrier_arrive(empty(base + BARRIERS_AT, nth * work.steps + work.steps - 1));
     finish_tile<EPILOGUE>(done, sums, bias, residual, y, work, tile, group, thread);
   }
 }
@@ -152,21 +119,15 @@ DEVICE void linear_hopper(const TensorMap *x, const TensorMap *w, const int *cou
   // The swizzle is a pattern of addresses: stages begin at a multiple of 1,024 wherever the memory does.
   unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
   u32 base = ptx::shared(memory);
-  int rows = *count, across = (outputs + TILE - 1) / TILE;
-  Work work = {rows, outputs, (inputs + DEPTH - 1) / DEPTH, across, (rows + TILE - 1) / TILE * across};
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < STAGES; stage++) {
-      ptx::barrier_init(full(base, stage), 1);
-      ptx::barrier_init(empty(base, stage), GROUP / tiles::WARP);
-    }
-    ptx::barriers_ready();
-  }
+  Work work = ring::work<DEPTH>(*count, inputs, outputs);
+  if (threadIdx.x == 0)
+    prepare(base + BARRIERS_AT, GROUP / tiles::WARP);
   __syncthreads();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
     ptx::registers_down<24>();
     if (threadIdx.x == 0)
-      produce(base, x, w, work);
+      produce<DEPTH>(base, base + BARRIERS_AT, x, w, work);
   } else {
     ptx::registers_up<240>();
     consume<EPILOGUE>(memory, bias, residual, y, work, group - 1, (int)threadIdx.x % GROUP);

@@ -2,6 +2,7 @@
 //
 //   embed_naive, norm_naive     stage 0   one thread an output, f32
 //   embed_f16, add_norm_f16     stage 1   one warp a row, halves in and out
+//   embed_int8, add_norm_int8   stage 5   the row as bytes too, rotated, with its scale (bytes.cuh)
 //
 //   embed:     row = LayerNorm(word[id] + position[place] + segment[place])
 //   add_norm:  row = LayerNorm(x + y)   (y may be null)       in place is allowed: out = x
@@ -12,8 +13,11 @@
 //   lane       0        1    …   31      0 …
 //   columns  0–3      4–7    124–127   128–131 …   at most 8 rounds: hidden ≤ 1,024
 //
+// A round's 128 columns are just what is rotated together.
+//
 // A place is the position in bits 0–15 and the segment above. Invariants: a row depends on itself
-// only; rows past the count are neither read nor written. Limits: hidden % 4 = 0, ≤ 1,024.
+// only; rows past the count are neither read nor written. Limits: hidden % 4 = 0, as bytes % 128, ≤ 1,024.
+#include "bytes.cuh"
 #include "numbers.cuh"
 #include "tiles.cuh"
 
@@ -21,9 +25,46 @@ namespace {
 
 constexpr int ROUNDS = 8, THREADS = 256, ROUND_COLUMNS = 4 * tiles::WARP;
 
+// The operands of a norm, and where its rows go: as halves, and as bytes with a scale a row where there are any.
+struct Norm {
+  u16 *out;
+  unsigned char *bytes;
+  float *scales;
+  const float *gain, *shift;
+  int hidden;
+  float epsilon;
+};
+
+// Stores the normalised row that a warp holds as bytes.
+DEVICE void store_bytes(float (&v)[ROUNDS][4], const Norm &norm, int row, int lane) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++)
+    if (i * ROUND_COLUMNS < norm.hidden) {
+      bytes::mix(v[i]);
+      bytes::mix_lanes(v[i], lane);
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        largest = fmaxf(largest, fabsf(v[i][e]));
+    }
+  largest = numbers::warp_max(largest);
+  float inverse = bytes::inverse(largest);
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++)
+    if (i * ROUND_COLUMNS < norm.hidden) {
+      u32 four = 0;
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        four |= bytes::byte(v[i][e], inverse) << (8 * e);
+      *(u32 *)(norm.bytes + (size_t)row * norm.hidden + i * ROUND_COLUMNS + lane * 4) = four;
+    }
+  if (lane == 0)
+    norm.scales[row] = largest * (0.08838834765f / bytes::LEVELS); // H of 128, scaled by 1 / √128
+}
+
 // Normalises the row that a warp holds and stores it.
-DEVICE void normalize(float (&v)[ROUNDS][4], u16 *out, const float *gain, const float *shift, int hidden,
-                      float epsilon, int lane) {
+template <bool IS_INT8> DEVICE void normalize(float (&v)[ROUNDS][4], const Norm &norm, int row, int lane) {
+  int hidden = norm.hidden;
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < ROUNDS; i++)
@@ -39,18 +80,19 @@ DEVICE void normalize(float (&v)[ROUNDS][4], u16 *out, const float *gain, const 
       for (int e = 0; e < 4; e++)
         squares += (v[i][e] - mean) * (v[i][e] - mean);
     }
-  float inverse = rsqrtf(numbers::warp_sum(squares) / (float)hidden + epsilon);
+  float inverse = rsqrtf(numbers::warp_sum(squares) / (float)hidden + norm.epsilon);
 #pragma unroll
   for (int i = 0; i < ROUNDS; i++) {
     int column = i * ROUND_COLUMNS + lane * 4;
     if (column < hidden) {
-      float done[4];
 #pragma unroll
       for (int e = 0; e < 4; e++)
-        done[e] = (v[i][e] - mean) * inverse * gain[column + e] + shift[column + e];
-      numbers::store4(out + column, done);
+        v[i][e] = (v[i][e] - mean) * inverse * norm.gain[column + e] + norm.shift[column + e];
+      numbers::store4(norm.out + (size_t)row * hidden + column, v[i]);
     }
   }
+  if (IS_INT8)
+    store_bytes(v, norm, row, lane);
 }
 
 // Adds four columns of a row of halves.
@@ -94,13 +136,15 @@ KERNEL norm_naive(const int *count, const float *x, float *out, const float *gai
   out[i] = (row[column] - mean) * rsqrtf(squares / (float)hidden + epsilon) * gain[column] + shift[column];
 }
 
-// ---- stage 1: grid ⌈capacity / 8⌉, 256 threads ----------------------------------------------------
+// ---- stages 1 and 5: grid ⌈capacity / 8⌉, 256 threads ---------------------------------------------
 
-KERNEL __launch_bounds__(THREADS) embed_f16(const int *count, const u32 *ids, const u32 *places, const u16 *words,
-                                            const u16 *positions, const u16 *segments, u16 *out, const float *gain,
-                                            const float *shift, int hidden, float epsilon) {
+namespace {
+
+template <bool IS_INT8>
+DEVICE void embed(const int *count, const u32 *ids, const u32 *places, const u16 *words, const u16 *positions,
+                  const u16 *segments, const Norm &norm) {
   int row = (int)(blockIdx.x * (THREADS / tiles::WARP) + threadIdx.x / tiles::WARP);
-  int lane = (int)threadIdx.x % tiles::WARP;
+  int lane = (int)threadIdx.x % tiles::WARP, hidden = norm.hidden;
   if (row >= *count)
     return; // the whole warp: its lanes share the row
   u32 place = places[row];
@@ -117,25 +161,51 @@ KERNEL __launch_bounds__(THREADS) embed_f16(const int *count, const u32 *ids, co
       add4(v[i], segment + column);
     }
   }
-  normalize(v, out + (size_t)row * hidden, gain, shift, hidden, epsilon, lane);
+  normalize<IS_INT8>(v, norm, row, lane);
 }
 
-KERNEL __launch_bounds__(THREADS) add_norm_f16(const int *count, const u16 *x, const u16 *y, u16 *out,
-                                               const float *gain, const float *shift, int hidden, float epsilon) {
+template <bool IS_INT8> DEVICE void add_norm(const int *count, const u16 *x, const u16 *y, const Norm &norm) {
   int row = (int)(blockIdx.x * (THREADS / tiles::WARP) + threadIdx.x / tiles::WARP);
   int lane = (int)threadIdx.x % tiles::WARP;
   if (row >= *count)
     return;
-  size_t start = (size_t)row * hidden;
+  size_t start = (size_t)row * norm.hidden;
   float v[ROUNDS][4] = {};
 #pragma unroll
   for (int i = 0; i < ROUNDS; i++) {
     int column = i * ROUND_COLUMNS + lane * 4;
-    if (column < hidden) {
+    if (column < norm.hidden) {
       add4(v[i], x + start + column);
       if (y)
         add4(v[i], y + start + column);
     }
   }
-  normalize(v, out + start, gain, shift, hidden, epsilon, lane);
+  normalize<IS_INT8>(v, norm, row, lane);
+}
+
+} // namespace
+
+KERNEL __launch_bounds__(THREADS) embed_f16(const int *count, const u32 *ids, const u32 *places, const u16 *words,
+                                            const u16 *positions, const u16 *segments, u16 *out, const float *gain,
+                                            const float *shift, int hidden, float epsilon) {
+  embed<false>(count, ids, places, words, positions, segments,
+               Norm{out, nullptr, nullptr, gain, shift, hidden, epsilon});
+}
+
+KERNEL __launch_bounds__(THREADS) embed_int8(const int *count, const u32 *ids, const u32 *places, const u16 *words,
+                                             const u16 *positions, const u16 *segments, u16 *out, const float *gain,
+                                             const float *shift, int hidden, float epsilon, unsigned char *bytes,
+                                             float *scales) {
+  embed<true>(count, ids, places, words, positions, segments, Norm{out, bytes, scales, gain, shift, hidden, epsilon});
+}
+
+KERNEL __launch_bounds__(THREADS) add_norm_f16(const int *count, const u16 *x, const u16 *y, u16 *out,
+                                               const float *gain, const float *shift, int hidden, float epsilon) {
+  add_norm<false>(count, x, y, Norm{out, nullptr, nullptr, gain, shift, hidden, epsilon});
+}
+
+KERNEL __launch_bounds__(THREADS) add_norm_int8(const int *count, const u16 *x, const u16 *y, u16 *out,
+                                                const float *gain, const float *shift, int hidden, float epsilon,
+                                                unsigned char *bytes, float *scales) {
+  add_norm<true>(count, x, y, Norm{out, bytes, scales, gain, shift, hidden, epsilon});
 }

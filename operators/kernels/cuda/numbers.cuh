@@ -32,6 +32,20 @@ DEVICE float quad_sum(float x) {
   return x + ptx::shuffle_xor(x, 2);
 }
 
+// The largest of them.
+DEVICE float quad_max(float x) {
+  x = fmaxf(x, ptx::shuffle_xor(x, 1));
+  return fmaxf(x, ptx::shuffle_xor(x, 2));
+}
+
+// The largest of 32 lanes, in every lane.
+DEVICE float warp_max(float x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask >>= 1)
+    x = fmaxf(x, ptx::shuffle_xor(x, mask));
+  return x;
+}
+
 // Two neighbours of a row of f32.
 struct alignas(8) Pair {
   float low, high;

@@ -52,6 +52,20 @@ DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// The hyperbolic tangent, within 5e-4.
+DEVICE float tanh_fast(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// To the nearest integer, halves to even; 0 for NaN.
+DEVICE int to_int(float x) {
+  int i;
+  asm("cvt.rni.s32.f32 %0, %1;" : "=r"(i) : "f"(x));
+  return i;
+}
+
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes take part.
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 

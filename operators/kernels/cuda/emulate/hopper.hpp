@@ -20,15 +20,15 @@ DEVICE u64 operand(u32 address) {
 }
 
 struct GroupProduct {
-  float *d;
+  void *d;
   u64 a, b;
   int is_sum;
 };
-template <int COLUMNS> inline void multiply_group(float *d, u64 a, u64 b, int is_sum) {
+template <int COLUMNS, bool IS_BYTES = false> inline void multiply_group(void *d, u64 a, u64 b, int is_sum) {
   GroupProduct mine = {d, a, b, is_sum};
   emulate::together(
       [](void **slots) {
-        float *sums[128];
+        void *sums[128];
         const GroupProduct *first = (const GroupProduct *)slots[0];
         for (int i = 0; i < 128; i++) {
           const GroupProduct *lane = (const GroupProduct *)slots[i];
@@ -36,13 +36,14 @@ template <int COLUMNS> inline void multiply_group(float *d, u64 a, u64 b, int is
             emulate::stop("a warpgroup's threads give different operands");
           sums[i] = lane->d;
         }
-        emulate::product(sums, first->a, first->b, COLUMNS, first->is_sum);
+        emulate::product(sums, first->a, first->b, COLUMNS, first->is_sum, IS_BYTES);
       },
       &mine, 128);
 }
 inline void multiply_64x64x16(float (&d)[32], u64 a, u64 b, int is_sum) { multiply_group<64>(d, a, b, is_sum); }
 inline void multiply_64x128x16(float (&d)[64], u64 a, u64 b, int is_sum) { multiply_group<128>(d, a, b, is_sum); }
 inline void multiply_64x192x16(float (&d)[96], u64 a, u64 b, int is_sum) { multiply_group<192>(d, a, b, is_sum); }
+inline void multiply_64x128x32(int (&d)[64], u64 a, u64 b, int is_sum) { multiply_group<128, true>(d, a, b, is_sum); }
 inline void products_begin() {
   int mine = 0;
   emulate::together([](void **) {}, &mine, 128);

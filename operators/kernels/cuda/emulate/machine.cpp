@@ -7,6 +7,8 @@
 #include "../numbers.cuh"
 #include "../tiles.cuh"
 #include "../hopper.cuh"
+#include "../ring.cuh"
+#include "../bytes.cuh"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -68,7 +70,7 @@ struct Phases {
 
 // What the tests' tensor map holds: see emulator.rs.
 struct TestMap {
-  u64 address, rows, columns, box_rows, box_columns;
+  u64 address, rows, columns, box_rows, box_columns, element; // bytes of an element
 };
 
 // A box on its way.
@@ -80,9 +82,10 @@ struct Box {
 };
 
 struct Product {
-  float *sums[128];
+  void *sums[128];
   u64 a, b;
   int columns, is_sum;
+  bool is_bytes;
 };
 
 // A warpgroup's products: groups committed, and the open one.
@@ -331,40 +334,54 @@ void land_box(size_t which) {
       u16 value = 0;
       u64 r = (u64)box.row + row, c = (u64)box.column + column;
       if (r < map.rows && c < map.columns)
-        value = ((const u16 *)map.address)[r * map.columns + c];
-      memcpy(at(turned((u32)(box.to + row * map.box_columns * 2 + column * 2)), 2), &value, 2);
+        memcpy(&value, (const char *)map.address + (r * map.columns + c) * map.element, map.element);
+      u32 to = (u32)(box.to + (row * map.box_columns + column) * map.element);
+      memcpy(at(turned(to), (u32)map.element), &value, map.element);
     }
   Phases &barrier = phases_of(box.barrier);
-  barrier.bytes -= (int)(map.box_rows * map.box_columns * 2);
+  barrier.bytes -= (int)(map.box_rows * map.box_columns * map.element);
   advance(barrier);
 }
 
-float element(u64 operand, int row, int column) {
+float number(u16 half) { return half_table[half]; }
+int number(signed char byte) { return byte; }
+
+template <class Element> auto element(u64 operand, int row, int column) {
   u32 address = (u32)(operand & 0x3fff) << 4, stride = (u32)(operand >> 32 & 0x3fff) << 4;
   if (operand >> 62 != 1)
     stop("an operand's swizzle is not of 128 bytes");
-  address += (u32)(row / 8) * stride + (u32)(row % 8) * 128 + (u32)column * 2;
-  u16 bits;
-  memcpy(&bits, at(turned(address), 2), 2);
-  return half_table[bits];
+  address += (u32)(row / 8) * stride + (u32)(row % 8) * 128 + (u32)column * (u32)sizeof(Element);
+  Element bits;
+  memcpy(&bits, at(turned(address), sizeof bits), sizeof bits);
+  return number(bits);
 }
 
-void make(const Product &product) {
-  static float a[64][16], b[256][16];
-  for (int k = 0; k < 16; k++) {
+// A product of 32 bytes of K.
+template <class Element, class Sum> void make(const Product &product) {
+  constexpr int DEPTH = 32 / sizeof(Element);
+  static Sum a[64][DEPTH], b[256][DEPTH];
+  for (int k = 0; k < DEPTH; k++) {
     for (int row = 0; row < 64; row++)
-      a[row][k] = element(product.a, row, k);
+      a[row][k] = element<Element>(product.a, row, k);
     for (int column = 0; column < product.columns; column++)
-      b[column][k] = element(product.b, column, k);
+      b[column][k] = element<Element>(product.b, column, k);
   }
   for (int i = 0; i < 128; i++)
     for (int e = 0; e < product.columns / 2; e++) {
       int row = i / 32 * 16 + i % 32 / 4 + e % 4 / 2 * 8, column = e / 4 * 8 + i % 4 * 2 + e % 2;
-      float sum = product.is_sum ? product.sums[i][e] : 0.0f;
-      for (int k = 0; k < 16; k++)
+      Sum &sum = ((Sum *)product.sums[i])[e];
+      if (!product.is_sum)
+        sum = 0;
+      for (int k = 0; k < DEPTH; k++)
         sum += a[row][k] * b[column][k];
-      product.sums[i][e] = sum;
     }
+}
+
+void make(const Product &product) {
+  if (product.is_bytes)
+    make<signed char, int>(product);
+  else
+    make<u16, float>(product);
 }
 
 Products &mine() { return products[current->index.x / 128]; }
@@ -374,8 +391,8 @@ Products &mine() { return products[current->index.x / 128]; }
 void load_box(u32 to, const void *map, int column, int row, u32 barrier) {
   TestMap sizes;
   memcpy(&sizes, map, sizeof sizes);
-  u32 bytes = (u32)(sizes.box_rows * sizes.box_columns * 2);
-  if (to % 1024 != 0 || sizes.box_columns * 2 != 128 || sizes.columns % 8 != 0)
+  u32 bytes = (u32)(sizes.box_rows * sizes.box_columns * sizes.element);
+  if (to % 1024 != 0 || sizes.box_columns * sizes.element != 128 || sizes.columns * sizes.element % 16 != 0)
     stop("a box the copy engine would not take");
   boxes.push_back({to, sizes, column, row, barrier});
   if (is_late)
@@ -384,8 +401,8 @@ void load_box(u32 to, const void *map, int column, int row, u32 barrier) {
     land_box(boxes.size() - 1);
 }
 
-void product(float *const *sums, u64 a, u64 b, int columns, int is_sum) {
-  Product product = {{}, a, b, columns, is_sum};
+void product(void *const *sums, u64 a, u64 b, int columns, int is_sum, bool is_bytes) {
+  Product product = {{}, a, b, columns, is_sum, is_bytes};
   memcpy(product.sums, sums, sizeof product.sums);
   if (!is_late) {
     make(product);
@@ -510,6 +527,12 @@ namespace join_hopper {
 namespace feed_hopper {
 #include "../feed_hopper.cu"
 }
+namespace linear_int8_hopper {
+#include "../linear_int8_hopper.cu"
+}
+namespace narrow_int8_hopper {
+#include "../narrow_int8_hopper.cu"
+}
 
 namespace {
 
@@ -536,6 +559,8 @@ const Entry ENTRIES[] = {
     ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
     ENTRY(join_hopper, join_hopper_384), ENTRY(feed_hopper, feed_hopper_384),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu),
+    ENTRY(narrow_int8_hopper, narrow_int8_hopper), ENTRY(norm, embed_int8), ENTRY(norm, add_norm_int8),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),
 };
 

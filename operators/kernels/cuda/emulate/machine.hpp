@@ -55,7 +55,8 @@ void barrier_init(u32 barrier, u32 count);
 void barrier_arrive(u32 barrier, u32 bytes);
 void barrier_wait(u32 barrier, u32 parity);
 void load_box(u32 to, const void *map, int column, int row, u32 barrier);
-void product(float *const *sums, u64 a, u64 b, int columns, int is_sum);
+// Of halves, 16 of K and sums in float, or of bytes, 32 of K and sums in int.
+void product(void *const *sums, u64 a, u64 b, int columns, int is_sum, bool is_bytes);
 void products_commit();
 void products_wait(int pending);
 
@@ -83,6 +84,8 @@ DEVICE u16 to_half(float f) { return emulate::float_to_half(f); }
 DEVICE u32 to_halves(float low, float high) { return (u32)to_half(low) | (u32)to_half(high) << 16; }
 DEVICE void made_anew(int &) {}
 DEVICE float exp2_fast(float x) { return exp2f(x); }
+DEVICE float tanh_fast(float x) { return tanhf(x); }
+DEVICE int to_int(float x) { return x == x ? (int)lrintf(x) : 0; }
 DEVICE u32 shared(const void *pointer) { return emulate::address_of(pointer); }
 DEVICE void copy16(u32 to, const void *from, int bytes) { emulate::copy(to, from, bytes); }
 DEVICE void commit_copies() { emulate::commit(); }

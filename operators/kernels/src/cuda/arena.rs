@@ -11,9 +11,10 @@
 //! pieces; the kernels' tests give each tensor memory of its own.
 
 use super::batch::Bucket;
-use super::device::{Device, Fault, Kind, Stage};
-use super::encoder::{Buffers, Output};
-use super::load::room;
+use super::device::{Device, Fault, Kind};
+use super::encoder::{Buffers, Output, Precision, Recipe};
+use super::int8::GROUP;
+use super::load::{kind_of, room};
 use crate::weights::{BertConfig, Weights};
 
 /// Where a piece may begin.
@@ -37,14 +38,15 @@ impl Arena {
         device: &mut dyn Device,
         weights: &Weights,
         output: &Output,
-        stage: Stage,
+        recipe: Recipe,
         slots: &[Bucket],
     ) -> Result<Arena, Fault> {
+        let width = output.width(&weights.config);
         let of_slot = |most: &Bucket| {
-            let rows = Buffers::bytes(&weights.config, output.width(&weights.config), stage, *most);
+            let rows = Buffers::room(&weights.config, width, recipe, *most);
             rows + piece(most.bytes())
         };
-        let bytes = room(weights, output, stage) + slots.iter().map(of_slot).sum::<usize>();
+        let bytes = room(weights, output, recipe.stage) + slots.iter().map(of_slot).sum::<usize>();
         let at = device.allocate(bytes)?;
         let end = at + bytes as u64;
         Ok(Arena { at, end })
@@ -64,22 +66,35 @@ impl Arena {
     }
 }
 
-/// Sizes of a slot's matrices, as (rows, columns, kind), in the order of [`Buffers`].
+/// Sizes of a slot's matrices, as (rows, columns, kind), in the order of [`Buffers`]; with bytes four more.
 pub(super) fn shapes(
     config: &BertConfig,
     width: usize,
-    kind: Kind,
+    recipe: Recipe,
     most: Bucket,
-) -> [(usize, usize, Kind); 8] {
+) -> Vec<(usize, usize, Kind)> {
     let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-    [
+    let kind = kind_of(recipe.stage);
+    let is_int8 = recipe.precision == Precision::Int8;
+    // What is between the feed-forward products is there in one form only.
+    let halves = if is_int8 { 0 } else { most.tokens };
+    let mut shapes = vec![
         (most.tokens, hidden, kind),
         (most.tokens, 3 * hidden, kind),
         (most.tokens, hidden, kind),
         (most.tokens, hidden, kind),
-        (most.tokens, wide, kind),
+        (halves, wide, kind),
         (most.texts, hidden, kind),
         (most.texts, hidden, kind),
         (most.texts, width, Kind::F32),
-    ]
+    ];
+    if is_int8 {
+        shapes.extend([
+            (most.tokens, hidden, Kind::Byte),
+            (most.tokens, 1, Kind::F32),
+            (most.tokens, wide, Kind::Byte),
+            (most.tokens, wide / GROUP, Kind::F32),
+        ]);
+    }
+    shapes
 }

@@ -56,6 +56,8 @@ pub enum Kind {
     F32,
     /// 2 bytes.
     F16,
+    /// 1 byte, with a sign.
+    Byte,
     /// 4 bytes, ids, counts and places.
     Int,
 }
@@ -66,6 +68,7 @@ impl Kind {
         match self {
             Kind::F32 | Kind::Int => 4,
             Kind::F16 => 2,
+            Kind::Byte => 1,
         }
     }
 }
@@ -132,7 +135,7 @@ impl fmt::Display for Tensor {
     }
 }
 
-/// The copy engine's description of a matrix of halves, read in boxes of `box_rows` × `box_columns`
+/// The copy engine's description of a matrix of halves or bytes, read in boxes of `box_rows` × `box_columns`
 /// with the 128-byte swizzle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Map {

@@ -18,7 +18,7 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::choose::{Facts, Images, Origin, Search, home};
-use super::device::{Arg, Device, Fault, Graph, Launch, Map, Pinned, Stage, Stream, Tensor};
+use super::device::{Arg, Device, Fault, Graph, Kind, Launch, Map, Pinned, Stage, Stream, Tensor};
 use super::devices::{devices, fault, refused};
 use super::nvrtc::Nvrtc;
 use super::sources;
@@ -240,11 +240,15 @@ fn encode(arg: &Arg) -> Result<Option<sys::CUtensorMap>, Fault> {
     let strides = [(columns * kind.bytes()) as u64];
     let boxes = [*box_columns as u32, *box_rows as u32];
     let steps = [1u32, 1];
+    let elements = match kind {
+        Kind::Byte => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    };
     // SAFETY: writes the map; reads two, one, two and two numbers; nothing is kept.
     unsafe {
         sys::cuTensorMapEncodeTiled(
             &mut map,
-            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            elements,
             2,
             address as *mut c_void,
             sizes.as_ptr(),

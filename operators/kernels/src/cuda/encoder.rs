@@ -1,29 +1,29 @@
 //! A model on a device: its weights, carved from one arena, and the launches of a forward pass.
 //!
 //! ```text
-//!   x = embed + LayerNorm                                         halves, [tokens, hidden]
-//!   per layer   qkv = x·Wqkv + b ─▶ context ─▶ sum = context·Wo + b ─▶ x = LayerNorm(x + sum)
-//!               wide = GELU(x·W1 + b) ─▶ sum = wide·W2 + b ─▶ x = LayerNorm(x + sum)
+//!   x = embed + LayerNorm                  halves, [tokens, hidden]
+//!   per layer   attention, feed-forward    seven launches, five or four: see `layer`
 //!   vectors     pool, scale to length 1            logits   first row ─▶ tanh pooler ─▶ classifier
 //! ```
 //!
-//! Seven launches a layer. The residual is added by the LayerNorm, which has the row in registers
-//! anyway, or by the product, or the product makes the LayerNorm too, which leaves five, or four with one for the
-//! whole feed-forward half ([`Residual`]); a device decides which is fastest (bench `gpu`).
+//! A device decides which places for the residual are fastest (bench `gpu`).
 //!
 //! Invariants: weights are exactly the checkpoint's, rounded to halves once (1/√d is not folded in);
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
+use std::fmt;
+
 use super::arena::{Arena, piece, shapes};
 use super::batch::{Bucket, OnDevice};
 use super::device::{Device, Fault, Launch, Stage, Tensor};
-use super::feed::Feed;
+use super::int8::{GROUP, Quantized};
 use super::join::Join;
+use super::layer::{Layer, Pass};
 use super::linear::{Epilogue, Linear};
-use super::load::{Dense, Loader, kind_of};
+use super::load::{Dense, Loader};
 use super::norm::{Norm, Tables};
-use super::{attention, norm, pool};
+use super::{norm, pool};
 use crate::Pooling;
 use crate::weights::{BertConfig, Weights};
 
@@ -70,18 +70,20 @@ pub enum Residual {
 }
 
 impl Residual {
-    /// The places that kernels of a stage have for models of this width.
-    pub fn all(stage: Stage, hidden: usize) -> Vec<Residual> {
-        let mut all = vec![Residual::InNorm, Residual::InProduct];
-        if Join::fits(stage, hidden) {
-            all.extend([Residual::Fused, Residual::FusedFeed]);
-        }
-        all
-    }
-
-    fn is_fused(self) -> bool {
+    pub(super) fn is_fused(self) -> bool {
         matches!(self, Residual::Fused | Residual::FusedFeed)
     }
+}
+
+/// What a layer's large products multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// What the stage has: halves, on stage 0 floats.
+    #[default]
+    Half,
+    /// Bytes, but for attention and the product behind it: on Hopper, where `hidden` and the inner width are
+    /// multiples of 128.
+    Int8,
 }
 
 /// How a model is run.
@@ -91,15 +93,70 @@ pub struct Recipe {
     pub stage: Stage,
     /// Which of the places for the residual.
     pub residual: Residual,
+    /// What is multiplied.
+    pub precision: Precision,
 }
 
-struct Layer {
-    qkv: Dense,
-    attention_out: Dense,
-    attention_norm: Norm,
-    widen: Dense,
-    narrow: Dense,
-    norm: Norm,
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Recipe {
+            stage,
+            residual,
+            precision,
+        } = self;
+        match precision {
+            Precision::Half => write!(f, "{stage}, residual {residual:?}"),
+            Precision::Int8 => write!(f, "{stage}, int8"),
+        }
+    }
+}
+
+impl Recipe {
+    /// What a stage has kernels for, with models of this shape.
+    pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
+        use Residual::{Fused, FusedFeed, InNorm, InProduct};
+        let places = [InNorm, InProduct, Fused, FusedFeed].map(|place| (place, Precision::Half));
+        let recipes = places.into_iter().chain([(InNorm, Precision::Int8)]);
+        recipes
+            .map(|(residual, precision)| Recipe {
+                stage,
+                residual,
+                precision,
+            })
+            .filter(|recipe| recipe.check(config).is_ok())
+            .collect()
+    }
+
+    /// Fails where the stage has no such kernels for models of this shape.
+    fn check(&self, config: &BertConfig) -> Result<(), Fault> {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        if self.residual.is_fused() && !Join::fits(self.stage, hidden) {
+            return Err(Fault::Shape(format!(
+                "a product with its norm on {}, {hidden} columns, expected {} and {}",
+                self.stage,
+                Stage::Hopper,
+                super::join::HIDDEN
+            )));
+        }
+        if self.precision == Precision::Half {
+            return Ok(());
+        }
+        if self.stage != Stage::Hopper {
+            return Err(Fault::Unavailable(format!(
+                "there are no kernels of int8 for {}, they need compute capability 9.0",
+                self.stage
+            )));
+        }
+        let is_whole = hidden.is_multiple_of(GROUP) && wide.is_multiple_of(GROUP);
+        if !is_whole || self.residual != Residual::InNorm {
+            return Err(Fault::Unavailable(format!(
+                "int8 for {hidden} columns and {wide} between, residual {:?}: expected multiples of {GROUP} and {:?}",
+                self.residual,
+                Residual::InNorm
+            )));
+        }
+        Ok(())
+    }
 }
 
 enum Last {
@@ -121,15 +178,24 @@ pub struct Model {
 /// Rows for the largest batch of one slot.
 #[derive(Debug, Clone, Copy)]
 pub struct Buffers {
-    x: Tensor,
-    qkv: Tensor,
-    context: Tensor,
-    sum: Tensor,
-    wide: Tensor,
+    pub(super) x: Tensor,
+    pub(super) qkv: Tensor,
+    pub(super) context: Tensor,
+    pub(super) sum: Tensor,
+    pub(super) wide: Tensor,
     first: Tensor,
     pooled: Tensor,
     /// `[texts, width]`, f32: what a pass leaves.
     pub out: Tensor,
+    /// With [`Precision::Int8`].
+    pub(super) bytes: Option<ByteBuffers>,
+}
+
+/// x as bytes, and what is between the feed-forward products.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByteBuffers {
+    pub(super) x: Quantized,
+    pub(super) wide: Quantized,
 }
 
 impl Model {
@@ -144,14 +210,7 @@ impl Model {
     ) -> Result<Model, Fault> {
         let config = weights.config.clone();
         let hidden = config.hidden_size;
-        if recipe.residual.is_fused() && !Join::fits(recipe.stage, hidden) {
-            return Err(Fault::Shape(format!(
-                "a product with its norm on {}, {hidden} columns, expected {} and {}",
-                recipe.stage,
-                Stage::Hopper,
-                super::join::HIDDEN
-            )));
-        }
+        recipe.check(&config)?;
         let mut loader = Loader::new(arena, weights, output, recipe.stage);
         let tables = Tables {
             words: loader.matrix(&weights.words, hidden)?,
@@ -160,22 +219,10 @@ impl Model {
         };
         let epsilon = config.layer_norm_eps as f32;
         let first = loader.norm(&weights.norm, epsilon);
-        let mut layers = Vec::with_capacity(weights.layers.len());
-        for layer in &weights.layers {
-            let [query, key, value, attention_out, widen, narrow] = &layer.linears;
-            let parts = [query, key, value];
-            let weight = parts.into_iter().flat_map(|(weight, _)| weight).copied();
-            let bias = parts.into_iter().flat_map(|(_, bias)| bias).copied();
-            let qkv = (weight.collect(), bias.collect());
-            layers.push(Layer {
-                qkv: loader.dense(&qkv)?,
-                attention_out: loader.dense(attention_out)?,
-                attention_norm: loader.norm(&layer.norms[0], epsilon),
-                widen: loader.dense(widen)?,
-                narrow: loader.dense(narrow)?,
-                norm: loader.norm(&layer.norms[1], epsilon),
-            });
-        }
+        let layers = weights.layers.iter();
+        let layers = layers
+            .map(|layer| Layer::load(&mut loader, layer, &config, recipe))
+            .collect::<Result<Vec<Layer>, Fault>>()?;
         let last = match output {
             Output::Vector(pooling) => Last::Vector(*pooling),
             Output::Logits(head) => Last::Logits {
@@ -204,22 +251,21 @@ impl Model {
     }
 
     /// Which kernels run it.
-    pub fn stage(&self) -> Stage {
-        self.recipe.stage
+    pub fn recipe(&self) -> Recipe {
+        self.recipe
     }
 
     /// Rows for passes up to a bucket.
     pub fn buffers(&self, arena: &mut Arena, most: Bucket) -> Buffers {
-        let kind = kind_of(self.recipe.stage);
-        let shapes = shapes(&self.config, self.width(), kind, most);
+        let shapes = shapes(&self.config, self.width(), self.recipe, most);
         let mut tensors = shapes.into_iter().map(|(rows, columns, kind)| Tensor {
             address: arena.take(rows * columns * kind.bytes()),
             rows,
             columns,
             kind,
         });
-        let mut next = || tensors.next().expect("eight shapes");
-        Buffers {
+        let mut next = || tensors.next().expect("as many shapes");
+        let mut buffers = Buffers {
             x: next(),
             qkv: next(),
             context: next(),
@@ -228,7 +274,19 @@ impl Model {
             first: next(),
             pooled: next(),
             out: next(),
+            bytes: None,
+        };
+        if self.recipe.precision == Precision::Int8 {
+            let mut quantized = || Quantized {
+                bytes: next(),
+                scales: next(),
+            };
+            buffers.bytes = Some(ByteBuffers {
+                x: quantized(),
+                wide: quantized(),
+            });
         }
+        buffers
     }
 
     /// The launches of one pass over a batch. Cost of building: microseconds; engines do it once a
@@ -236,84 +294,27 @@ impl Model {
     pub fn forward(&self, batch: &OnDevice, buffers: &Buffers) -> Result<Vec<Launch>, Fault> {
         let stage = self.recipe.stage;
         let b = buffers.within(batch.bucket);
-        let mut pass = norm::embed(stage, batch, &self.tables, &self.norm, b.sum, b.x)?;
-        let count = batch.token_count;
-        for layer in &self.layers {
-            let heads = self.config.num_attention_heads;
-            pass.push(product(count, b.x, layer.qkv, None, b.qkv).launch(
-                stage,
-                Epilogue::Bias,
-                self.multiprocessors,
-            )?);
-            pass.push(attention::launch(
-                stage,
-                batch,
-                b.qkv,
-                b.context,
-                heads,
-                self.multiprocessors,
-            )?);
-            self.join(
-                &mut pass,
-                count,
-                b.context,
-                layer.attention_out,
-                &layer.attention_norm,
-                &b,
-            )?;
-            if self.recipe.residual == Residual::FusedFeed {
-                let feed = Feed {
-                    count,
-                    widen: layer.widen,
-                    narrow: layer.narrow,
-                    norm: layer.norm,
-                    x: b.x,
-                };
-                pass.push(feed.launch(self.multiprocessors)?);
-                continue;
+        let launches = match b.bytes {
+            Some(bytes) => {
+                let (tables, norm) = (&self.tables, &self.norm);
+                vec![norm::embed_int8(batch, tables, norm, b.x, bytes.x)?]
             }
-            pass.push(product(count, b.x, layer.widen, None, b.wide).launch(
-                stage,
-                Epilogue::Gelu,
-                self.multiprocessors,
-            )?);
-            self.join(&mut pass, count, b.wide, layer.narrow, &layer.norm, &b)?;
+            None => norm::embed(stage, batch, &self.tables, &self.norm, b.sum, b.x)?,
+        };
+        let mut pass = Pass {
+            batch,
+            buffers: &b,
+            recipe: self.recipe,
+            heads: self.config.num_attention_heads,
+            multiprocessors: self.multiprocessors,
+            launches,
+        };
+        for layer in &self.layers {
+            pass.layer(layer)?;
         }
-        self.finish(&mut pass, batch, &b)?;
-        Ok(pass)
-    }
-
-    /// x = LayerNorm(x + from·Wᵀ + b).
-    fn join(
-        &self,
-        pass: &mut Vec<Launch>,
-        count: Tensor,
-        from: Tensor,
-        dense: Dense,
-        norm: &Norm,
-        b: &Buffers,
-    ) -> Result<(), Fault> {
-        let stage = self.recipe.stage;
-        if self.recipe.residual.is_fused() {
-            let join = Join {
-                count,
-                from,
-                weight: dense.0,
-                bias: dense.1,
-                norm: *norm,
-                x: b.x,
-            };
-            pass.push(join.launch(self.multiprocessors)?);
-        } else if stage == Stage::Naive || self.recipe.residual == Residual::InProduct {
-            let sum = product(count, from, dense, Some(b.x), b.sum);
-            pass.push(sum.launch(stage, Epilogue::Residual, self.multiprocessors)?);
-            pass.push(norm::add_norm(stage, count, b.sum, None, norm, b.x)?);
-        } else {
-            let sum = product(count, from, dense, None, b.sum);
-            pass.push(sum.launch(stage, Epilogue::Bias, self.multiprocessors)?);
-            pass.push(norm::add_norm(stage, count, b.x, Some(b.sum), norm, b.x)?);
-        }
-        Ok(())
+        let mut launches = pass.launches;
+        self.finish(&mut launches, batch, &b)?;
+        Ok(launches)
     }
 
     fn finish(&self, pass: &mut Vec<Launch>, batch: &OnDevice, b: &Buffers) -> Result<(), Fault> {
@@ -347,8 +348,8 @@ impl Model {
 
 impl Buffers {
     /// Device memory for passes up to a bucket.
-    pub(super) fn bytes(config: &BertConfig, width: usize, stage: Stage, most: Bucket) -> usize {
-        let shapes = shapes(config, width, kind_of(stage), most).into_iter();
+    pub(super) fn room(config: &BertConfig, width: usize, recipe: Recipe, most: Bucket) -> usize {
+        let shapes = shapes(config, width, recipe, most).into_iter();
         let bytes = shapes.map(|(rows, columns, kind)| piece(rows * columns * kind.bytes()));
         bytes.sum()
     }
@@ -368,6 +369,16 @@ impl Buffers {
             first: rows(self.first, bucket.texts),
             pooled: rows(self.pooled, bucket.texts),
             out: rows(self.out, bucket.texts),
+            bytes: self.bytes.map(|ByteBuffers { x, wide }| {
+                let of = |quantized: Quantized| Quantized {
+                    bytes: rows(quantized.bytes, bucket.tokens),
+                    scales: rows(quantized.scales, bucket.tokens),
+                };
+                ByteBuffers {
+                    x: of(x),
+                    wide: of(wide),
+                }
+            }),
         }
     }
 }

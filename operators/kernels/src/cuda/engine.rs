@@ -15,7 +15,7 @@
 use super::arena::Arena;
 use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
-use super::encoder::{Model, Output, Recipe, Residual};
+use super::encoder::{Model, Output, Precision, Recipe, Residual};
 use crate::weights::Weights;
 
 /// What a slot is for.
@@ -60,10 +60,24 @@ pub struct Options {
     pub stage: Option<Stage>,
     /// Where residuals are added.
     pub residual: Residual,
+    /// What the products multiply.
+    pub precision: Precision,
     /// Slots, questions' first.
     pub slots: Vec<SlotPlan>,
     /// Captured graphs, or a launch after the other.
     pub has_graphs: bool,
+}
+
+impl Options {
+    /// With these kernels.
+    pub fn with(self, recipe: Recipe) -> Options {
+        Options {
+            stage: Some(recipe.stage),
+            residual: recipe.residual,
+            precision: recipe.precision,
+            ..self
+        }
+    }
 }
 
 impl Default for Options {
@@ -77,6 +91,7 @@ impl Default for Options {
         Options {
             stage: None,
             residual: Residual::default(),
+            precision: Precision::default(),
             slots: vec![
                 SlotPlan {
                     class: Class::Question,
@@ -127,9 +142,10 @@ impl DeviceEngine {
         let recipe = Recipe {
             stage,
             residual: options.residual,
+            precision: options.precision,
         };
         let buckets: Vec<Bucket> = options.slots.iter().map(|plan| plan.most).collect();
-        let mut arena = Arena::new(device.as_mut(), weights, output, stage, &buckets)?;
+        let mut arena = Arena::new(device.as_mut(), weights, output, recipe, &buckets)?;
         let model = Model::load(device.as_mut(), &mut arena, weights, output, recipe)?;
         let slots = options
             .slots
@@ -245,6 +261,6 @@ impl Engine for DeviceEngine {
     }
 
     fn describe(&self) -> String {
-        format!("{}, {}", self.device.describe(), self.model.stage())
+        format!("{}, {}", self.device.describe(), self.model.recipe())
     }
 }

@@ -5,6 +5,7 @@ use half::f16;
 use super::arena::{Arena, piece};
 use super::device::{Device, Fault, Kind, Stage, Tensor};
 use super::encoder::Output;
+use super::int8::{self, Quantized, Rotation};
 use super::norm::Norm;
 use crate::weights::Weights;
 
@@ -19,7 +20,7 @@ pub(super) fn kind_of(stage: Stage) -> Kind {
     }
 }
 
-/// Bytes of a model's weights on a device.
+/// Bytes of a model's weights on a device; as bytes they take less than the room of their halves.
 pub(super) fn room(weights: &Weights, output: &Output, stage: Stage) -> usize {
     let kind = kind_of(stage);
     let sized = |is_matrix: bool, len: usize| {
@@ -107,6 +108,25 @@ impl Loader {
             self.matrix(weight, weight.len() / bias.len())?,
             self.vector(bias),
         ))
+    }
+
+    /// A weight as bytes with its scales, and the bias.
+    pub(super) fn quantized(
+        &mut self,
+        (weight, bias): &(Vec<f32>, Vec<f32>),
+        rotation: Rotation,
+    ) -> Result<(Quantized, Tensor), Fault> {
+        let inputs = weight.len() / bias.len();
+        if let Some(x) = weight.iter().find(|x| !x.is_finite()) {
+            return Err(Fault::Unavailable(format!("a weight is {x}")));
+        }
+        let (bytes, scales) = int8::quantize(weight, inputs, rotation);
+        let bytes = bytes.into_iter().map(|byte| byte as u8);
+        let quantized = Quantized {
+            bytes: self.put(bias.len(), inputs, Kind::Byte, bytes),
+            scales: self.vector(&scales),
+        };
+        Ok((quantized, self.vector(bias)))
     }
 
     pub(super) fn norm(&mut self, (gain, shift): &(Vec<f32>, Vec<f32>), epsilon: f32) -> Norm {

@@ -2,6 +2,7 @@
 
 use super::batch::OnDevice;
 use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::int8::{GROUP, Quantized};
 
 /// Columns that a warp of stage 1 can hold.
 pub const HIDDEN_MAX: usize = 1024;
@@ -156,4 +157,52 @@ pub fn add_norm(
         shared_bytes: 0,
         args,
     })
+}
+
+/// [`embed`] of halves, with the rows as bytes too, rotated by [`super::int8::Rotation::Columns`].
+pub fn embed_int8(
+    batch: &OnDevice,
+    tables: &Tables,
+    norm: &Norm,
+    out: Tensor,
+    bytes: Quantized,
+) -> Result<Launch, Fault> {
+    // Only stage 0 needs scratch.
+    let mut launches = embed(Stage::Hopper, batch, tables, norm, out, out)?;
+    with_bytes("embed_int8", launches.remove(0), out, bytes)
+}
+
+/// [`add_norm`] of halves, with the rows as bytes too.
+pub fn add_norm_int8(
+    count: Tensor,
+    x: Tensor,
+    y: Option<Tensor>,
+    norm: &Norm,
+    out: Tensor,
+    bytes: Quantized,
+) -> Result<Launch, Fault> {
+    let launch = add_norm(Stage::Hopper, count, x, y, norm, out)?;
+    with_bytes("add_norm_int8", launch, out, bytes)
+}
+
+/// The same launch of the kernel that makes bytes of its rows too: it takes two more addresses.
+fn with_bytes(
+    kernel: &'static str,
+    mut launch: Launch,
+    out: Tensor,
+    Quantized { bytes, scales }: Quantized,
+) -> Result<Launch, Fault> {
+    let (rows, hidden) = (out.rows, out.columns);
+    bytes.expect("the rows' bytes", rows, hidden, Kind::Byte)?;
+    scales.expect("the rows' scales", rows, 1, Kind::F32)?;
+    if !hidden.is_multiple_of(GROUP) {
+        return Err(Fault::Shape(format!(
+            "{hidden} columns as bytes, expected a multiple of {GROUP}"
+        )));
+    }
+    launch.kernel = kernel;
+    launch
+        .args
+        .extend([bytes.address, scales.address].map(Arg::Address));
+    Ok(launch)
 }

@@ -3,6 +3,7 @@
 //! Tests, the GPU suite and benches compare with it; nothing else may use it. (The whole model's oracle
 //! is [`crate::reference`].)
 
+use super::int8::{GROUP, Rotation};
 use super::linear::Epilogue;
 use crate::reference::erf;
 
@@ -103,6 +104,25 @@ pub fn pool(starts: &[usize], x: &[f64], hidden: usize, is_mean: bool) -> Vec<f6
                 .iter()
                 .map(|x| if length > 0.0 { x / length } else { 0.0 }),
         );
+    }
+    out
+}
+
+/// Rows multiplied by the Walsh–Hadamard matrix of a rotation: element (i, j) is −1 to the number of bits that i
+/// and j have in common, over √size.
+pub fn rotated(x: &[f64], rotation: Rotation) -> Vec<f64> {
+    let size = rotation.size();
+    let mut out = vec![0.0; x.len()];
+    for (from, to) in x.chunks(GROUP).zip(out.chunks_mut(GROUP)) {
+        for part in 0..GROUP / size {
+            for i in 0..size {
+                let sign = |j: usize| 1.0 - 2.0 * f64::from((i & j).count_ones() % 2);
+                let sum: f64 = (0..size)
+                    .map(|j| sign(j) * from[rotation.column(part, j)])
+                    .sum();
+                to[rotation.column(part, i)] = sum / (size as f64).sqrt();
+            }
+        }
     }
     out
 }

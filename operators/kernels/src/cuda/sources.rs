@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 11] = [
+pub const FILES: [(&str, &str); 15] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
+    ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
+    ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
     ("attention.cu", include_str!("../../cuda/attention.cu")),
     ("norm.cu", include_str!("../../cuda/norm.cu")),
@@ -23,6 +25,14 @@ pub const FILES: [(&str, &str); 11] = [
     ),
     ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
     ("feed_hopper.cu", include_str!("../../cuda/feed_hopper.cu")),
+    (
+        "linear_int8_hopper.cu",
+        include_str!("../../cuda/linear_int8_hopper.cu"),
+    ),
+    (
+        "narrow_int8_hopper.cu",
+        include_str!("../../cuda/narrow_int8_hopper.cu"),
+    ),
 ];
 
 /// A file that is compiled by itself.
@@ -37,7 +47,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 7] = [
+pub const MODULES: [Module; 9] = [
     Module {
         name: "linear",
         kernels: &[
@@ -56,7 +66,14 @@ pub const MODULES: [Module; 7] = [
     },
     Module {
         name: "norm",
-        kernels: &["embed_naive", "norm_naive", "embed_f16", "add_norm_f16"],
+        kernels: &[
+            "embed_naive",
+            "norm_naive",
+            "embed_f16",
+            "add_norm_f16",
+            "embed_int8",
+            "add_norm_int8",
+        ],
         is_hopper: false,
     },
     Module {
@@ -89,6 +106,16 @@ pub const MODULES: [Module; 7] = [
     Module {
         name: "feed_hopper",
         kernels: &["feed_hopper_384"],
+        is_hopper: true,
+    },
+    Module {
+        name: "linear_int8_hopper",
+        kernels: &["linear_int8_hopper_bias", "linear_int8_hopper_gelu"],
+        is_hopper: true,
+    },
+    Module {
+        name: "narrow_int8_hopper",
+        kernels: &["narrow_int8_hopper"],
         is_hopper: true,
     },
 ];

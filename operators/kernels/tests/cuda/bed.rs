@@ -34,7 +34,7 @@ impl<'a> Bed<'a> {
         }
     }
 
-    /// Numbers around 0 with this spread, rounded to what the kind can hold.
+    /// Numbers around 0 with this spread, rounded to what the kind can hold (bytes stand for fiftieths).
     pub fn numbers(&mut self, count: usize, spread: f64, kind: Kind) -> Vec<f64> {
         let mut draw = || {
             let sum: f64 = (0..4).map(|_| self.rng.random_range(-1.0..1.0)).sum();
@@ -159,6 +159,7 @@ impl<'a> Bed<'a> {
 pub fn rounded(x: f64, kind: Kind) -> f64 {
     match kind {
         Kind::F16 => f16::from_f64(x).to_f64(),
+        Kind::Byte => (x * 50.0).round().clamp(-127.0, 127.0),
         _ => f64::from(x as f32),
     }
 }
@@ -169,6 +170,7 @@ pub fn bytes_of(values: &[f64], kind: Kind) -> Vec<u8> {
             .iter()
             .flat_map(|&x| f16::from_f64(x).to_le_bytes())
             .collect(),
+        Kind::Byte => values.iter().map(|&x| x as i8 as u8).collect(),
         _ => values
             .iter()
             .flat_map(|&x| (x as f32).to_le_bytes())
@@ -184,6 +186,7 @@ fn values_of(bytes: &[u8], kind: Kind) -> Vec<f64> {
                 .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f64())
                 .collect()
         }
+        Kind::Byte => bytes.iter().map(|&b| f64::from(b as i8)).collect(),
         _ => {
             let fours = bytes.chunks_exact(4);
             fours

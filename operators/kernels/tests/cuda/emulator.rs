@@ -123,16 +123,22 @@ impl Emulator {
 #[repr(align(64))]
 struct MapWords([u64; 16]);
 
-/// What stands for a tensor map: address, rows, columns, rows and columns of a box.
+/// What stands for a tensor map: address, rows, columns, rows and columns of a box, bytes of an element.
 fn map_words(arg: &Arg) -> MapWords {
     let Arg::Map(map) = arg else {
         return MapWords([0; 16]);
     };
     let (tensor, rows, columns) = map.parts();
-    let sizes = [tensor.rows, tensor.columns, rows, columns];
-    let [a, b, c, d] = sizes.map(|size| size as u64);
+    let sizes = [
+        tensor.rows,
+        tensor.columns,
+        rows,
+        columns,
+        tensor.kind.bytes(),
+    ];
+    let [a, b, c, d, e] = sizes.map(|size| size as u64);
     let mut words = [0; 16];
-    words[..5].copy_from_slice(&[tensor.address, a, b, c, d]);
+    words[..6].copy_from_slice(&[tensor.address, a, b, c, d, e]);
     MapWords(words)
 }
 

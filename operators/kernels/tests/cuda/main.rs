@@ -8,13 +8,17 @@ mod bed;
 mod checks;
 mod emulator;
 mod hangs;
+mod int8;
 mod model;
 mod weather;
 
 use emulator::{Emulator, Weather};
+use int8::Sums;
+use kernels::Pooling;
+use kernels::cuda::batch::Text;
 use kernels::cuda::device::{Device, Stage};
-use kernels::cuda::encoder::Residual;
-use kernels::cuda::engine::Options;
+use kernels::cuda::encoder::{Output, Precision, Residual};
+use kernels::cuda::engine::{DeviceEngine, Options};
 use kernels::cuda::linear::Epilogue;
 
 const WEATHERS: [Weather; 4] = [
@@ -125,6 +129,51 @@ fn the_feed_forward_half_equals_the_oracle() {
 }
 
 #[test]
+fn products_of_bytes_equal_the_oracle() {
+    // (rows, inputs, outputs): none; one row and step; a tail of columns; three tiles on two blocks, so that
+    // one block has both warpgroups at work; more steps than stages, an odd number and an even one.
+    let sizes = [
+        (0, 128, 128),
+        (1, 128, 8),
+        (65, 256, 136),
+        (129, 384, 264),
+        (100, 640, 128),
+        (257, 768, 128),
+    ];
+    for (i, size) in sizes.into_iter().enumerate() {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            for sums in [Sums::Whole, Sums::Grouped] {
+                int8::product(&mut Emulator::new(weather), sums, size);
+            }
+        }
+    }
+    int8::weights_stand_for_themselves(&mut Emulator::new(WEATHERS[0]));
+    for sums in [Sums::Whole, Sums::Grouped] {
+        int8::product_is_invariant(&mut Emulator::new(WEATHERS[2]), sums, (200, 256, 136));
+    }
+}
+
+#[test]
+fn bytes_stand_for_gelu_and_for_norms() {
+    let sizes = [
+        (0, 128, 128),
+        (1, 128, 128),
+        (129, 384, 256),
+        (66, 640, 384),
+    ];
+    for (i, size) in sizes.into_iter().enumerate() {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            int8::gelu(&mut Emulator::new(weather), size);
+        }
+    }
+    for hidden in [128, 384, 768, 1024] {
+        for lengths in [&[][..], &[1], &[3, 20, 1]] {
+            int8::norms(&mut Emulator::new(WEATHERS[2]), hidden, lengths);
+        }
+    }
+}
+
+#[test]
 fn products_do_not_depend_on_neighbours() {
     checks::linear_is_invariant(
         &mut Emulator::new(WEATHERS[2]),
@@ -222,6 +271,73 @@ fn a_model_of_the_default_models_width_equals_the_oracle() {
         let config = model::shape(384, 1, 12, 1536);
         model::equals_the_oracle(emulated(), config, &options, &[3, 17, 66]);
     }
+}
+
+#[test]
+fn models_of_bytes_equal_the_oracle_and_do_not_depend_on_neighbours() {
+    let options = |bucket| Options {
+        precision: Precision::Int8,
+        ..model::options(Stage::Hopper, bucket)
+    };
+    for config in [model::shape(128, 2, 4, 256), model::shape(384, 1, 12, 1536)] {
+        model::equals_the_oracle(emulated(), config, &options(1), &[3, 17, 66]);
+    }
+    let config = model::shape(128, 2, 4, 384);
+    model::is_invariant(&emulated, config, &options(1), &[5, 1, 66, 16, 30]);
+}
+
+/// The bar of int8, on what people run: all layers of the default model, real text.
+#[test]
+fn the_default_models_weights_as_bytes_equal_the_oracle() {
+    let Some((weights, texts)) = model::support::real_model_and_texts() else {
+        let why = "the default model is not in HEADWATER_MODELS";
+        return model::support::skip("real weights as bytes", why);
+    };
+    // Pages begin with short paragraphs; the emulated machine is slow.
+    let short = texts.into_iter().filter(|ids| (8..40).contains(&ids.len()));
+    let texts: Vec<Text> = short.step_by(5).take(4).map(Text::new).collect();
+    let options = Options {
+        precision: Precision::Int8,
+        ..model::options(Stage::Hopper, 1)
+    };
+    let output = Output::Vector(Pooling::Mean);
+    let mut engine = DeviceEngine::open(emulated(), &weights, &output, &options).unwrap();
+    let vectors = model::run(&mut engine, &texts);
+    let expected = model::expected(&weights, Pooling::Mean, &texts, "real as bytes");
+    let cosines = vectors.iter().zip(&expected);
+    let cosines: Vec<f64> = cosines
+        .map(|(v, e)| kernels::reference::cosine(v, e))
+        .collect();
+    println!("real weights as bytes: cosines {cosines:.6?}");
+    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+    let least = cosines.iter().copied().fold(1.0, f64::min);
+    assert!(mean >= 0.999 && least >= 0.998, "{cosines:?}");
+}
+
+#[test]
+fn bytes_are_refused_where_there_are_no_kernels_of_them() {
+    let refused = |stage, residual, config| {
+        let options = Options {
+            precision: Precision::Int8,
+            residual,
+            ..model::options(stage, 0)
+        };
+        let weights = kernels::weights::Weights::generate(config, 7);
+        let output = Output::Vector(Pooling::Mean);
+        let opened = DeviceEngine::open(emulated(), &weights, &output, &options);
+        opened.err().map(|fault| fault.to_string())
+    };
+    let (good, bad) = (
+        || model::shape(128, 1, 4, 128),
+        model::shape(128, 1, 4, 192),
+    );
+    let said = refused(Stage::TensorCore, Residual::InNorm, good()).unwrap();
+    assert!(said.contains("compute capability 9.0"), "{said}");
+    let said = refused(Stage::Hopper, Residual::InProduct, good()).unwrap();
+    assert!(said.contains("InProduct"), "{said}");
+    let said = refused(Stage::Hopper, Residual::InNorm, bad).unwrap();
+    assert!(said.contains("192 between"), "{said}");
+    assert_eq!(refused(Stage::Hopper, Residual::InNorm, good()), None);
 }
 
 #[test]

@@ -11,6 +11,8 @@
 mod bed;
 #[path = "../cuda/checks.rs"]
 mod checks;
+#[path = "../cuda/int8.rs"]
+mod int8;
 #[path = "../cuda/model.rs"]
 mod model;
 mod real;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use kernels::cuda::batch::{BUCKETS, Text};
 use kernels::cuda::device::{Device, Stage};
 use kernels::cuda::driver::Driver;
-use kernels::cuda::encoder::{Output, Residual};
+use kernels::cuda::encoder::{Output, Recipe};
 use kernels::cuda::engine::{DeviceEngine, Engine, Options};
 use kernels::cuda::linear::Epilogue;
 use kernels::cuda::service::{Class, Opener, Service, Settings, checker};
@@ -30,6 +32,7 @@ use kernels::{Encoder, Pooling, Scratch};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use int8::Sums;
 use model::support::skip;
 
 /// The first device, or a loud reason why this test is skipped.
@@ -140,6 +143,41 @@ fn the_feed_forward_half_equals_the_oracle() {
 }
 
 #[test]
+fn products_of_bytes_equal_the_oracle() {
+    let Some(mut device) = device("products of bytes") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return skip("products of bytes", "the device has no wgmma");
+    }
+    for rows in LENGTHS.into_iter().chain([0]) {
+        for (inputs, outputs) in [(384, 384), (128, 136)] {
+            for sums in [Sums::Whole, Sums::Grouped] {
+                int8::product(&mut device, sums, (rows, inputs, outputs));
+            }
+        }
+        int8::gelu(&mut device, (rows, 384, 256));
+    }
+    for sums in [Sums::Whole, Sums::Grouped] {
+        for (inputs, outputs) in [(384, 1152), (1536, 384), (768, 2304), (3072, 768)] {
+            int8::product(&mut device, sums, (150, inputs, outputs));
+            int8::product_is_invariant(&mut device, sums, (5000, inputs, outputs));
+        }
+        // More tiles than a persistent grid has blocks, several times over.
+        int8::product(&mut device, sums, (9000, 128, 1152));
+    }
+    int8::gelu(&mut device, (150, 384, 1536));
+    int8::gelu(&mut device, (150, 768, 3072));
+    int8::gelu(&mut device, (9000, 128, 1152));
+    int8::weights_stand_for_themselves(&mut device);
+    for hidden in [128, 384, 768, 1024] {
+        for lengths in [&[][..], &[1], &LENGTHS] {
+            int8::norms(&mut device, hidden, lengths);
+        }
+    }
+}
+
+#[test]
 fn products_do_not_depend_on_neighbours() {
     let Some(mut device) = device("products, invariance") else {
         return;
@@ -202,11 +240,8 @@ fn models_equal_the_oracle() {
             (model::shape(768, 1, 12, 3072), &[2, 65, 130]),
             (model::shape(64, 2, 2, 128), &LENGTHS),
         ] {
-            for residual in Residual::all(stage, config.hidden_size) {
-                let options = Options {
-                    residual,
-                    ..model::options(stage, 4)
-                };
+            for recipe in Recipe::all(stage, &config) {
+                let options = model::options(stage, 4).with(recipe);
                 let device = Box::new(Driver::open(0).unwrap());
                 model::equals_the_oracle(device, config.clone(), &options, lengths);
             }
@@ -227,11 +262,8 @@ fn vectors_do_not_depend_on_neighbours() {
             model::shape(384, 3, 12, 1536),
             model::shape(768, 2, 12, 3072),
         ] {
-            for residual in Residual::all(stage, config.hidden_size) {
-                let options = Options {
-                    residual,
-                    ..model::options(stage, 5)
-                };
+            for recipe in Recipe::all(stage, &config) {
+                let options = model::options(stage, 5).with(recipe);
                 model::is_invariant(&make, config.clone(), &options, &lengths);
             }
         }

@@ -5,7 +5,7 @@ use kernels::cuda::encoder::Residual;
 use kernels::cuda::engine::Options;
 use kernels::cuda::linear::Epilogue;
 
-use super::{Driver, checks, device, model, stages};
+use super::{Driver, Sums, checks, device, int8, model, stages};
 
 #[test]
 fn small_products() {
@@ -47,6 +47,21 @@ fn small_products_with_norms() {
     for (rows, wide) in [(1, 8), (65, 136), (129, 264)] {
         checks::feed(&mut device, rows, wide);
     }
+}
+
+#[test]
+fn small_products_of_bytes() {
+    let Some(mut device) = device("small products of bytes") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return;
+    }
+    for sums in [Sums::Whole, Sums::Grouped] {
+        int8::product(&mut device, sums, (129, 640, 136));
+    }
+    int8::gelu(&mut device, (129, 256, 128));
+    int8::norms(&mut device, 128, &[3, 20, 1]);
 }
 
 #[test]

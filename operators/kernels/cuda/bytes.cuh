@@ -1,0 +1,50 @@
+// Numbers as bytes: rotated, so that no column stands out, and rounded with a scale for each row.
+//
+// A few columns of trained states are thirty times as large as the rest and would take nearly all of 255
+// levels. Multiplied by the Walsh–Hadamard matrix H (H·Hᵀ = 1) they are mixed with others, and the weights
+// are multiplied by the same H at load, which leaves the product as it was. (As the CPU does: src/rows.rs.)
+//
+//   behind a LayerNorm     groups of 128 columns   4 columns a lane × 32 lanes: 2 + 5 exchanges; one scale a row
+//   behind GELU            the 32 columns of 128 that a lane of a tensor core holds: no exchange; a scale
+//                          for each row and 128 columns
+//
+// Sign: byte = round(127 · x / largest), scale = largest / 127. A row of zeros has scale 0. NaN is not
+// carried by bytes: it stays in the state x, which is kept in halves beside them.
+#pragma once
+#include "ptx.cuh"
+
+namespace bytes {
+
+constexpr int GROUP = 128; // columns
+constexpr float LEVELS = 127.0f;
+
+// H for 2^k numbers of one thread, not yet scaled.
+template <int COUNT> DEVICE void mix(float (&v)[COUNT]) {
+#pragma unroll
+  for (int width = 1; width < COUNT; width *= 2)
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if ((i & width) == 0) {
+        float low = v[i], high = v[i + width];
+        v[i] = low + high;
+        v[i + width] = low - high;
+      }
+}
+
+// H over the lanes of a warp, for each of a lane's numbers, behind `mix`.
+template <int COUNT> DEVICE void mix_lanes(float (&v)[COUNT], int lane) {
+#pragma unroll
+  for (int mask = 1; mask < 32; mask *= 2)
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+      float other = ptx::shuffle_xor(v[i], mask);
+      v[i] = (lane & mask) ? other - v[i] : v[i] + other;
+    }
+}
+
+// What turns a number into its byte, given the largest of its row.
+DEVICE float inverse(float largest) { return largest > 0.0f ? LEVELS / largest : 0.0f; }
+
+DEVICE u32 byte(float x, float inverse) { return (u32)ptx::to_int(x * inverse) & 0xff; }
+
+} // namespace bytes

@@ -1,0 +1,156 @@
+// Y = X·Wᵀ + b of bytes, where every 128 columns of a row of X have a scale of their own: behind GELU, whose
+// largest number of a row nobody knows before all of the row is there. Stage 5.
+//
+//   x ≈ X[row] · rows[row, column / 128]      w ≈ W[column] · columns[column]      Y in halves
+//
+// A step of the ring is 128 columns: just one scale a row. So its sums are exact integers, and are scaled and
+// added to the row's floats while the tensor cores make the next step's:
+//
+//   tensor cores   │ step 0 ▶ A │ step 1 ▶ B │ step 2 ▶ A │ …      A, B: 64 integers a thread
+//   a warpgroup                 │ Y += A · s₀ │ Y += B · s₁ │ …     Y: 64 floats
+//
+//   columns of a tile   0 … 127
+//   rows   0–63        ┌───────┐ warpgroup 1        both read every step of the ring, W's part together:
+//   rows  64–127       └───────┘ warpgroup 2        a stage is empty when 8 warps have read it
+//
+// No turns are needed: a stage is filled again only when both have read it, so neither is ever two phases
+// behind. Nobody's products wait for the other's scaling; at a tile's end both store while the ring fills.
+//
+// Invariants: a row's floats are added in order of K; rows past the count are not written, and their scales
+// are not read. Limits: sm_90a; inputs a multiple of 128, outputs of 8.
+#include "numbers.cuh"
+#include "ring.cuh"
+
+namespace {
+using namespace ring;
+using numbers::Pair;
+
+constexpr int DEPTH = 128, ROWS = TILE / 2; // of a warpgroup
+constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES;
+constexpr u32 DONE_BYTES = ROWS * TILE * 2, DONE_AT = ring::BYTES, BARRIERS_AT = DONE_AT + 2 * DONE_BYTES;
+constexpr int STORED = 1; // named barriers 1 and 2
+
+// The scales of a lane's two rows of one step.
+struct Scales {
+  float low, high;
+};
+
+// Starts one step's products.
+DEVICE void multiply(u32 memory, int (&part)[64], int step, int group) {
+  u32 from = stage(memory, step);
+  ptx::barrier_wait(full(memory + BARRIERS_AT, step), parity(step));
+  ptx::products_begin();
+#pragma unroll
+  for (int i = 0; i < DEPTH / 32; i++)
+    ptx::multiply_64x128x32(part, ptx::operand(from + (u32)group * ROWS * 128 + (u32)i * 32),
+                            ptx::operand(from + OPERAND_BYTES + (u32)i * 32), i > 0);
+  ptx::products_commit();
+}
+
+// A finished step: its stage is free, its sums become floats.
+DEVICE void add(u32 memory, float (&sums)[64], const int (&part)[64], const Scales &scales, int step, int lane) {
+  if (lane == 0)
+    ptx::barrier_arrive(empty(memory + BARRIERS_AT, step));
+#pragma unroll
+  for (int i = 0; i < 64; i++)
+    sums[i] += (float)part[i] * (i % 4 < 2 ? scales.low : scales.high);
+}
+
+DEVICE void multiply_tile(u32 memory, float (&sums)[64], const float *low, const float *high, int first_step,
+                          int steps, int group, int lane) {
+  int a[64], b[64];
+#pragma unroll
+  for (int i = 0; i < 64; i++)
+    sums[i] = 0.0f;
+  auto scales = [&](int k) { return Scales{low ? low[k] : 0.0f, high ? high[k] : 0.0f}; };
+  Scales of_a = scales(0), of_b;
+  multiply(memory, a, first_step, group);
+  int k = 0; // the step that is being made in a
+  for (; k + 2 < steps; k += 2) {
+    of_b = scales(k + 1);
+    multiply(memory, b, first_step + k + 1, group);
+    ptx::products_wait<1>();
+    add(memory, sums, a, of_a, first_step + k, lane);
+    of_a = scales(k + 2);
+    multiply(memory, a, first_step + k + 2, group);
+    ptx::products_wait<1>();
+    add(memory, sums, b, of_b, first_step + k + 1, lane);
+  }
+  if (k + 2 == steps) {
+    of_b = scales(k + 1);
+    multiply(memory, b, first_step + k + 1, group);
+    ptx::products_wait<1>();
+    add(memory, sums, a, of_a, first_step + k, lane);
+    ptx::products_wait<0>();
+    add(memory, sums, b, of_b, first_step + k + 1, lane);
+  } else {
+    ptx::products_wait<0>();
+    add(memory, sums, a, of_a, first_step + k, lane);
+  }
+}
+
+DEVICE void finish_tile(unsigned char *done, const float (&sums)[64], const float *columns, const float *bias, u16 *y,
+                        const Work &work, int tile, int group, int thread) {
+  ptx::made_anew(thread);
+  int row = thread / tiles::WARP * 16 + thread % tiles::WARP / 4, t = thread % 4;
+  int row0 = work.row0(tile) + group * ROWS, column0 = work.column0(tile);
+#pragma unroll
+  for (int n = 0; n < TILE / 8; n++) {
+    int column = column0 + n * 8 + t * 2;
+    Pair weights = {}, added = {};
+    if (column < work.columns) {
+      weights = *(const Pair *)(columns + column);
+      added = *(const Pair *)(bias + column);
+    }
+#pragma unroll
+    for (int eight = 0; eight < 2; eight++)
+      *(u32 *)(done + tiles::swizzled<CHUNKS>(row + eight * 8, n) + t * 4) =
+          ptx::to_halves(sums[n * 4 + eight * 2] * weights.low + added.low,
+                         sums[n * 4 + eight * 2 + 1] * weights.high + added.high);
+  }
+  ptx::part_sync(STORED + group, GROUP);
+  store_rows<ROWS, CHUNKS>(done, (unsigned char *)(y + (size_t)row0 * work.columns + column0),
+                           (size_t)work.columns * 2, work.rows - row0, (work.columns - column0) * 2, thread);
+  ptx::part_sync(STORED + group, GROUP); // before the next tile is written there
+}
+
+// A warpgroup: its 64 rows of every tile of this block.
+DEVICE void consume(unsigned char *memory, const float *rows, const float *columns, const float *bias, u16 *y,
+                    const Work &work, int group, int thread) {
+  u32 base = ptx::shared(memory);
+  int lane = thread % tiles::WARP, at = group * ROWS + thread / tiles::WARP * 16 + lane / 4;
+  int first_step = 0;
+  for (int tile = (int)blockIdx.x; tile < work.tiles; tile += (int)gridDim.x, first_step += work.steps) {
+    int row = work.row0(tile) + at;
+    const float *low = row < work.rows ? rows + (size_t)row * work.steps : nullptr;
+    const float *high = row + 8 < work.rows ? rows + (size_t)(row + 8) * work.steps : nullptr;
+    float sums[64];
+    multiply_tile(base, sums, low, high, first_step, work.steps, group, lane);
+    finish_tile(memory + DONE_AT + group * DONE_BYTES, sums, columns, bias, y, work, tile, group, thread);
+  }
+}
+
+} // namespace
+
+// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 64 bytes -------------------------------
+
+KERNEL __launch_bounds__(THREADS, 1)
+    narrow_int8_hopper(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
+                       const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs) {
+  SHARED_MEMORY(raw);
+  unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
+  u32 base = ptx::shared(memory);
+  Work work = ring::work<DEPTH>(*count, inputs, outputs);
+  if (threadIdx.x == 0)
+    prepare(base + BARRIERS_AT, 2 * GROUP / tiles::WARP);
+  __syncthreads();
+  int group = (int)threadIdx.x / GROUP;
+  if (group == 0) {
+    ptx::registers_down<24>();
+    if (threadIdx.x == 0)
+      produce<DEPTH>(base, base + BARRIERS_AT, &x, &w, work);
+  } else {
+    ptx::registers_up<240>();
+    consume(memory, rows, columns, bias, y, work, group - 1, (int)threadIdx.x % GROUP);
+  }
+}

@@ -15,7 +15,7 @@ use kernels::cuda::service::Settings;
 use operators::embed::gpu::{GpuEmbedder, Open, Placed, place_with};
 use operators::embed::model::ModelFiles;
 use operators::embed::weights::{DEFAULT_MODEL, pull};
-use operators::embed::{LocalModel, PretrainedEmbedder};
+use operators::embed::{Kernel, LocalModel, PretrainedEmbedder};
 
 fn cpu() -> Arc<PretrainedEmbedder> {
     static MODEL: std::sync::OnceLock<Arc<PretrainedEmbedder>> = std::sync::OnceLock::new();
@@ -142,6 +142,28 @@ fn a_good_device_is_used_and_keeps_the_laws() {
     // Two were probed, and two more opened to stay.
     assert_eq!(opened.load(Ordering::Relaxed), 4);
     assert!(!model.embed(&["x"]).unwrap()[0].is_empty());
+}
+
+/// A device rounds to bytes in its own way: its vectors are of the class, not the CPU's own.
+#[test]
+fn a_device_may_round_to_bytes_in_its_own_way() {
+    let folder = pull(DEFAULT_MODEL, &|_| {}).unwrap();
+    let files = ModelFiles::read(&folder).unwrap();
+    let int8 = Arc::new(PretrainedEmbedder::with_kernel(files, Kernel::Int8).unwrap());
+    // This one does not round at all.
+    let device = open(false, None, &Arc::default());
+    let settings = Settings::default();
+    let placed = place_with(
+        Arc::clone(&int8),
+        &Wanted::Auto,
+        Ok(vec![0]),
+        &device,
+        settings,
+    );
+    let model = on_gpu(placed.map_err(|e| e.to_string()));
+    assert_eq!(model.id(), int8.id());
+    assert_eq!(model.embed(&["a text"]), cpu().embed(&["a text"]));
+    assert_ne!(model.embed(&["a text"]), int8.embed(&["a text"]));
 }
 
 #[test]

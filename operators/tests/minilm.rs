@@ -123,9 +123,14 @@ fn the_id_names_the_content_and_the_checksums_hold() {
             "DEVICE 'cuda:99' cannot be used: there is no ",
         ),
         (
-            "cuda",
+            "cuda:99",
             "int8",
-            "DEVICE 'cuda' is for encoders with PRECISION 'full' (fp16 there)",
+            "DEVICE 'cuda:99' cannot be used: there is no ",
+        ),
+        (
+            "cuda",
+            "bf16",
+            "DEVICE 'cuda' is for encoders with PRECISION 'full' (fp16 there) or 'int8'",
         ),
     ] {
         let said = refused(device, precision);

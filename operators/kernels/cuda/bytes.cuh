@@ -45,6 +45,8 @@ template <int COUNT> DEVICE void mix_lanes(float (&v)[COUNT], int lane) {
 // What turns a number into its byte, given the largest of its row.
 DEVICE float inverse(float largest) { return largest > 0.0f ? LEVELS / largest : 0.0f; }
 
-DEVICE u32 byte(float x, float inverse) { return (u32)ptx::to_int(x * inverse) & 0xff; }
+// In bits 0–7 the byte of x, above them anything: 1.5 · 2²³ leaves the nearest integer, halves to even, in the
+// low bits of the sum, in one instruction.
+DEVICE u32 byte(float x, float inverse) { return __float_as_uint(fmaf(x, inverse, 12582912.0f)); }
 
 } // namespace bytes

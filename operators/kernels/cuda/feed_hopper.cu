@@ -161,7 +161,7 @@ DEVICE void widen(unsigned char *h, const float (&sums)[32], const float *bias, 
 #pragma unroll
     for (int i = 0; i < 2; i++)
       *(u32 *)(h + tiles::swizzled<8>(place.row() + i * 8, n) + place.lane % 4 * 4) =
-          ptx::to_halves(numbers::gelu(sums[n * 4 + i * 2] + b.low), numbers::gelu(sums[n * 4 + i * 2 + 1] + b.high));
+          ptx::to_halves(numbers::gelu_fast(sums[n * 4 + i * 2] + b.low), numbers::gelu_fast(sums[n * 4 + i * 2 + 1] + b.high));
   }
 }
 

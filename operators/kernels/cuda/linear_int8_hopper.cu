@@ -11,9 +11,6 @@
 //   GELU's tile   a lane has 32 of a row's 128 columns: n·8 + 2t, + 1 for n = 0 … 15
 //                 ─▶ H over those 32 (80 sums and differences) ─▶ largest over 4 lanes ─▶ bytes, one scale
 //
-// GELU is x · (1 + tanh(0.798 x + 0.0357 x³)) / 2, within 5e-4 of the exact one: a byte's step is larger, and
-// the error function would cost more than the products.
-//
 // Invariants as in linear_hopper.cu; sums are exact, so no order matters. Limits: sm_90a; inputs a multiple
 // of 16, outputs of 8; with GELU of 128.
 #include "bytes.cuh"
@@ -55,12 +52,6 @@ DEVICE void multiply_tile(u32 memory, int (&sums)[2][64], int first_step, int st
     if (k > 0 && lane == 0)
       ptx::barrier_arrive(empty(memory + BARRIERS_AT, step - 1));
   }
-}
-
-// One row of a lane's sums as numbers: `eight` picks row g or g + 8.
-DEVICE float gelu_fast(float x) {
-  float inner = x * (0.7978845608f + 0.0356774081f * x * x);
-  return 0.5f * x * (1.0f + ptx::tanh_fast(inner));
 }
 
 // Where a lane's rows are in the tile.
@@ -119,7 +110,7 @@ DEVICE void finish_row(unsigned char *done, const int (&sums)[64], const Ends &e
 #pragma unroll
   for (int n = 0; n < TILE / 8; n++)
     *(u16 *)(done + tiles::swizzled<CHUNKS>(at, n / 2) + n % 2 * 8 + t * 2) =
-        (u16)(bytes::byte(v[n * 2], inverse) | bytes::byte(v[n * 2 + 1], inverse) << 8);
+        (u16)ptx::low_bytes(bytes::byte(v[n * 2], inverse), bytes::byte(v[n * 2 + 1], inverse));
   if (t == 0 && row < work.rows)
     ends.scales[(size_t)row * (work.columns / TILE) + work.column0(tile) / TILE] =
         largest * (0.17677669530f / bytes::LEVELS); // H of 32, scaled by 1 / √32

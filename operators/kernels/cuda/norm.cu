@@ -52,11 +52,9 @@ DEVICE void store_bytes(float (&v)[ROUNDS][4], const Norm &norm, int row, int la
 #pragma unroll
   for (int i = 0; i < ROUNDS; i++)
     if (i * ROUND_COLUMNS < norm.hidden) {
-      u32 four = 0;
-#pragma unroll
-      for (int e = 0; e < 4; e++)
-        four |= bytes::byte(v[i][e], inverse) << (8 * e);
-      *(u32 *)(norm.bytes + (size_t)row * norm.hidden + i * ROUND_COLUMNS + lane * 4) = four;
+      u32 low = ptx::low_bytes(bytes::byte(v[i][0], inverse), bytes::byte(v[i][1], inverse));
+      u32 high = ptx::low_bytes(bytes::byte(v[i][2], inverse), bytes::byte(v[i][3], inverse));
+      *(u32 *)(norm.bytes + (size_t)row * norm.hidden + i * ROUND_COLUMNS + lane * 4) = ptx::low_halves(low, high);
     }
   if (lane == 0)
     norm.scales[row] = largest * (0.08838834765f / bytes::LEVELS); // H of 128, scaled by 1 / √128

@@ -10,9 +10,14 @@ enum Epilogue { BIAS = 0, GELU = 1, RESIDUAL = 2, TANH = 3 };
 // x · Φ(x), with the exact error function as BERT's "gelu" has it.
 DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
+// The same for what becomes a half or a byte: off by at most 2.8e-4 for the form (its two factors are fitted
+// to that) and |x| · 2.5e-4 for the instruction, less than rounding to a half. Six instructions instead of
+// twenty; 1,536 of these stand behind the 12 · 384² products of a token and layer.
+DEVICE float gelu_fast(float x) { return 0.5f * x * (1.0f + ptx::tanh_fast(x * (0.8002f + 0.0347f * x * x))); }
+
 template <int EPILOGUE> DEVICE float activate(float x) {
   if (EPILOGUE == GELU)
-    return gelu(x);
+    return gelu_fast(x);
   if (EPILOGUE == TANH)
     return tanhf(x);
   return x;

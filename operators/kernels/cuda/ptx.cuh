@@ -52,18 +52,25 @@ DEVICE float exp2_fast(float x) {
   return y;
 }
 
-// The hyperbolic tangent, within 5e-4.
+// The hyperbolic tangent, within 2⁻¹¹ of itself.
 DEVICE float tanh_fast(float x) {
   float y;
   asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// To the nearest integer, halves to even; 0 for NaN.
-DEVICE int to_int(float x) {
-  int i;
-  asm("cvt.rni.s32.f32 %0, %1;" : "=r"(i) : "f"(x));
-  return i;
+// Bits 0–7 of `low`, then of `high`; above them anything.
+DEVICE u32 low_bytes(u32 low, u32 high) {
+  u32 r;
+  asm("prmt.b32 %0, %1, %2, 0x0040;" : "=r"(r) : "r"(low), "r"(high));
+  return r;
+}
+
+// Bits 0–15 of `low`, then of `high`.
+DEVICE u32 low_halves(u32 low, u32 high) {
+  u32 r;
+  asm("prmt.b32 %0, %1, %2, 0x5410;" : "=r"(r) : "r"(low), "r"(high));
+  return r;
 }
 
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes take part.

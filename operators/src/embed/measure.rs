@@ -5,7 +5,7 @@
 //! micro-kernel of the same precision alone, over operands that stay in the first cache, measured on the
 //! same core just before: the quotient is the share of what is possible.
 //!
-//! On a device it is the fp16 rate of a large product on one H200, a device each.
+//! On a device it is the fp16 rate of a large product on one H200, a device each; of int8 twice that.
 //!
 //! Limits: operations are those of the model's matrix products.
 
@@ -58,7 +58,7 @@ pub struct Measured {
     /// Operations a second of the encoder, in 10⁹; `None` for a model without matrix products.
     pub encoder_gflops: Option<f64>,
     /// Operations a second of the precision's micro-kernel alone on one core, or of a large fp16 product on
-    /// an H200 for each device, in 10⁹; `None` for a model without matrix products.
+    /// an H200 (int8: twice that) for each device, in 10⁹; `None` for a model without matrix products.
     pub peak_gflops: Option<f64>,
     /// The share of the one in the other.
     pub peak_share: Option<f64>,
@@ -90,6 +90,8 @@ pub fn measure(
     let kernel = Kernel::for_precision(precision).unwrap_or(Kernel::F32);
     let peak_gflops = model.operations(1).map(|_| match devices.len() {
         0 => yardstick(kernel),
+        // The tensor cores multiply twice as many bytes as halves; nobody has measured it here.
+        count if kernel == Kernel::Int8 => 2.0 * DEVICE_GFLOPS * count as f64,
         count => DEVICE_GFLOPS * count as f64,
     });
     let calls = model.call_limits().calls.filter(|_| !devices.is_empty());

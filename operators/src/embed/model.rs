@@ -74,17 +74,19 @@ pub fn placed(folder: &ModelFolder, device: &str, precision: &str) -> Result<Loc
         ))
     })?;
     let is_encoder = Layout::of(&folder.path).is_ok_and(|layout| layout.kind == Kind::Encoder);
-    match (&wanted, is_encoder && precision == "full") {
+    let is_for_devices = is_encoder && matches!(precision, "full" | "int8");
+    match (&wanted, is_for_devices) {
         (Wanted::Auto | Wanted::Cuda(_), true) => {
             let files = ModelFiles::read(folder)?;
             let prompts = files.prompts.clone();
-            let (model, why_cpu): (Arc<dyn LocalModel>, _) = match gpu::place(files, &wanted)? {
-                gpu::Placed::Gpu(model) => (Arc::new(model), None),
-                gpu::Placed::Cpu(model, reason) => {
-                    tracing::info!(model = folder.name, reason, "the CPU embeds");
-                    (model, Some(reason))
-                }
-            };
+            let (model, why_cpu): (Arc<dyn LocalModel>, _) =
+                match gpu::place(files, &wanted, kernel)? {
+                    gpu::Placed::Gpu(model) => (Arc::new(model), None),
+                    gpu::Placed::Cpu(model, reason) => {
+                        tracing::info!(model = folder.name, reason, "the CPU embeds");
+                        (model, Some(reason))
+                    }
+                };
             Ok(Local {
                 model,
                 prompts,
@@ -92,7 +94,7 @@ pub fn placed(folder: &ModelFolder, device: &str, precision: &str) -> Result<Loc
             })
         }
         (Wanted::Cuda(_), false) => Err(refuse(format!(
-            "DEVICE '{device}' is for encoders with PRECISION 'full' (fp16 there); expected 'auto' or 'cpu'"
+            "DEVICE '{device}' is for encoders with PRECISION 'full' (fp16 there) or 'int8'; expected 'auto' or 'cpu'"
         ))),
         (wanted, _) => {
             let why_cpu = match wanted {
@@ -314,6 +316,11 @@ impl PretrainedEmbedder {
             config,
             scratch: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Its arithmetic.
+    pub fn kernel(&self) -> Kernel {
+        self.encoder.kernel()
     }
 
     /// The shape of its layers.

@@ -71,6 +71,11 @@ u16 float_to_half(float f);
 } // namespace emulate
 
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+static inline unsigned __float_as_uint(float f) {
+  unsigned bits;
+  memcpy(&bits, &f, 4);
+  return bits;
+}
 static inline float __int_as_float(int bits) {
   float f;
   memcpy(&f, &bits, 4);
@@ -84,8 +89,14 @@ DEVICE u16 to_half(float f) { return emulate::float_to_half(f); }
 DEVICE u32 to_halves(float low, float high) { return (u32)to_half(low) | (u32)to_half(high) << 16; }
 DEVICE void made_anew(int &) {}
 DEVICE float exp2_fast(float x) { return exp2f(x); }
-DEVICE float tanh_fast(float x) { return tanhf(x); }
-DEVICE int to_int(float x) { return x == x ? (int)lrintf(x) : 0; }
+// As far off as the real one may be.
+DEVICE float tanh_fast(float x) {
+  int bits;
+  memcpy(&bits, &x, 4);
+  return tanhf(x) * (bits & 1 ? 1.0f + 0x1p-11f : 1.0f - 0x1p-11f);
+}
+DEVICE u32 low_bytes(u32 low, u32 high) { return (low & 0xff) | (high & 0xff) << 8 | 0xa5a50000; }
+DEVICE u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }
 DEVICE u32 shared(const void *pointer) { return emulate::address_of(pointer); }
 DEVICE void copy16(u32 to, const void *from, int bytes) { emulate::copy(to, from, bytes); }
 DEVICE void commit_copies() { emulate::commit(); }

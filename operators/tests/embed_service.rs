@@ -195,7 +195,7 @@ fn the_breaker_opens_questions_fail_at_once_and_documents_arrive_later() {
     });
     let (send, receive) = mpsc::channel();
     service.embed_question(embedder.id(), "q", Box::new(move |r| send.send(r).unwrap()));
-    let answer = receive.recv_timeout(Duration::from_secs(2)).unwrap();
+    let answer = receive.recv_timeout(Duration::from_secs(20)).unwrap();
     // Refused at once, or it was the probe itself: an error either way; who waits is answered later.
     assert!(answer.is_err_and(|e| e.is_transient()));
     within(Duration::from_secs(20), "documents arrive", || {
@@ -285,7 +285,7 @@ fn the_memo_is_asked_before_the_encoder_and_questions_are_remembered() {
         );
         assert!(
             receive
-                .recv_timeout(Duration::from_secs(2))
+                .recv_timeout(Duration::from_secs(20))
                 .unwrap()
                 .is_ok()
         );
@@ -296,7 +296,7 @@ fn the_memo_is_asked_before_the_encoder_and_questions_are_remembered() {
 #[test]
 fn stopping_and_unregistering_fail_what_waits() {
     let embedder = Arc::new(HashedEmbedder::new("gone", 8));
-    embedder.set_delay(Duration::from_secs(2));
+    embedder.set_delay(Duration::from_secs(8));
     let memo = Arc::new(MemoryMemo::default());
     let service = EmbedService::new(quick(), memo.clone());
     let results = Results::default();
@@ -322,7 +322,7 @@ fn stopping_and_unregistering_fail_what_waits() {
     let started = Instant::now();
     service.stop();
     assert!(
-        started.elapsed() < Duration::from_secs(1),
+        started.elapsed() < Duration::from_secs(6),
         "it does not wait for the batch"
     );
     assert!(

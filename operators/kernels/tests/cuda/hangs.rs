@@ -166,10 +166,14 @@ fn a_call_that_never_returns_costs_no_text() {
         if call != Call::End {
             wait_for("the device rests", || service.status().is_degraded);
             let reason = service.status().reason;
-            let limit = if call == Call::Open { 30 } else { 20 };
-            let late = format!("device 0: the device did not answer within {limit} ms");
+            // On a busy machine an opening that does not hang may be late, too.
+            let late = [20, 30]
+                .map(|limit| format!("device 0: the device did not answer within {limit} ms"));
             let stuck = "device 0: 4 calls into its driver have not come back";
-            assert!(reason == late || reason == stuck, "{call:?}: {reason}");
+            assert!(
+                late.contains(&reason) || reason == stuck,
+                "{call:?}: {reason}"
+            );
         }
         let since = Instant::now();
         drop(service);

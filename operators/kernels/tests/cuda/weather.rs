@@ -162,12 +162,8 @@ fn opener(weather: Weather, seed: u64, order: &Arc<AtomicUsize>) -> Opener {
     })
 }
 
+/// Impatient, so that what hangs costs the test no time: on a busy machine what is well may seem to hang.
 fn service(weathers: &[Weather], seed: u64) -> (Service, Arc<AtomicUsize>) {
-    let order = Arc::new(AtomicUsize::new(0));
-    let openers = weathers.iter().enumerate();
-    let openers = openers
-        .map(|(i, &weather)| opener(weather, seed * 10 + i as u64, &order))
-        .collect();
     let settings = Settings {
         batch_timeout: Duration::from_millis(15),
         open_timeout: Duration::from_millis(15),
@@ -175,6 +171,19 @@ fn service(weathers: &[Weather], seed: u64) -> (Service, Arc<AtomicUsize>) {
         rest_max: Duration::from_millis(20),
         fallback_texts: 4,
     };
+    service_with(settings, weathers, seed)
+}
+
+fn service_with(
+    settings: Settings,
+    weathers: &[Weather],
+    seed: u64,
+) -> (Service, Arc<AtomicUsize>) {
+    let order = Arc::new(AtomicUsize::new(0));
+    let openers = weathers.iter().enumerate();
+    let openers = openers
+        .map(|(i, &weather)| opener(weather, seed * 10 + i as u64, &order))
+        .collect();
     let fallback = |texts: &[&Text]| {
         texts
             .iter()
@@ -267,7 +276,8 @@ fn every_text_gets_its_answer_in_any_weather() {
 
 #[test]
 fn in_good_weather_the_cpu_does_nothing() {
-    let (service, _) = service(&[Weather::default(), Weather::default()], 1);
+    let weathers = [Weather::default(), Weather::default()];
+    let (service, _) = service_with(Settings::default(), &weathers, 1);
     let texts = (1..50).map(|i| Text::new(vec![i; 20])).collect();
     let found = service.submit(Class::Bulk, texts).unwrap().wait().unwrap();
     assert!(found.iter().all(|result| result[1] == 1.0));
@@ -281,13 +291,11 @@ fn in_good_weather_the_cpu_does_nothing() {
 
 #[test]
 fn without_a_device_the_cpu_does_all_and_the_reason_is_said() {
-    let (service, _) = service(
-        &[Weather {
-            not_opened: 1000,
-            ..Weather::default()
-        }],
-        1,
-    );
+    let weather = Weather {
+        not_opened: 1000,
+        ..Weather::default()
+    };
+    let (service, _) = service_with(Settings::default(), &[weather], 1);
     let texts = (1..50).map(|i| Text::new(vec![i; 20])).collect();
     let found = service.submit(Class::Bulk, texts).unwrap().wait().unwrap();
     assert!(found.iter().all(|result| result[1] == 0.0));

@@ -8,8 +8,9 @@
 //   behind GELU            the 32 columns of 128 that a lane of a tensor core holds: no exchange; a scale
 //                          for each row and 128 columns
 //
-// Sign: byte = round(127 · x / largest), scale = largest / 127. A row of zeros has scale 0. NaN is not
-// carried by bytes: it stays in the state x, which is kept in halves beside them.
+// byte = round(127 · x / largest), scale = largest / 127. A row of zeros has scale 0. A number that is not
+// finite makes the scale NaN, and with it all that the row is multiplied with: bytes have no NaN, and a text with
+// a state that overflowed must not get a vector that looks good.
 #pragma once
 #include "ptx.cuh"
 
@@ -18,7 +19,7 @@ namespace bytes {
 constexpr int GROUP = 128; // columns
 constexpr float LEVELS = 127.0f;
 
-// H for 2^k numbers of one thread, not yet scaled.
+// H for 2^k numbers of one thread, not yet scaled. (∞ becomes NaN here, or stays ∞.)
 template <int COUNT> DEVICE void mix(float (&v)[COUNT]) {
 #pragma unroll
   for (int width = 1; width < COUNT; width *= 2)
@@ -42,7 +43,7 @@ template <int COUNT> DEVICE void mix_lanes(float (&v)[COUNT], int lane) {
     }
 }
 
-// What turns a number into its byte, given the largest of its row.
+// What turns a number into its byte, given the largest of its row; 0 for a row of zeros or with NaN.
 DEVICE float inverse(float largest) { return largest > 0.0f ? LEVELS / largest : 0.0f; }
 
 // In bits 0–7 the byte of x, above them anything: 1.5 · 2²³ leaves the nearest integer, halves to even, in the

@@ -45,7 +45,7 @@ DEVICE void store_bytes(float (&v)[ROUNDS][4], const Norm &norm, int row, int la
       bytes::mix_lanes(v[i], lane);
 #pragma unroll
       for (int e = 0; e < 4; e++)
-        largest = fmaxf(largest, fabsf(v[i][e]));
+        largest = ptx::max_nan(largest, fabsf(v[i][e]));
     }
   largest = numbers::warp_max(largest);
   float inverse = bytes::inverse(largest);

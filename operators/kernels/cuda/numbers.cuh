@@ -11,8 +11,8 @@ enum Epilogue { BIAS = 0, GELU = 1, RESIDUAL = 2, TANH = 3 };
 DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
 // The same for what becomes a half or a byte: off by at most 2.8e-4 for the form (its two factors are fitted
-// to that) and |x| · 2.5e-4 for the instruction, less than rounding to a half. Six instructions instead of
-// twenty; 1,536 of these stand behind the 12 · 384² products of a token and layer.
+// to that) and |x| · 2.5e-4 for the instruction, which is of the size of rounding to a half where |x| ≥ 1. Six
+// instructions instead of 25; 1,536 of these stand behind the 12 · 384² products of a token and layer.
 DEVICE float gelu_fast(float x) { return 0.5f * x * (1.0f + ptx::tanh_fast(x * (0.8002f + 0.0347f * x * x))); }
 
 template <int EPILOGUE> DEVICE float activate(float x) {
@@ -37,17 +37,17 @@ DEVICE float quad_sum(float x) {
   return x + ptx::shuffle_xor(x, 2);
 }
 
-// The largest of them.
+// The largest of them; NaN if one is.
 DEVICE float quad_max(float x) {
-  x = fmaxf(x, ptx::shuffle_xor(x, 1));
-  return fmaxf(x, ptx::shuffle_xor(x, 2));
+  x = ptx::max_nan(x, ptx::shuffle_xor(x, 1));
+  return ptx::max_nan(x, ptx::shuffle_xor(x, 2));
 }
 
-// The largest of 32 lanes, in every lane.
+// The largest of 32 lanes, in every lane; NaN if one is.
 DEVICE float warp_max(float x) {
 #pragma unroll
   for (int mask = 16; mask > 0; mask >>= 1)
-    x = fmaxf(x, ptx::shuffle_xor(x, mask));
+    x = ptx::max_nan(x, ptx::shuffle_xor(x, mask));
   return x;
 }
 

@@ -45,6 +45,13 @@ DEVICE u32 to_halves(float low, float high) {
   return r;
 }
 
+// The larger; NaN if one is.
+DEVICE float max_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 // 2 to the x; 0 for −∞.
 DEVICE float exp2_fast(float x) {
   float y;

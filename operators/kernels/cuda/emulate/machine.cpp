@@ -8,6 +8,7 @@
 #include "../tiles.cuh"
 #include "../hopper.cuh"
 #include "../ring.cuh"
+#include "../pingpong.cuh"
 #include "../bytes.cuh"
 
 #include <setjmp.h>

@@ -8,7 +8,8 @@
 //!
 //! A device decides which places for the residual are fastest (bench `gpu`).
 //!
-//! Invariants: weights are exactly the checkpoint's, rounded to halves once (1/√d is not folded in);
+//! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes (1/√d is not
+//! folded in);
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
@@ -128,7 +129,7 @@ impl Recipe {
     }
 
     /// Fails where the stage has no such kernels for models of this shape.
-    fn check(&self, config: &BertConfig) -> Result<(), Fault> {
+    pub(super) fn check(&self, config: &BertConfig) -> Result<(), Fault> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
         if self.residual.is_fused() && !Join::fits(self.stage, hidden) {
             return Err(Fault::Shape(format!(

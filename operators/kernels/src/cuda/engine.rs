@@ -144,6 +144,8 @@ impl DeviceEngine {
             residual: options.residual,
             precision: options.precision,
         };
+        // Before memory is taken: a device that cannot do it says so, and not that it is full.
+        recipe.check(&weights.config)?;
         let buckets: Vec<Bucket> = options.slots.iter().map(|plan| plan.most).collect();
         let mut arena = Arena::new(device.as_mut(), weights, output, recipe, &buckets)?;
         let model = Model::load(device.as_mut(), &mut arena, weights, output, recipe)?;

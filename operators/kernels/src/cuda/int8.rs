@@ -133,7 +133,7 @@ impl Product {
     pub fn halves(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
         self.check(1)?;
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
-        self.linear("linear_int8_hopper_bias", y, 0, multiprocessors)
+        self.linear("linear_int8_hopper_bias", y, multiprocessors)
     }
 
     /// GELU of the sums as bytes, rotated by [`Rotation::Lanes`], of states with one scale a row.
@@ -149,27 +149,16 @@ impl Product {
                 "{outputs} columns behind GELU, expected a multiple of {GROUP}"
             )));
         }
-        let scales = y.scales.address;
-        self.linear("linear_int8_hopper_gelu", y.bytes, scales, multiprocessors)
+        let mut launch = self.linear("linear_int8_hopper_gelu", y.bytes, multiprocessors)?;
+        launch.args.push(Arg::Address(y.scales.address));
+        Ok(launch)
     }
 
     /// The sums in halves of states with a scale for each 128 columns.
     pub fn narrow(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
         self.check(self.inputs() / GROUP)?;
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
-        let mut args = self.args();
-        args.extend([
-            Arg::Address(y.address),
-            int(self.inputs())?,
-            int(self.outputs())?,
-        ]);
-        Ok(Launch {
-            kernel: "narrow_int8_hopper",
-            grid: [self.tiles()?.min(multiprocessors), 1, 1],
-            threads: 384,
-            shared_bytes: RING_BYTES + HALF_TILES_BYTES,
-            args,
-        })
+        self.linear("narrow_int8_hopper", y, multiprocessors)
     }
 
     fn inputs(&self) -> usize {
@@ -230,21 +219,23 @@ impl Product {
         &self,
         kernel: &'static str,
         y: Tensor,
-        scales: u64,
         multiprocessors: u32,
     ) -> Result<Launch, Fault> {
         let mut args = self.args();
         args.extend([
             Arg::Address(y.address),
-            Arg::Address(scales),
             int(self.inputs())?,
             int(self.outputs())?,
         ]);
+        let finished = match kernel {
+            "narrow_int8_hopper" => HALF_TILES_BYTES,
+            _ => WHOLE_TILES_BYTES,
+        };
         Ok(Launch {
             kernel,
             grid: [self.tiles()?.min(multiprocessors), 1, 1],
             threads: 384,
-            shared_bytes: RING_BYTES + WHOLE_TILES_BYTES,
+            shared_bytes: RING_BYTES + finished,
             args,
         })
     }

@@ -7,7 +7,7 @@ use super::device::{Arg, Fault, Kind, Launch, Map, Stage, Tensor, blocks, int};
 pub enum Epilogue {
     /// Nothing but the bias.
     Bias,
-    /// GELU with the exact error function.
+    /// GELU: with the exact error function on stage 0, else within rounding to halves of it.
     Gelu,
     /// A residual is added.
     Residual,

@@ -118,7 +118,9 @@ impl Loader {
     ) -> Result<(Quantized, Tensor), Fault> {
         let inputs = weight.len() / bias.len();
         if let Some(x) = weight.iter().find(|x| !x.is_finite()) {
-            return Err(Fault::Unavailable(format!("a weight is {x}")));
+            return Err(Fault::Unavailable(format!(
+                "a weight is {x}, a byte stands for finite ones: this model runs on the CPU"
+            )));
         }
         let (bytes, scales) = int8::quantize(weight, inputs, rotation);
         let bytes = bytes.into_iter().map(|byte| byte as u8);

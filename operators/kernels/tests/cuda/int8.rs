@@ -305,6 +305,56 @@ pub fn norms(device: &mut dyn Device, hidden: usize, lengths: &[usize]) {
     check(&mut bed, "norm", second, &sums);
 }
 
+/// A row that is not finite stays so through every kernel, and its neighbours do not see it: bytes have no NaN, and
+/// other rows of its text attend to what is made of it.
+pub fn what_is_not_finite_stays_so(device: &mut dyn Device) {
+    const ROWS: usize = 5;
+    const BAD: usize = 3;
+    let most = device.multiprocessors();
+    let mut bed = Bed::new(device, 9);
+    let count = bed.ints(&[ROWS as u32]);
+    for poison in [f64::NAN, f64::INFINITY] {
+        let mut x = bed.numbers(ROWS * GROUP, 1.0, Kind::F16);
+        x[BAD * GROUP + 17] = poison;
+        let one = bed.tensor(&[1.0; GROUP], 1, GROUP, Kind::F32);
+        let norm = Norm {
+            gain: one,
+            shift: one,
+            epsilon: 1e-12,
+        };
+        let from = bed.tensor(&x, ROWS, GROUP, Kind::F16);
+        let out = bed.poisoned(ROWS, GROUP, Kind::F16);
+        let mut quantized = |groups: usize| Quantized {
+            bytes: bed.poisoned(ROWS, GROUP, Kind::Byte),
+            scales: bed.poisoned(ROWS, groups, Kind::F32),
+        };
+        let (state, wide) = (quantized(1), quantized(1));
+        let mut operands = Operands::new(&mut bed, (ROWS, GROUP, GROUP), 1);
+        operands.bias.fill(1.0);
+        let mut call = operands.call(&mut bed, &operands.x, ROWS, ROWS);
+        call.x = state;
+        let narrow = Product { x: wide, ..call };
+        let [halves, sums] = [(); 2].map(|()| bed.poisoned(ROWS, GROUP, Kind::F16));
+        bed.run(&[
+            norm::add_norm_int8(count, from, None, &norm, out, state).unwrap(),
+            call.halves(halves, most).unwrap(),
+            call.gelu(wide, most).unwrap(),
+            narrow.narrow(sums, most).unwrap(),
+        ]);
+        for (name, y) in [("halves", halves), ("narrow", sums)] {
+            let found = bed.result(y, ROWS);
+            for (row, values) in found.chunks(GROUP).enumerate() {
+                let all = |is_so: fn(&f64) -> bool| values.iter().all(is_so);
+                let is_right = match row {
+                    BAD => all(|x| !x.is_finite()),
+                    _ => all(|x| x.is_finite()),
+                };
+                assert!(is_right, "{name}, {poison}, row {row}: {values:?}");
+            }
+        }
+    }
+}
+
 /// What the host makes of weights stands for them.
 pub fn weights_stand_for_themselves(device: &mut dyn Device) {
     let weight = Bed::new(device, 3).numbers(6 * 256, 1.0, Kind::F32);

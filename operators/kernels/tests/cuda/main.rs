@@ -14,12 +14,12 @@ mod weather;
 
 use emulator::{Emulator, Weather};
 use int8::Sums;
-use kernels::Pooling;
 use kernels::cuda::batch::Text;
 use kernels::cuda::device::{Device, Stage};
 use kernels::cuda::encoder::{Output, Precision, Residual};
 use kernels::cuda::engine::{DeviceEngine, Options};
 use kernels::cuda::linear::Epilogue;
+use kernels::{Encoder, Kernel, Pooling, Scratch};
 
 const WEATHERS: [Weather; 4] = [
     Weather {
@@ -148,6 +148,7 @@ fn products_of_bytes_equal_the_oracle() {
         }
     }
     int8::weights_stand_for_themselves(&mut Emulator::new(WEATHERS[0]));
+    int8::what_is_not_finite_stays_so(&mut Emulator::new(WEATHERS[1]));
     for sums in [Sums::Whole, Sums::Grouped] {
         int8::product_is_invariant(&mut Emulator::new(WEATHERS[2]), sums, (200, 256, 136));
     }
@@ -295,7 +296,10 @@ fn the_default_models_weights_as_bytes_equal_the_oracle() {
     };
     // Pages begin with short paragraphs; the emulated machine is slow.
     let short = texts.into_iter().filter(|ids| (8..40).contains(&ids.len()));
-    let texts: Vec<Text> = short.step_by(5).take(4).map(Text::new).collect();
+    let mut texts: Vec<Text> = short.step_by(5).take(4).map(Text::new).collect();
+    // A device is trusted by arbitrary ids like these (operators/src/embed/gpu.rs).
+    let probe = |length: u32| (0..length).map(|at| (at * 7_919 + 101) % 30_522).collect();
+    texts.extend([2, 3, 17].map(probe).map(Text::new));
     let options = Options {
         precision: Precision::Int8,
         ..model::options(Stage::Hopper, 1)
@@ -312,6 +316,18 @@ fn the_default_models_weights_as_bytes_equal_the_oracle() {
     let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
     let least = cosines.iter().copied().fold(1.0, f64::min);
     assert!(mean >= 0.999 && least >= 0.998, "{cosines:?}");
+    // The CPU rounds in another way, and is what stands behind a device.
+    let cpu = Encoder::with_kernel(weights, Pooling::Mean, Kernel::Int8);
+    for (text, vector) in texts.iter().zip(&vectors) {
+        let of_cpu = cpu.encode(&text.ids, &mut Scratch::default());
+        let of_cpu: Vec<f64> = of_cpu.into_iter().map(f64::from).collect();
+        let cosine = kernels::reference::cosine(vector, &of_cpu);
+        println!(
+            "{} ids: cosine {cosine:.6} with the CPU's int8",
+            text.ids.len()
+        );
+        assert!(cosine >= 0.998, "{cosine}");
+    }
 }
 
 #[test]

@@ -170,6 +170,7 @@ fn products_of_bytes_equal_the_oracle() {
     int8::gelu(&mut device, (150, 768, 3072));
     int8::gelu(&mut device, (9000, 128, 1152));
     int8::weights_stand_for_themselves(&mut device);
+    int8::what_is_not_finite_stays_so(&mut device);
     for hidden in [128, 384, 768, 1024] {
         for lengths in [&[][..], &[1], &LENGTHS] {
             int8::norms(&mut device, hidden, lengths);

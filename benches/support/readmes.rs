@@ -45,6 +45,23 @@ pub fn documentation(model: &PretrainedEmbedder, room: usize, wanted: usize) -> 
     distinct.take(wanted).collect()
 }
 
+/// Chunks of at most `room` tokens of the Markdown and text files right in a folder, by name.
+#[allow(dead_code)] // only one bench reads other texts
+pub fn of_folder(model: &PretrainedEmbedder, room: usize, folder: &Path) -> Vec<Counted> {
+    let entries = std::fs::read_dir(folder).expect("a folder of texts");
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_text = |path: &std::path::PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "md" || extension == "txt")
+    };
+    let mut paths: Vec<_> = paths.filter(is_text).collect();
+    paths.sort();
+    let texts = paths
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok());
+    texts.flat_map(|text| cut(model, room, &text)).collect()
+}
+
 fn is_source(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "rs")
 }

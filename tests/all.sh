@@ -59,10 +59,10 @@ lanes_end() {
     failed=0
     for log in "$lanes"/*.log; do
         name="$(basename "$log" .log)"
-        code="$(cat "$lanes/$name.code")"
+        code="$(cat "$lanes/$name.code" 2>/dev/null || echo none)" # none: it was killed
         echo; echo "== lane $name: exit status $code"
         cat "$log"
-        [ "$code" -eq 0 ] || failed=1
+        [ "$code" = 0 ] || failed=1
     done
     rm -rf "$lanes"
     return "$failed"

@@ -16,7 +16,6 @@
 
 namespace bytes {
 
-constexpr int GROUP = 128; // columns
 constexpr float LEVELS = 127.0f;
 
 // H for 2^k numbers of one thread, not yet scaled. (∞ becomes NaN here, or stays ∞.)

@@ -50,13 +50,6 @@ template <int EPILOGUE> struct Finish {
         }
     }
   }
-
-  DEVICE void store(const unsigned char *done, const Place &place) const {
-    const Work &work = place.work;
-    int row0 = place.row0(), column0 = place.column0();
-    store_rows<TILE, CHUNKS>(done, (unsigned char *)(y + (size_t)row0 * work.columns + column0),
-                             (size_t)work.columns * 2, work.rows - row0, (work.columns - column0) * 2, place.thread);
-  }
 };
 
 } // namespace

@@ -58,13 +58,6 @@ struct FinishHalves {
       }
     }
   }
-
-  DEVICE void store(const unsigned char *done, const Place &place) const {
-    const Work &work = place.work;
-    int row0 = place.row0(), column0 = place.column0();
-    store_rows<TILE, CHUNKS>(done, (unsigned char *)(y + (size_t)row0 * work.columns + column0),
-                             (size_t)work.columns * 2, work.rows - row0, (work.columns - column0) * 2, place.thread);
-  }
 };
 
 struct FinishGelu {
@@ -106,13 +99,6 @@ struct FinishGelu {
 #pragma unroll
     for (int i = 0; i < 4; i++)
       row(done, sums[i / 2], place.row(i / 2, i % 2), i % 2, place);
-  }
-
-  DEVICE void store(const unsigned char *done, const Place &place) const {
-    const Work &work = place.work;
-    int row0 = place.row0(), column0 = place.column0();
-    store_rows<TILE, CHUNKS>(done, y + (size_t)row0 * work.columns + column0, (size_t)work.columns, work.rows - row0,
-                             work.columns - column0, place.thread);
   }
 };
 

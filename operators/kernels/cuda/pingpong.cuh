@@ -79,9 +79,19 @@ DEVICE void multiply_tile(u32 memory, typename Operands::Sum (&sums)[2][64], int
   }
 }
 
+// Brings a finished tile from where `tiles::swizzled` put it to Y.
+template <class Element> DEVICE void store_tile(const unsigned char *done, Element *y, const Place &place) {
+  constexpr int WIDTH = sizeof(Element);
+  const Work &work = place.work;
+  int row0 = place.row0(), column0 = place.column0();
+  store_rows<TILE, TILE * WIDTH / tiles::CHUNK_BYTES>(
+      done, (unsigned char *)(y + (size_t)row0 * work.columns + column0), (size_t)work.columns * WIDTH,
+      work.rows - row0, (work.columns - column0) * WIDTH, place.thread);
+}
+
 // Warpgroup 1 (group 0) or 2 (group 1): every other tile of this block. `finish` has two members:
 //   tile(done, sums, place)    leaves the finished tile in shared memory, where `tiles::swizzled` says
-//   store(done, place)         brings it from there to Y; all of the warpgroup's rows are there
+//   y                          where Y begins, halves or bytes
 template <class Operands, class Finish>
 DEVICE void consume(unsigned char *memory, const Work &work, const Finish &finish, int group, int thread) {
   u32 base = ptx::shared(memory);
@@ -103,7 +113,7 @@ DEVICE void consume(unsigned char *memory, const Work &work, const Finish &finis
     Place place = {work, tile, own};
     finish.tile(done, sums, place);
     ptx::part_sync(STORED + group, GROUP);
-    finish.store(done, place);
+    store_tile(done, finish.y, place);
     ptx::part_sync(STORED + group, GROUP); // before the next tile is written there
   }
 }

@@ -165,6 +165,15 @@ pub enum Arg {
 }
 
 impl Arg {
+    /// A matrix for the copy engine, in boxes of so many rows and columns.
+    pub(super) fn boxes(tensor: Tensor, box_rows: usize, box_columns: usize) -> Arg {
+        Arg::Map(Map {
+            tensor,
+            box_rows,
+            box_columns,
+        })
+    }
+
     /// Its bits in a word of their own, low bytes first; a map is passed by itself.
     pub fn word(&self) -> u64 {
         match *self {

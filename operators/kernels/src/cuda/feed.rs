@@ -1,6 +1,6 @@
 //! Launches of `cuda/feed_hopper.cu`: x = LayerNorm(x + GELU(x·W1ᵀ + b1)·W2ᵀ + b2), in one kernel.
 
-use super::device::{Arg, Fault, Kind, Launch, Map, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
 use super::join::HIDDEN;
 use super::norm::Norm;
 
@@ -53,22 +53,15 @@ impl Feed {
                 second.0
             )));
         }
-        let boxed = |tensor: Tensor, box_rows: usize| {
-            Arg::Map(Map {
-                tensor,
-                box_rows,
-                box_columns: DEPTH,
-            })
-        };
         Ok(Launch {
             kernel: "feed_hopper_384",
             grid: [blocks(self.x.rows, ROWS)?.min(multiprocessors), 1, 1],
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args: vec![
-                boxed(self.x, ROWS),
-                boxed(first.0, PART),
-                boxed(second.0, PART),
+                Arg::boxes(self.x, ROWS, DEPTH),
+                Arg::boxes(first.0, PART, DEPTH),
+                Arg::boxes(second.0, PART, DEPTH),
                 Arg::Address(self.count.address),
                 Arg::Address(first.1.address),
                 Arg::Address(second.1.address),

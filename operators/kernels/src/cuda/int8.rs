@@ -14,7 +14,7 @@
 //! Invariants: a weight's bytes and scale depend on its own row only; the sum of a product is exact (|byte| ≤
 //! 127 and at most 133,000 columns fit 31 bits). Limits: Hopper; inputs a multiple of 128.
 
-use super::device::{Arg, Fault, Kind, Launch, Map, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
 
 /// Columns that are rotated together, and that have a scale behind GELU.
 pub const GROUP: usize = 128;
@@ -26,9 +26,9 @@ const TILE: usize = 128;
 /// Room to begin at a multiple of 1,024, a ring of four stages of two 128×128 operands, eight barriers, and …
 const RING_BYTES: u32 = 1024 + 4 * 2 * 128 * 128 + 64;
 /// … two finished tiles of halves, 128×128 each,
-const WHOLE_TILES_BYTES: u32 = 2 * 128 * 128 * 2;
+const PINGPONG_BYTES: u32 = RING_BYTES + 2 * 128 * 128 * 2;
 /// … or two of 64×128.
-const HALF_TILES_BYTES: u32 = 2 * 64 * 128 * 2;
+const NARROW_BYTES: u32 = RING_BYTES + 2 * 64 * 128 * 2;
 
 /// How states are mixed before they become bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,7 +133,12 @@ impl Product {
     pub fn halves(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
         self.check(1)?;
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
-        self.linear("linear_int8_hopper_bias", y, multiprocessors)
+        self.linear(
+            "linear_int8_hopper_bias",
+            PINGPONG_BYTES,
+            y,
+            multiprocessors,
+        )
     }
 
     /// GELU of the sums as bytes, rotated by [`Rotation::Lanes`], of states with one scale a row.
@@ -149,7 +154,12 @@ impl Product {
                 "{outputs} columns behind GELU, expected a multiple of {GROUP}"
             )));
         }
-        let mut launch = self.linear("linear_int8_hopper_gelu", y.bytes, multiprocessors)?;
+        let mut launch = self.linear(
+            "linear_int8_hopper_gelu",
+            PINGPONG_BYTES,
+            y.bytes,
+            multiprocessors,
+        )?;
         launch.args.push(Arg::Address(y.scales.address));
         Ok(launch)
     }
@@ -158,7 +168,7 @@ impl Product {
     pub fn narrow(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
         self.check(self.inputs() / GROUP)?;
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
-        self.linear("narrow_int8_hopper", y, multiprocessors)
+        self.linear("narrow_int8_hopper", NARROW_BYTES, y, multiprocessors)
     }
 
     fn inputs(&self) -> usize {
@@ -198,16 +208,9 @@ impl Product {
 
     /// What all kernels begin with.
     fn args(&self) -> Vec<Arg> {
-        let boxed = |tensor: Tensor| {
-            Arg::Map(Map {
-                tensor,
-                box_rows: TILE,
-                box_columns: GROUP,
-            })
-        };
         vec![
-            boxed(self.x.bytes),
-            boxed(self.weight.bytes),
+            Arg::boxes(self.x.bytes, TILE, GROUP),
+            Arg::boxes(self.weight.bytes, TILE, GROUP),
             Arg::Address(self.count.address),
             Arg::Address(self.x.scales.address),
             Arg::Address(self.weight.scales.address),
@@ -218,6 +221,7 @@ impl Product {
     fn linear(
         &self,
         kernel: &'static str,
+        shared_bytes: u32,
         y: Tensor,
         multiprocessors: u32,
     ) -> Result<Launch, Fault> {
@@ -227,15 +231,11 @@ impl Product {
             int(self.inputs())?,
             int(self.outputs())?,
         ]);
-        let finished = match kernel {
-            "narrow_int8_hopper" => HALF_TILES_BYTES,
-            _ => WHOLE_TILES_BYTES,
-        };
         Ok(Launch {
             kernel,
             grid: [self.tiles()?.min(multiprocessors), 1, 1],
             threads: 384,
-            shared_bytes: RING_BYTES + finished,
+            shared_bytes,
             args,
         })
     }

@@ -1,6 +1,6 @@
 //! Launches of `cuda/join_hopper.cu`: x = LayerNorm(x + Y·Wᵀ + b), in one kernel.
 
-use super::device::{Arg, Fault, Kind, Launch, Map, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
 use super::norm::Norm;
 
 /// The only width of x: a thread holds a quarter of two rows, 192 sums.
@@ -69,21 +69,14 @@ impl Join {
         if self.from.address == self.x.address {
             return Err(Fault::Shape("from is also x".to_owned()));
         }
-        let boxed = |tensor: Tensor, box_rows: usize| {
-            Arg::Map(Map {
-                tensor,
-                box_rows,
-                box_columns: DEPTH,
-            })
-        };
         Ok(Launch {
             kernel: "join_hopper_384",
             grid: [blocks(self.from.rows, ROWS)?.min(multiprocessors), 1, 1],
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args: vec![
-                boxed(self.from, ROWS),
-                boxed(self.weight, PART),
+                Arg::boxes(self.from, ROWS, DEPTH),
+                Arg::boxes(self.weight, PART, DEPTH),
                 Arg::Address(self.count.address),
                 Arg::Address(self.bias.address),
                 Arg::Address(self.x.address),

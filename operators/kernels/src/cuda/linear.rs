@@ -1,6 +1,6 @@
 //! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
 
-use super::device::{Arg, Fault, Kind, Launch, Map, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
 
 /// What happens to the sums before they are stored. The order is `numbers::Epilogue`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -134,14 +134,10 @@ impl Linear {
     }
 
     fn hopper(&self, epilogue: Epilogue, multiprocessors: u32) -> Result<Launch, Fault> {
-        let boxed = |tensor: Tensor| {
-            Arg::Map(Map {
-                tensor,
-                box_rows: TILE,
-                box_columns: HOPPER_DEPTH,
-            })
-        };
-        let mut args = vec![boxed(self.x), boxed(self.weight)];
+        let operands = [self.x, self.weight];
+        let mut args = operands
+            .map(|operand| Arg::boxes(operand, TILE, HOPPER_DEPTH))
+            .to_vec();
         // As stage 1 without the addresses of x and the weight.
         let rest = self.args()?;
         args.extend(rest[..1].iter().chain(&rest[3..]));

@@ -37,7 +37,7 @@ const SEED: u64 = 20_261_121;
 /// Commits at which the rows are compared.
 const CHECKPOINTS: usize = 20;
 /// Nothing that a test waits for takes so long.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 /// The index's chunks.
 const TOKENS_MAX: u32 = 32;
 

@@ -71,7 +71,7 @@ impl Running {
     }
 
     fn wait_ready(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(180);
         while self.get("/ready").is_err() {
             assert!(Instant::now() < deadline, "not ready: {}", log(&self.1));
             std::thread::sleep(Duration::from_millis(20));
@@ -81,7 +81,7 @@ impl Running {
 
 fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(20)))
+        .timeout_global(Some(Duration::from_secs(60)))
         .build()
         .into()
 }
@@ -202,7 +202,7 @@ fn check(server: &Running, ledger: &Ledger, known: &mut Known, round: usize) {
     let Some(token) = ledger.token() else { return };
     let request = json!({
         "index": "found", "query": "document", "mode": "keyword", "k": 1,
-        "at_least": token, "timeout_ms": 20_000,
+        "at_least": token, "timeout_ms": 60_000,
     });
     let reply = server.post("/v1/search", &request.to_string());
     let reply = reply.expect("the last acknowledged push becomes visible");

@@ -273,7 +273,7 @@ impl Seen {
     fn crash(&mut self, rig: &mut Rig, seed: u64) -> Result<(), String> {
         let progress = "SELECT upper FROM headwater.progress WHERE collection = 'answers'";
         // Right after another crash nothing may be sealed yet.
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(120);
         let upper = loop {
             let rows = sql(rig, progress.to_owned())?;
             match rows.first().and_then(|row| row[0].as_u64()) {

@@ -75,7 +75,7 @@ fn a_span_of_each_kind_is_seen() {
         "source",
     ]
     .into();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(300);
     let seen = loop {
         let seen = ended(&log(folder.path()));
         let names: BTreeSet<&str> = seen.keys().map(String::as_str).collect();

@@ -294,9 +294,9 @@ pub fn upsert(key: &str, value: &Json) -> String {
     json!({"op": "upsert", "key": key, "value": value}).to_string()
 }
 
-/// Waits up to twenty seconds for something to hold.
+/// Waits up to two minutes for something to hold.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < deadline, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(10));

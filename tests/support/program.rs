@@ -10,7 +10,7 @@ use serde_json::{Value as Json, json};
 use crate::server::{Server, log};
 
 /// Nothing that a test waits for takes so long.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 /// A server with its pipeline, in a folder of its own.
 pub struct Program {

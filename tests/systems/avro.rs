@@ -202,7 +202,7 @@ fn every_type_by_wire_format_and_by_header_and_without_a_registry() {
         200
     );
     assert!(
-        dropping.elapsed() < Duration::from_secs(5),
+        dropping.elapsed() < Duration::from_secs(15),
         "{:?}",
         dropping.elapsed()
     );

@@ -127,7 +127,7 @@ fn a_compacted_topic_gives_the_newest_value_of_each_key() {
             &json!({ "n": n }),
         );
     }
-    wait_for("Kafka compacts the topic", Duration::from_secs(60), || {
+    wait_for("Kafka compacts the topic", Duration::from_secs(180), || {
         // A segment is closed by the next message after its time.
         put(&kafka, "settings", 0, "tick", &json!({ "n": 0 }));
         std::thread::sleep(Duration::from_millis(250));
@@ -171,7 +171,7 @@ fn when_a_leader_dies_its_follower_is_read() {
     let program = Program::start(&source("rooms", &brokers));
     let all = "SELECT id, n FROM rooms ORDER BY id";
     let leader = |wanted: i32| {
-        wait_for("the leader", Duration::from_secs(60), || {
+        wait_for("the leader", Duration::from_secs(180), || {
             let topics = kafka.topics();
             let topic = topics.iter().find(|topic| topic.name == "rooms")?;
             (topic.leader(1) == Some(wanted)).then_some(())

@@ -19,7 +19,7 @@ use crate::servers::proxy::Proxy;
 use crate::workload::{COMPARED, TABLES, Workload, truth};
 
 /// A source that lost its server comes back within.
-const RECOVERY: Duration = Duration::from_secs(60);
+const RECOVERY: Duration = Duration::from_secs(180);
 
 /// A number from the environment.
 pub fn number(name: &str, default: usize) -> usize {

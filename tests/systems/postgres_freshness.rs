@@ -142,7 +142,7 @@ fn probes(postgres: &Postgres, program: &Program) -> Vec<Probe> {
             if hits.is_some_and(|hits| !hits.is_empty()) {
                 break;
             }
-            assert!(waiting.elapsed() < Duration::from_secs(20), "probe {n}");
+            assert!(waiting.elapsed() < Duration::from_secs(120), "probe {n}");
         }
         probes.push(Probe {
             committed,

@@ -6,7 +6,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::json;
 
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(120);
 
 fn producer(brokers: &str, option: &str, value: &str) -> BaseProducer {
     ClientConfig::new()

@@ -334,7 +334,7 @@ impl Rig {
     /// Waits until the world has come to the collection, and checks how it came there.
     pub(super) fn check(&self, what: &str) {
         for (sink, collection) in [("whole", "docs"), ("part", "even")] {
-            let deadline = Instant::now() + Duration::from_secs(60);
+            let deadline = Instant::now() + Duration::from_secs(180);
             loop {
                 self.clock.advance(1_000_000);
                 let (table, wanted) = (self.replayed(sink, what), self.rows(collection));

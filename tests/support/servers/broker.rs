@@ -15,7 +15,7 @@ use super::process::Process;
 use super::topics::metadata;
 use super::{Place, Run, free_port, wait_for};
 
-const JOIN_LIMIT: Duration = Duration::from_secs(60);
+const JOIN_LIMIT: Duration = Duration::from_secs(180);
 
 /// A running second broker, number 2.
 pub struct Broker {

@@ -24,8 +24,8 @@ use super::registry::Registry;
 use super::{Place, Run, free_port, http, wait_for};
 
 const JSON_CONVERTER: &str = "org.apache.kafka.connect.json.JsonConverter";
-const START_LIMIT: Duration = Duration::from_secs(120);
-const RUNNING_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(300);
+const RUNNING_LIMIT: Duration = Duration::from_secs(180);
 
 /// A running worker.
 pub struct Connect {

@@ -20,7 +20,7 @@ use super::tls::Certificate;
 use super::topics::metadata;
 use super::{PASSWORD, Place, Run, USER, free_port};
 
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(240);
 
 /// Small and quick; a killed broker may come back when its old session has run out.
 pub const SETTINGS: &str = "\

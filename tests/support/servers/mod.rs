@@ -258,7 +258,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Optio
 /// One HTTP request: the status and the body (JSON, or its text as a JSON string).
 fn http(method: &str, url: &str, body: Option<&Json>) -> Result<(u16, Json), String> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(30)))
+        .timeout_global(Some(Duration::from_secs(120)))
         .http_status_as_error(false)
         .allow_non_standard_methods(true)
         .build()

@@ -22,7 +22,7 @@ use super::system;
 use super::tls::Certificate;
 use super::{PASSWORD, Place, Run, USER, free_port, wait_for};
 
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(180);
 const DATABASE: &str = "postgres";
 
 /// A running server.

@@ -19,7 +19,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to end after a polite signal.
-const STOP_WAIT: Duration = Duration::from_secs(20);
+const STOP_WAIT: Duration = Duration::from_secs(60);
 
 /// Runs "$@" beside a watcher that ends it when standard input closes; the signal comes first.
 const WATCHDOG: &str = r#"

@@ -13,7 +13,7 @@ use super::java;
 use super::process::Process;
 use super::{Place, Run, free_port, http};
 
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(240);
 
 /// A running registry.
 pub struct Registry {

@@ -14,8 +14,8 @@ use super::records::{self, Pair, Record};
 use super::wait_for;
 use super::wire::{Connection, In, Out, api, length};
 
-const TOPIC_LIMIT: Duration = Duration::from_secs(30);
-const RECORDS_LIMIT: Duration = Duration::from_secs(60);
+const TOPIC_LIMIT: Duration = Duration::from_secs(120);
+const RECORDS_LIMIT: Duration = Duration::from_secs(180);
 /// Times that stand for the ends of a partition.
 const FIRST: i64 = -2;
 const END: i64 = -1;

@@ -36,7 +36,7 @@ impl Connection {
     pub fn open(address: &str) -> Result<Connection, String> {
         let failed = |error: std::io::Error| format!("Kafka at {address}: {error}");
         let stream = TcpStream::connect(address).map_err(failed)?;
-        let limit = Some(Duration::from_secs(30));
+        let limit = Some(Duration::from_secs(90));
         stream.set_read_timeout(limit).map_err(failed)?;
         stream.set_write_timeout(limit).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;

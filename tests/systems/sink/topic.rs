@@ -10,7 +10,7 @@ use crate::servers::kafka::Kafka;
 use crate::servers::records::Record;
 
 /// Nothing that is waited for takes so long.
-pub const LONG: Duration = Duration::from_secs(90);
+pub const LONG: Duration = Duration::from_secs(180);
 
 pub fn sink(name: &str, from: &str, kafka: &Kafka, topic: &str, what: &str) -> String {
     format!(
@@ -30,7 +30,7 @@ pub fn push(program: &Program, source: &str, body: &Json) -> bool {
         row => Json::Array(vec![line(row)]),
     };
     let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(10)))
+        .timeout_global(Some(Duration::from_secs(60)))
         .build()
         .into();
     let url = format!(

@@ -4,8 +4,12 @@
 //! At a pause writing stops and a marker is written into each table by one transaction; when it has
 //! arrived everything before it has. Before some pauses something is killed or cut while statements run;
 //! the reader reads on. In Avro with a registry; `HEADWATER_TRANSACTIONS_FORMAT=json` for JSON.
-//! `HEADWATER_TRANSACTIONS_STATEMENTS` and `HEADWATER_TRANSACTIONS_PAUSES` make it longer.
+//! `HEADWATER_TRANSACTIONS_STATEMENTS` and `HEADWATER_TRANSACTIONS_PAUSES` make it longer;
+//! `HEADWATER_TRANSACTIONS_FAULT` (a number of [`World::fault`]) makes each fault this one. When a split
+//! was counted the last records of the topics are shown.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
@@ -19,6 +23,8 @@ use crate::servers::{Run, Stack};
 use crate::workload::{COMPARED, TABLES, Workload, truth};
 
 const PAUSES: usize = 10;
+/// Records of a partition that are shown when a split was counted.
+const TAIL: i64 = 120;
 
 /// They wait long enough for whatever a fault delays.
 fn sources(brokers: &str, format: &str) -> String {
@@ -54,6 +60,25 @@ fn splits(program: &Program) -> f64 {
     });
     let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
     values.sum()
+}
+
+/// What matters for transactions of a record: of JSON its transaction and place in the log, else its text.
+fn shown(value: &str) -> String {
+    let Ok(json) = serde_json::from_str::<Json>(value) else {
+        return value
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(300)
+            .collect();
+    };
+    let source = &json["source"];
+    match json["status"].as_str() {
+        Some(_) => json.to_string(),
+        None => format!(
+            "{} {} {} {} {}",
+            json["op"], json["transaction"], source["txId"], source["lsn"], source["sequence"]
+        ),
+    }
 }
 
 /// The servers, with Debezium's connector running, and the program.
@@ -208,8 +233,52 @@ impl World {
                 self.program.log()
             );
         }
-        assert_eq!(splits(&self.program), 0.0, "{}", self.program.log());
+        if splits(&self.program) > 0.0 {
+            panic!(
+                "pause {pause}: a split\n{}\n{}",
+                self.program.log(),
+                self.tails()
+            );
+        }
         waited
+    }
+
+    /// Panics with what the program was given, and what it said.
+    fn fail(&self, what: &str) -> ! {
+        panic!("{what}\n{}\n{}", self.program.log(), self.tails());
+    }
+
+    /// The last records of the topics, of each partition.
+    fn tails(&self) -> String {
+        let mut out = String::new();
+        for topic in [
+            "db.transaction",
+            "db.public.docs",
+            "db.public.notes",
+            "db.public.shadow",
+        ] {
+            let records = self.stack.kafka.records(topic);
+            let mut ends: BTreeMap<i32, i64> = BTreeMap::new();
+            for record in &records {
+                let end = ends.entry(record.partition).or_default();
+                *end = record.offset.max(*end);
+            }
+            for record in records
+                .iter()
+                .filter(|record| record.offset + TAIL > ends[&record.partition])
+            {
+                let _ = writeln!(
+                    out,
+                    "{topic}/{}@{} {} {} {}",
+                    record.partition,
+                    record.offset,
+                    record.timestamp,
+                    record.key_text(),
+                    shown(&record.value_text()),
+                );
+            }
+        }
+        out
     }
 
     /// A transaction of more than may wait for its END: it is logged in pieces, the program is killed
@@ -256,6 +325,7 @@ fn no_half_transaction_is_seen_through_debezium() {
     let seed = number("HEADWATER_SEED", rand::random::<u32>() as usize) as u64;
     let statements = number("HEADWATER_TRANSACTIONS_STATEMENTS", 600);
     let pauses = number("HEADWATER_TRANSACTIONS_PAUSES", PAUSES).max(PAUSES);
+    let only = number("HEADWATER_TRANSACTIONS_FAULT", usize::MAX);
     let format = std::env::var("HEADWATER_TRANSACTIONS_FORMAT").unwrap_or_else(|_| "avro".into());
     println!("HEADWATER_SEED={seed}, {statements} statements, {pauses} pauses, {format}");
     let run = Run::new("debezium-transactions");
@@ -269,6 +339,7 @@ fn no_half_transaction_is_seen_through_debezium() {
         }
         // Each fault once, however many pauses there are.
         let step = match pause * 20 % pauses < 20 {
+            _ if only < usize::MAX => only,
             true => pause * 20 / pauses,
             false => usize::MAX,
         };
@@ -277,7 +348,10 @@ fn no_half_transaction_is_seen_through_debezium() {
         });
         let waited = world.compare(pause);
         slowest = slowest.max(waited);
-        reads += watcher.end();
+        let Some(read) = watcher.try_end() else {
+            world.fail(&format!("pause {pause}: half a transaction was seen"));
+        };
+        reads += read;
         println!("pause {pause}: fault {fault}; there after {waited:.2?}");
     }
     world.large();

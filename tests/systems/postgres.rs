@@ -117,11 +117,16 @@ impl Watcher {
     }
 
     /// Ends it; how often it has read.
-    pub fn end(mut self) -> usize {
+    pub fn end(self) -> usize {
+        self.try_end().expect("no half transaction was seen")
+    }
+
+    /// The same; `None` when it has seen half a transaction.
+    pub fn try_end(mut self) -> Option<usize> {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("ended once");
-        thread.join().expect("no half transaction was seen");
-        self.reads.load(Ordering::Relaxed)
+        let is_sound = thread.join().is_ok();
+        is_sound.then(|| self.reads.load(Ordering::Relaxed))
     }
 }
 

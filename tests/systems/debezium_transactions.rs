@@ -126,6 +126,13 @@ impl World {
                 !program.rows(&format!("SELECT id FROM {table}")).is_empty()
             });
         }
+        // A connector that dies before it has written its place reads all tables again, row by row.
+        program.wait("the connector's place is written", |_| {
+            let offsets = stack.connect.offsets("db");
+            offsets["offsets"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        });
         World {
             program,
             stack,

@@ -28,7 +28,7 @@ use engine::limits::ENVELOPE_SNAPSHOT_KEYS_MAX;
 use engine::model::{Key, Value};
 use serde::{Deserialize, Serialize};
 
-use super::order::{LogPosition, Order};
+use super::order::{LogKind, LogPosition, Order};
 use super::{ChangeKind, Decoded, Marker, Move, RowChange};
 use lane::{Admission, Lane};
 use recent::Recent;
@@ -186,6 +186,10 @@ impl Table {
         if to_last == Some(Ordering::Equal) {
             return Delivery::Again;
         }
+        let may_be_new = decoded.markers.iter().any(|marker| match marker {
+            Marker::Truncate { order } => self.may_be_new(*order),
+            _ => false,
+        });
         let truncates = decoded.markers.iter().filter_map(|marker| match marker {
             Marker::Truncate { order } => Some((Key::default(), ChangeKind::Delete, *order)),
             _ => None,
@@ -197,7 +201,7 @@ impl Table {
         let lane = lane.filter(|_| all.peek().is_some());
         let is_again =
             lane.is_some_and(|lane| all.all(|(key, kind, order)| lane.has_seen(&key, kind, order)));
-        match is_again {
+        match is_again && !may_be_new {
             true => Delivery::Again,
             false if to_last == Some(Ordering::Less) => Delivery::Overtaken,
             false => Delivery::First,
@@ -280,12 +284,12 @@ impl Table {
     fn truncate(&mut self, partition: i32, order: Order, out: &mut Applied) {
         let lane = self.lanes.entry(partition).or_default();
         match lane.admit(&Key::default(), ChangeKind::Delete, order) {
-            Admission::SeenBefore => {
+            Admission::SeenBefore if !self.may_be_new(order) => {
                 out.dropped += 1;
                 return;
             }
             Admission::NewHistory => self.begin_history(order),
-            Admission::New => {}
+            Admission::New | Admission::SeenBefore => {}
         }
         let at = order.place();
         if self.to_last_truncate(at).is_some_and(Ordering::is_le) {
@@ -370,6 +374,22 @@ impl Table {
     fn to_last_truncate(&self, place: Option<LogPosition>) -> Option<Ordering> {
         let (place, last) = place.zip(self.truncated_at)?;
         place.to_truncate(&last)
+    }
+
+    /// Whether a truncate may come for the first time in a partition that has seen what was written later.
+    /// A connector that is killed loses what it had not sent, of each partition the last; and a truncate,
+    /// which has no key, then comes through another partition than the one that lost it. While some partition
+    /// has not come so far, [`Recent`] knows the rows that it leaves.
+    fn may_be_new(&self, order: Order) -> bool {
+        let Order::Log(at) = order else {
+            return false;
+        };
+        let is_read = matches!(self.snapshot, Some(Some(run)) if at.lsn <= run);
+        let has_come = |lane: &Lane| lane.mark().is_some_and(|mark| at.is_before(&mark));
+        let is_ahead = self.lanes.values().filter(|lane| has_come(lane)).count();
+        matches!(at.kind, LogKind::Total | LogKind::Binlog(_))
+            && !is_read
+            && is_ahead < self.partitions
     }
 
     /// Whether a truncate that came through another partition stands after the change.

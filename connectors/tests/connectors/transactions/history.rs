@@ -1,7 +1,7 @@
 //! A database with tables, and the connector that tells its transactions: topics of changes, and the
 //! transaction topic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -53,6 +53,17 @@ pub struct History {
     /// Transactions whose END was lost.
     pub lost: Vec<u64>,
     pub is_schemaless: bool,
+    /// What was written since the last restart of the connector, in this order.
+    flow: Vec<Written>,
+}
+
+/// A record, and what it is of: a transaction's event, or with its number of events its END.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    /// `None`: the transaction topic.
+    place: Option<(usize, usize)>,
+    at: usize,
+    event: usize,
 }
 
 pub fn topic(table: usize) -> String {
@@ -79,6 +90,7 @@ impl History {
             ends: Vec::new(),
             loses: 0,
             lost: Vec::new(),
+            flow: Vec::new(),
         }
     }
 
@@ -192,13 +204,14 @@ impl History {
         self.written.insert(number, written);
     }
 
-    fn put(&mut self, table: usize, key: Option<i64>, sent: Sent) {
+    fn put(&mut self, table: usize, key: Option<i64>, sent: Sent) -> (usize, usize) {
         let count = self.partitions[table].len();
         let partition = match key {
             Some(key) => key as usize % count,
             None => self.rng.random_range(0..count),
         };
         self.partitions[table][partition].push(sent);
+        (table, partition)
     }
 
     fn metadata(&mut self, record: Json) {
@@ -227,19 +240,23 @@ impl History {
         let told = self.told[at].clone();
         let id = told.id;
         if skip == 0 {
+            self.note(None, at, 0);
             self.metadata(
                 json!({"status": "BEGIN", "id": format!("{id}:1"), "event_count": null,
                 "data_collections": null, "ts_ms": 1}),
             );
         }
-        let until = dies.unwrap_or(told.events.len()).min(told.events.len());
+        let count = told.events.len();
+        let until = dies.unwrap_or(count).min(count);
         let events = told.events.into_iter().enumerate();
         for (number, (table, key, sent)) in events {
             if (skip..until.max(skip)).contains(&number) {
-                self.put(table, key, sent);
+                let place = self.put(table, key, sent);
+                self.note(Some(place), at, number);
             }
         }
         if dies.is_none() && told.is_whole {
+            self.note(None, at, count);
             let tables = told.counts.iter().map(|(table, count)| {
                 json!({"data_collection": format!("public.t{table}"), "event_count": count})
             });
@@ -252,18 +269,22 @@ impl History {
         }
     }
 
+    fn note(&mut self, place: Option<(usize, usize)>, at: usize, event: usize) {
+        self.flow.push(Written { place, at, event });
+    }
+
     /// The connector sends what was committed; now and then it dies and begins again further back.
     pub fn send(&mut self, restarts: bool) {
         while self.sent < self.told.len() {
             if restarts && self.rng.random_bool(0.03) {
-                let dies = self.rng.random_range(0..6);
-                self.send_one(self.sent, 0, Some(dies));
-                let back = self.rng.random_range(0..20).min(self.sent);
-                self.sent -= back;
+                let (lost, event) = self.die();
+                let back = self.rng.random_range(0..20).min(lost);
+                self.sent = lost - back;
                 // Its offsets may stand inside of a transaction.
-                let skip = match self.rng.random_bool(0.5) && back > 0 {
-                    true => self.rng.random_range(0..4),
-                    false => 0,
+                let skip = match back {
+                    0 => self.rng.random_range(0..=event),
+                    _ if self.rng.random_bool(0.5) => self.rng.random_range(0..4),
+                    _ => 0,
                 };
                 // A tombstone has the offset of its delete, and never comes without.
                 let events = &self.told[self.sent].events;
@@ -281,6 +302,43 @@ impl History {
                 self.read_one();
             }
         }
+    }
+
+    /// The connector sends some more and is killed. What its producer had not written is lost, in each
+    /// partition the last of it: one may have what comes long after what another lost. The first that is
+    /// lost: a transaction, and its event.
+    fn die(&mut self) -> (usize, usize) {
+        self.flow.clear();
+        let more = self
+            .rng
+            .random_range(0..8)
+            .min(self.told.len() - 1 - self.sent);
+        (self.sent..self.sent + more).for_each(|at| self.send_one(at, 0, None));
+        let last = self.sent + more;
+        let dies = self.rng.random_range(0..6);
+        self.send_one(last, 0, Some(dies));
+        let mut first = (last, dies.min(self.told[last].events.len()));
+        let flow = std::mem::take(&mut self.flow);
+        let places: BTreeSet<_> = flow.iter().map(|written| written.place).collect();
+        for place in places
+            .into_iter()
+            .filter(|_| self.rng.random_bool(0.5))
+            .collect::<Vec<_>>()
+        {
+            let own: Vec<&Written> = flow.iter().filter(|one| one.place == place).collect();
+            let kept = self.rng.random_range(0..=own.len());
+            let Some(lost) = own.get(kept) else { continue };
+            first = first.min((lost.at, lost.event));
+            let dropped = own.len() - kept;
+            match place {
+                Some((table, partition)) => {
+                    let log = &mut self.partitions[table][partition];
+                    log.truncate(log.len() - dropped);
+                }
+                None => self.ends.truncate(self.ends.len() - dropped),
+            }
+        }
+        first
     }
 
     /// An incremental snapshot reads a row, which belongs to no transaction. It is sent where the

@@ -152,14 +152,14 @@ impl<M> Assembly<M> {
         let (mut items, mut found, mut bytes) = (BTreeMap::new(), Vec::new(), 0);
         let base = self.begun.as_ref().map(|begun| &begun.base);
         for (place, queue) in &mut self.queues {
-            let (mut own, mut highest) = (VecDeque::new(), None);
+            let mut own = VecDeque::new();
             while queue.head().is_some_and(is_its)
                 && let Some(item) = queue.pop()
             {
                 bytes += item.bytes;
                 let delivery = delivery(*place, &item.message);
                 let has_base = base.is_some_and(|base| base.contains_key(&place.member));
-                if is_one_more(&item, delivery, &mut highest, true, has_base) {
+                if is_one_more(&item, delivery, true, has_base) {
                     found.push((place.member, item.order));
                 }
                 own.push_back(item);
@@ -215,40 +215,55 @@ impl<M> Assembly<M> {
 }
 
 /// Whether an event is one more of those that its transaction's END counts, apart from those of the same
-/// order. `highest`: the highest number of its events that were taken of this partition. `has_base`: some
-/// went on before a restart.
+/// order. `has_base`: some went on before a restart.
 pub(super) fn is_one_more<M>(
     item: &Item<M>,
     delivery: Delivery,
-    highest: &mut Option<u64>,
     is_begun: bool,
     has_base: bool,
 ) -> bool {
-    // Behind a later one it was sent again, to another partition than at first: it will be passed over,
-    // and the first is somewhere.
-    let is_elsewhere = !item.is_keyed && item.order.0 < *highest;
-    *highest = item.order.0.max(*highest);
-    let was_counted = match delivery {
-        Delivery::First => false,
+    match delivery {
+        Delivery::First => true,
         // Perhaps before the restart.
-        Delivery::Overtaken => has_base,
-        Delivery::Again => is_begun || !item.is_keyed,
-    };
-    !was_counted && !is_elsewhere
+        Delivery::Overtaken => !has_base,
+        Delivery::Again => !is_begun && item.is_keyed,
+    }
 }
 
-/// In the transaction's own order, but never one event before an earlier one of its partition.
-pub(super) fn in_order<M>(mut items: BTreeMap<Place, VecDeque<Item<M>>>) -> Vec<(Place, M)> {
+/// In the transaction's own order, but never one event before an earlier one of its partition. One without a
+/// key that was sent again may lie behind later ones: those go before it, and it goes before what is later
+/// elsewhere, as it would where it lay at first.
+pub(super) fn in_order<M>(items: BTreeMap<Place, VecDeque<Item<M>>>) -> Vec<(Place, M)> {
+    let mut queues: BTreeMap<Place, Vec<_>> = items
+        .into_iter()
+        .map(|(place, own)| (place, with_turns(own)))
+        .collect();
+    let turn = |own: &Vec<(Option<u64>, M)>| own.last().map(|(turn, _)| *turn);
     let mut out = Vec::new();
-    let total = |items: &VecDeque<Item<M>>| items.front().map(|item| item.total);
-    while let Some((place, own)) = items.iter_mut().min_by_key(|(_, own)| total(own).flatten()) {
+    while let Some((place, own)) = queues.iter_mut().min_by_key(|(_, own)| turn(own).flatten()) {
         let place = *place;
-        if let Some(item) = own.pop_front() {
-            out.push((place, item.message));
+        if let Some((_, message)) = own.pop() {
+            out.push((place, message));
         }
         if own.is_empty() {
-            items.remove(&place);
+            queues.remove(&place);
         }
     }
     out
+}
+
+/// A partition's events, the last first, with the number at which each goes: its own, or that of one without a
+/// key behind it.
+fn with_turns<M>(own: VecDeque<Item<M>>) -> Vec<(Option<u64>, M)> {
+    let mut urgent: Option<u64> = None;
+    let turns = own.into_iter().rev().map(|item| {
+        if !item.is_keyed {
+            urgent = urgent.into_iter().chain(item.total).min();
+        }
+        let turn = item
+            .total
+            .map(|total| urgent.map_or(total, |urgent| urgent.min(total)));
+        (turn, item.message)
+    });
+    turns.collect()
 }

@@ -19,8 +19,8 @@ pub(super) struct Current<M> {
     pub(super) found: HashMap<u64, HashSet<Order>>,
     /// By source, how many more went on before the last restart.
     pub(super) base: BTreeMap<u64, u64>,
-    /// The partitions of which something was taken, with the highest number of an event in its table.
-    pub(super) places: BTreeMap<Place, Option<u64>>,
+    /// The partitions of which something was taken.
+    pub(super) places: BTreeSet<Place>,
     pub(super) items: BTreeMap<Place, VecDeque<Item<M>>>,
     pub(super) bytes: usize,
     pub(super) began_at: u64,

@@ -344,7 +344,7 @@ impl<M> Assembly<M> {
                 end: end.offset,
                 found,
                 base,
-                places: BTreeMap::new(),
+                places: BTreeSet::new(),
                 items: BTreeMap::new(),
                 bytes: 0,
                 began_at: now,
@@ -396,9 +396,9 @@ impl<M> Assembly<M> {
                         // Taken in an earlier run, as in `is_free`.
                         self.passed.insert(&current.id);
                     }
-                    let highest = current.places.entry(*place).or_default();
+                    current.places.insert(*place);
                     let has_base = current.base.contains_key(&place.member);
-                    if is_one_more(head, delivery_of, highest, is_begun, has_base) {
+                    if is_one_more(head, delivery_of, is_begun, has_base) {
                         let found = current.found.entry(place.member).or_default();
                         found.insert(head.order);
                     }

@@ -76,7 +76,7 @@ impl<M> Assembly<M> {
         delivery: &dyn Fn(Place, &M) -> Delivery,
     ) -> bool {
         let current = self.current.as_ref();
-        let current = current.filter(|current| !current.places.contains_key(&place));
+        let current = current.filter(|current| !current.places.contains(&place));
         let current = current.map(|current| &current.id);
         // A late source may have taken it before it stood with the others.
         let member = self.members.get(&place.member);

@@ -24,7 +24,7 @@ use serde_json::Value as Json;
 use super::Partition;
 use super::letter::Message;
 use super::letter_topic::LetterTopic;
-use crate::envelope::table::{Delivery, Letter, Output, Table};
+use crate::envelope::table::{Applied, Delivery, Letter, Output, Table};
 use crate::envelope::{Decoded, Envelope, RawRecord};
 use crate::live::Rows;
 
@@ -213,6 +213,27 @@ impl Lane {
         topic: Option<&mut LetterTopic>,
     ) {
         let applied = self.table.apply(decoded, &self.rows);
+        self.put_all(applied, record, topic);
+        self.marks.insert(record.partition, record.offset + 1);
+    }
+
+    /// Takes a truncate before earlier messages of its partition: it comes once more in its turn.
+    pub(super) fn take_ahead(
+        &mut self,
+        decoded: &Decoded,
+        record: &RawRecord<'_>,
+        topic: Option<&mut LetterTopic>,
+    ) {
+        let applied = self.table.truncate_ahead(decoded);
+        self.put_all(applied, record, topic);
+    }
+
+    fn put_all(
+        &mut self,
+        applied: Applied,
+        record: &RawRecord<'_>,
+        topic: Option<&mut LetterTopic>,
+    ) {
         self.was_sent_again(applied.dropped);
         for output in applied.outputs {
             self.put(output);
@@ -224,7 +245,6 @@ impl Lane {
         for letter in applied.letters {
             self.letter(record, letter);
         }
-        self.marks.insert(record.partition, record.offset + 1);
         self.is_changed = true;
     }
 

@@ -281,6 +281,17 @@ impl Table {
         out.outputs.push(Output::SnapshotStarted { is_restart });
     }
 
+    /// Takes the truncates of a message before earlier ones of its partition, which were written later.
+    pub fn truncate_ahead(&mut self, decoded: &Decoded) -> Applied {
+        let mut out = Applied::default();
+        for marker in &decoded.markers {
+            if let Marker::Truncate { order } = marker {
+                self.admit_truncate(*order, &mut out);
+            }
+        }
+        out
+    }
+
     fn truncate(&mut self, partition: i32, order: Order, out: &mut Applied) {
         let lane = self.lanes.entry(partition).or_default();
         match lane.admit(&Key::default(), ChangeKind::Delete, order) {
@@ -291,6 +302,11 @@ impl Table {
             Admission::NewHistory => self.begin_history(order),
             Admission::New | Admission::SeenBefore => {}
         }
+        self.admit_truncate(order, out);
+    }
+
+    /// A truncate that its partition does not speak against.
+    fn admit_truncate(&mut self, order: Order, out: &mut Applied) {
         let at = order.place();
         if self.to_last_truncate(at).is_some_and(Ordering::is_le) {
             out.dropped += 1;

@@ -30,7 +30,7 @@ use engine::error::WorldError;
 use engine::model::Schema;
 use engine::telemetry;
 
-use super::assembly::{Arrival, Assembly, Bounds, End, Parted, Place, Split};
+use super::assembly::{Arrival, Assembly, Bounds, End, Next, Parted, Place, Split};
 use crate::envelope::table::Delivery;
 use crate::envelope::{ChangeKind, Decoded, Envelope};
 use crate::kafka::Record;
@@ -48,7 +48,7 @@ const LOG_PLACE: u64 = 60_000;
 const TOPIC: &str = "the transaction topic";
 
 /// A message that was decoded and not applied yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Held {
     /// What it says.
     pub decoded: Decoded,
@@ -364,9 +364,9 @@ impl Group {
                     break;
                 }
                 events += free.len();
-                for (place, held) in free {
-                    bytes += held.record.bytes();
-                    self.apply(place, held);
+                for next in free {
+                    bytes += next.message.record.bytes();
+                    self.apply(next);
                 }
             }
             self.give_up_drained();
@@ -383,13 +383,16 @@ impl Group {
         self.wish(now);
     }
 
-    fn apply(&mut self, place: Place, held: Held) {
-        let Some(member) = self.members.get_mut(&place.member) else {
+    fn apply(&mut self, next: Next<Held>) {
+        let Some(member) = self.members.get_mut(&next.place.member) else {
             return;
         };
-        let Held { decoded, record } = held;
+        let Held { decoded, record } = next.message;
         let (lane, letters) = (&mut member.lane, member.letters.as_mut());
-        record.with_raw(|raw| lane.take(decoded, raw, letters));
+        record.with_raw(|raw| match next.is_ahead {
+            true => lane.take_ahead(&decoded, raw, letters),
+            false => lane.take(decoded, raw, letters),
+        });
     }
 
     /// Partitions that are read no longer, and of which all has gone on.

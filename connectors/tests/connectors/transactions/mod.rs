@@ -83,7 +83,7 @@ fn steps(assembly: &mut Assembly<&'static str>, now: u64) -> Vec<&'static str> {
         if free.is_empty() {
             return out;
         }
-        out.extend(free.into_iter().map(|(_, name)| name));
+        out.extend(free.into_iter().map(|next| next.message));
     }
 }
 

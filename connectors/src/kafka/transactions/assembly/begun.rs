@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::queue::{Id, Item};
-use super::{Assembly, Parted, Place, Split};
+use super::{Assembly, Next, Parted, Place, Split};
 use crate::envelope::table::Delivery;
 
 /// Tells the events of a source's part of a transaction apart.
@@ -115,7 +115,7 @@ impl<M> Assembly<M> {
     }
 
     /// What is there of the current transaction, if it is large.
-    pub(super) fn piece_of_current(&mut self, now: u64) -> Vec<(Place, M)> {
+    pub(super) fn piece_of_current(&mut self, now: u64) -> Vec<Next<M>> {
         let current = self.current.as_ref();
         let is_large =
             current.is_some_and(|one| one.bytes > self.bounds.piece && self.may_begin(&one.id));
@@ -124,10 +124,11 @@ impl<M> Assembly<M> {
         };
         let (id, bytes) = (Arc::clone(&current.id), std::mem::take(&mut current.bytes));
         let items = std::mem::take(&mut current.items);
+        let ahead = std::mem::take(&mut current.ahead);
         let members = current.found.keys();
         let counts: Vec<_> = members.map(|one| (*one, current.count(*one))).collect();
         self.note_piece(&id, bytes, now).staged.extend(counts);
-        in_order(items)
+        in_order(items, ahead)
     }
 
     /// What is there of the next transaction, if it is large and its END was not told.
@@ -135,7 +136,7 @@ impl<M> Assembly<M> {
         &mut self,
         now: u64,
         delivery: &dyn Fn(Place, &M) -> Delivery,
-    ) -> Vec<(Place, M)> {
+    ) -> Vec<Next<M>> {
         if self.held <= self.bounds.piece {
             return Vec::new();
         }
@@ -179,7 +180,7 @@ impl<M> Assembly<M> {
         if self.is_too_large(&id) {
             self.give_up(&id, Split::TooLarge);
         }
-        in_order(items)
+        in_order(items, Vec::new())
     }
 
     /// Whether nothing more can come of the transaction of which pieces went on: all ENDs are here that
@@ -233,20 +234,23 @@ pub(super) fn is_one_more<M>(
 /// In the transaction's own order, but never one event before an earlier one of its partition. One without a
 /// key that was sent again may lie behind later ones: those go before it, and it goes before what is later
 /// elsewhere, as it would where it lay at first.
-pub(super) fn in_order<M>(items: BTreeMap<Place, VecDeque<Item<M>>>) -> Vec<(Place, M)> {
-    let mut queues: BTreeMap<Place, Vec<_>> = items
+pub(super) fn in_order<M>(
+    items: BTreeMap<Place, VecDeque<Item<M>>>,
+    ahead: Vec<(Place, Item<M>)>,
+) -> Vec<Next<M>> {
+    let ahead = ahead
         .into_iter()
-        .map(|(place, own)| (place, with_turns(own)))
-        .collect();
-    let turn = |own: &Vec<(Option<u64>, M)>| own.last().map(|(turn, _)| *turn);
+        .map(|(place, item)| with_turns(place, [item], true));
+    let queues = items
+        .into_iter()
+        .map(|(place, own)| with_turns(place, own, false));
+    let mut queues: Vec<_> = ahead.chain(queues).collect();
+    let turn = |own: &Vec<(Option<u64>, Next<M>)>| own.last().map(|(turn, _)| *turn);
     let mut out = Vec::new();
-    while let Some((place, own)) = queues.iter_mut().min_by_key(|(_, own)| turn(own).flatten()) {
-        let place = *place;
-        if let Some((_, message)) = own.pop() {
-            out.push((place, message));
-        }
-        if own.is_empty() {
-            queues.remove(&place);
+    while let Some(first) = (0..queues.len()).min_by_key(|at| turn(&queues[*at]).flatten()) {
+        out.extend(queues[first].pop().map(|(_, next)| next));
+        if queues[first].is_empty() {
+            queues.remove(first);
         }
     }
     out
@@ -254,7 +258,11 @@ pub(super) fn in_order<M>(items: BTreeMap<Place, VecDeque<Item<M>>>) -> Vec<(Pla
 
 /// A partition's events, the last first, with the number at which each goes: its own, or that of one without a
 /// key behind it.
-fn with_turns<M>(own: VecDeque<Item<M>>) -> Vec<(Option<u64>, M)> {
+fn with_turns<M>(
+    place: Place,
+    own: impl IntoIterator<Item = Item<M>, IntoIter: DoubleEndedIterator>,
+    is_ahead: bool,
+) -> Vec<(Option<u64>, Next<M>)> {
     let mut urgent: Option<u64> = None;
     let turns = own.into_iter().rev().map(|item| {
         if !item.is_keyed {
@@ -263,7 +271,12 @@ fn with_turns<M>(own: VecDeque<Item<M>>) -> Vec<(Option<u64>, M)> {
         let turn = item
             .total
             .map(|total| urgent.map_or(total, |urgent| urgent.min(total)));
-        (turn, item.message)
+        let next = Next {
+            place,
+            message: item.message,
+            is_ahead,
+        };
+        (turn, next)
     });
     turns.collect()
 }

@@ -22,6 +22,8 @@ pub(super) struct Current<M> {
     /// The partitions of which something was taken.
     pub(super) places: BTreeSet<Place>,
     pub(super) items: BTreeMap<Place, VecDeque<Item<M>>>,
+    /// Copies of events that wait behind later transactions.
+    pub(super) ahead: Vec<(Place, Item<M>)>,
     pub(super) bytes: usize,
     pub(super) began_at: u64,
     /// When its END came.
@@ -46,7 +48,9 @@ impl<M> Current<M> {
     /// Whether no event of it is here, or only such as were sent again.
     pub(super) fn is_without_effect(&self) -> bool {
         let mut own = self.items.values().flatten();
-        own.all(|item| item.delivery != Delivery::First || item.id.as_ref() != Some(&self.id))
+        self.ahead.is_empty()
+            && own
+                .all(|item| item.delivery != Delivery::First || item.id.as_ref() != Some(&self.id))
     }
 
     /// The sources of which events are missing.

@@ -116,6 +116,9 @@ impl<M> Assembly<M> {
         if let Some(queue) = self.queues.remove(&place) {
             self.held -= queue.bytes();
         }
+        if let Some(current) = &mut self.current {
+            current.ahead.retain(|(ahead, _)| *ahead != place);
+        }
         if let Some(current) = &mut self.current
             && let Some(items) = current.items.remove(&place)
         {
@@ -131,17 +134,19 @@ impl<M> Assembly<M> {
     /// transaction topic.
     pub fn overdue(&self, now: u64) -> (Vec<Place>, bool) {
         let mut places = Vec::new();
-        if let Some(current) = &self.current
-            && now >= current.told_at + self.bounds.wait
-        {
-            for member in current.lacking() {
-                places.extend(self.lacking_places(current, member));
+        let mut is_sought = false;
+        if let Some(current) = &self.current {
+            is_sought = self.wants_ends(current, now);
+            if now >= current.told_at + self.bounds.wait || self.wants_places(current, now) {
+                for member in current.lacking() {
+                    places.extend(self.lacking_places(current, member, now));
+                }
             }
         }
         let wait = self.bounds.wait;
         let untold = self.untold().map(|(_, stay)| stay.last_at);
         let is_untold = untold.chain(self.begun_since()).any(|at| now >= at + wait);
-        (places, is_untold)
+        (places, is_untold || is_sought)
     }
 
     /// All that was written to a partition until then has arrived.

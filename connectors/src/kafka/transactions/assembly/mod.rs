@@ -12,9 +12,10 @@
 //! its END tells.
 //!
 //! An event that is missing is waited for while it can still come. It cannot when of each partition of
-//! its table one of these is known: a later transaction's event has arrived; everything that was
-//! written until the wait after the END was over has arrived; it is no longer read. Then, and when a bound is
-//! reached, what is there goes on as it is, and what follows of the transaction goes on by itself.
+//! its table one of these is known: a later transaction's event has arrived, and no connector sends again what
+//! the END was told of (see [`ahead`]); everything that was written until the wait after the END was over has
+//! arrived; it is no longer read. Then, and when a bound is reached, what is there goes on as it is, and what
+//! follows of the transaction goes on by itself.
 //!
 //! An END that is missing is waited for until all that were written so long after the transaction's last
 //! event are here, or until one is here of a transaction that stands behind it in a partition.
@@ -27,6 +28,7 @@
 //! transactions that were on their way then. A transaction of truncates alone that is sent again after a
 //! restart is waited for once. What is sent again takes no room, but deletes with their tombstones do.
 
+mod ahead;
 mod begun;
 mod current;
 mod ids;
@@ -100,6 +102,17 @@ pub struct Arrival<M> {
     pub message: M,
 }
 
+/// An event that goes on.
+#[derive(Debug)]
+pub struct Next<M> {
+    /// Where it lies.
+    pub place: Place,
+    /// It.
+    pub message: M,
+    /// It goes before earlier ones of its partition, and comes once more in its turn.
+    pub is_ahead: bool,
+}
+
 /// A transaction that became visible in parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parted {
@@ -171,6 +184,8 @@ pub struct Assembly<M> {
     /// When the last END came, and when all that were written had come.
     ended_at: u64,
     told_all_at: Option<u64>,
+    /// The last END that a connector told again, by its offset, and when it came.
+    again: Option<(i64, u64)>,
     splits: Vec<Parted>,
     /// Given up when nothing of them was there: split if something comes.
     silent: Ids,
@@ -181,7 +196,7 @@ pub struct Assembly<M> {
     echoes: BTreeMap<u64, u64>,
 }
 
-impl<M> Assembly<M> {
+impl<M: Clone> Assembly<M> {
     /// Nothing waits.
     pub fn new(bounds: Bounds) -> Assembly<M> {
         Assembly {
@@ -199,6 +214,7 @@ impl<M> Assembly<M> {
             is_full: false,
             ended_at: 0,
             told_all_at: None,
+            again: None,
             splits: Vec::new(),
             silent: Ids::new(PASSED_MAX),
             strangers: BTreeSet::new(),
@@ -235,13 +251,17 @@ impl<M> Assembly<M> {
     /// An END arrived.
     pub fn told(&mut self, end: End, now: u64) {
         self.ended_at = now;
+        let is_again = self.passed.has(&end.id) || self.told.contains_key(&end.id);
+        if is_again || self.is_current(&end.id) {
+            self.again = Some((end.offset, now));
+        }
         *self.told.entry(Arc::clone(&end.id)).or_default() += 1;
         self.ends.push_back((end, now));
     }
 
     /// The next events that go on, in this order; `delivery` tells those that were taken before. To be
     /// called again until there are none.
-    pub fn step(&mut self, now: u64, delivery: &dyn Fn(Place, &M) -> Delivery) -> Vec<(Place, M)> {
+    pub fn step(&mut self, now: u64, delivery: &dyn Fn(Place, &M) -> Delivery) -> Vec<Next<M>> {
         loop {
             self.catch_up();
             let mut out = self.take_free(delivery);
@@ -250,6 +270,7 @@ impl<M> Assembly<M> {
             }
             if self.current.is_some() || self.next_end(now) {
                 self.gather(now, delivery);
+                self.reach_ahead(delivery);
                 let split = match self.is_whole() {
                     true => None,
                     false => {
@@ -276,7 +297,7 @@ impl<M> Assembly<M> {
     }
 
     /// Pops what needs no transaction, but for what stands behind events of the current one.
-    fn take_free(&mut self, delivery: &dyn Fn(Place, &M) -> Delivery) -> Vec<(Place, M)> {
+    fn take_free(&mut self, delivery: &dyn Fn(Place, &M) -> Delivery) -> Vec<Next<M>> {
         let mut out = Vec::new();
         for (place, queue) in &mut self.queues {
             let current = self.current.as_ref();
@@ -299,7 +320,11 @@ impl<M> Assembly<M> {
                 }
                 let item = queue.pop().expect("looked at above");
                 self.held -= item.bytes;
-                out.push((*place, item.message));
+                out.push(Next {
+                    place: *place,
+                    message: item.message,
+                    is_ahead: false,
+                });
             }
         }
         out
@@ -346,6 +371,7 @@ impl<M> Assembly<M> {
                 base,
                 places: BTreeSet::new(),
                 items: BTreeMap::new(),
+                ahead: Vec::new(),
                 bytes: 0,
                 began_at: now,
                 told_at,
@@ -429,7 +455,7 @@ impl<M> Assembly<M> {
     }
 
     /// The current transaction goes on.
-    fn finish(&mut self, split: Option<Split>) -> Vec<(Place, M)> {
+    fn finish(&mut self, split: Option<Split>) -> Vec<Next<M>> {
         let Some(current) = self.current.take() else {
             return Vec::new();
         };
@@ -454,7 +480,7 @@ impl<M> Assembly<M> {
         let members = current.items.keys().map(|place| place.member);
         let strange = members.filter(|member| current.strangers.contains(member));
         self.strangers.extend(strange);
-        in_order(current.items)
+        in_order(current.items, current.ahead)
     }
 }
 

@@ -23,7 +23,7 @@ impl<M> Assembly<M> {
         }
         let cannot = |member: u64| {
             let is_ready = self.members.get(&member).is_some_and(|one| one.is_ready);
-            is_ready && self.lacking_places(current, member).next().is_none()
+            is_ready && self.lacking_places(current, member, now).next().is_none()
         };
         let mut lacking = current.lacking();
         lacking.all(cannot).then_some(Split::Missing)
@@ -34,15 +34,20 @@ impl<M> Assembly<M> {
         &'a self,
         current: &'a Current<M>,
         member: u64,
+        now: u64,
     ) -> impl Iterator<Item = Place> + 'a {
         let own = self.queues.iter();
         let own = own.filter(move |(place, _)| place.member == member);
         let until = current.told_at + self.bounds.wait;
+        let is_alone = self.is_alone(member);
         let is_behind = self.ends.len() > BACKLOG;
         own.filter(move |(_, queue)| {
             let is_past = match queue.first() {
                 // What lies deeper of it is a re-delivery.
-                Some((first, _)) if self.told.contains_key(first) => true,
+                Some((first, _)) if self.told.contains_key(first) => {
+                    is_alone
+                        || self.knows_ends(current) && !self.may_come_again(current, queue, now)
+                }
                 // The END of the first is not read yet: it is later.
                 Some(_) => is_behind && !queue.has(&current.id),
                 None => false,

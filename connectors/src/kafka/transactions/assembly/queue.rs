@@ -10,7 +10,7 @@ use crate::envelope::table::Delivery;
 pub(super) type Id = Arc<str>;
 
 /// An event that waits.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Item<M> {
     /// The transaction; `None` of an event that is in none.
     pub(super) id: Option<Id>,
@@ -41,6 +41,8 @@ pub(super) struct Stay {
 pub(super) struct Queue<M> {
     items: VecDeque<Item<M>>,
     ids: HashMap<Id, Stay>,
+    /// How many of them have no key.
+    without_key: usize,
     /// Events below this offset pass by themselves: the source catches up.
     pub(super) free_until: i64,
     /// What follows the last event that arrived.
@@ -62,6 +64,7 @@ impl<M> Queue<M> {
         Queue {
             items: VecDeque::new(),
             ids: HashMap::new(),
+            without_key: 0,
             free_until,
             next,
             dry_at: None,
@@ -74,6 +77,7 @@ impl<M> Queue<M> {
 
     pub(super) fn push(&mut self, item: Item<M>, now: u64) {
         self.next = item.offset + 1;
+        self.without_key += usize::from(!item.is_keyed);
         self.resumes = 0;
         if let Some(id) = &item.id {
             let stay = self.ids.entry(Arc::clone(id)).or_insert(Stay {
@@ -95,6 +99,7 @@ impl<M> Queue<M> {
 
     pub(super) fn pop(&mut self) -> Option<Item<M>> {
         let item = self.items.pop_front()?;
+        self.without_key -= usize::from(!item.is_keyed);
         if let Some(id) = &item.id
             && let Some(stay) = self.ids.get_mut(id)
         {
@@ -185,6 +190,17 @@ impl<M> Queue<M> {
     pub(super) fn close(&mut self) {
         self.is_closed = true;
         self.reached();
+    }
+
+    /// Whether something without a key waits here, and something of a transaction.
+    pub(super) fn has_without_key(&self, id: &str) -> bool {
+        self.without_key > 0 && self.has(id)
+    }
+
+    /// What waits here of a transaction and has no key. Cost: linear.
+    pub(super) fn without_key<'a>(&'a self, id: &'a Id) -> impl Iterator<Item = &'a Item<M>> + 'a {
+        let own = self.items.iter();
+        own.filter(move |item| !item.is_keyed && item.id.as_ref() == Some(id))
     }
 
     /// Whether nothing waits, and nothing comes.

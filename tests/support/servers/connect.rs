@@ -179,8 +179,19 @@ impl Connect {
     }
 
     /// Ends the worker at once (SIGKILL).
+    ///
+    /// # Panics
+    /// When its files cannot be read or written.
     pub fn kill(&mut self) {
+        let offsets = self.place.data.join("offsets");
+        let before = std::fs::read(&offsets).unwrap_or_default();
         self.process.kill();
+        // A standalone worker writes them in place, and takes a torn file for none: its connectors would take
+        // their snapshots again. (Workers that share their offsets keep them in a topic.)
+        let after = std::fs::read(&offsets).unwrap_or_default();
+        if after.len() < before.len() {
+            std::fs::write(&offsets, before).expect("writable");
+        }
     }
 
     /// Starts the worker again (after an orderly end, if it runs), with its connectors.

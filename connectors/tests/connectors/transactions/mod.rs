@@ -2,6 +2,7 @@
 
 mod history;
 mod law;
+mod lost;
 mod rig;
 
 use std::sync::Arc;
@@ -369,30 +370,6 @@ fn a_partition_that_the_current_transaction_lacks_is_read_on() {
     assembly.arrive(place(0), arrival("8", 1, 7, "a of 8"), WAIT);
     assert_eq!(steps(&mut assembly, WAIT).len(), 7);
     assert_eq!(splits(&mut assembly), [("7".into(), Split::NoEnd)]);
-}
-
-/// What has no key lies anywhere. A connector that is killed loses of each partition the last that it had not
-/// sent: a truncate, but not the change behind it and the END. Sent again it lies behind the change.
-#[test]
-fn a_truncate_that_was_lost_is_there_when_it_comes_again_behind_a_later_change() {
-    let mut assembly = pair(1 << 20);
-    let other = Place {
-        member: 0,
-        partition: 1,
-    };
-    assembly.begin(other, 0, Some(0));
-    assembly.told(end("7", 1, &[("public.a", 3)]), 0);
-    assembly.arrive(place(0), arrival("7", 2, 0, "second"), 0);
-    assembly.arrive(other, arrival("7", 3, 0, "third"), 0);
-    assert_eq!(steps(&mut assembly, 1), [""; 0]);
-    let truncate = Arrival {
-        is_keyed: false,
-        ..arrival("7", 1, 1, "truncate")
-    };
-    assembly.arrive(other, truncate, 2);
-    // The partition that lost it is not further than it when it goes on.
-    assert_eq!(steps(&mut assembly, 2), ["third", "truncate", "second"]);
-    assert_eq!(splits(&mut assembly), []);
 }
 
 #[test]

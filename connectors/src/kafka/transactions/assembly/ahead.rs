@@ -14,7 +14,8 @@
 //! while it does, and until everything is here that was written with them, such an event is waited for.
 //!
 //! Invariants: only events without a key go ahead. Limits: what a connector writes within [`TOGETHER`] may
-//! come in any order of the partitions.
+//! come in any order of the partitions. Of a transaction that goes on in pieces ([`super::begun`]) a truncate
+//! that was lost is passed over, and counted as a part, when all partitions of its table have later pieces.
 
 use super::current::Current;
 use super::queue::{Id, Queue, Stay};

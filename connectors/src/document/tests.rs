@@ -403,7 +403,7 @@ fn a_tag_of_attributes_ends_with_its_time() {
     let begun = Instant::now();
     let found = read_within(Duration::from_millis(200), Kind::Html, page.as_bytes());
     assert_eq!(found, Err(TOO_SLOW.to_owned()));
-    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

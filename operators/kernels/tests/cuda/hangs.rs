@@ -141,7 +141,7 @@ fn texts(count: u32) -> Vec<Text> {
 fn wait_for(what: &str, is_so: impl Fn() -> bool) {
     let since = Instant::now();
     while !is_so() {
-        assert!(since.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(since.elapsed() < Duration::from_secs(120), "{what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -177,7 +177,7 @@ fn a_call_that_never_returns_costs_no_text() {
         }
         let since = Instant::now();
         drop(service);
-        assert!(since.elapsed() < Duration::from_secs(5), "{call:?}");
+        assert!(since.elapsed() < Duration::from_secs(60), "{call:?}");
         gate.is_open.store(true, Ordering::SeqCst);
         wait_for("late calls come back", || {
             gate.inside.load(Ordering::SeqCst) == 0

@@ -363,7 +363,7 @@ fn what_was_accepted_is_done_before_the_service_ends() {
         .unwrap();
     let since = Instant::now();
     drop(service);
-    assert!(since.elapsed() < Duration::from_secs(5));
+    assert!(since.elapsed() < Duration::from_secs(60));
     assert_eq!(ticket.wait().unwrap().len(), 39);
 }
 

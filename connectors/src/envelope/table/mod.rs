@@ -10,7 +10,7 @@
 //! the source's table, whatever was delivered twice, from older offsets, or late in another
 //! partition. What cannot be known is a letter and never a guess.
 //!
-//! Invariants: one partition's messages come in the order of their offsets; [`LiveRows`] shows
+//! Invariants: one partition's messages come in the order of their offsets, but truncates that go ahead; [`LiveRows`] shows
 //! everything that was put out before. Limits: `ENVELOPE_PARKED_ROWS_MAX` rows that wait,
 //! `ENVELOPE_RECENT_ROWS_MAX` keys remembered for a truncate that other partitions ran ahead of.
 //! A topic whose number of partitions grows moves keys between partitions: an old re-delivery may
@@ -296,6 +296,9 @@ impl Table {
         let lane = self.lanes.entry(partition).or_default();
         match lane.admit(&Key::default(), ChangeKind::Delete, order) {
             Admission::SeenBefore if !self.may_be_new(order) => {
+                if self.is_unseen(order) {
+                    out.letters.push(late_truncate().into());
+                }
                 out.dropped += 1;
                 return;
             }
@@ -397,15 +400,23 @@ impl Table {
     /// which has no key, then comes through another partition than the one that lost it. While some partition
     /// has not come so far, [`Recent`] knows the rows that it leaves.
     fn may_be_new(&self, order: Order) -> bool {
+        let has_come = |at: LogPosition| {
+            let marks = self.lanes.values().filter_map(Lane::mark);
+            marks.filter(|mark| at.is_before(mark)).count()
+        };
+        let is_behind = |at| has_come(at) < self.partitions;
+        self.is_unseen(order) && order.place().is_some_and(is_behind)
+    }
+
+    /// Whether a truncate was not taken before, nor what a snapshot read after it.
+    fn is_unseen(&self, order: Order) -> bool {
         let Order::Log(at) = order else {
             return false;
         };
         let is_read = matches!(self.snapshot, Some(Some(run)) if at.lsn <= run);
-        let has_come = |lane: &Lane| lane.mark().is_some_and(|mark| at.is_before(&mark));
-        let is_ahead = self.lanes.values().filter(|lane| has_come(lane)).count();
-        matches!(at.kind, LogKind::Total | LogKind::Binlog(_))
-            && !is_read
-            && is_ahead < self.partitions
+        let is_later = self.to_last_truncate(Some(at)).is_none_or(Ordering::is_gt);
+        let is_exact = matches!(at.kind, LogKind::Total | LogKind::Binlog(_));
+        self.partitions > 1 && is_exact && is_later && !is_read
     }
 
     /// Whether a truncate that came through another partition stands after the change.
@@ -487,6 +498,17 @@ fn large_snapshot() -> DataError {
          deleted before it may stay",
     )
     .hint("drop the source and create it again")
+}
+
+fn late_truncate() -> DataError {
+    DataError::new(
+        "truncate-too-late",
+        "a truncate came when all partitions had shown later changes, and was passed over: rows that it deletes \
+         may be there",
+    )
+    .hint(
+        "read the table again (a new snapshot), or use one partition for tables that are truncated",
+    )
 }
 
 fn unordered_truncate(reason: &str) -> DataError {

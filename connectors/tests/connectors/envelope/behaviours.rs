@@ -443,11 +443,17 @@ fn b06_a_truncate_that_was_lost_comes_behind_what_was_written_later() {
     assert_eq!(topic.json(), json!([[2, "new", ""]]));
     assert_eq!(topic.delivery(0, &truncate(2, 20)), Delivery::Again);
     topic.send_to(0, &create(1, "again", streamed(4, 40)));
-    // When all partitions have come further it has come before.
-    for partition in 0..2 {
-        let older = truncate(2, 15);
-        assert_ne!(topic.delivery(partition, &older), Delivery::First);
-        assert_eq!(topic.send_to(partition, &older).dropped, 1);
+    // When all partitions have come further nobody knows any more what it leaves.
+    assert_eq!(topic.delivery(1, &truncate(3, 25)), Delivery::Again);
+    let late = topic.send_to(1, &truncate(3, 25));
+    assert_eq!(
+        (late.dropped, &*late.letters[0].code),
+        (1, "truncate-too-late")
+    );
+    // What was taken is told from that.
+    for place in [(2, 20), (2, 15)] {
+        let applied = topic.send_to(0, &truncate(place.0, place.1));
+        assert_eq!((applied.dropped, &*applied.letters), (1, &[][..]));
     }
     assert_eq!(topic.json(), json!([[1, "again", ""], [2, "new", ""]]));
 }

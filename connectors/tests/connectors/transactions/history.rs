@@ -53,8 +53,10 @@ pub struct History {
     /// Transactions whose END was lost.
     pub lost: Vec<u64>,
     pub is_schemaless: bool,
-    /// What was written since the last restart of the connector, in this order.
+    /// What a connector writes that is about to be killed, in this order.
     flow: Vec<Written>,
+    /// It was killed: the first that was lost, a transaction and its event.
+    lost_at: Option<(usize, usize)>,
 }
 
 /// A record, and what it is of: a transaction's event, or with its number of events its END.
@@ -91,6 +93,7 @@ impl History {
             loses: 0,
             lost: Vec::new(),
             flow: Vec::new(),
+            lost_at: None,
         }
     }
 
@@ -273,11 +276,17 @@ impl History {
         self.flow.push(Written { place, at, event });
     }
 
-    /// The connector sends what was committed; now and then it dies and begins again further back.
-    pub fn send(&mut self, restarts: bool) {
+    /// The connector sends what was committed; now and then it dies, and begins again further back when it is
+    /// called again. Whether it lives.
+    pub fn send(&mut self, restarts: bool) -> bool {
         while self.sent < self.told.len() {
-            if restarts && self.rng.random_bool(0.03) {
-                let (lost, event) = self.die();
+            if restarts && self.lost_at.is_none() && self.rng.random_bool(0.03) {
+                self.lost_at = Some(self.die());
+                if self.rng.random_bool(0.5) {
+                    return false;
+                }
+            }
+            if let Some((lost, event)) = self.lost_at.take() {
                 let back = self.rng.random_range(0..20).min(lost);
                 self.sent = lost - back;
                 // Its offsets may stand inside of a transaction.
@@ -302,6 +311,7 @@ impl History {
                 self.read_one();
             }
         }
+        true
     }
 
     /// The connector sends some more and is killed. What its producer had not written is lost, in each

@@ -145,7 +145,10 @@ fn one(seed: u64, loses: u32) -> [usize; 3] {
         for _ in 0..history.rng.random_range(0..8) {
             history.commit();
         }
-        history.send(restarts);
+        if !history.send(restarts) {
+            // It is away for a while.
+            rig.now += history.rng.random_range(0..WAIT / 2);
+        }
         for lost in &history.lost {
             but.extend(history.written[lost].iter().copied());
         }
@@ -177,6 +180,7 @@ fn one(seed: u64, loses: u32) -> [usize; 3] {
             }
         }
     }
+    while !history.send(false) {}
     // Nothing more is written: what waits goes on within a bounded time.
     let mut quiet = 0;
     while quiet < 20 {

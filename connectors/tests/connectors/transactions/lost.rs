@@ -23,6 +23,7 @@ fn three() -> Assembly<&'static str> {
 fn truncate(id: &str, order: u64, offset: i64) -> Arrival<&'static str> {
     Arrival {
         is_keyed: false,
+        is_truncate: true,
         ..arrival(id, order, offset, "truncate")
     }
 }
@@ -63,53 +64,89 @@ fn overtaken() -> Assembly<&'static str> {
     for place in [place(0), OTHER] {
         assembly.arrive(place, arrival("8", 1, 0, "a of 8"), 0);
     }
-    // Whether a connector began again is known when all ENDs are here that were written with these.
     assert_eq!(steps(&mut assembly, 0), [""; 0]);
     assert_eq!(assembly.overdue(TOGETHER - 1), (vec![], false));
-    assert_eq!(assembly.overdue(TOGETHER), (vec![], true));
+    assert_eq!(assembly.overdue(TOGETHER), (vec![place(0), OTHER], false));
     assembly
 }
 
-#[test]
-fn a_truncate_is_waited_for_while_a_connector_tells_again() {
-    let mut assembly = overtaken();
+fn told_again(assembly: &mut Assembly<&'static str>) {
     assembly.told(end("7", 5, &[("public.a", 1), ("public.b", 1)]), 1_500);
-    assembly.told_all(1_500);
-    assert_eq!(steps(&mut assembly, 1_500), [""; 0]);
-    assembly.arrive(OTHER, truncate("7", 1, 1), 1_600);
-    let seen = steps(&mut assembly, 1_600);
+    assert_eq!(steps(assembly, 1_500), [""; 0]);
+}
+
+fn is_missing(assembly: &mut Assembly<&'static str>, now: u64) {
+    assert_eq!(steps(assembly, now)[0], "b of 7");
+    assert_eq!(splits(assembly)[0], ("7".into(), Split::Missing));
+}
+
+#[test]
+fn a_truncate_is_waited_for_where_all_partitions_have_shown_later_ones() {
+    let mut assembly = overtaken();
+    for place in [place(0), OTHER] {
+        assembly.dry(place, TOGETHER - 1);
+    }
+    assert_eq!(steps(&mut assembly, 2 * TOGETHER - 1), [""; 0]);
+    assembly.arrive(OTHER, truncate("7", 1, 1), 2 * TOGETHER - 1);
+    let seen = steps(&mut assembly, 2 * TOGETHER - 1);
     assert_eq!(seen[..2], ["truncate", "b of 7"]);
     assert_eq!(splits(&mut assembly), []);
 }
 
 #[test]
-fn what_no_connector_sends_again_is_not_waited_for() {
+fn it_is_waited_for_longer_while_a_connector_tells_again() {
     let mut assembly = overtaken();
-    assembly.told_all(TOGETHER - 1);
-    assert_eq!(steps(&mut assembly, TOGETHER), [""; 0]);
-    assembly.told_all(TOGETHER);
-    assert_eq!(steps(&mut assembly, TOGETHER)[0], "b of 7");
-    assert_eq!(splits(&mut assembly)[0], ("7".into(), Split::Missing));
+    told_again(&mut assembly);
+    assert_eq!(steps(&mut assembly, 3 * WAIT), [""; 0]);
+    assembly.arrive(OTHER, truncate("7", 1, 1), 3 * WAIT);
+    assert_eq!(steps(&mut assembly, 3 * WAIT)[..2], ["truncate", "b of 7"]);
+    assert_eq!(splits(&mut assembly), []);
 }
 
 #[test]
-fn what_does_not_come_again_is_waited_for_until_all_partitions_were_read() {
-    let again = |assembly: &mut Assembly<&'static str>| {
-        assembly.told(end("7", 5, &[("public.a", 1), ("public.b", 1)]), 1_500);
-        assert_eq!(steps(assembly, 1_500 + WAIT - 1), [""; 0]);
-    };
+fn what_was_not_written_is_not_waited_for() {
     let mut assembly = overtaken();
-    again(&mut assembly);
+    for place in [place(0), OTHER] {
+        assembly.dry(place, TOGETHER);
+    }
+    is_missing(&mut assembly, TOGETHER);
+    // Or, where nobody says what was written, not for long.
+    let mut assembly = overtaken();
+    assert_eq!(steps(&mut assembly, 2 * TOGETHER - 1), [""; 0]);
+    is_missing(&mut assembly, 2 * TOGETHER);
+}
+
+#[test]
+fn what_is_not_told_again_is_not_waited_for_for_ever() {
+    let mut assembly = overtaken();
+    told_again(&mut assembly);
     let both = vec![place(0), OTHER];
     assert_eq!(assembly.overdue(1_500 + TOGETHER).0, both);
     for place in both {
         assembly.dry(place, 1_500 + TOGETHER);
     }
-    assert_eq!(steps(&mut assembly, 1_500 + TOGETHER)[0], "b of 7");
-    assert_eq!(splits(&mut assembly)[0], ("7".into(), Split::Missing));
-    // Or, where nobody can say what was written, for the wait.
+    is_missing(&mut assembly, 1_500 + TOGETHER);
     let mut assembly = overtaken();
-    again(&mut assembly);
-    assert_eq!(steps(&mut assembly, 1_500 + WAIT)[0], "b of 7");
-    assert_eq!(splits(&mut assembly)[0], ("7".into(), Split::Missing));
+    told_again(&mut assembly);
+    assert_eq!(steps(&mut assembly, 12 * WAIT - 1), [""; 0]);
+    is_missing(&mut assembly, 12 * WAIT);
+}
+
+/// ENDs are lost, too: they are told for the first time when the connector has begun again.
+#[test]
+fn a_truncate_whose_end_was_lost_is_waited_for() {
+    let mut assembly = three();
+    assembly.told(end("6", 1, &[]), 0);
+    assembly.arrive(OTHER, arrival("8", 1, 0, "a of 8"), 0);
+    assert_eq!(steps(&mut assembly, 0), [""; 0]);
+    assembly.told(end("6", 3, &[]), 3_000);
+    assembly.told(end("7", 5, &[("public.a", 1), ("public.b", 1)]), 3_000);
+    assembly.told(end("8", 7, &[("public.a", 2)]), 3_000);
+    assembly.arrive(place(0), arrival("8", 2, 0, "more of 8"), 3_000);
+    assembly.arrive(place(1), arrival("7", 2, 0, "b of 7"), 3_000);
+    assert_eq!(steps(&mut assembly, 3_000 + WAIT), [""; 0]);
+    assembly.arrive(OTHER, truncate("7", 1, 1), 3_000 + WAIT);
+    let seen = steps(&mut assembly, 3_000 + WAIT);
+    assert_eq!(seen[..2], ["truncate", "b of 7"]);
+    assert_eq!(splits(&mut assembly), []);
 }

@@ -52,6 +52,7 @@ fn arrival(id: &str, order: u64, offset: i64, name: &'static str) -> Arrival<&'s
         offset,
         bytes: 100,
         is_keyed: true,
+        is_truncate: false,
         message: name,
     }
 }

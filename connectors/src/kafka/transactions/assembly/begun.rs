@@ -128,7 +128,7 @@ impl<M> Assembly<M> {
         let members = current.found.keys();
         let counts: Vec<_> = members.map(|one| (*one, current.count(*one))).collect();
         self.note_piece(&id, bytes, now).staged.extend(counts);
-        in_order(items, ahead)
+        in_order(&id, items, ahead)
     }
 
     /// What is there of the next transaction, if it is large and its END was not told.
@@ -180,7 +180,7 @@ impl<M> Assembly<M> {
         if self.is_too_large(&id) {
             self.give_up(&id, Split::TooLarge);
         }
-        in_order(items, Vec::new())
+        in_order(&id, items, Vec::new())
     }
 
     /// Whether nothing more can come of the transaction of which pieces went on: all ENDs are here that
@@ -231,24 +231,31 @@ pub(super) fn is_one_more<M>(
     }
 }
 
-/// In the transaction's own order, but never one event before an earlier one of its partition. One without a
-/// key that was sent again may lie behind later ones: those go before it, and it goes before what is later
-/// elsewhere, as it would where it lay at first.
+/// An event, and the number at which it goes.
+struct Turn<M> {
+    at: Option<u64>,
+    next: Next<M>,
+}
+
+/// In the transaction's own order, but never one event before an earlier one of its partition. A truncate that
+/// was sent again may lie behind later ones: those go before it, and it goes before what is later elsewhere, as
+/// it would where it lay at first.
 pub(super) fn in_order<M>(
+    id: &Id,
     items: BTreeMap<Place, VecDeque<Item<M>>>,
     ahead: Vec<(Place, Item<M>)>,
 ) -> Vec<Next<M>> {
     let ahead = ahead
         .into_iter()
-        .map(|(place, item)| with_turns(place, [item], true));
+        .map(|(place, item)| turns(id, place, [item], true));
     let queues = items
         .into_iter()
-        .map(|(place, own)| with_turns(place, own, false));
+        .map(|(place, own)| turns(id, place, own, false));
     let mut queues: Vec<_> = ahead.chain(queues).collect();
-    let turn = |own: &Vec<(Option<u64>, Next<M>)>| own.last().map(|(turn, _)| *turn);
     let mut out = Vec::new();
-    while let Some(first) = (0..queues.len()).min_by_key(|at| turn(&queues[*at]).flatten()) {
-        out.extend(queues[first].pop().map(|(_, next)| next));
+    let first_turn = |queue: &VecDeque<Turn<M>>| queue.front().and_then(|turn| turn.at);
+    while let Some(first) = (0..queues.len()).min_by_key(|number| first_turn(&queues[*number])) {
+        out.extend(queues[first].pop_front().map(|turn| turn.next));
         if queues[first].is_empty() {
             queues.remove(first);
         }
@@ -256,27 +263,28 @@ pub(super) fn in_order<M>(
     out
 }
 
-/// A partition's events, the last first, with the number at which each goes: its own, or that of one without a
-/// key behind it.
-fn with_turns<M>(
+/// When the events of a partition go: each at its own number, or at that of a truncate behind it.
+fn turns<M>(
+    id: &Id,
     place: Place,
     own: impl IntoIterator<Item = Item<M>, IntoIter: DoubleEndedIterator>,
     is_ahead: bool,
-) -> Vec<(Option<u64>, Next<M>)> {
-    let mut urgent: Option<u64> = None;
-    let turns = own.into_iter().rev().map(|item| {
-        if !item.is_keyed {
-            urgent = urgent.into_iter().chain(item.total).min();
+) -> VecDeque<Turn<M>> {
+    let mut truncate: Option<u64> = None;
+    let mut out = VecDeque::new();
+    for item in own.into_iter().rev() {
+        if item.is_truncate && item.id.as_ref() == Some(id) {
+            truncate = truncate.into_iter().chain(item.total).min();
         }
-        let turn = item
-            .total
-            .map(|total| urgent.map_or(total, |urgent| urgent.min(total)));
-        let next = Next {
-            place,
-            message: item.message,
-            is_ahead,
-        };
-        (turn, next)
-    });
-    turns.collect()
+        let at = |total: u64| truncate.map_or(total, |truncate| truncate.min(total));
+        out.push_front(Turn {
+            at: item.total.map(at),
+            next: Next {
+                place,
+                message: item.message,
+                is_ahead,
+            },
+        });
+    }
+    out
 }

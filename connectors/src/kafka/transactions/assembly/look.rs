@@ -30,6 +30,7 @@ impl<M> Assembly<M> {
     /// source's own.
     pub fn begin_anew(&mut self) {
         self.through = None;
+        self.again = None;
         for member in self.members.values_mut() {
             member.from = -1;
         }
@@ -134,19 +135,23 @@ impl<M> Assembly<M> {
     /// transaction topic.
     pub fn overdue(&self, now: u64) -> (Vec<Place>, bool) {
         let mut places = Vec::new();
-        let mut is_sought = false;
         if let Some(current) = &self.current {
-            is_sought = self.wants_ends(current, now);
-            if now >= current.told_at + self.bounds.wait || self.wants_places(current, now) {
-                for member in current.lacking() {
-                    places.extend(self.lacking_places(current, member, now));
+            let is_over = now >= current.told_at + self.bounds.wait;
+            for member in current.lacking() {
+                let proof = self.proof(current, member);
+                let is_late = proof.is_some_and(|proof| now >= proof.dry);
+                if !is_over && !is_late {
+                    continue;
                 }
+                let lacking = self.lacking_places(current, member, now);
+                let is_wanted = |place: &Place| is_over || self.is_shown_later(&self.queues[place]);
+                places.extend(lacking.filter(is_wanted));
             }
         }
         let wait = self.bounds.wait;
         let untold = self.untold().map(|(_, stay)| stay.last_at);
         let is_untold = untold.chain(self.begun_since()).any(|at| now >= at + wait);
-        (places, is_untold || is_sought)
+        (places, is_untold)
     }
 
     /// All that was written to a partition until then has arrived.

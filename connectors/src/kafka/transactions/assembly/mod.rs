@@ -12,16 +12,16 @@
 //! its END tells.
 //!
 //! An event that is missing is waited for while it can still come. It cannot when of each partition of
-//! its table one of these is known: a later transaction's event has arrived, and no connector sends again what
-//! the END was told of (see [`ahead`]); everything that was written until the wait after the END was over has
+//! its table one of these is known: a later transaction's event has arrived (with several partitions also what
+//! was written by then, see [`ahead`]); everything that was written until the wait after the END was over has
 //! arrived; it is no longer read. Then, and when a bound is reached, what is there goes on as it is, and what
 //! follows of the transaction goes on by itself.
 //!
 //! An END that is missing is waited for until all that were written so long after the transaction's last
 //! event are here, or until one is here of a transaction that stands behind it in a partition.
 //!
-//! Invariants: no event passes an earlier one of its partition; whole transactions go on in the order
-//! of their ENDs. A pure structure: no clock, no thread. Times are milliseconds.
+//! Invariants: no event passes an earlier one of its partition, but copies of truncates ([`ahead`]); whole
+//! transactions go on in the order of their ENDs. A pure structure: no clock, no thread. Times are milliseconds.
 //!
 //! Limits: an END that a connector sends again after its restart with a count of only the rest counts
 //! as told. A crash in the moment when a late source has come to where the others stand may split the
@@ -98,6 +98,8 @@ pub struct Arrival<M> {
     pub bytes: usize,
     /// Whether it lies in its partition by its key: sent again, it lies there again.
     pub is_keyed: bool,
+    /// A truncate whose place in the source's log is known: sent again, it may lie anywhere.
+    pub is_truncate: bool,
     /// The event.
     pub message: M,
 }
@@ -184,7 +186,7 @@ pub struct Assembly<M> {
     /// When the last END came, and when all that were written had come.
     ended_at: u64,
     told_all_at: Option<u64>,
-    /// The last END that a connector told again, by its offset, and when it came.
+    /// The last END that was told again, or late, by its offset, and when it came.
     again: Option<(i64, u64)>,
     splits: Vec<Parted>,
     /// Given up when nothing of them was there: split if something comes.
@@ -242,6 +244,7 @@ impl<M: Clone> Assembly<M> {
             offset: arrival.offset,
             bytes: arrival.bytes,
             is_keyed: arrival.is_keyed,
+            is_truncate: arrival.is_truncate,
             delivery: Delivery::First,
             message: arrival.message,
         };
@@ -480,7 +483,7 @@ impl<M: Clone> Assembly<M> {
         let members = current.items.keys().map(|place| place.member);
         let strange = members.filter(|member| current.strangers.contains(member));
         self.strangers.extend(strange);
-        in_order(current.items, current.ahead)
+        in_order(&current.id, current.items, current.ahead)
     }
 }
 

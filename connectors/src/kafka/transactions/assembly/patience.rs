@@ -36,25 +36,23 @@ impl<M> Assembly<M> {
         member: u64,
         now: u64,
     ) -> impl Iterator<Item = Place> + 'a {
-        let own = self.queues.iter();
-        let own = own.filter(move |(place, _)| place.member == member);
-        let until = current.told_at + self.bounds.wait;
-        let is_alone = self.is_alone(member);
+        let wait = self.bounds.wait;
+        let until = current.told_at + wait;
+        let proof = self.proof(current, member);
         let is_behind = self.ends.len() > BACKLOG;
-        own.filter(move |(_, queue)| {
-            let is_past = match queue.first() {
-                // What lies deeper of it is a re-delivery.
-                Some((first, _)) if self.told.contains_key(first) => {
-                    is_alone
-                        || self.knows_ends(current) && !self.may_come_again(current, queue, now)
-                }
-                // The END of the first is not read yet: it is later.
-                Some(_) => is_behind && !queue.has(&current.id),
-                None => false,
-            };
-            !is_past && (!queue.is_dry_since(until) || queue.has(&current.id))
-        })
-        .map(|(place, _)| *place)
+        self.of(member)
+            .filter(move |(_, queue)| {
+                let is_past = match queue.first() {
+                    Some(_) if self.is_shown_later(queue) => {
+                        proof.is_none_or(|proof| proof.holds(queue, now, wait))
+                    }
+                    // The END of the first is not read yet: it is later.
+                    Some(_) => is_behind && !queue.has(&current.id),
+                    None => false,
+                };
+                !is_past && (!queue.is_dry_since(until) || queue.has(&current.id))
+            })
+            .map(|(place, _)| *place)
     }
 
     /// Transactions at the heads of the queues whose END was not told.

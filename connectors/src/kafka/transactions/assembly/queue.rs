@@ -22,6 +22,8 @@ pub(super) struct Item<M> {
     pub(super) bytes: usize,
     /// See [`Arrival`](super::Arrival).
     pub(super) is_keyed: bool,
+    /// See [`Arrival`](super::Arrival).
+    pub(super) is_truncate: bool,
     /// How it came, when it was taken behind events of the current transaction, or as one of them.
     pub(super) delivery: Delivery,
     pub(super) message: M,
@@ -31,6 +33,7 @@ pub(super) struct Item<M> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stay {
     pub(super) count: usize,
+    pub(super) truncates: usize,
     pub(super) bytes: usize,
     pub(super) first_at: u64,
     pub(super) last_at: u64,
@@ -41,8 +44,6 @@ pub(super) struct Stay {
 pub(super) struct Queue<M> {
     items: VecDeque<Item<M>>,
     ids: HashMap<Id, Stay>,
-    /// How many of them have no key.
-    without_key: usize,
     /// Events below this offset pass by themselves: the source catches up.
     pub(super) free_until: i64,
     /// What follows the last event that arrived.
@@ -64,7 +65,6 @@ impl<M> Queue<M> {
         Queue {
             items: VecDeque::new(),
             ids: HashMap::new(),
-            without_key: 0,
             free_until,
             next,
             dry_at: None,
@@ -77,16 +77,17 @@ impl<M> Queue<M> {
 
     pub(super) fn push(&mut self, item: Item<M>, now: u64) {
         self.next = item.offset + 1;
-        self.without_key += usize::from(!item.is_keyed);
         self.resumes = 0;
         if let Some(id) = &item.id {
             let stay = self.ids.entry(Arc::clone(id)).or_insert(Stay {
                 count: 0,
+                truncates: 0,
                 bytes: 0,
                 first_at: now,
                 last_at: now,
             });
             stay.count += 1;
+            stay.truncates += usize::from(item.is_truncate);
             stay.bytes += item.bytes;
             stay.last_at = now;
         }
@@ -99,11 +100,11 @@ impl<M> Queue<M> {
 
     pub(super) fn pop(&mut self) -> Option<Item<M>> {
         let item = self.items.pop_front()?;
-        self.without_key -= usize::from(!item.is_keyed);
         if let Some(id) = &item.id
             && let Some(stay) = self.ids.get_mut(id)
         {
             stay.count -= 1;
+            stay.truncates -= usize::from(item.is_truncate);
             stay.bytes -= item.bytes;
             if stay.count == 0 {
                 self.ids.remove(id);
@@ -192,15 +193,20 @@ impl<M> Queue<M> {
         self.reached();
     }
 
-    /// Whether something without a key waits here, and something of a transaction.
-    pub(super) fn has_without_key(&self, id: &str) -> bool {
-        self.without_key > 0 && self.has(id)
+    /// Whether a truncate of a transaction waits here.
+    pub(super) fn has_truncate(&self, id: &str) -> bool {
+        self.ids.get(id).is_some_and(|stay| stay.truncates > 0)
     }
 
-    /// What waits here of a transaction and has no key. Cost: linear.
-    pub(super) fn without_key<'a>(&'a self, id: &'a Id) -> impl Iterator<Item = &'a Item<M>> + 'a {
+    /// The truncates of a transaction that wait here. Cost: linear.
+    pub(super) fn truncates<'a>(&'a self, id: &'a Id) -> impl Iterator<Item = &'a Item<M>> + 'a {
         let own = self.items.iter();
-        own.filter(move |item| !item.is_keyed && item.id.as_ref() == Some(id))
+        own.filter(move |item| item.is_truncate && item.id.as_ref() == Some(id))
+    }
+
+    /// Whether it is not read for now.
+    pub(super) fn is_paused(&self) -> bool {
+        self.is_paused
     }
 
     /// Whether nothing waits, and nothing comes.

@@ -139,15 +139,16 @@ fn one(seed: u64, loses: u32) -> [usize; 3] {
     });
     rig.start(0..TABLES, &history);
     let mut checker = Checker::new();
-    let mut pauses = 0;
+    let (mut pauses, mut away_at) = (0, 0);
     let (mut but, mut settled) = (BTreeSet::new(), 0);
     for _ in 0..60 {
         for _ in 0..history.rng.random_range(0..8) {
             history.commit();
         }
-        if !history.send(restarts) {
-            // It is away for a while.
+        if !history.send(restarts) && rig.now >= away_at + 2 * WAIT {
+            // It is away for a while, but not again and again: for so long nothing is waited for.
             rig.now += history.rng.random_range(0..WAIT / 2);
+            away_at = rig.now;
         }
         for lost in &history.lost {
             but.extend(history.written[lost].iter().copied());

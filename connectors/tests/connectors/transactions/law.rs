@@ -198,13 +198,21 @@ fn one(seed: u64, loses: u32) -> [usize; 3] {
     if is_strict {
         checker.check(&rig.log.lock().unwrap(), &history, &but, &context);
     }
-    let state = rig.log.lock().unwrap().state();
-    assert_eq!(
-        state,
-        *history.states.last().unwrap(),
-        "{context}: at the end"
-    );
     let log = rig.log.lock().unwrap();
+    // Of a transaction that was given up a truncate may come when it cannot be placed any more.
+    let parts = log.records.iter().flat_map(|record| &record.parts);
+    let mut letters = parts.flat_map(|(_, batch)| &batch.dead_letters);
+    let is_known = !letters.any(|letter| letter.error.code == "truncate-too-late");
+    assert!(
+        is_known || loses > 0,
+        "{context}: a truncate was passed over"
+    );
+    let last = history.states.last().unwrap();
+    assert!(
+        !is_known || log.state() == *last,
+        "{context}: at the end: {:?}, not {last:?}",
+        log.state()
+    );
     let pieces = log.records.iter().filter(|record| record.is_open).count();
     [log.records.len(), pieces, pauses]
 }

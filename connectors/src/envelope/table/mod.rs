@@ -10,9 +10,10 @@
 //! the source's table, whatever was delivered twice, from older offsets, or late in another
 //! partition. What cannot be known is a letter and never a guess.
 //!
-//! Invariants: one partition's messages come in the order of their offsets, but truncates that go ahead; [`LiveRows`] shows
-//! everything that was put out before. Limits: `ENVELOPE_PARKED_ROWS_MAX` rows that wait,
-//! `ENVELOPE_RECENT_ROWS_MAX` keys remembered for a truncate that other partitions ran ahead of.
+//! Invariants: one partition's messages come in the order of their offsets, but truncates that go ahead
+//! ([`Table::truncate_ahead`]); [`LiveRows`] shows everything that was put out before. Limits:
+//! `ENVELOPE_PARKED_ROWS_MAX` rows that wait, `ENVELOPE_RECENT_ROWS_MAX` keys remembered for a truncate that
+//! other partitions ran ahead of.
 //! A topic whose number of partitions grows moves keys between partitions: an old re-delivery may
 //! then meet a partition that never saw it. Drain the topic first.
 

@@ -162,6 +162,39 @@ fn an_index_made_while_rows_wait_gets_their_vectors() {
     });
 }
 
+/// Rows whose vectors are a column's bring them along, also to an index that is made later.
+#[test]
+fn an_index_made_over_rows_with_vectors_has_them() {
+    const ROWS: u64 = 3_000;
+    let _machine = together();
+    let rig = Rig::start(
+        "CREATE SOURCE rows FROM PUSH (id TEXT PRIMARY KEY, embedding VECTOR(4));
+         CREATE VIEW some AS SELECT id, embedding FROM rows WHERE id <> '7';
+         CREATE MODEL vecs FROM COLUMN WITH (DIMENSIONS = 4);",
+    );
+    let lines = (0..ROWS).map(|id| {
+        let angle = id as f64 / ROWS as f64;
+        upsert(
+            &id.to_string(),
+            &json!({ "embedding": [angle.cos(), angle.sin(), 0.0, 0.5] }),
+        )
+    });
+    let lines: Vec<String> = lines.collect();
+    let lines: Vec<&[u8]> = lines.iter().map(String::as_bytes).collect();
+    rig.push_request(request("rows", &lines)).expect("taken");
+    rig.wait_ready();
+    for (name, on) in [("built", "rows"), ("viewed", "some")] {
+        let sql = format!(
+            "CREATE INDEX {name} ON {on} USING VECTOR (embedding) CHUNK BY none EMBED WITH vecs"
+        );
+        rig.sql(&sql).expect("a good index");
+    }
+    eventually("each row has its vector", || {
+        let rows = rig.rows("SELECT pending, chunks FROM headwater.indexes ORDER BY name");
+        rows == [vec![json!(0), json!(ROWS)], vec![json!(0), json!(ROWS - 1)]]
+    });
+}
+
 #[test]
 fn a_document_that_comes_back_soon_finds_its_vector() {
     let _machine = together();

@@ -1,5 +1,6 @@
 //! The late path: vectors that rows did not wait for (a new index's first fill, an encoder that was
-//! away, a full queue, a restart) are found by asking the shards, and requested. They enter as facts.
+//! away, a full queue, a restart) are found by asking the shards, and requested; those of a column are read
+//! from their rows. They enter as facts.
 //!
 //! ```text
 //! shards: chunks without a vector ─┬─ stored already ─▶ bound again
@@ -19,18 +20,20 @@ use std::time::Duration;
 use engine::contract::{EmbedError, EmbedFault};
 use engine::error::{DataError, DeadLetter};
 use engine::letters::LetterId;
-use engine::model::{ContentHash, ModelId, ObjectId, VectorFact};
+use engine::model::{ContentHash, Key, ModelId, ObjectId, VectorFact};
 use engine::runtime::{Announcer, AskTime};
 use operators::embed::Priority;
 
 use super::Inner;
 use super::asking::PATIENCE;
-use crate::render::{Answer, Declared, IndexSpec, MissingChunk, ModelKind, Question};
+use crate::render::{Answer, Declared, IndexSpec, IndexedValue, MissingChunk, ModelKind, Question};
 
 /// The code of a dead letter of a text that a model refuses.
 pub(super) const TEXT_REFUSED: &str = "text-refused";
 /// Missing chunks asked for at a time, each worker, beside refused ones.
 const FILL_CHUNKS: usize = 2_048;
+/// Rows that are read at once.
+const ROWS_AT_ONCE: usize = 64;
 /// Between rounds.
 const FILL_PAUSE: Duration = Duration::from_millis(500);
 /// Seconds between looks at whether documents still have what was refused.
@@ -46,6 +49,8 @@ pub(super) struct Fills {
 struct State {
     /// Indexes that are being filled, and whether somebody asked for it meanwhile.
     running: HashMap<ObjectId, bool>,
+    /// Documents that waited for vectors when they were counted last, by index.
+    pending: HashMap<ObjectId, u64>,
     /// Dead letters of refused texts, by index.
     letters: HashMap<ObjectId, HashSet<LetterId>>,
 }
@@ -135,9 +140,21 @@ impl Inner {
         }
     }
 
+    /// Fills an index in which as many documents wait as when they were counted last: rows that were prepared
+    /// before it was there, and bound after its first fill, have asked for nothing.
+    pub(super) fn fill_if_stuck(self: &Arc<Self>, index: &Arc<IndexSpec>, pending: u64) {
+        let before = self.fills.lock().pending.insert(index.object.id, pending);
+        if pending > 0 && before == Some(pending) {
+            self.fill(index);
+        }
+    }
+
     /// Forgets what is known of an index that is gone.
     pub(super) fn forget_refused(&self, index: ObjectId) {
-        let gone = self.fills.lock().letters.remove(&index);
+        let mut state = self.fills.lock();
+        state.pending.remove(&index);
+        let gone = state.letters.remove(&index);
+        drop(state);
         let letters = self.engine.dead_letters();
         gone.into_iter()
             .flatten()
@@ -247,9 +264,11 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Round {
         }
         coming += 1;
     }
-    // A column's vector comes with its row.
     let ModelKind::Encoder(encoder) = model else {
-        return Round::NobodyToAsk;
+        let keys = missing.into_iter();
+        let keys = keys.filter(|chunk| texts.contains_key(&chunk.content));
+        let keys = keys.map(|chunk| chunk.key).collect();
+        return fill_from_rows(&inner, index, keys, coming).await;
     };
     let asked = texts.len();
     let refusals = inner.request_late(encoder.id(), texts);
@@ -259,6 +278,57 @@ async fn fill_round(inner: &Weak<Inner>, index: &Arc<IndexSpec>) -> Round {
         .clone();
     inner.note_refused(index, &missing, &refusals);
     Round::Coming(coming + asked - refusals.len())
+}
+
+/// A column's vector comes with its row, which may have been there before its index: then it is read from
+/// there. `coming`: so many are on their way.
+async fn fill_from_rows(
+    inner: &Arc<Inner>,
+    index: &Arc<IndexSpec>,
+    keys: HashSet<Key>,
+    mut coming: usize,
+) -> Round {
+    let mut keys = keys.into_iter();
+    let mut reads = tokio::task::JoinSet::new();
+    loop {
+        while reads.len() < ROWS_AT_ONCE
+            && let Some(key) = keys.next()
+        {
+            reads.spawn(store_vector_of(Arc::clone(inner), Arc::clone(index), key));
+        }
+        match reads.join_next().await {
+            None => return Round::Coming(coming),
+            Some(Ok(Some(count))) => coming += count,
+            Some(_) => return Round::NotAnswered,
+        }
+    }
+}
+
+/// Stores the vector that a row has now, and announces it; how many that are. `None`: not answered.
+async fn store_vector_of(inner: Arc<Inner>, index: Arc<IndexSpec>, key: Key) -> Option<usize> {
+    let model = index.model.as_ref()?.id();
+    let question = Question::Rows {
+        collection: index.on,
+        key: Some(key),
+    };
+    let asked = inner.ask(vec![index.on], AskTime::Newest, PATIENCE, question);
+    let Ok((_, Answer::Rows(rows))) = asked.await else {
+        return None;
+    };
+    let mut count = 0;
+    for (_, version) in rows {
+        let (value, _) = index.read(&version.row);
+        if let IndexedValue::Vector(vector) = &value {
+            for piece in index.pieces(&value).iter() {
+                let content = piece.content;
+                let at = inner.vectors.put(model, content, vector);
+                let fact = VectorFact { model, content, at };
+                inner.engine.vector_stored(fact);
+                count += 1;
+            }
+        }
+    }
+    Some(count)
 }
 
 impl Inner {

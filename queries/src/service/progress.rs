@@ -1,5 +1,7 @@
 //! Readiness, progress and gauges.
 
+use std::sync::Arc;
+
 use std::sync::atomic::Ordering;
 
 use operators::index::ShardSizes;
@@ -130,7 +132,7 @@ impl Inner {
     }
 
     /// Gauges of the shards: a question each, so less often than the others.
-    pub(super) async fn refresh_index_gauges(&self) {
+    pub(super) async fn refresh_index_gauges(self: &Arc<Self>) {
         for declared in self.declared() {
             let Declared::Index(index) = declared else {
                 continue;
@@ -140,6 +142,7 @@ impl Inner {
             };
             let name = &index.object.name;
             let pending: u64 = sizes.iter().map(|(pending, _)| pending).sum();
+            self.fill_if_stuck(&index, pending);
             let sum = |of: &dyn Fn(&ShardSizes) -> u64| {
                 sizes.iter().map(|(_, size)| of(size)).sum::<u64>() as f64
             };

@@ -4,9 +4,10 @@
 //! First the encoder alone (the CPU: on one thread over every n-th text; a device: with all its queues busy,
 //! tokenizer included), then questions on the idle engine, then all texts pushed as fast as they are taken,
 //! with questions in an open loop until the last vector is there. Data: documentation of the crates in the
-//! user's cargo registry, or the Markdown and text files right in a folder, cut every 250 tokens, one row a chunk (`CHUNK BY none`);
-//! where there are too few, again with a number in front, so that no vector is known. Each question has words
-//! of its own, so that none is remembered. No seed: the order is fixed. Units: tokens a second, milliseconds.
+//! user's cargo registry, or the Markdown and text files right in a folder, cut every 250 tokens, one row a
+//! chunk (`CHUNK BY none`); where there are too few, again with a number in front, so that no vector is known.
+//! Each question has words of its own, so that none is remembered. No seed: the order is fixed. Units: tokens a
+//! second, milliseconds.
 //!
 //! ```text
 //! HEADWATER_BENCH_CHUNKS=20000 cargo bench --bench embed_pipeline

@@ -228,6 +228,16 @@ pub struct Decoded {
     pub transaction: Option<InTransaction>,
 }
 
+impl Decoded {
+    /// Where its truncates stand.
+    pub fn truncates(&self) -> impl Iterator<Item = Order> {
+        self.markers.iter().filter_map(|marker| match marker {
+            Marker::Truncate { order } => Some(*order),
+            _ => None,
+        })
+    }
+}
+
 /// Decodes the messages of one table's topic. One per topic and thread; cheap to make.
 #[derive(Debug)]
 pub struct Decoder {

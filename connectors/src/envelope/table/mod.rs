@@ -180,21 +180,13 @@ impl Table {
     /// Whether a message comes for the first time, as far as is known.
     pub fn delivery(&self, decoded: &Decoded) -> Delivery {
         // A truncate has no key, and comes again through any partition.
-        let to_last = decoded.markers.iter().find_map(|marker| match marker {
-            Marker::Truncate { order } => self.to_last_truncate(order.place()),
-            _ => None,
-        });
+        let mut truncates = decoded.truncates();
+        let to_last = truncates.find_map(|order| self.to_last_truncate(order.place()));
         if to_last == Some(Ordering::Equal) {
             return Delivery::Again;
         }
-        let may_be_new = decoded.markers.iter().any(|marker| match marker {
-            Marker::Truncate { order } => self.may_be_new(*order),
-            _ => false,
-        });
-        let truncates = decoded.markers.iter().filter_map(|marker| match marker {
-            Marker::Truncate { order } => Some((Key::default(), ChangeKind::Delete, *order)),
-            _ => None,
-        });
+        let truncates = decoded.truncates();
+        let truncates = truncates.map(|order| (Key::default(), ChangeKind::Delete, order));
         let changes = decoded.changes.iter();
         let changes = changes.map(|change| (change.key.clone(), change.kind, change.order));
         let mut all = truncates.chain(changes).peekable();
@@ -202,7 +194,7 @@ impl Table {
         let lane = lane.filter(|_| all.peek().is_some());
         let is_again =
             lane.is_some_and(|lane| all.all(|(key, kind, order)| lane.has_seen(&key, kind, order)));
-        match is_again && !may_be_new {
+        match is_again && !decoded.truncates().any(|order| self.may_be_new(order)) {
             true => Delivery::Again,
             false if to_last == Some(Ordering::Less) => Delivery::Overtaken,
             false => Delivery::First,
@@ -285,10 +277,8 @@ impl Table {
     /// Takes the truncates of a message before earlier ones of its partition, which were written later.
     pub fn truncate_ahead(&mut self, decoded: &Decoded) -> Applied {
         let mut out = Applied::default();
-        for marker in &decoded.markers {
-            if let Marker::Truncate { order } = marker {
-                self.admit_truncate(*order, &mut out);
-            }
+        for order in decoded.truncates() {
+            self.admit_truncate(order, &mut out);
         }
         out
     }

@@ -32,7 +32,7 @@ use engine::telemetry;
 
 use super::assembly::{Arrival, Assembly, Bounds, End, Next, Parted, Place, Split};
 use crate::envelope::table::Delivery;
-use crate::envelope::{ChangeKind, Decoded, Envelope, Marker};
+use crate::envelope::{ChangeKind, Decoded, Envelope, Order};
 use crate::kafka::Record;
 use crate::kafka::lane::{Begun, Lane};
 use crate::kafka::letter_topic::LetterTopic;
@@ -280,12 +280,14 @@ impl Group {
                 member: number,
                 partition: held.record.partition(),
             };
+            let has_place = |order: Order| order.place().is_some();
+            let is_truncate = held.decoded.truncates().any(has_place);
             let arrival = Arrival {
                 transaction: held.decoded.transaction.clone(),
                 offset: held.record.offset(),
                 bytes: held.record.bytes(),
                 is_keyed: !held.decoded.changes.is_empty(),
-                is_truncate: is_truncate(&held.decoded),
+                is_truncate,
                 message: held,
             };
             if let Some(member) = self.members.get_mut(&number)
@@ -640,13 +642,4 @@ fn is_bare(decoded: &Decoded) -> bool {
     };
     let mut changes = decoded.changes.iter();
     decoded.transaction.is_none() && changes.any(|change| is_streamed(change.kind))
-}
-
-/// Whether a message is a truncate that its place tells apart.
-fn is_truncate(decoded: &Decoded) -> bool {
-    let has_place = |marker: &Marker| match marker {
-        Marker::Truncate { order } => order.place().is_some(),
-        _ => false,
-    };
-    decoded.markers.iter().any(has_place)
 }

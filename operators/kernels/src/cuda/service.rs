@@ -18,8 +18,8 @@
 //! ticket is dropped, even if a call into the device never returns; questions go before bulk wherever a
 //! slot is free; a worker never ends before the service does, and the service ends when its queues are
 //! empty. Limits: a worker looks at a busy
-//! device without pause (one core a device); which of device and CPU made a vector the caller sees in its last bits
-//! (of int8 in a cosine of 0.9995).
+//! device without pause (one core a device); which of device and CPU made a vector the caller sees in its last
+//! bits (of int8 in a cosine of 0.9995).
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::ahead::Proof;
 use super::ids::Ids;
 use super::queue::Queue;
 use super::{Assembly, EARLY_MAX, Member, Parted, Place};
@@ -119,11 +120,8 @@ impl<M> Assembly<M> {
         }
         if let Some(current) = &mut self.current {
             current.ahead.retain(|(ahead, _)| *ahead != place);
-        }
-        if let Some(current) = &mut self.current
-            && let Some(items) = current.items.remove(&place)
-        {
-            let bytes: usize = items.iter().map(|item| item.bytes).sum();
+            let items = current.items.remove(&place).into_iter().flatten();
+            let bytes: usize = items.map(|item| item.bytes).sum();
             current.bytes -= bytes;
             self.held -= bytes;
         }
@@ -138,14 +136,12 @@ impl<M> Assembly<M> {
         if let Some(current) = &self.current {
             let is_over = now >= current.told_at + self.bounds.wait;
             for member in current.lacking() {
-                let proof = self.proof(current, member);
-                let is_late = proof.is_some_and(|proof| now >= proof.dry);
-                if !is_over && !is_late {
-                    continue;
+                let is_late = |proof: Proof| now >= proof.dry;
+                if is_over || self.proof(current, member).is_some_and(is_late) {
+                    let lacking = self.lacking_places(current, member, now);
+                    let is_shown_later = |place: &Place| self.is_shown_later(&self.queues[place]);
+                    places.extend(lacking.filter(|place| is_over || is_shown_later(place)));
                 }
-                let lacking = self.lacking_places(current, member, now);
-                let is_wanted = |place: &Place| is_over || self.is_shown_later(&self.queues[place]);
-                places.extend(lacking.filter(is_wanted));
             }
         }
         let wait = self.bounds.wait;

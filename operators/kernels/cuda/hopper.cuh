@@ -64,6 +64,40 @@ DEVICE void load_box(u32 to, const TensorMap *map, int column, int row, u32 barr
                : "memory");
 }
 
+// ---- clusters: blocks on neighbouring multiprocessors -----------------------------------------------
+
+// This block's number in its cluster.
+DEVICE int cluster_rank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return (int)rank;
+}
+
+// All threads of all the cluster's blocks meet, and see what the others wrote before. A block's shared memory is there
+// for others between two of these.
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The same box into the shared memory of every block in the mask `blocks`, at the same place; each block's
+// barrier at that place counts the bytes that came to it.
+DEVICE void load_box_to(u32 to, const TensorMap *map, int column, int row, u32 barrier, u32 blocks) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+               "l"(map), "r"(column), "r"(row), "r"(barrier), "h"((u16)blocks)
+               : "memory");
+}
+
+// Arrives at the barrier that lies at the same place in another of the cluster's blocks.
+DEVICE void barrier_arrive_at(u32 barrier, int rank) {
+  asm volatile("{\n"
+               ".reg .b32 there;\n"
+               "mapa.shared::cluster.u32 there, %0, %1;\n"
+               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+               "}" ::"r"(barrier),
+               "r"(rank)
+               : "memory");
+}
+
 // ---- a warpgroup's tensor cores (wgmma) -------------------------------------------------------------
 
 // What tells wgmma where an operand lies: rows of 128 swizzled bytes, 8 rows a block of 1,024.

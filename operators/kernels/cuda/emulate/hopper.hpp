@@ -15,6 +15,13 @@ DEVICE void load_box(u32 to, const TensorMap *map, int column, int row, u32 barr
   emulate::load_box(to, map, column, row, barrier);
 }
 
+DEVICE void load_box_to(u32 to, const TensorMap *map, int column, int row, u32 barrier, u32 blocks) {
+  emulate::load_box(to, map, column, row, barrier, blocks);
+}
+DEVICE int cluster_rank() { return emulate::cluster_rank(); }
+DEVICE void cluster_sync() { emulate::cluster_sync(); }
+DEVICE void barrier_arrive_at(u32 barrier, int rank) { emulate::barrier_arrive(barrier, 0, rank); }
+
 DEVICE u64 operand(u32 address) {
   return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }

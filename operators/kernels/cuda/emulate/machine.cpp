@@ -25,7 +25,7 @@
 
 namespace emulate {
 
-Index block_index, grid_size, block_size;
+Index grid_size, block_size;
 
 namespace {
 
@@ -38,7 +38,10 @@ struct Copy {
   int bytes;
 };
 
+struct Block;
+
 struct Thread {
+  Block *block;
   ucontext_t first;
   jmp_buf here;
   unsigned char *stack = nullptr;
@@ -74,8 +77,9 @@ struct TestMap {
   u64 address, rows, columns, box_rows, box_columns, element; // bytes of an element
 };
 
-// A box on its way.
+// A box on its way to one block.
 struct Box {
+  Block *block;
   u32 to;
   TestMap map;
   int column, row;
@@ -95,17 +99,29 @@ struct Products {
   std::vector<Product> open;
 };
 
-Thread threads[1024];
-std::map<u32, Phases> phases;
+// A block under way.
+struct Block {
+  Index index;
+  int rank, alive; // its number in its cluster, its threads that have not ended
+  unsigned char *shared;
+  std::map<u32, Phases> phases;
+  Products products[8];
+  Meeting warps[32], groups[8]; // a warpgroup's warps meet while one of them may still be at its own instructions
+  Barrier barriers[16];
+};
+
+constexpr int BLOCKS_MAX = 16;
+std::deque<Thread> threads; // fibers stay from launch to launch
+std::deque<Block> blocks;   // those that are under way together
 std::vector<Box> boxes;
-Products products[8];
-Meeting warps[32], groups[8]; // a warpgroup's warps meet while one of them may still be at its own instructions
-Barrier barriers[16];
+Barrier cluster_barriers[BLOCKS_MAX]; // by the first block of the cluster
+int cluster_size;
+u64 word_changes;
 Thread *current;
 jmp_buf scheduler;
 int order_seed;
 bool is_late;
-unsigned char *shared_end, *shared_start;
+unsigned char *shared_ends[BLOCKS_MAX];
 u32 shared_bytes;
 bool has_failed;
 char message[512];
@@ -135,6 +151,7 @@ void fiber() {
     if (!current->open.empty())
       stop("copies were started and never committed");
     current->is_done = true;
+    current->block->alive--;
     leave();
   }
 }
@@ -173,29 +190,77 @@ int next_of_warp(int i) {
   return -1;
 }
 
-void run_block(const char *name) {
+void fail(const char *format, ...) {
+  if (has_failed)
+    return;
+  va_list list;
+  va_start(list, format);
+  vsnprintf(message, sizeof message, format, list);
+  va_end(list);
+  has_failed = true;
+}
+
+unsigned char *shared_end(int block) {
+  unsigned char *&end = shared_ends[block];
+  if (!end) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (SHARED_MAX + 2 * page - 1) / page * page;
+    unsigned char *start = (unsigned char *)mmap(nullptr, room + page, PROT_READ | PROT_WRITE,
+                                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(start + room, page, PROT_NONE);
+    end = start + room;
+  }
+  return end;
+}
+
+// Fresh blocks with these indices, and their threads.
+void place(const std::vector<Index> &indices) {
   int count = (int)block_size.x;
-  memset(shared_start, 0xff, shared_bytes); // NaN
-  memset((void *)barriers, 0, sizeof barriers);
-  for (Meeting &warp : warps)
-    warp.arrived = 0;
-  for (Meeting &group : groups)
-    group.arrived = 0;
-  phases.clear();
+  blocks.resize(indices.size());
+  for (size_t i = 0; i < indices.size(); i++) {
+    Block &block = blocks[i];
+    block = {};
+    block.index = indices[i];
+    block.rank = (int)i % cluster_size;
+    block.alive = count;
+    block.shared = shared_end((int)i) - (shared_bytes + 1023) / 1024 * 1024;
+    memset(block.shared, 0xff, shared_bytes); // NaN
+  }
   boxes.clear();
-  for (Products &group : products)
-    group = {};
-  std::vector<int> order(count);
-  for (int i = 0; i < count; i++) {
+  memset((void *)cluster_barriers, 0, sizeof cluster_barriers);
+  if (threads.size() < blocks.size() * (size_t)count)
+    threads.resize(blocks.size() * (size_t)count);
+  for (int i = 0; i < (int)blocks.size() * count; i++) {
     Thread &thread = threads[i];
-    thread.index = {(unsigned)i, 0, 0};
+    thread.block = &blocks[i / count];
+    thread.index = {(unsigned)(i % count), 0, 0};
     thread.is_done = false;
     thread.waits_for = nullptr;
     thread.groups.clear();
     thread.open.clear();
-    order[i] = order_seed == 1 ? count - 1 - i : i;
   }
-  u32 random = 0x9e3779b9u * (u32)(order_seed + 1) + block_index.x * 31 + block_index.y;
+}
+
+// What must be over when all threads have ended.
+void check_end(const char *name) {
+  for (const Block &block : blocks)
+    for (const Barrier &barrier : block.barriers)
+      if (barrier.arrived != 0)
+        fail("%s: a block ended with %d threads at a barrier", name, barrier.arrived);
+  for (const Barrier &barrier : cluster_barriers)
+    if (barrier.arrived != 0)
+      fail("%s: a block ended with %d threads at its cluster's barrier", name, barrier.arrived);
+  if (!boxes.empty())
+    fail("%s: a block ended before its copies", name);
+}
+
+// Runs these blocks at once.
+void run_blocks(const char *name, const std::vector<Index> &indices) {
+  place(indices);
+  int count = (int)(indices.size() * block_size.x);
+  std::vector<int> order(count);
+  for (int i = 0; i < count; i++)
+    order[i] = order_seed == 1 ? count - 1 - i : i;
+  u32 random = 0x9e3779b9u * (u32)(order_seed + 1) + indices[0].x * 31 + indices[0].y;
   for (;;) {
     if (order_seed > 1)
       for (int i = count - 1; i > 0; i--)
@@ -219,36 +284,23 @@ void run_block(const char *name) {
     }
     if (ran > 0)
       continue;
-    if (alive == 0) {
-      for (const Barrier &barrier : barriers)
-        if (barrier.arrived != 0 && !has_failed) {
-          has_failed = true;
-          snprintf(message, sizeof message, "%s: a block ended with %d threads at a barrier", name, barrier.arrived);
-        }
-      if (!boxes.empty()) {
-        has_failed = true;
-        snprintf(message, sizeof message, "%s: a block ended before its copies", name);
-      }
-      return;
-    }
+    if (alive == 0)
+      return check_end(name);
     // The copy engine is as slow as can be: it works when nobody else can, in any order.
-    if (ran == 0 && !boxes.empty()) {
-      land_box(next_random(random) % boxes.size());
-      continue;
-    }
-    if (ran == 0) {
-      has_failed = true;
-      snprintf(message, sizeof message, "%s: %d threads of block (%u, %u) wait for ever", name, alive, block_index.x,
-               block_index.y);
+    if (boxes.empty())
+      return fail("%s: %d threads of block (%u, %u) and those beside it wait for ever", name, alive, indices[0].x,
+                  indices[0].y);
+    land_box(next_random(random) % boxes.size());
+    if (has_failed)
       return;
-    }
   }
 }
 
 } // namespace
 
 const Index &thread_index() { return current->index; }
-unsigned char *shared_memory() { return shared_start; }
+const Index &block_index() { return current->block->index; }
+unsigned char *shared_memory() { return current->block->shared; }
 
 void stop(const char *format, ...) {
   va_list list;
@@ -261,37 +313,64 @@ void stop(const char *format, ...) {
     leave(); // never taken up again
 }
 
+// Counts one thread at a barrier; says whether it was the last.
+static bool arrive(Barrier &barrier, int id, int count) {
+  if (barrier.arrived == 0)
+    barrier.expected = count;
+  if (barrier.expected != count)
+    stop("barrier %d: %d threads expected by some, %d by others", id, barrier.expected, count);
+  if (++barrier.arrived < count)
+    return false;
+  barrier.arrived = 0;
+  barrier.round++;
+  return true;
+}
+
 void block_barrier(int id, int count) {
-  Barrier &barrier = barriers[id];
-  if (barrier.arrived == 0)
-    barrier.expected = count;
-  if (barrier.expected != count)
-    stop("barrier %d: %d threads expected by some, %d by others", id, barrier.expected, count);
+  Barrier &barrier = current->block->barriers[id];
   u64 round = barrier.round;
-  if (++barrier.arrived == count) {
-    barrier.arrived = 0;
-    barrier.round++;
-  } else {
+  if (!arrive(barrier, id, count))
     wait_change(&barrier.round, round);
-  }
 }
 
-void block_arrive(int id, int count) {
-  Barrier &barrier = barriers[id];
-  if (barrier.arrived == 0)
-    barrier.expected = count;
-  if (barrier.expected != count)
-    stop("barrier %d: %d threads expected by some, %d by others", id, barrier.expected, count);
-  if (++barrier.arrived == count) {
-    barrier.arrived = 0;
-    barrier.round++;
-  }
+void block_arrive(int id, int count) { arrive(current->block->barriers[id], id, count); }
+
+int cluster_rank() { return current->block->rank; }
+
+void cluster_sync() {
+  Barrier &barrier = cluster_barriers[(current->block - &blocks[0]) / cluster_size];
+  u64 round = barrier.round;
+  if (!arrive(barrier, 0, cluster_size * (int)block_size.x))
+    wait_change(&barrier.round, round);
 }
 
-static Phases &phases_of(u32 barrier) {
+void add_word(u32 *word, u32 value) {
+  *word += value;
+  word_changes++;
+}
+
+void wait_word(const u32 *word, u32 least) {
+  while ((int)(*word - least) < 0)
+    wait_change(&word_changes, word_changes);
+}
+
+// A block of the own cluster, −1 the own one. Its shared memory is there as long as one of its threads is.
+static Block &block_of(int rank) {
+  if (rank < 0)
+    return *current->block;
+  if (rank >= cluster_size)
+    stop("block %d of a cluster of %d", rank, cluster_size);
+  size_t own = (size_t)(current->block - &blocks[0]);
+  Block &block = blocks[own / (size_t)cluster_size * (size_t)cluster_size + (size_t)rank];
+  if (block.alive == 0)
+    stop("the shared memory of a block that has ended");
+  return block;
+}
+
+static Phases &phases_of(Block &block, u32 barrier) {
   at(barrier, 8);
-  auto found = phases.find(barrier);
-  if (found == phases.end())
+  auto found = block.phases.find(barrier);
+  if (found == block.phases.end())
     stop("a barrier at %u was never initialised", barrier);
   return found->second;
 }
@@ -305,11 +384,11 @@ static void advance(Phases &barrier) {
 
 void barrier_init(u32 barrier, u32 count) {
   at(barrier, 8);
-  phases[barrier] = {count, 0, 0, 0};
+  current->block->phases[barrier] = {count, 0, 0, 0};
 }
 
-void barrier_arrive(u32 address, u32 bytes) {
-  Phases &barrier = phases_of(address);
+void barrier_arrive(u32 address, u32 bytes, int rank) {
+  Phases &barrier = phases_of(block_of(rank), address);
   barrier.bytes += (int)bytes;
   if (++barrier.arrivals > barrier.count)
     stop("more arrivals than the barrier counts");
@@ -317,7 +396,7 @@ void barrier_arrive(u32 address, u32 bytes) {
 }
 
 void barrier_wait(u32 address, u32 parity) {
-  Phases &barrier = phases_of(address);
+  Phases &barrier = phases_of(*current->block, address);
   while ((barrier.phase & 1) == parity)
     wait_change(&barrier.phase, barrier.phase);
 }
@@ -337,9 +416,11 @@ void land_box(size_t which) {
       if (r < map.rows && c < map.columns)
         memcpy(&value, (const char *)map.address + (r * map.columns + c) * map.element, map.element);
       u32 to = (u32)(box.to + (row * map.box_columns + column) * map.element);
-      memcpy(at(turned(to), (u32)map.element), &value, map.element);
+      memcpy(box.block->shared + (turned(to) - SHARED_BASE), &value, map.element);
     }
-  Phases &barrier = phases_of(box.barrier);
+  Phases &barrier = box.block->phases[box.barrier]; // load_box saw that it is there
+  if (box.block->alive == 0)
+    fail("a copy into a block that has ended");
   barrier.bytes -= (int)(map.box_rows * map.box_columns * map.element);
   advance(barrier);
 }
@@ -385,21 +466,31 @@ void make(const Product &product) {
     make<u16, float>(product);
 }
 
-Products &mine() { return products[current->index.x / 128]; }
+Products &mine() { return current->block->products[current->index.x / 128]; }
 
 } // namespace
 
-void load_box(u32 to, const void *map, int column, int row, u32 barrier) {
+// One box to the own block, or a copy of it to each of the cluster's blocks in the mask.
+void load_box(u32 to, const void *map, int column, int row, u32 barrier, u32 mask) {
   TestMap sizes;
   memcpy(&sizes, map, sizeof sizes);
   u32 bytes = (u32)(sizes.box_rows * sizes.box_columns * sizes.element);
   if (to % 1024 != 0 || sizes.box_columns * sizes.element != 128 || sizes.columns * sizes.element % 16 != 0)
     stop("a box the copy engine would not take");
-  boxes.push_back({to, sizes, column, row, barrier});
-  if (is_late)
-    memset(at(to, bytes), 0xff, bytes);
-  else
-    land_box(boxes.size() - 1);
+  at(to, bytes);
+  if (mask >> cluster_size != 0)
+    stop("a box for blocks %#x of a cluster of %d", mask, cluster_size);
+  for (int rank = mask == 0 ? -1 : 0; rank < (mask == 0 ? 0 : cluster_size); rank++) {
+    if (rank >= 0 && !(mask >> rank & 1))
+      continue;
+    Block &block = block_of(rank);
+    phases_of(block, barrier);
+    boxes.push_back({&block, to, sizes, column, row, barrier});
+    if (is_late)
+      memset(block.shared + (to - SHARED_BASE), 0xff, bytes);
+    else
+      land_box(boxes.size() - 1);
+  }
 }
 
 void product(void *const *sums, u64 a, u64 b, int columns, int is_sum, bool is_bytes) {
@@ -427,7 +518,8 @@ void products_wait(int pending) {
 
 void together(Meaning meaning, void *mine, int lanes) {
   int first = (int)current->index.x / lanes * lanes;
-  Meeting &meeting = lanes == 32 ? warps[first / 32] : groups[first / 128];
+  Block &block = *current->block;
+  Meeting &meeting = lanes == 32 ? block.warps[first / 32] : block.groups[first / 128];
   if (meeting.arrived == 0)
     meeting.meaning = meaning;
   if (meeting.meaning != meaning)
@@ -443,14 +535,14 @@ void together(Meaning meaning, void *mine, int lanes) {
   }
 }
 
-u32 address_of(const void *pointer) { return (u32)((const unsigned char *)pointer - shared_start) + SHARED_BASE; }
+u32 address_of(const void *pointer) { return (u32)((const unsigned char *)pointer - current->block->shared) + SHARED_BASE; }
 
 unsigned char *at(u32 address, u32 bytes) {
   if (address < SHARED_BASE || address - SHARED_BASE + bytes > shared_bytes)
     stop("shared memory: %u bytes at %u, the launch has %u", bytes, address - SHARED_BASE, shared_bytes);
   if (bytes <= 16 && address % bytes != 0)
     stop("shared memory: address %u is no multiple of %u", address, bytes);
-  return shared_start + (address - SHARED_BASE);
+  return current->block->shared + (address - SHARED_BASE);
 }
 
 static void land(const Copy &copy) {
@@ -569,24 +661,23 @@ const Entry ENTRIES[] = {
 
 // ---- what the tests call, one thread at a time ---------------------------------------------------
 
+// How blocks of a launch meet: in clusters of so many, and whether all of the grid are there at once.
+struct Together {
+  unsigned cluster, is_whole;
+};
+
 // Runs a grid. `order`: 0 the first thread that can run, 1 the last, else shuffled by it; `late`: copies land at their wait.
 // Returns null, or what went wrong.
 extern "C" const char *emulate_launch(const char *name, const unsigned *grid, unsigned block, unsigned shared,
-                                      void **arguments, int order, int late) {
+                                      const Together *meets, void **arguments, int order, int late) {
   using namespace emulate;
-  if (!shared_end) {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (SHARED_MAX + 2 * page - 1) / page * page;
-    unsigned char *start = (unsigned char *)mmap(nullptr, room + page, PROT_READ | PROT_WRITE,
-                                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    mprotect(start + room, page, PROT_NONE);
-    shared_end = start + room;
+  if (half_table[1] == 0.0f)
     for (int i = 0; i < 65536; i++) {
       u16 bits = (u16)i;
       _Float16 h;
       memcpy(&h, &bits, 2);
       half_table[i] = (float)h;
     }
-  }
   has_failed = false;
   body = nullptr;
   for (const Entry &entry : ENTRIES)
@@ -596,27 +687,34 @@ extern "C" const char *emulate_launch(const char *name, const unsigned *grid, un
     return "no such kernel";
   if (block == 0 || block > 1024 || block % 32 != 0 || shared > SHARED_MAX)
     return "the launch's sizes are impossible";
+  unsigned count = grid[0] * grid[1] * grid[2], at_once = meets->is_whole ? count : meets->cluster;
+  if (meets->cluster == 0 || grid[0] % meets->cluster != 0)
+    return "the grid is no multiple of its clusters";
+  if (at_once > BLOCKS_MAX)
+    return "more blocks at once than this machine has";
+  cluster_size = (int)meets->cluster;
   order_seed = order;
   is_late = late != 0;
   shared_bytes = shared;
-  shared_start = shared_end - (shared + 1023) / 1024 * 1024;
   body_arguments = arguments;
   grid_size = {grid[0], grid[1], grid[2]};
   block_size = {block, 1, 1};
-  for (unsigned z = 0; z < grid[2]; z++)
-    for (unsigned y = 0; y < grid[1]; y++)
-      for (unsigned x = 0; x < grid[0]; x++) {
-        block_index = {x, y, z};
-        run_block(name);
-        if (has_failed) {
-          for (Thread &thread : threads) // their stacks are lost in the middle of a kernel
-            if (thread.is_started) {
-              munmap(thread.stack, STACK);
-              thread.is_started = false;
-            }
-          return message;
+  std::vector<Index> indices;
+  for (unsigned i = 0; i < count; i++) {
+    indices.push_back({i % grid[0], i / grid[0] % grid[1], i / grid[0] / grid[1]});
+    if (indices.size() < at_once)
+      continue;
+    run_blocks(name, indices);
+    indices.clear();
+    if (has_failed) {
+      for (Thread &thread : threads) // their stacks are lost in the middle of a kernel
+        if (thread.is_started) {
+          munmap(thread.stack, STACK);
+          thread.is_started = false;
         }
-      }
+      return message;
+    }
+  }
   return nullptr;
 }
 

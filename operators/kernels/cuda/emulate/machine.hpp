@@ -1,11 +1,12 @@
-// A GPU on the host, for tests: one block at a time, a fiber a thread, PTX's words as the manual has them.
+// A GPU on the host, for tests: a fiber a thread, PTX's words as the manual has them. A block at a time; of a
+// launch with clusters a cluster, of a cooperative one the whole grid.
 //
 // What it checks beyond results: a warp's lanes meet at the same instruction; nothing waits for ever;
 // shared memory is touched inside the launch's size and begins as NaN; asynchronous copies land as
 // late as the program allows (or as early); the first, the last or any thread runs on while it can; and it
 // counts bank conflicts of matrix loads. Device memory ends at a page that cannot be touched.
 //
-// Limits: no two blocks at once, no weak memory order, no clusters; sums of a tensor core are made in
+// Limits: blocks that are not meant to meet are never at once, no weak memory order; sums of a tensor core are made in
 // order of K in f32, which the hardware does not promise; a warpgroup's threads meet at each of its
 // products, which on the hardware only the threads of a warp do.
 #pragma once
@@ -21,7 +22,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define threadIdx (emulate::thread_index())
-#define blockIdx (emulate::block_index)
+#define blockIdx (emulate::block_index())
 #define gridDim (emulate::grid_size)
 #define blockDim (emulate::block_size)
 #define __syncthreads() emulate::block_barrier(0, (int)emulate::block_size.x)
@@ -31,8 +32,9 @@ namespace emulate {
 struct Index {
   unsigned x, y, z;
 };
-extern Index block_index, grid_size, block_size;
+extern Index grid_size, block_size;
 const Index &thread_index();
+const Index &block_index();
 unsigned char *shared_memory();
 
 // Waits until `threads` threads have come to barrier `id`.
@@ -50,11 +52,17 @@ void stop(const char *format, ...);
 // Bar.arrive: counts at a barrier without waiting.
 void block_arrive(int id, int threads);
 
-// Hopper's barriers and its asynchronous engines: see hopper.hpp.
+// Words of device memory that threads of other blocks wait for.
+void add_word(u32 *word, u32 value);
+void wait_word(const u32 *word, u32 least);
+
+// Hopper's barriers and its asynchronous engines: see hopper.hpp. `rank`: of the cluster's blocks, −1 the own one.
 void barrier_init(u32 barrier, u32 count);
-void barrier_arrive(u32 barrier, u32 bytes);
+void barrier_arrive(u32 barrier, u32 bytes, int rank = -1);
 void barrier_wait(u32 barrier, u32 parity);
-void load_box(u32 to, const void *map, int column, int row, u32 barrier);
+void load_box(u32 to, const void *map, int column, int row, u32 barrier, u32 blocks = 0);
+int cluster_rank();
+void cluster_sync();
 // Of halves, 16 of K and sums in float, or of bytes, 32 of K and sums in int.
 void product(void *const *sums, u64 a, u64 b, int columns, int is_sum, bool is_bytes);
 void products_commit();

@@ -1,7 +1,7 @@
 //! Launches of `cuda/attention.cu`: softmax(Q·Kᵀ / √d)·V of every text of a packed batch.
 
 use super::batch::OnDevice;
-use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
 use super::tiles::ATTENTION_TILE;
 
 /// Blocks that a multiprocessor holds at once, as build.sh prints them: the persistent grid has no more,
@@ -37,6 +37,7 @@ pub fn launch(
     if stage == Stage::Naive {
         return Ok(Launch {
             kernel: "attention_naive",
+            placement: Placement::Alone,
             grid: [blocks(tokens * hidden, 256)?, 1, 1],
             threads: 256,
             shared_bytes: 0,
@@ -62,6 +63,7 @@ pub fn launch(
     let items = blocks(batch.bucket.tiles() * heads, 1)?;
     Ok(Launch {
         kernel,
+        placement: Placement::Alone,
         grid: [
             items.min(multiprocessors * blocks_per_multiprocessor(width)),
             1,

@@ -185,10 +185,23 @@ impl Arg {
     }
 }
 
+/// Which blocks of a launch are on the device at once, because they meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// None need be.
+    #[default]
+    Alone,
+    /// So many neighbours, which reach each other's shared memory: Hopper only. They divide the grid.
+    Clusters(u32),
+    /// All of the grid (a cooperative launch): it must not be larger than the device holds at once.
+    Whole,
+}
+
 /// A kernel with all it needs to run. Made by the functions beside the kernels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {
     pub(super) kernel: &'static str,
+    pub(super) placement: Placement,
     pub(super) grid: [u32; 3],
     pub(super) threads: u32,
     pub(super) shared_bytes: u32,
@@ -199,6 +212,11 @@ impl Launch {
     /// The kernel's name.
     pub fn kernel(&self) -> &'static str {
         self.kernel
+    }
+
+    /// Which of its blocks are there at once.
+    pub fn placement(&self) -> Placement {
+        self.placement
     }
 
     /// Blocks in x, y and z.

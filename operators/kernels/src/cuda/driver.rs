@@ -18,7 +18,9 @@ use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::choose::{Facts, Images, Origin, Search, home};
-use super::device::{Arg, Device, Fault, Graph, Kind, Launch, Map, Pinned, Stage, Stream, Tensor};
+use super::device::{
+    Arg, Device, Fault, Graph, Kind, Launch, Map, Pinned, Placement, Stage, Stream, Tensor,
+};
 use super::devices::{devices, fault, refused};
 use super::nvrtc::Nvrtc;
 use super::sources;
@@ -168,20 +170,31 @@ impl Driver {
             })
             .collect();
         let [x, y, z] = launch.grid;
+        let mut attributes = attributes(launch.placement);
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
         // SAFETY: launches are made only beside the kernels, with arguments in the kernel's order and
-        // tensors that were checked against each other; the driver copies the arguments before it
-        // returns; a 4-byte argument is the low half of its little-endian word.
+        // tensors that were checked against each other; the driver copies the arguments and the attributes
+        // before it returns; a 4-byte argument is the low half of its little-endian word.
         unsafe {
-            let threads = (launch.threads, 1, 1);
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &config,
                 function,
-                (x, y, z),
-                threads,
-                launch.shared_bytes,
-                stream,
-                &mut pointers,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         }
+        .result()
         .map_err(fault)
     }
 
@@ -215,6 +228,35 @@ impl Driver {
             let _ = unsafe { result::event::destroy(event) };
         }
         times
+    }
+}
+
+/// What the driver is told of a launch whose blocks meet.
+fn attributes(placement: Placement) -> Vec<sys::CUlaunchAttribute> {
+    use sys::CUlaunchAttributeID::{
+        CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION as CLUSTER, CU_LAUNCH_ATTRIBUTE_COOPERATIVE as WHOLE,
+    };
+    let attribute = |id, value| sys::CUlaunchAttribute {
+        id,
+        pad: [0; 4],
+        value,
+    };
+    match placement {
+        Placement::Alone => Vec::new(),
+        Placement::Clusters(blocks) => {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                x: blocks,
+                y: 1,
+                z: 1,
+            };
+            vec![attribute(CLUSTER, value)]
+        }
+        Placement::Whole => {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.cooperative = 1;
+            vec![attribute(WHOLE, value)]
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Launches of `cuda/feed_hopper.cu`: x = LayerNorm(x + GELU(x·W1ᵀ + b1)·W2ᵀ + b2), in one kernel.
 
-use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Placement, Tensor, blocks, int};
 use super::join::HIDDEN;
 use super::norm::Norm;
 
@@ -55,6 +55,7 @@ impl Feed {
         }
         Ok(Launch {
             kernel: "feed_hopper_384",
+            placement: Placement::Alone,
             grid: [blocks(self.x.rows, ROWS)?.min(multiprocessors), 1, 1],
             threads: 384,
             shared_bytes: SHARED_BYTES,

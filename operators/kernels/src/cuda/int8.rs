@@ -14,7 +14,7 @@
 //! Invariants: a weight's bytes and scale depend on its own row only; the sum of a product is exact (|byte| ≤
 //! 127 and at most 133,000 columns fit 31 bits). Limits: Hopper; inputs a multiple of 128.
 
-use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Placement, Tensor, blocks, int};
 
 /// Columns that are rotated together, and that have a scale behind GELU.
 pub const GROUP: usize = 128;
@@ -233,6 +233,7 @@ impl Product {
         ]);
         Ok(Launch {
             kernel,
+            placement: Placement::Alone,
             grid: [self.tiles()?.min(multiprocessors), 1, 1],
             threads: 384,
             shared_bytes,

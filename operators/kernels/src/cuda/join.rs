@@ -1,6 +1,6 @@
 //! Launches of `cuda/join_hopper.cu`: x = LayerNorm(x + Y·Wᵀ + b), in one kernel.
 
-use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
 use super::norm::Norm;
 
 /// The only width of x: a thread holds a quarter of two rows, 192 sums.
@@ -71,6 +71,7 @@ impl Join {
         }
         Ok(Launch {
             kernel: "join_hopper_384",
+            placement: Placement::Alone,
             grid: [blocks(self.from.rows, ROWS)?.min(multiprocessors), 1, 1],
             threads: 384,
             shared_bytes: SHARED_BYTES,

@@ -1,6 +1,6 @@
 //! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
 
-use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
 
 /// What happens to the sums before they are stored. The order is `numbers::Epilogue`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +106,7 @@ impl Linear {
         let mut args = self.args()?;
         args.push(Arg::Int(epilogue as i32));
         Ok(Launch {
+            placement: Placement::Alone,
             kernel: "linear_naive",
             grid: [blocks(self.x.rows * self.weight.rows, 256)?, 1, 1],
             threads: 256,
@@ -120,6 +121,7 @@ impl Linear {
             return Err(Fault::Shape(format!("{} rows in one product", self.x.rows)));
         }
         Ok(Launch {
+            placement: Placement::Alone,
             kernel: match epilogue {
                 Epilogue::Bias => "linear_f16_bias",
                 Epilogue::Gelu => "linear_f16_gelu",
@@ -143,6 +145,7 @@ impl Linear {
         args.extend(rest[..1].iter().chain(&rest[3..]));
         let tiles = blocks(self.x.rows, TILE)? * blocks(self.weight.rows, TILE)?;
         Ok(Launch {
+            placement: Placement::Alone,
             kernel: match epilogue {
                 Epilogue::Bias => "linear_hopper_bias",
                 Epilogue::Gelu => "linear_hopper_gelu",

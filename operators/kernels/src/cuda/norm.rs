@@ -1,7 +1,7 @@
 //! Launches of `cuda/norm.cu`: embedding tables, residual sums and LayerNorm.
 
 use super::batch::OnDevice;
-use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
 use super::int8::{GROUP, Quantized};
 
 /// Columns that a warp of stage 1 can hold.
@@ -83,6 +83,7 @@ pub fn embed(
         args.extend([Arg::Address(scratch.address), int(hidden)?]);
         let sum = Launch {
             kernel: "embed_naive",
+            placement: Placement::Alone,
             grid: [blocks(tokens * hidden, 256)?, 1, 1],
             threads: 256,
             shared_bytes: 0,
@@ -100,6 +101,7 @@ pub fn embed(
     ]);
     Ok(vec![Launch {
         kernel: "embed_f16",
+        placement: Placement::Alone,
         grid: [blocks(tokens, 8)?, 1, 1],
         threads: 256,
         shared_bytes: 0,
@@ -142,6 +144,7 @@ pub fn add_norm(
         args.extend(parameters);
         return Ok(Launch {
             kernel: "norm_naive",
+            placement: Placement::Alone,
             grid: [blocks(rows * hidden, 256)?, 1, 1],
             threads: 256,
             shared_bytes: 0,
@@ -152,6 +155,7 @@ pub fn add_norm(
     args.extend(parameters);
     Ok(Launch {
         kernel: "add_norm_f16",
+        placement: Placement::Alone,
         grid: [blocks(rows, 8)?, 1, 1],
         threads: 256,
         shared_bytes: 0,

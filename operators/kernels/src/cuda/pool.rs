@@ -1,7 +1,7 @@
 //! Launches of `cuda/pool.cu`: token states to vectors, and a cross-encoder's head.
 
 use super::batch::OnDevice;
-use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
 use super::norm::HIDDEN_MAX;
 use crate::Pooling;
 
@@ -11,6 +11,7 @@ const SHARED_BYTES: u32 = (1024 + 8) * 4;
 fn per_output(kernel: &'static str, outputs: usize, args: Vec<Arg>) -> Result<Launch, Fault> {
     Ok(Launch {
         kernel,
+        placement: Placement::Alone,
         grid: [blocks(outputs, 256)?, 1, 1],
         threads: 256,
         shared_bytes: 0,
@@ -26,6 +27,7 @@ fn per_text(
 ) -> Result<Launch, Fault> {
     Ok(Launch {
         kernel,
+        placement: Placement::Alone,
         grid: [blocks(texts, 1)?, 1, 1],
         threads: 256,
         shared_bytes,

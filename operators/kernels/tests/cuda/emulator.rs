@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
-use kernels::cuda::device::{Arg, Device, Fault, Graph, Launch, Pinned, Stage, Stream};
+use kernels::cuda::device::{Arg, Device, Fault, Graph, Launch, Pinned, Placement, Stage, Stream};
 use libloading::{Library, Symbol};
 
 type LaunchFn = unsafe extern "C" fn(
@@ -16,6 +16,7 @@ type LaunchFn = unsafe extern "C" fn(
     *const u32,
     u32,
     u32,
+    *const u32,
     *const *const c_void,
     c_int,
     c_int,
@@ -96,6 +97,12 @@ impl Emulator {
             })
             .collect();
         let name = CString::new(launch.kernel()).unwrap();
+        // Blocks of a cluster; whether all of the grid are there at once.
+        let meets = match launch.placement() {
+            Placement::Alone => [1, 0],
+            Placement::Clusters(blocks) => [blocks, 0],
+            Placement::Whole => [1, 1],
+        };
         let _guard = MACHINE.lock().unwrap_or_else(|e| e.into_inner());
         // SAFETY: the types are machine.cpp's; all pointers live until it returns; kernels touch memory
         // of `allocate` only, which ends at forbidden pages.
@@ -106,6 +113,7 @@ impl Emulator {
                 launch.grid().as_ptr(),
                 launch.threads(),
                 launch.shared_bytes(),
+                meets.as_ptr(),
                 pointers.as_ptr(),
                 self.weather.order,
                 i32::from(self.weather.is_late),

@@ -3,45 +3,52 @@
 //   two products and a norm   read x ─ write wide, 4 rows of x's width ─▶ read wide ─ … ─ write x
 //   here                      read x ─ write x; what is between never leaves the multiprocessor
 //
-// A block makes 64 rows. x stays in shared memory for all of it; the inner width is walked through 128 at a time,
-// and W1 and W2 stream past, once for each 64 rows.
+// A block makes 64 rows. x stays in shared memory for all of it; the inner width is walked through 128 at a time (a
+// chunk), and W1 and W2 stream past, once for a cluster of 1, 2 or 4 blocks (cluster.cuh).
 //
-//                      W1  128 rows of it                H = GELU(…), halves           W2  384 rows, 128 columns
-//             K = 384 ┌──────┬──────┐                  ┌──────┬──────┐                ┌──────────┬──────────┐
-//   x 64×384  ──────▶ │group1│group2│ 64 columns each ─│ 64×64│ 64×64│─ K = 128 ────▶ │  group 1 │  group 2 │ 192 columns each
-//                     └──────┴──────┘  32 sums a thread└──────┴──────┘ shared memory  └──────────┴──────────┘ 96 sums a thread
+//              W1 128 rows of it           H = GELU(…), halves         W2  384 rows, 128 columns
+//     K = 384 ┌───────────────┐           ┌──────────┐                ┌──────────┬──────────┐
+//   x 64×384 ▶│group c % 2    │ ─ + b1 ──▶│ 64×128   │── K = 128 ────▶│  group 0 │  group 1 │ 192 columns each
+//             └───────────────┘ 64 sums   └──────────┘ two of them    └──────────┴──────────┘ 96 sums a thread
 //
-//   group 1   │ W1: 6 steps │ GELU ▶ H │═│ W2: 2 steps │ W1: 6 steps │ GELU ▶ H │═│ …          ═ both have written H
-//   group 2   │ W1: 6 steps │ GELU ▶ H │═│ W2: 2 steps │ W1: 6 steps │ GELU ▶ H │═│ …
-//   engine    ▐ runs ahead by four steps of W1 (16 KB) and two of W2 (48 KB), over tiles' borders too
+// First products of a chunk are one group's, GELU too; second products are both groups'. So while a group is at GELU the
+// other one is at the first product of the next chunk, and tensor cores have work all the time:
 //
-// One meeting a chunk is enough. Nobody writes H while the other still reads that of the chunk before: six steps of W1
-// come through four stages, so the last is there only when both are behind the second, and thus behind the W2 steps
-// before it. (For the same reason the copy engine never really waits for a stage of W2.)
+//   group 0   │ F1 c   F2 c−1  F1 c │ GELU c ▶ H₀ │ F2 c │ F1 c+2   F2 c+1  F1 c+2 │ GELU c+2 ▶ H₀ │ …
+//   group 1     GELU c−1 ▶ H₁ │ F2 c−1 │ F1 c+1  F2 c  F1 c+1 │ GELU c+1 ▶ H₁ │ F2 c+1 │ …
+//   engine    ▐ W1 c: 3 steps, W2 c−1: 2 steps, W1 c: 3 steps, …: as they are used; ahead by 3 steps of W1 and 2 of W2
+//
+//   turn 0, 1    a group starts on W1 when the other has waited for all steps of the chunk before: barriers know a phase
+//                by its parity only, so nobody may wait for a phase two ahead
+//   ready 0, 1   H of a chunk is written. Who says so has also ended its second product of the chunk before, so the
+//                other group may write that chunk's H anew: no barrier says that a buffer is free
+//
+// The two F2 of a group are apart in time, or their 96 KB of W2 would have to come at once.
 //
 // Behind the last chunk: + b2 + x, the norm (a row's two halves meet by shared memory, twice), and x is stored from
-// where it lay. Sums over a row: 48 columns a thread, two exchanges, group 1 and group 2; mean first, squares second.
+// where it lay. Sums over a row: 48 columns a thread, two exchanges, group 0 and group 1; mean first, squares second.
 //
-// Invariants as in linear.cu: fixed order over K, no split, rows past the count not written. x in place.
-// Limits: sm_90a; 384 columns; the inner width a multiple of 8. Weights stream once for 64 rows, 2.4 MB of L2 (as much as
-// the two products of stage 2 read): 2.2 times what 5.5 TB/s give at the pace of the products. A cluster of two
-// blocks that share the stream takes nearly all of that off.
-#include "hopper.cuh"
+// Invariants as in linear.cu: fixed order over K, no split, rows past the count not written. x in place. The bits
+// do not depend on the cluster's size. Limits: sm_90a; 384 columns; the inner width a multiple of 8.
+#include "cluster.cuh"
 #include "numbers.cuh"
 #include "tiles.cuh"
 
 namespace {
+using cluster::Tiles;
 
-constexpr int ROWS = 64, HIDDEN = 384, DEPTH = 64, CHUNK = 128, OWN = HIDDEN / 2, OWN_WIDE = CHUNK / 2;
-constexpr int FIRST_STEPS = HIDDEN / DEPTH, SECOND_STEPS = CHUNK / DEPTH, FIRST_STAGES = 4, SECOND_STAGES = 2;
-static_assert(FIRST_STAGES < FIRST_STEPS, "who has done all steps of W1 knows that nobody reads H any more");
-constexpr int GROUP = 128, THREADS = 3 * GROUP, WARPS = 2 * GROUP / tiles::WARP;
+constexpr int ROWS = 64, HIDDEN = 384, DEPTH = 64, CHUNK = 128, OWN = HIDDEN / 2;
+constexpr int FIRST_STEPS = HIDDEN / DEPTH, FIRST_HALF = FIRST_STEPS / 2, SECOND_STEPS = CHUNK / DEPTH;
+constexpr int FIRST_STAGES = 3, SECOND_STAGES = 2;
+constexpr int GROUP = 128, THREADS = 3 * GROUP, GROUP_WARPS = GROUP / tiles::WARP;
 constexpr u32 BOX = ROWS * DEPTH * 2; // of x and of H: 64 rows of 128 bytes
-constexpr u32 FIRST_BYTES = CHUNK * DEPTH * 2, SECOND_PART = 128 * DEPTH * 2, SECOND_BYTES = HIDDEN * DEPTH * 2;
-constexpr u32 H_AT = FIRST_STEPS * BOX, FIRST_AT = H_AT + 2 * BOX, SECOND_AT = FIRST_AT + FIRST_STAGES * FIRST_BYTES;
+constexpr u32 FIRST_BYTES = CHUNK * DEPTH * 2, SECOND_BYTES = HIDDEN * DEPTH * 2;
+constexpr u32 H_AT = FIRST_STEPS * BOX, H_BYTES = SECOND_STEPS * BOX, FIRST_AT = H_AT + 2 * H_BYTES;
+constexpr u32 SECOND_AT = FIRST_AT + FIRST_STAGES * FIRST_BYTES;
 constexpr u32 SUMS_AT = SECOND_AT + SECOND_STAGES * SECOND_BYTES, SQUARES_AT = SUMS_AT + 2 * ROWS * 4;
 constexpr u32 BARRIERS_AT = SQUARES_AT + 2 * ROWS * 4;
-constexpr int MET = 1; // a named barrier of the two groups; 0 is __syncthreads
+// Named barriers: of both groups; of each group (2), whose turn it is (2), whose H is there (2). 0 is __syncthreads.
+constexpr int MET = 1, OWN_MET = 2, TURN = 4, READY = 6;
 
 // A ring's stage of a step: where its bytes are, the barrier that says that they came, and that they may go.
 struct Stage {
@@ -54,7 +61,6 @@ template <int STAGES, u32 BYTES> DEVICE Stage stage_of(u32 memory, u32 ring, int
 }
 // Barriers: x full, x empty, then each ring's full and empty ones.
 constexpr int FIRST_BARRIER = 2, SECOND_BARRIER = FIRST_BARRIER + 2 * FIRST_STAGES;
-constexpr int BARRIERS = SECOND_BARRIER + 2 * SECOND_STAGES;
 DEVICE Stage first_stage(u32 memory, int step) {
   return stage_of<FIRST_STAGES, FIRST_BYTES>(memory, FIRST_AT, FIRST_BARRIER, step);
 }
@@ -65,42 +71,76 @@ DEVICE Stage x_stage(u32 memory, int tile) {
   return {memory, memory + BARRIERS_AT, memory + BARRIERS_AT + 8, (u32)tile & 1};
 }
 
-DEVICE void bring_x(const Stage &own, const TensorMap *x, int row0) {
-  ptx::barrier_wait(own.empty, own.parity ^ 1); // fresh: at once
-  ptx::barrier_expect(own.full, FIRST_STEPS * BOX);
-#pragma unroll 1
-  for (int k = 0; k < FIRST_STEPS; k++)
-    ptx::load_box(own.at + (u32)k * BOX, x, k * DEPTH, row0, own.full);
+// One thread. A stage of W1 is read by one group of each block, of W2 by both.
+template <int CLUSTER> DEVICE void prepare(u32 memory) {
+  ptx::barrier_init(x_stage(memory, 0).full, 1);
+  ptx::barrier_init(x_stage(memory, 0).empty, 2 * GROUP_WARPS);
+  for (int i = 0; i < FIRST_STAGES; i++) {
+    ptx::barrier_init(first_stage(memory, i).full, 1);
+    ptx::barrier_init(first_stage(memory, i).empty, CLUSTER * GROUP_WARPS);
+  }
+  for (int i = 0; i < SECOND_STAGES; i++) {
+    ptx::barrier_init(second_stage(memory, i).full, 1);
+    ptx::barrier_init(second_stage(memory, i).empty, CLUSTER * 2 * GROUP_WARPS);
+  }
+  ptx::barriers_ready();
 }
 
-// One thread: for each chunk its steps of W1 and of W2, in the order of their use. x of a tile comes behind as many
-// steps as there are stages, which are free while the tile before is still normalised and stored from x's place.
-DEVICE void produce(u32 memory, const TensorMap *x, const TensorMap *w1, const TensorMap *w2, int rows, int chunks) {
-  int first = 0, second = 0, tile = 0;
-  for (int row0 = (int)blockIdx.x * ROWS; row0 < rows; row0 += (int)gridDim.x * ROWS, tile++) {
+// ---- the producer: one thread -----------------------------------------------------------------------
+
+template <int CLUSTER> struct Producer {
+  u32 memory;
+  int rank, first, second; // in the cluster; steps so far
+
+  // A step's PARTS · 128 rows from `row` on.
+  template <int PARTS> DEVICE void step(const Stage &stage, const TensorMap *map, int column, int row) const {
+    ptx::barrier_wait_all(stage.empty, stage.parity ^ 1); // fresh: at once
+    ptx::barrier_expect(stage.full, PARTS * 128 * DEPTH * 2);
+    cluster::bring<CLUSTER, PARTS>(stage.at, map, column, row, stage.full, rank);
+  }
+  DEVICE void bring_first(const TensorMap *w1, int chunk, int from, int to) {
+#pragma unroll 1
+    for (int k = from; k < to; k++, first++)
+      step<1>(first_stage(memory, first), w1, k * DEPTH, chunk * CHUNK);
+  }
+  DEVICE void bring_second(const TensorMap *w2, int chunk) {
+#pragma unroll 1
+    for (int k = 0; k < SECOND_STEPS; k++, second++)
+      step<3>(second_stage(memory, second), w2, chunk * CHUNK + k * DEPTH, 0);
+  }
+  DEVICE void bring_x(const TensorMap *x, int tile, int row0) const {
+    Stage own = x_stage(memory, tile);
+    ptx::barrier_wait(own.empty, own.parity ^ 1);
+    ptx::barrier_expect(own.full, FIRST_STEPS * BOX);
+#pragma unroll 1
+    for (int k = 0; k < FIRST_STEPS; k++)
+      ptx::load_box(own.at + (u32)k * BOX, x, k * DEPTH, row0, own.full);
+  }
+};
+
+// Brings every step of every tile, in the order of their use. x of a tile comes behind as many steps as W1 has stages,
+// which are free while the tile before is still normalised and stored from x's place.
+template <int CLUSTER>
+DEVICE void produce(u32 memory, const TensorMap *x, const TensorMap *w1, const TensorMap *w2, const int *count,
+                    int chunks) {
+  Producer<CLUSTER> producer = {memory, cluster::rank<CLUSTER>(), 0, 0};
+  Tiles<CLUSTER, ROWS> tiles = {count};
+  int tile = 0;
+  for (int row0 = tiles.first(); tiles.has(row0); row0 = tiles.next(row0), tile++) {
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
-#pragma unroll 1
-      for (int k = 0; k < FIRST_STEPS; k++, first++) {
-        if (chunk == 0 && k == FIRST_STAGES)
-          bring_x(x_stage(memory, tile), x, row0);
-        Stage stage = first_stage(memory, first);
-        ptx::barrier_wait(stage.empty, stage.parity ^ 1);
-        ptx::barrier_expect(stage.full, FIRST_BYTES);
-        ptx::load_box(stage.at, w1, k * DEPTH, chunk * CHUNK, stage.full);
-      }
-#pragma unroll 1
-      for (int k = 0; k < SECOND_STEPS; k++, second++) {
-        Stage stage = second_stage(memory, second);
-        ptx::barrier_wait(stage.empty, stage.parity ^ 1);
-        ptx::barrier_expect(stage.full, SECOND_BYTES);
-#pragma unroll 1
-        for (int part = 0; part < 3; part++)
-          ptx::load_box(stage.at + (u32)part * SECOND_PART, w2, chunk * CHUNK + k * DEPTH, part * 128, stage.full);
-      }
+      producer.bring_first(w1, chunk, 0, FIRST_HALF);
+      if (chunk == 0)
+        producer.bring_x(x, tile, row0);
+      else
+        producer.bring_second(w2, chunk - 1);
+      producer.bring_first(w1, chunk, FIRST_HALF, FIRST_STEPS);
     }
+    producer.bring_second(w2, chunks - 1);
   }
 }
+
+// ---- the consumers: two warpgroups ------------------------------------------------------------------
 
 // Where this thread is: its group's half of the columns, its warp's 16 rows, its first row and column of them.
 struct Place {
@@ -109,60 +149,98 @@ struct Place {
   DEVICE int column() const { return lane % 4 * 2; }
 };
 
-// Says that the step before is read, whose products have ended, and remembers this one.
-DEVICE void release(u32 &before, u32 empty, int lane) {
-  if (before != 0 && lane == 0)
-    ptx::barrier_arrive(before);
+// The step before is read, whose products have ended; remembers this one.
+template <int CLUSTER> DEVICE void release(u32 &before, u32 empty, int lane) {
+  if (before != 0)
+    cluster::release<CLUSTER>(before, lane);
   before = empty;
 }
 
-// H's part of this group: 64 rows, 64 of the chunk's columns.
-DEVICE void multiply_first(u32 memory, float (&sums)[32], int &step, u32 &before, const Place &place) {
-  for (int k = 0; k < FIRST_STEPS; k++, step++) {
-    Stage stage = first_stage(memory, step);
+// Steps `from` … of a chunk's first product; the last one is still under way.
+template <int CLUSTER>
+DEVICE void multiply_first(u32 memory, float (&sums)[64], int first_step, int from, int to, u32 &before, int lane) {
+  for (int k = from; k < to; k++) {
+    Stage stage = first_stage(memory, first_step + k);
     ptx::barrier_wait(stage.full, stage.parity);
     ptx::products_begin();
 #pragma unroll
     for (int i = 0; i < DEPTH / 16; i++)
-      ptx::multiply_64x64x16(sums, ptx::operand(memory + (u32)k * BOX + (u32)i * 32),
-                             ptx::operand(stage.at + (u32)place.group * OWN_WIDE * 128 + (u32)i * 32), k > 0 || i > 0);
+      ptx::multiply_64x128x16(sums, ptx::operand(memory + (u32)k * BOX + (u32)i * 32),
+                              ptx::operand(stage.at + (u32)i * 32), k > 0 || i > 0);
     ptx::products_commit();
     ptx::products_wait<1>();
-    release(before, stage.empty, place.lane);
+    release<CLUSTER>(before, stage.empty, lane);
   }
-  ptx::products_wait<0>();
-  release(before, 0, place.lane);
 }
 
 // Adds a chunk's part to this group's 192 columns; its last step is still under way.
-DEVICE void multiply_second(u32 memory, float (&sums)[96], int &step, u32 &before, bool is_first, const Place &place) {
-  for (int k = 0; k < SECOND_STEPS; k++, step++) {
-    Stage stage = second_stage(memory, step);
+template <int CLUSTER>
+DEVICE void multiply_second(u32 memory, float (&sums)[96], int first_step, int chunk, u32 &before,
+                            const Place &place) {
+  for (int k = 0; k < SECOND_STEPS; k++) {
+    Stage stage = second_stage(memory, first_step + chunk * SECOND_STEPS + k);
+    u32 h = memory + H_AT + (u32)(chunk % 2) * H_BYTES + (u32)k * BOX;
     ptx::barrier_wait(stage.full, stage.parity);
     ptx::products_begin();
 #pragma unroll
     for (int i = 0; i < DEPTH / 16; i++)
-      ptx::multiply_64x192x16(sums, ptx::operand(memory + H_AT + (u32)k * BOX + (u32)i * 32),
+      ptx::multiply_64x192x16(sums, ptx::operand(h + (u32)i * 32),
                               ptx::operand(stage.at + (u32)place.group * OWN * 128 + (u32)i * 32),
-                              !is_first || k > 0 || i > 0);
+                              chunk > 0 || k > 0 || i > 0);
     ptx::products_commit();
     ptx::products_wait<1>();
-    release(before, stage.empty, place.lane);
+    release<CLUSTER>(before, stage.empty, place.lane);
   }
 }
 
 // H = GELU(sums + b1) as halves, swizzled as wgmma reads it. `column`: of the inner width, this thread's first.
-DEVICE void widen(unsigned char *h, const float (&sums)[32], const float *bias, int column, int wide,
+DEVICE void widen(unsigned char *h, const float (&sums)[64], const float *bias, int column, int wide,
                   const Place &place) {
 #pragma unroll
-  for (int n = 0; n < OWN_WIDE / 8; n++) {
+  for (int n = 0; n < CHUNK / 8; n++) {
     // Past the inner width W2 is zeros: whatever is finite will do.
     numbers::Pair b = column + n * 8 < wide ? *(const numbers::Pair *)(bias + column + n * 8) : numbers::Pair{0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < 2; i++)
-      *(u32 *)(h + tiles::swizzled<8>(place.row() + i * 8, n) + place.lane % 4 * 4) =
+      *(u32 *)(h + (u32)(n / 8) * BOX + tiles::swizzled<8>(place.row() + i * 8, n % 8) + place.lane % 4 * 4) =
           ptx::to_halves(numbers::gelu_fast(sums[n * 4 + i * 2] + b.low), numbers::gelu_fast(sums[n * 4 + i * 2 + 1] + b.high));
   }
+}
+
+// A tile's products: the sums of this group's 192 columns. `tile` counts those before; `has_next` is one behind.
+template <int CLUSTER>
+DEVICE void multiply_tile(unsigned char *memory, float (&sums)[96], const float *bias, int wide, int chunks, int tile,
+                          bool has_next, const Place &place) {
+  u32 base = ptx::shared(memory), before = 0;
+  int group = place.group, second_step = tile * chunks * SECOND_STEPS;
+#pragma unroll 1
+  for (int chunk = group; chunk < chunks; chunk += 2) {
+    float wider[64];
+    int first_step = (tile * chunks + chunk) * FIRST_STEPS;
+    if (chunk > 0 || (tile > 0 && chunks % 2 == 0)) // else the chunk before is this group's too, or none
+      ptx::part_sync(TURN + group, 2 * GROUP);
+    multiply_first<CLUSTER>(base, wider, first_step, 0, FIRST_HALF, before, place.lane);
+    if (chunk > 0) {
+      ptx::part_sync(READY + (1 - group), 2 * GROUP);
+      multiply_second<CLUSTER>(base, sums, second_step, chunk - 1, before, place);
+    }
+    multiply_first<CLUSTER>(base, wider, first_step, FIRST_HALF, FIRST_STEPS, before, place.lane);
+    if (chunk + 1 < chunks || (has_next && group == 1))
+      ptx::part_arrive(TURN + (1 - group), 2 * GROUP);
+    ptx::products_wait<0>();
+    release<CLUSTER>(before, 0, place.lane);
+    widen(memory + H_AT + (u32)group * H_BYTES, wider, bias, chunk * CHUNK + place.column(), wide, place);
+    ptx::written_for_engines();
+    ptx::part_sync(OWN_MET + group, GROUP);
+    ptx::part_arrive(READY + group, 2 * GROUP);
+    multiply_second<CLUSTER>(base, sums, second_step, chunk, before, place);
+  }
+  if ((chunks - 1) % 2 != group) {
+    ptx::part_sync(READY + (1 - group), 2 * GROUP);
+    multiply_second<CLUSTER>(base, sums, second_step, chunks - 1, before, place);
+  }
+  ptx::products_wait<0>();
+  release<CLUSTER>(before, 0, place.lane);
 }
 
 // Adds four lanes' numbers, which share a row, and those of the other group's half of it.
@@ -236,55 +314,19 @@ DEVICE void store(const unsigned char *memory, u16 *x, int rows, const Place &pl
     }
 }
 
-} // namespace
-
-// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 112 bytes ---------------------------
-
-KERNEL __launch_bounds__(THREADS, 1)
-    feed_hopper_384(const __grid_constant__ TensorMap from, const __grid_constant__ TensorMap w1,
-                    const __grid_constant__ TensorMap w2, const int *count, const float *bias1, const float *bias2,
-                    u16 *x, const float *gain, const float *shift, int wide, float epsilon) {
-  SHARED_MEMORY(raw);
-  // The swizzle is a pattern of addresses: boxes begin at a multiple of 1,024 wherever the memory does.
-  unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
-  u32 base = ptx::shared(memory);
-  int chunks = (wide + CHUNK - 1) / CHUNK;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < BARRIERS; i++) {
-      bool is_full = i == 0 || (i >= FIRST_BARRIER && i < FIRST_BARRIER + FIRST_STAGES) ||
-                     (i >= SECOND_BARRIER && i < SECOND_BARRIER + SECOND_STAGES);
-      ptx::barrier_init(base + BARRIERS_AT + (u32)i * 8, is_full ? 1 : WARPS);
-    }
-    ptx::barriers_ready();
-  }
-  __syncthreads();
-  int group = (int)threadIdx.x / GROUP - 1;
-  if (group < 0) {
-    ptx::registers_down<24>();
-    if (threadIdx.x == 0)
-      produce(base, &from, &w1, &w2, *count, chunks);
-    return;
-  }
-  ptx::registers_up<240>();
-  int first = 0, second = 0, tile = 0;
-  for (int row0 = (int)blockIdx.x * ROWS; row0 < *count; row0 += (int)gridDim.x * ROWS, tile++) {
+// Both groups: this block's tiles, one after the other.
+template <int CLUSTER>
+DEVICE void consume(unsigned char *memory, const int *count, const float *bias1, const float *bias2, u16 *x,
+                    const float *gain, const float *shift, int wide, float epsilon, int chunks) {
+  Tiles<CLUSTER, ROWS> tiles = {count};
+  int group = (int)threadIdx.x / GROUP - 1, tile = 0;
+  for (int row0 = tiles.first(); tiles.has(row0); row0 = tiles.next(row0), tile++) {
     float sums[96];
     int thread = (int)threadIdx.x % GROUP;
     Place place = {group, thread / tiles::WARP, thread % tiles::WARP};
-    Stage own = x_stage(base, tile);
-    u32 before = 0;
+    Stage own = x_stage(ptx::shared(memory), tile);
     ptx::barrier_wait(own.full, own.parity);
-#pragma unroll 1
-    for (int chunk = 0; chunk < chunks; chunk++) {
-      float wider[32];
-      multiply_first(base, wider, first, before, place);
-      widen(memory + H_AT + (u32)group * BOX, wider, bias1, chunk * CHUNK + group * OWN_WIDE + place.column(), wide, place);
-      ptx::written_for_engines();
-      ptx::part_sync(MET, 2 * GROUP);
-      multiply_second(base, sums, second, before, chunk == 0, place);
-    }
-    ptx::products_wait<0>();
-    release(before, 0, place.lane);
+    multiply_tile<CLUSTER>(memory, sums, bias1, wide, chunks, tile, tiles.has(tiles.next(row0)), place);
     ptx::made_anew(thread); // addresses are made here, not kept beside the sums while they grow
     place = {group, thread / tiles::WARP, thread % tiles::WARP};
     int column = group * OWN + place.column(), row = row0 + place.warp * 16;
@@ -297,3 +339,43 @@ KERNEL __launch_bounds__(THREADS, 1)
       ptx::barrier_arrive(own.empty);
   }
 }
+
+template <int CLUSTER>
+DEVICE void feed(const TensorMap *from, const TensorMap *w1, const TensorMap *w2, const int *count, const float *bias1,
+                 const float *bias2, u16 *x, const float *gain, const float *shift, int wide, float epsilon) {
+  SHARED_MEMORY(raw);
+  // The swizzle is a pattern of addresses: boxes begin at a multiple of 1,024 wherever the memory does.
+  unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
+  u32 base = ptx::shared(memory);
+  int chunks = (wide + CHUNK - 1) / CHUNK;
+  if (threadIdx.x == 0)
+    prepare<CLUSTER>(base);
+  cluster::meet<CLUSTER>();
+  if (threadIdx.x < GROUP) {
+    ptx::registers_down<40>();
+    if (threadIdx.x == 0)
+      produce<CLUSTER>(base, from, w1, w2, count, chunks);
+    ptx::warp_sync();
+  } else {
+    ptx::registers_up<232>();
+    consume<CLUSTER>(memory, count, bias1, bias2, x, gain, shift, wide, epsilon, chunks);
+  }
+  cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
+}
+
+} // namespace
+
+// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 96 bytes -----------
+// Boxes of W1 and W2 have 128 / CLUSTER rows, those of x 64.
+
+#define FEED(name, CLUSTER)                                                                                           \
+  KERNEL __launch_bounds__(THREADS, 1)                                                                                \
+      name(const __grid_constant__ TensorMap from, const __grid_constant__ TensorMap w1,                              \
+           const __grid_constant__ TensorMap w2, const int *count, const float *bias1, const float *bias2, u16 *x,    \
+           const float *gain, const float *shift, int wide, float epsilon) {                                          \
+    feed<CLUSTER>(&from, &w1, &w2, count, bias1, bias2, x, gain, shift, wide, epsilon);                               \
+  }
+FEED(feed_hopper_384, 1)
+FEED(feed_hopper_384_by2, 2)
+FEED(feed_hopper_384_by4, 4)
+#undef FEED

@@ -54,6 +54,20 @@ DEVICE void barrier_wait(u32 barrier, u32 parity) {
                : "memory");
 }
 
+// The same where other blocks of the cluster arrive too: what their threads did before is seen.
+DEVICE void barrier_wait_all(u32 barrier, u32 parity) {
+  asm volatile("{\n"
+               ".reg .pred done;\n"
+               "again_%=:\n"
+               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+               "@done bra over_%=;\n"
+               "bra again_%=;\n"
+               "over_%=:\n"
+               "}" ::"r"(barrier),
+               "r"(parity)
+               : "memory");
+}
+
 // ---- the copy engine (TMA) --------------------------------------------------------------------------
 
 // Starts copying the map's box whose first element is (row, column); zeros stand for what is outside.

@@ -11,6 +11,7 @@ DEVICE void written_for_engines() {}
 DEVICE void barrier_arrive(u32 barrier) { emulate::barrier_arrive(barrier, 0); }
 DEVICE void barrier_expect(u32 barrier, u32 bytes) { emulate::barrier_arrive(barrier, bytes); }
 DEVICE void barrier_wait(u32 barrier, u32 parity) { emulate::barrier_wait(barrier, parity); }
+DEVICE void barrier_wait_all(u32 barrier, u32 parity) { emulate::barrier_wait(barrier, parity); }
 DEVICE void load_box(u32 to, const TensorMap *map, int column, int row, u32 barrier) {
   emulate::load_box(to, map, column, row, barrier);
 }

@@ -7,6 +7,7 @@
 #include "../numbers.cuh"
 #include "../tiles.cuh"
 #include "../hopper.cuh"
+#include "../cluster.cuh"
 #include "../ring.cuh"
 #include "../pingpong.cuh"
 #include "../bytes.cuh"
@@ -102,7 +103,7 @@ struct Products {
 // A block under way.
 struct Block {
   Index index;
-  int rank, alive; // its number in its cluster, its threads that have not ended
+  int number, alive; // its place among those under way, its threads that have not ended
   unsigned char *shared;
   std::map<u32, Phases> phases;
   Products products[8];
@@ -220,7 +221,7 @@ void place(const std::vector<Index> &indices) {
     Block &block = blocks[i];
     block = {};
     block.index = indices[i];
-    block.rank = (int)i % cluster_size;
+    block.number = (int)i;
     block.alive = count;
     block.shared = shared_end((int)i) - (shared_bytes + 1023) / 1024 * 1024;
     memset(block.shared, 0xff, shared_bytes); // NaN
@@ -335,10 +336,10 @@ void block_barrier(int id, int count) {
 
 void block_arrive(int id, int count) { arrive(current->block->barriers[id], id, count); }
 
-int cluster_rank() { return current->block->rank; }
+int cluster_rank() { return current->block->number % cluster_size; }
 
 void cluster_sync() {
-  Barrier &barrier = cluster_barriers[(current->block - &blocks[0]) / cluster_size];
+  Barrier &barrier = cluster_barriers[current->block->number / cluster_size];
   u64 round = barrier.round;
   if (!arrive(barrier, 0, cluster_size * (int)block_size.x))
     wait_change(&barrier.round, round);
@@ -360,8 +361,7 @@ static Block &block_of(int rank) {
     return *current->block;
   if (rank >= cluster_size)
     stop("block %d of a cluster of %d", rank, cluster_size);
-  size_t own = (size_t)(current->block - &blocks[0]);
-  Block &block = blocks[own / (size_t)cluster_size * (size_t)cluster_size + (size_t)rank];
+  Block &block = blocks[current->block->number / cluster_size * cluster_size + rank];
   if (block.alive == 0)
     stop("the shared memory of a block that has ended");
   return block;
@@ -651,7 +651,9 @@ const Entry ENTRIES[] = {
     ENTRY(pool, pool_naive),           ENTRY(pool, scale_naive),           ENTRY(pool, gather_naive),
     ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
-    ENTRY(join_hopper, join_hopper_384), ENTRY(feed_hopper, feed_hopper_384),
+    ENTRY(join_hopper, join_hopper_384), ENTRY(join_hopper, join_hopper_384_by2),
+    ENTRY(join_hopper, join_hopper_384_by4), ENTRY(feed_hopper, feed_hopper_384),
+    ENTRY(feed_hopper, feed_hopper_384_by2), ENTRY(feed_hopper, feed_hopper_384_by4),
     ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu),
     ENTRY(narrow_int8_hopper, narrow_int8_hopper), ENTRY(norm, embed_int8), ENTRY(norm, add_norm_int8),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),

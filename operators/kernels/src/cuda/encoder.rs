@@ -17,6 +17,7 @@ use std::fmt;
 
 use super::arena::{Arena, piece, shapes};
 use super::batch::{Bucket, OnDevice};
+use super::cluster::Cluster;
 use super::device::{Device, Fault, Launch, Stage, Tensor};
 use super::int8::{GROUP, Quantized};
 use super::join::Join;
@@ -65,14 +66,18 @@ pub enum Residual {
     /// By the product's epilogue.
     InProduct,
     /// By the product's epilogue, which makes the LayerNorm too: stage 3, where [`Join::fits`].
-    Fused,
+    Fused(Cluster),
     /// The same behind attention, and the whole feed-forward half in one kernel.
-    FusedFeed,
+    FusedFeed(Cluster),
 }
 
 impl Residual {
-    pub(super) fn is_fused(self) -> bool {
-        matches!(self, Residual::Fused | Residual::FusedFeed)
+    /// Which blocks share the weights' stream, where products make the LayerNorm.
+    pub(super) fn fused(self) -> Option<Cluster> {
+        match self {
+            Residual::Fused(cluster) | Residual::FusedFeed(cluster) => Some(cluster),
+            _ => None,
+        }
     }
 }
 
@@ -116,8 +121,12 @@ impl Recipe {
     /// What a stage has kernels for, with models of this shape.
     pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
         use Residual::{Fused, FusedFeed, InNorm, InProduct};
-        let places = [InNorm, InProduct, Fused, FusedFeed].map(|place| (place, Precision::Half));
-        let recipes = places.into_iter().chain([(InNorm, Precision::Int8)]);
+        let fused = Cluster::ALL.map(FusedFeed);
+        let places = [InNorm, InProduct, Fused(Cluster::One), Fused(Cluster::Two)]
+            .into_iter()
+            .chain(fused)
+            .map(|place| (place, Precision::Half));
+        let recipes = places.chain([(InNorm, Precision::Int8)]);
         recipes
             .map(|(residual, precision)| Recipe {
                 stage,
@@ -131,7 +140,7 @@ impl Recipe {
     /// Fails where the stage has no such kernels for models of this shape.
     pub(super) fn check(&self, config: &BertConfig) -> Result<(), Fault> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        if self.residual.is_fused() && !Join::fits(self.stage, hidden) {
+        if self.residual.fused().is_some() && !Join::fits(self.stage, hidden) {
             return Err(Fault::Shape(format!(
                 "a product with its norm on {}, {hidden} columns, expected {} and {}",
                 self.stage,

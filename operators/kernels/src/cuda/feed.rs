@@ -1,19 +1,20 @@
 //! Launches of `cuda/feed_hopper.cu`: x = LayerNorm(x + GELU(x·W1ᵀ + b1)·W2ᵀ + b2), in one kernel.
 
-use super::device::{Arg, Fault, Kind, Launch, Placement, Tensor, blocks, int};
+use super::cluster::Cluster;
+use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
 use super::join::HIDDEN;
 use super::norm::Norm;
 
 /// Rows of x that a block makes, and of its boxes.
 const ROWS: usize = 64;
-/// Rows of a box of W1 and of W2.
+/// Rows of W1 and of W2 that a cluster's blocks bring together, each a box of its share.
 const PART: usize = 128;
 /// Columns of a box that the copy engine brings.
 const DEPTH: usize = 64;
-/// Room to begin at a multiple of 1,024, 64×384 of x, a chunk of 64×128 between, a ring of four stages of
-/// 128×64 of W1 and one of two of 384×64 of W2, two sums of a row by two groups, fourteen barriers.
+/// Room to begin at a multiple of 1,024, 64×384 of x, two chunks of 64×128 between, a ring of three stages of
+/// 128×64 of W1 and one of two of 384×64 of W2, two sums of a row by two groups, twelve barriers.
 const SHARED_BYTES: u32 =
-    1024 + 2 * (64 * 384 + 64 * 128 + 4 * 128 * 64 + 2 * 384 * 64) + 2 * 2 * 64 * 4 + 112;
+    1024 + 2 * (64 * 384 + 2 * 64 * 128 + 3 * 128 * 64 + 2 * 384 * 64) + 2 * 2 * 64 * 4 + 96;
 
 /// The operands. Where it fits: [`super::join::Join::fits`].
 #[derive(Debug, Clone, Copy)]
@@ -31,10 +32,10 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// The launch; its grid has a block a multiprocessor at most. Fails on shapes that disagree and on an inner
-    /// width that is no multiple of 8. Cost: 4 · rows · wide · 384 operations; memory of x twice; weights from
-    /// L2 once for 64 rows.
-    pub fn launch(&self, multiprocessors: u32) -> Result<Launch, Fault> {
+    /// The launch; its grid has a block a multiprocessor at most, in clusters that share the weights' stream. Fails on
+    /// shapes that disagree and on an inner width that is no multiple of 8. Cost: 4 · rows · wide · 384 operations;
+    /// memory of x twice; weights from L2 once for 64 rows of each block of a cluster.
+    pub fn launch(&self, cluster: Cluster, multiprocessors: u32) -> Result<Launch, Fault> {
         let wide = self.widen.0.rows;
         self.count.expect("the count", 1, 1, Kind::Int)?;
         self.x.expect("x", 0, HIDDEN, Kind::F16)?;
@@ -54,15 +55,23 @@ impl Feed {
             )));
         }
         Ok(Launch {
-            kernel: "feed_hopper_384",
-            placement: Placement::Alone,
-            grid: [blocks(self.x.rows, ROWS)?.min(multiprocessors), 1, 1],
+            kernel: match cluster {
+                Cluster::One => "feed_hopper_384",
+                Cluster::Two => "feed_hopper_384_by2",
+                Cluster::Four => "feed_hopper_384_by4",
+            },
+            placement: cluster.placement(),
+            grid: [
+                cluster.grid(blocks(self.x.rows, ROWS)?, multiprocessors),
+                1,
+                1,
+            ],
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args: vec![
                 Arg::boxes(self.x, ROWS, DEPTH),
-                Arg::boxes(first.0, PART, DEPTH),
-                Arg::boxes(second.0, PART, DEPTH),
+                Arg::boxes(first.0, PART / cluster.blocks() as usize, DEPTH),
+                Arg::boxes(second.0, PART / cluster.blocks() as usize, DEPTH),
                 Arg::Address(self.count.address),
                 Arg::Address(first.1.address),
                 Arg::Address(second.1.address),
@@ -100,8 +109,15 @@ mod tests {
             },
             x: tensor(112, 200, HIDDEN, Kind::F16),
         };
-        assert_eq!(good.launch(132).unwrap().grid(), [4, 1, 1]);
-        assert!(good.launch(132).unwrap().shared_bytes() <= 227 * 1024);
+        let launch = good.launch(Cluster::One, 132).unwrap();
+        assert_eq!(launch.grid(), [4, 1, 1]);
+        assert!(launch.shared_bytes() <= 227 * 1024);
+        let odd = Feed {
+            x: tensor(112, 300, HIDDEN, Kind::F16),
+            ..good
+        };
+        assert_eq!(odd.launch(Cluster::Two, 132).unwrap().grid(), [6, 1, 1]);
+        assert_eq!(odd.launch(Cluster::Four, 7).unwrap().grid(), [4, 1, 1]);
         let bad = [
             Feed {
                 x: tensor(112, 200, 768, Kind::F16),
@@ -126,7 +142,8 @@ mod tests {
             },
         ];
         for feed in bad {
-            assert!(matches!(feed.launch(132), Err(Fault::Shape(_))), "{feed:?}");
+            let launch = feed.launch(Cluster::Two, 132);
+            assert!(matches!(launch, Err(Fault::Shape(_))), "{feed:?}");
         }
     }
 }

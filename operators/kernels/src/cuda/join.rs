@@ -1,6 +1,7 @@
 //! Launches of `cuda/join_hopper.cu`: x = LayerNorm(x + Y·Wᵀ + b), in one kernel.
 
-use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
+use super::cluster::Cluster;
+use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
 use super::norm::Norm;
 
 /// The only width of x: a thread holds a quarter of two rows, 192 sums.
@@ -9,7 +10,7 @@ pub const HIDDEN: usize = 384;
 const ROWS: usize = 128;
 /// Columns of a box that the copy engine brings.
 const DEPTH: usize = 64;
-/// Rows of a box of W.
+/// Rows of W that a cluster's blocks bring together, each a box of its share.
 const PART: usize = 128;
 /// Room to begin at a multiple of 1,024, a ring of three stages of 128×64 of Y and 384×64 of W, 16 rows
 /// of 144 bytes for each of 8 warps, six barriers.
@@ -38,10 +39,10 @@ impl Join {
         stage == Stage::Hopper && hidden == HIDDEN
     }
 
-    /// The launch; its grid has a block a multiprocessor at most. Fails on shapes that disagree, on inputs
+    /// The launch; its grid has a block a multiprocessor at most, in clusters that share the weight's stream. Fails on shapes that disagree, on inputs
     /// that are no multiple of 8, and when `from` is `x`. Cost: 2 · rows · inputs · 384 operations; memory of
     /// `from` once and of x twice.
-    pub fn launch(&self, multiprocessors: u32) -> Result<Launch, Fault> {
+    pub fn launch(&self, cluster: Cluster, multiprocessors: u32) -> Result<Launch, Fault> {
         let inputs = self.weight.columns;
         self.count.expect("the count", 1, 1, Kind::Int)?;
         self.weight
@@ -70,14 +71,22 @@ impl Join {
             return Err(Fault::Shape("from is also x".to_owned()));
         }
         Ok(Launch {
-            kernel: "join_hopper_384",
-            placement: Placement::Alone,
-            grid: [blocks(self.from.rows, ROWS)?.min(multiprocessors), 1, 1],
+            kernel: match cluster {
+                Cluster::One => "join_hopper_384",
+                Cluster::Two => "join_hopper_384_by2",
+                Cluster::Four => "join_hopper_384_by4",
+            },
+            placement: cluster.placement(),
+            grid: [
+                cluster.grid(blocks(self.from.rows, ROWS)?, multiprocessors),
+                1,
+                1,
+            ],
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args: vec![
                 Arg::boxes(self.from, ROWS, DEPTH),
-                Arg::boxes(self.weight, PART, DEPTH),
+                Arg::boxes(self.weight, PART / cluster.blocks() as usize, DEPTH),
                 Arg::Address(self.count.address),
                 Arg::Address(self.bias.address),
                 Arg::Address(self.x.address),
@@ -117,8 +126,10 @@ mod tests {
             },
             x: tensor(96, 200, HIDDEN, Kind::F16),
         };
-        assert_eq!(good.launch(132).unwrap().grid(), [2, 1, 1]);
-        assert_eq!(good.launch(1).unwrap().grid(), [1, 1, 1]);
+        let grid = |cluster, multiprocessors| good.launch(cluster, multiprocessors).unwrap().grid();
+        assert_eq!(grid(Cluster::One, 132), [2, 1, 1]);
+        assert_eq!(grid(Cluster::One, 1), [1, 1, 1]);
+        assert_eq!(grid(Cluster::Four, 132), [4, 1, 1]);
         let bad = [
             Join {
                 x: tensor(96, 199, HIDDEN, Kind::F16),
@@ -147,7 +158,8 @@ mod tests {
             },
         ];
         for join in bad {
-            assert!(matches!(join.launch(132), Err(Fault::Shape(_))), "{join:?}");
+            let launch = join.launch(Cluster::One, 132);
+            assert!(matches!(launch, Err(Fault::Shape(_))), "{join:?}");
         }
         assert!(Join::fits(Stage::Hopper, 384));
         assert!(!Join::fits(Stage::Hopper, 768) && !Join::fits(Stage::TensorCore, 384));

@@ -109,7 +109,7 @@ impl Pass<'_> {
         self.product(b.x, qkv, None, Epilogue::Bias, b.qkv)?;
         self.attention()?;
         self.join(b.context, layer.attention_out, &layer.attention_norm)?;
-        if self.recipe.residual == Residual::FusedFeed {
+        if let Residual::FusedFeed(cluster) = self.recipe.residual {
             let feed = Feed {
                 count: self.batch.token_count,
                 widen,
@@ -117,7 +117,8 @@ impl Pass<'_> {
                 norm: layer.norm,
                 x: b.x,
             };
-            self.launches.push(feed.launch(self.multiprocessors)?);
+            self.launches
+                .push(feed.launch(cluster, self.multiprocessors)?);
             return Ok(());
         }
         self.product(b.x, widen, None, Epilogue::Gelu, b.wide)?;
@@ -193,7 +194,7 @@ impl Pass<'_> {
     fn join(&mut self, from: Tensor, dense: Dense, norm: &Norm) -> Result<(), Fault> {
         let (stage, b) = (self.recipe.stage, self.buffers);
         let count = self.batch.token_count;
-        if self.recipe.residual.is_fused() {
+        if let Some(cluster) = self.recipe.residual.fused() {
             let join = Join {
                 count,
                 from,
@@ -202,7 +203,8 @@ impl Pass<'_> {
                 norm: *norm,
                 x: b.x,
             };
-            self.launches.push(join.launch(self.multiprocessors)?);
+            self.launches
+                .push(join.launch(cluster, self.multiprocessors)?);
             return Ok(());
         }
         let norm = if stage == Stage::Naive || self.recipe.residual == Residual::InProduct {

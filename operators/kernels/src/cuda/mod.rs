@@ -21,6 +21,7 @@ pub mod arena;
 pub mod attention;
 pub mod batch;
 pub mod choose;
+pub mod cluster;
 pub mod device;
 pub mod devices;
 pub mod driver;

@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 16] = [
+pub const FILES: [(&str, &str); 17] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
     ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
+    ("cluster.cuh", include_str!("../../cuda/cluster.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
@@ -101,12 +102,20 @@ pub const MODULES: [Module; 9] = [
     },
     Module {
         name: "join_hopper",
-        kernels: &["join_hopper_384"],
+        kernels: &[
+            "join_hopper_384",
+            "join_hopper_384_by2",
+            "join_hopper_384_by4",
+        ],
         is_hopper: true,
     },
     Module {
         name: "feed_hopper",
-        kernels: &["feed_hopper_384"],
+        kernels: &[
+            "feed_hopper_384",
+            "feed_hopper_384_by2",
+            "feed_hopper_384_by4",
+        ],
         is_hopper: true,
     },
     Module {

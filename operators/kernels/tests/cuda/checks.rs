@@ -2,6 +2,7 @@
 //! result does not depend on its neighbours. Used by the emulated GPU's tests and the real one's.
 
 use kernels::Pooling;
+use kernels::cuda::cluster::Cluster;
 use kernels::cuda::device::{Device, Kind, Stage};
 use kernels::cuda::feed::Feed;
 use kernels::cuda::join::{HIDDEN, Join};
@@ -96,13 +97,20 @@ pub fn linear_is_invariant(
 }
 
 /// x = LayerNorm(x + Y·Wᵀ + b) of `rows` of a capacity of more.
+/// In clusters of every size; the bits are the same.
 pub fn join(device: &mut dyn Device, rows: usize, inputs: usize) {
     let (capacity, multiprocessors) = (rows + 3, device.multiprocessors());
     let mut bed = Bed::new(device, (rows * 31 + inputs * 7) as u64);
     let operands = Operands::new(&mut bed, rows, inputs);
-    let call = operands.call(&mut bed, &operands.from, &operands.x, rows, capacity);
-    bed.run(&[call.launch(multiprocessors).unwrap()]);
-    let found = bed.result(call.x, rows);
+    let [found, others @ ..] = Cluster::ALL.map(|cluster| {
+        let call = operands.call(&mut bed, &operands.from, &operands.x, rows, capacity);
+        bed.run(&[call.launch(cluster, multiprocessors).unwrap()]);
+        bed.result(call.x, rows)
+    });
+    assert!(
+        others.iter().all(|other| *other == found),
+        "clusters differ"
+    );
     let Operands {
         from,
         weight,
@@ -135,7 +143,7 @@ pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
     }
     let mut joined = |from: &[f64], x: &[f64], rows: usize| {
         let call = operands.call(&mut bed, from, x, rows, rows);
-        bed.run(&[call.launch(multiprocessors).unwrap()]);
+        bed.run(&[call.launch(Cluster::Two, multiprocessors).unwrap()]);
         bed.result(call.x, rows)
     };
     let alone = joined(&from, &x, 1);
@@ -147,10 +155,16 @@ pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
 }
 
 /// x = LayerNorm(x + GELU(x·W1ᵀ + b1)·W2ᵀ + b2) of `rows` of a capacity of more, `wide` columns between.
+/// In clusters of every size; the bits are the same.
 pub fn feed(device: &mut dyn Device, rows: usize, wide: usize) {
     let mut bed = Bed::new(device, (rows * 31 + wide * 7) as u64);
     let operands = FeedOperands::new(&mut bed, rows, wide);
-    let found = operands.run(&mut bed, &operands.x, rows, rows + 3);
+    let [found, others @ ..] =
+        Cluster::ALL.map(|cluster| operands.run(&mut bed, cluster, &operands.x, rows, rows + 3));
+    assert!(
+        others.iter().all(|other| *other == found),
+        "clusters differ"
+    );
     let FeedOperands {
         widen,
         narrow,
@@ -173,8 +187,8 @@ pub fn feed_is_invariant(device: &mut dyn Device, rows: usize, wide: usize) {
     for place in places {
         operands.x[place * HIDDEN..][..HIDDEN].copy_from_slice(&own);
     }
-    let alone = operands.run(&mut bed, &own, 1, 1);
-    let among = operands.run(&mut bed, &operands.x, rows, rows);
+    let alone = operands.run(&mut bed, Cluster::Two, &own, 1, 1);
+    let among = operands.run(&mut bed, Cluster::Two, &operands.x, rows, rows);
     for place in places {
         let found = &among[place * HIDDEN..][..HIDDEN];
         assert_eq!(alone, found, "row {place} of {rows}");
@@ -207,7 +221,14 @@ impl FeedOperands {
         }
     }
 
-    fn run(&self, bed: &mut Bed<'_>, x: &[f64], rows: usize, capacity: usize) -> Vec<f64> {
+    fn run(
+        &self,
+        bed: &mut Bed<'_>,
+        cluster: Cluster,
+        x: &[f64],
+        rows: usize,
+        capacity: usize,
+    ) -> Vec<f64> {
         let wide = self.widen.1.len();
         let row =
             |bed: &mut Bed<'_>, values: &[f64]| bed.tensor(values, 1, values.len(), Kind::F32);
@@ -229,7 +250,7 @@ impl FeedOperands {
             x: bed.tensor(x, capacity, HIDDEN, Kind::F16),
         };
         let multiprocessors = bed.device.multiprocessors();
-        bed.run(&[call.launch(multiprocessors).unwrap()]);
+        bed.run(&[call.launch(cluster, multiprocessors).unwrap()]);
         bed.result(call.x, rows)
     }
 }

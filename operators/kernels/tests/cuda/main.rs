@@ -15,6 +15,7 @@ mod weather;
 use emulator::{Emulator, Weather};
 use int8::Sums;
 use kernels::cuda::batch::Text;
+use kernels::cuda::cluster::Cluster;
 use kernels::cuda::device::{Device, Stage};
 use kernels::cuda::encoder::{Output, Precision, Residual};
 use kernels::cuda::engine::{DeviceEngine, Options};
@@ -261,9 +262,14 @@ fn models_equal_the_oracle() {
 #[test]
 fn a_model_of_the_default_models_width_equals_the_oracle() {
     let norms = ALL.map(|stage| (stage, Residual::InNorm));
+    let places = [
+        Residual::Fused(Cluster::One),
+        Residual::FusedFeed(Cluster::One),
+        Residual::FusedFeed(Cluster::Two),
+    ];
     for (stage, residual) in norms
         .into_iter()
-        .chain([Residual::Fused, Residual::FusedFeed].map(|place| (Stage::Hopper, place)))
+        .chain(places.map(|place| (Stage::Hopper, place)))
     {
         let options = Options {
             residual,

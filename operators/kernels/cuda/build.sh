@@ -104,7 +104,8 @@ function shared(kernel) {
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 96
     if (kernel ~ /^join_hopper/) return 1024 + 3 * 65536 + 8 * 16 * 144 + 48
     if (kernel ~ /^narrow_int8/) return 1024 + 4 * 32768 + 2 * 16384 + 64
-    if (kernel ~ /_hopper_/) return 1024 + 4 * 32768 + 2 * 32768 + 64
+    if (kernel ~ /^linear_int8_hopper_gelu/) return 1024 + 4 * 32768 + 2 * 32768 + 64
+    if (kernel ~ /_hopper_/) return 1024 + 3 * 40960 + 2 * 49152 + 48
     if (kernel ~ /^linear_f16/) return 3 * 2 * 128 * 32 * 2
     if (kernel ~ /^attention_f16_d/) return 5 * 64 * substr(kernel, 16) * 2
     return kernel == "pool_f16" ? 1032 * 4 : 0

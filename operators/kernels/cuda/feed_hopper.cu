@@ -207,17 +207,17 @@ DEVICE void widen(unsigned char *h, const float (&sums)[64], const float *bias, 
   }
 }
 
-// A tile's products: the sums of this group's 192 columns. `tile` counts those before; `has_next` is one behind.
+// A tile's products: the sums of this group's 192 columns. `tile` counts those before.
 template <int CLUSTER>
 DEVICE void multiply_tile(unsigned char *memory, float (&sums)[96], const float *bias, int wide, int chunks, int tile,
-                          bool has_next, const Place &place) {
+                          const Place &place) {
   u32 base = ptx::shared(memory), before = 0;
   int group = place.group, second_step = tile * chunks * SECOND_STEPS;
 #pragma unroll 1
   for (int chunk = group; chunk < chunks; chunk += 2) {
     float wider[64];
     int first_step = (tile * chunks + chunk) * FIRST_STEPS;
-    if (chunk > 0 || (tile > 0 && chunks % 2 == 0)) // else the chunk before is this group's too, or none
+    if (chunk > 0) // a tile's first chunk follows the norm of the tile before, where both met
       ptx::part_sync(TURN + group, 2 * GROUP);
     multiply_first<CLUSTER>(base, wider, first_step, 0, FIRST_HALF, before, place.lane);
     if (chunk > 0) {
@@ -225,7 +225,7 @@ DEVICE void multiply_tile(unsigned char *memory, float (&sums)[96], const float 
       multiply_second<CLUSTER>(base, sums, second_step, chunk - 1, before, place);
     }
     multiply_first<CLUSTER>(base, wider, first_step, FIRST_HALF, FIRST_STEPS, before, place.lane);
-    if (chunk + 1 < chunks || (has_next && group == 1))
+    if (chunk + 1 < chunks)
       ptx::part_arrive(TURN + (1 - group), 2 * GROUP);
     ptx::products_wait<0>();
     release<CLUSTER>(before, 0, place.lane);
@@ -326,7 +326,7 @@ DEVICE void consume(unsigned char *memory, const int *count, const float *bias1,
     Place place = {group, thread / tiles::WARP, thread % tiles::WARP};
     Stage own = x_stage(ptx::shared(memory), tile);
     ptx::barrier_wait(own.full, own.parity);
-    multiply_tile<CLUSTER>(memory, sums, bias1, wide, chunks, tile, tiles.has(tiles.next(row0)), place);
+    multiply_tile<CLUSTER>(memory, sums, bias1, wide, chunks, tile, place);
     ptx::made_anew(thread); // addresses are made here, not kept beside the sums while they grow
     place = {group, thread / tiles::WARP, thread % tiles::WARP};
     int column = group * OWN + place.column(), row = row0 + place.warp * 16;

@@ -4,8 +4,8 @@
 // what becomes of a tile's sums:
 //
 //   sums, f32      a lane has columns 8 n + 2t, + 1 of four rows      + b, GELU or the residual
-//   done, halves   128×128, swizzled in shared memory                 4 bytes a lane at a time, no conflicts
-//   Y              whole chunks of 16 bytes, a row's by 16 lanes
+//   done, halves   128×192, swizzled in shared memory                 4 bytes a lane at a time, no conflicts
+//   Y              whole chunks of 16 bytes, a row's by 24 lanes
 //
 // Limits: sm_90a; inputs and outputs multiples of 8.
 #include "numbers.cuh"
@@ -15,21 +15,21 @@ namespace {
 using namespace numbers;
 using namespace pingpong;
 
-constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES; // of a finished row
-
 template <int EPILOGUE> struct Finish {
+  static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
+  using Tiles = Work<WIDTH, Halves::DEPTH>;
   const float *bias;
   const u16 *residual;
   u16 *y;
 
-  DEVICE void tile(unsigned char *done, float (&sums)[2][64], const Place &place) const {
+  DEVICE void tile(unsigned char *done, float (&sums)[2][WIDTH / 2], const Place<Tiles> &place) const {
     // Taken once: read as members beside the sums they cost registers, and some sums were spilled.
     const float *bias = this->bias;
     const u16 *residual = this->residual;
-    const Work &work = place.work;
+    const Tiles &work = place.work;
     int row0 = place.row0(), column0 = place.column0(), t = place.thread % 4;
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++) {
+    for (int n = 0; n < WIDTH / 8; n++) {
       int column = n * 8 + t * 2;
       bool is_column = column0 + column < work.columns;
       float bias0 = is_column ? bias[column0 + column] : 0.0f;
@@ -41,7 +41,7 @@ template <int EPILOGUE> struct Finish {
           int row = place.row(half, eight);
           float low = activate<EPILOGUE>(sums[half][n * 4 + eight * 2] + bias0);
           float high = activate<EPILOGUE>(sums[half][n * 4 + eight * 2 + 1] + bias1);
-          if (EPILOGUE == RESIDUAL && is_column && row0 + row < work.rows) {
+          if (EPILOGUE == RESIDUAL && is_column && row0 + row < work.rows()) {
             u32 r = *(const u32 *)(residual + (size_t)(row0 + row) * work.columns + column0 + column);
             low += ptx::from_half((u16)r);
             high += ptx::from_half((u16)(r >> 16));
@@ -54,15 +54,14 @@ template <int EPILOGUE> struct Finish {
 
 } // namespace
 
-// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 64 bytes -------------------------------
+// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 48 bytes -------------------------------
 
 #define LINEAR(name, EPILOGUE)                                                                                        \
   KERNEL __launch_bounds__(THREADS, 1)                                                                                \
       linear_hopper_##name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,                  \
                            const int *count, const float *bias, const u16 *residual, u16 *y, int inputs,              \
                            int outputs) {                                                                             \
-    multiply<Halves>(&x, &w, ring::work<Halves::DEPTH>(*count, inputs, outputs),                                      \
-                     Finish<EPILOGUE>{bias, residual, y});                                                            \
+    multiply<Halves>(&x, &w, count, inputs, outputs, Finish<EPILOGUE>{bias, residual, y});                            \
   }
 LINEAR(bias, BIAS)
 LINEAR(gelu, GELU)

@@ -26,23 +26,24 @@ using namespace pingpong;
 struct Scales {
   const float *rows, *columns, *bias;
   // Of a row; rows past the end are not there.
-  DEVICE float row(int row, const Work &work) const { return row < work.rows ? rows[row] : 0.0f; }
+  DEVICE float row(int row, int count) const { return row < count ? rows[row] : 0.0f; }
 };
 
 struct FinishHalves {
-  static constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES; // of a finished row
+  static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
+  using Tiles = Work<WIDTH, Bytes::DEPTH>;
   Scales scales;
   u16 *y;
 
-  DEVICE void tile(unsigned char *done, const int (&sums)[2][64], const Place &place) const {
-    const Work &work = place.work;
+  DEVICE void tile(unsigned char *done, const int (&sums)[2][WIDTH / 2], const Place<Tiles> &place) const {
+    const Tiles &work = place.work;
     int t = place.thread % 4;
     float of_row[4]; // by half and eight
 #pragma unroll
     for (int i = 0; i < 4; i++)
-      of_row[i] = scales.row(place.row0() + place.row(i / 2, i % 2), work);
+      of_row[i] = scales.row(place.row0() + place.row(i / 2, i % 2), work.rows());
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++) {
+    for (int n = 0; n < WIDTH / 8; n++) {
       int column = place.column0() + n * 8 + t * 2;
       Pair weights = {}, bias = {};
       if (column < work.columns) {
@@ -51,7 +52,7 @@ struct FinishHalves {
       }
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        const int(&of)[64] = sums[i / 2];
+        const int(&of)[WIDTH / 2] = sums[i / 2];
         float low = (float)of[n * 4 + i % 2 * 2] * (of_row[i] * weights.low) + bias.low;
         float high = (float)of[n * 4 + i % 2 * 2 + 1] * (of_row[i] * weights.high) + bias.high;
         *(u32 *)(done + tiles::swizzled<CHUNKS>(place.row(i / 2, i % 2), n) + t * 4) = ptx::to_halves(low, high);
@@ -61,19 +62,20 @@ struct FinishHalves {
 };
 
 struct FinishGelu {
-  static constexpr int CHUNKS = TILE / tiles::CHUNK_BYTES;
+  static constexpr int WIDTH = 128, CHUNKS = WIDTH / tiles::CHUNK_BYTES; // a scale stands for 128 columns
+  using Tiles = Work<WIDTH, Bytes::DEPTH>;
   Scales scales;
   unsigned char *y;
   float *y_scales; // [capacity, outputs / 128]
 
   // One row of a lane's four.
-  DEVICE void row(unsigned char *done, const int (&sums)[64], int at, int eight, const Place &place) const {
-    const Work &work = place.work;
+  DEVICE void row(unsigned char *done, const int (&sums)[64], int at, int eight, const Place<Tiles> &place) const {
+    const Tiles &work = place.work;
     int row = place.row0() + at, t = place.thread % 4, column0 = place.column0() + t * 2;
-    float scale = scales.row(row, work);
+    float scale = scales.row(row, work.rows());
     float v[32];
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++) {
+    for (int n = 0; n < WIDTH / 8; n++) {
       Pair weights = *(const Pair *)(scales.columns + column0 + n * 8);
       Pair bias = *(const Pair *)(scales.bias + column0 + n * 8);
       v[n * 2] = gelu_fast((float)sums[n * 4 + eight * 2] * (scale * weights.low) + bias.low);
@@ -87,15 +89,15 @@ struct FinishGelu {
     largest = quad_max(largest);
     float inverse = bytes::inverse(largest);
 #pragma unroll
-    for (int n = 0; n < TILE / 8; n++)
+    for (int n = 0; n < WIDTH / 8; n++)
       *(u16 *)(done + tiles::swizzled<CHUNKS>(at, n / 2) + n % 2 * 8 + t * 2) =
           (u16)ptx::low_bytes(bytes::byte(v[n * 2], inverse), bytes::byte(v[n * 2 + 1], inverse));
-    if (t == 0 && row < work.rows)
-      y_scales[(size_t)row * (work.columns / TILE) + place.column0() / TILE] =
+    if (t == 0 && row < work.rows())
+      y_scales[(size_t)row * (work.columns / WIDTH) + place.column0() / WIDTH] =
           largest * (0.17677669530f / bytes::LEVELS); // H of 32, scaled by 1 / √32
   }
 
-  DEVICE void tile(unsigned char *done, const int (&sums)[2][64], const Place &place) const {
+  DEVICE void tile(unsigned char *done, const int (&sums)[2][64], const Place<Tiles> &place) const {
 #pragma unroll
     for (int i = 0; i < 4; i++)
       row(done, sums[i / 2], place.row(i / 2, i % 2), i % 2, place);
@@ -110,14 +112,12 @@ KERNEL __launch_bounds__(THREADS, 1)
     linear_int8_hopper_bias(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
                             const float *rows, const float *columns, const float *bias, u16 *y, int inputs,
                             int outputs) {
-  multiply<Bytes>(&x, &w, ring::work<Bytes::DEPTH>(*count, inputs, outputs),
-                  FinishHalves{{rows, columns, bias}, y});
+  multiply<Bytes>(&x, &w, count, inputs, outputs, FinishHalves{{rows, columns, bias}, y});
 }
 
 KERNEL __launch_bounds__(THREADS, 1)
     linear_int8_hopper_gelu(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
                             const float *rows, const float *columns, const float *bias, unsigned char *y, int inputs,
                             int outputs, float *scales) {
-  multiply<Bytes>(&x, &w, ring::work<Bytes::DEPTH>(*count, inputs, outputs),
-                  FinishGelu{{rows, columns, bias}, y, scales});
+  multiply<Bytes>(&x, &w, count, inputs, outputs, FinishGelu{{rows, columns, bias}, y, scales});
 }

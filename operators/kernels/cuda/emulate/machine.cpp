@@ -314,6 +314,12 @@ void stop(const char *format, ...) {
     leave(); // never taken up again
 }
 
+// Whoever has told others something may be overtaken by them before it goes on.
+static void give_way() {
+  if (order_seed > 1)
+    leave();
+}
+
 // Counts one thread at a barrier; says whether it was the last.
 static bool arrive(Barrier &barrier, int id, int count) {
   if (barrier.arrived == 0)
@@ -334,7 +340,10 @@ void block_barrier(int id, int count) {
     wait_change(&barrier.round, round);
 }
 
-void block_arrive(int id, int count) { arrive(current->block->barriers[id], id, count); }
+void block_arrive(int id, int count) {
+  arrive(current->block->barriers[id], id, count);
+  give_way();
+}
 
 int cluster_rank() { return current->block->number % cluster_size; }
 
@@ -348,6 +357,7 @@ void cluster_sync() {
 void add_word(u32 *word, u32 value) {
   *word += value;
   word_changes++;
+  give_way();
 }
 
 void wait_word(const u32 *word, u32 least) {
@@ -393,6 +403,7 @@ void barrier_arrive(u32 address, u32 bytes, int rank) {
   if (++barrier.arrivals > barrier.count)
     stop("more arrivals than the barrier counts");
   advance(barrier);
+  give_way();
 }
 
 void barrier_wait(u32 address, u32 parity) {

@@ -15,13 +15,14 @@
 //! 127 and at most 133,000 columns fit 31 bits). Limits: Hopper; inputs a multiple of 128.
 
 use super::device::{Arg, Fault, Kind, Launch, Placement, Tensor, blocks, int};
+use super::linear::{HOPPER_COLUMNS, HOPPER_SHARED_BYTES};
 
 /// Columns that are rotated together, and that have a scale behind GELU.
 pub const GROUP: usize = 128;
 /// The most that a byte stands for.
 const LEVELS: f32 = 127.0;
 
-/// Rows and columns of a tile, and bytes of K of a step.
+/// Rows of a tile, columns where a group has a scale, and bytes of K of a step.
 const TILE: usize = 128;
 /// Room to begin at a multiple of 1,024, a ring of four stages of two 128×128 operands, eight barriers, and …
 const RING_BYTES: u32 = 1024 + 4 * 2 * 128 * 128 + 64;
@@ -135,7 +136,8 @@ impl Product {
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
         self.linear(
             "linear_int8_hopper_bias",
-            PINGPONG_BYTES,
+            HOPPER_COLUMNS,
+            HOPPER_SHARED_BYTES,
             y,
             multiprocessors,
         )
@@ -156,6 +158,7 @@ impl Product {
         }
         let mut launch = self.linear(
             "linear_int8_hopper_gelu",
+            TILE,
             PINGPONG_BYTES,
             y.bytes,
             multiprocessors,
@@ -168,7 +171,7 @@ impl Product {
     pub fn narrow(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
         self.check(self.inputs() / GROUP)?;
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
-        self.linear("narrow_int8_hopper", NARROW_BYTES, y, multiprocessors)
+        self.linear("narrow_int8_hopper", TILE, NARROW_BYTES, y, multiprocessors)
     }
 
     fn inputs(&self) -> usize {
@@ -177,10 +180,6 @@ impl Product {
 
     fn outputs(&self) -> usize {
         self.weight.bytes.rows
-    }
-
-    fn tiles(&self) -> Result<u32, Fault> {
-        Ok(blocks(self.x.bytes.rows, TILE)? * blocks(self.outputs(), TILE)?)
     }
 
     /// Fails on shapes that disagree; `scales` are those of a row of x.
@@ -206,11 +205,11 @@ impl Product {
         Ok(())
     }
 
-    /// What all kernels begin with.
-    fn args(&self) -> Vec<Arg> {
+    /// What all kernels begin with. `columns`: of a tile.
+    fn args(&self, columns: usize) -> Vec<Arg> {
         vec![
             Arg::boxes(self.x.bytes, TILE, GROUP),
-            Arg::boxes(self.weight.bytes, TILE, GROUP),
+            Arg::boxes(self.weight.bytes, columns, GROUP),
             Arg::Address(self.count.address),
             Arg::Address(self.x.scales.address),
             Arg::Address(self.weight.scales.address),
@@ -221,11 +220,13 @@ impl Product {
     fn linear(
         &self,
         kernel: &'static str,
+        columns: usize,
         shared_bytes: u32,
         y: Tensor,
         multiprocessors: u32,
     ) -> Result<Launch, Fault> {
-        let mut args = self.args();
+        let mut args = self.args(columns);
+        let tiles = blocks(self.x.bytes.rows, TILE)? * blocks(self.outputs(), columns)?;
         args.extend([
             Arg::Address(y.address),
             int(self.inputs())?,
@@ -234,7 +235,7 @@ impl Product {
         Ok(Launch {
             kernel,
             placement: Placement::Alone,
-            grid: [self.tiles()?.min(multiprocessors), 1, 1],
+            grid: [tiles.min(multiprocessors), 1, 1],
             threads: 384,
             shared_bytes,
             args,

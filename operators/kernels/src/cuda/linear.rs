@@ -39,9 +39,11 @@ const SHARED_BYTES: u32 = 3 * 2 * 128 * 32 * 2;
 
 /// Columns of a box that stage 2's copy engine brings: 128 bytes, its widest swizzle.
 const HOPPER_DEPTH: usize = 64;
-/// Room to begin at a multiple of 1,024, a ring of four stages of two 128×64 operands, two finished
-/// tiles, eight barriers.
-const HOPPER_SHARED_BYTES: u32 = 1024 + 4 * 2 * 128 * 64 * 2 + 2 * 128 * 128 * 2 + 64;
+/// Columns of a tile of stage 2, whose rows are as many: [`TILE`].
+pub(super) const HOPPER_COLUMNS: usize = 192;
+/// Room to begin at a multiple of 1,024, a ring of three stages of 128 and 192 rows of 128 bytes, two finished tiles of
+/// halves, six barriers.
+pub(super) const HOPPER_SHARED_BYTES: u32 = 1024 + 3 * (128 + 192) * 128 + 2 * 128 * 192 * 2 + 48;
 
 impl Linear {
     /// The launch on a stage; stage 2's grid has a block a multiprocessor at most. Cost: 2 · rows · inputs · outputs operations.
@@ -136,14 +138,14 @@ impl Linear {
     }
 
     fn hopper(&self, epilogue: Epilogue, multiprocessors: u32) -> Result<Launch, Fault> {
-        let operands = [self.x, self.weight];
-        let mut args = operands
-            .map(|operand| Arg::boxes(operand, TILE, HOPPER_DEPTH))
-            .to_vec();
+        let mut args = vec![
+            Arg::boxes(self.x, TILE, HOPPER_DEPTH),
+            Arg::boxes(self.weight, HOPPER_COLUMNS, HOPPER_DEPTH),
+        ];
         // As stage 1 without the addresses of x and the weight.
         let rest = self.args()?;
         args.extend(rest[..1].iter().chain(&rest[3..]));
-        let tiles = blocks(self.x.rows, TILE)? * blocks(self.weight.rows, TILE)?;
+        let tiles = blocks(self.x.rows, TILE)? * blocks(self.weight.rows, HOPPER_COLUMNS)?;
         Ok(Launch {
             placement: Placement::Alone,
             kernel: match epilogue {

@@ -50,6 +50,7 @@ struct Thread {
   bool is_started = false, is_done = true;
   const u64 *waits_for = nullptr; // runs again when this differs from `seen`
   u64 seen = 0;
+  u64 sleeps_until = 0; // a round
   std::vector<std::vector<Copy>> groups;
   std::vector<Copy> open;
 };
@@ -117,7 +118,8 @@ std::deque<Block> blocks;   // those that are under way together
 std::vector<Box> boxes;
 Barrier cluster_barriers[BLOCKS_MAX]; // by the first block of the cluster
 int cluster_size;
-u64 word_changes;
+u64 word_changes, rounds;
+u32 sleeps_random;
 Thread *current;
 jmp_buf scheduler;
 int order_seed;
@@ -179,8 +181,22 @@ u32 next_random(u32 &state) {
   return state ^= state << 5;
 }
 
-bool may_run(const Thread &thread) {
+bool is_ready(const Thread &thread) {
   return !thread.is_done && !(thread.waits_for && *thread.waits_for == thread.seen);
+}
+
+bool may_run(const Thread &thread) { return thread.sleeps_until <= rounds && is_ready(thread); }
+
+// When nobody runs: the first of those that only sleep gets up. Says whether there is one.
+bool wake_first() {
+  u64 first = ~(u64)0;
+  for (size_t i = 0; i < blocks.size() * block_size.x; i++)
+    if (is_ready(threads[i]) && threads[i].sleeps_until < first)
+      first = threads[i].sleeps_until;
+  if (first == ~(u64)0)
+    return false;
+  rounds = first;
+  return true;
 }
 
 // A thread of i's warp that can run, or −1.
@@ -236,6 +252,7 @@ void place(const std::vector<Index> &indices) {
     thread.index = {(unsigned)(i % count), 0, 0};
     thread.is_done = false;
     thread.waits_for = nullptr;
+    thread.sleeps_until = 0;
     thread.groups.clear();
     thread.open.clear();
   }
@@ -262,7 +279,8 @@ void run_blocks(const char *name, const std::vector<Index> &indices) {
   for (int i = 0; i < count; i++)
     order[i] = order_seed == 1 ? count - 1 - i : i;
   u32 random = 0x9e3779b9u * (u32)(order_seed + 1) + indices[0].x * 31 + indices[0].y;
-  for (;;) {
+  sleeps_random = random;
+  for (rounds = 0;; rounds++) {
     if (order_seed > 1)
       for (int i = count - 1; i > 0; i--)
         std::swap(order[i], order[next_random(random) % (u32)(i + 1)]);
@@ -287,6 +305,8 @@ void run_blocks(const char *name, const std::vector<Index> &indices) {
       continue;
     if (alive == 0)
       return check_end(name);
+    if (wake_first())
+      continue;
     // The copy engine is as slow as can be: it works when nobody else can, in any order.
     if (boxes.empty())
       return fail("%s: %d threads of block (%u, %u) and those beside it wait for ever", name, alive, indices[0].x,
@@ -314,10 +334,14 @@ void stop(const char *format, ...) {
     leave(); // never taken up again
 }
 
-// Whoever has told others something may be overtaken by them before it goes on.
+// Whoever has told others something may be overtaken by them before it goes on, by far at times.
 static void give_way() {
-  if (order_seed > 1)
-    leave();
+  if (order_seed < 2)
+    return;
+  u32 draw = next_random(sleeps_random);
+  if (draw % 4 == 0)
+    current->sleeps_until = rounds + (draw >> 8) % 256;
+  leave();
 }
 
 // Counts one thread at a barrier; says whether it was the last.

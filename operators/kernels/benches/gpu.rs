@@ -168,7 +168,7 @@ fn throughput_table(name: &str, config: &BertConfig, weights: &Weights, recipe: 
     let few: &[usize] = match recipe.residual {
         Residual::InNorm if recipe.precision == Precision::Int8 => &[128, 256, 512],
         Residual::InNorm => &[16, 32, 64, 128, 256, 512],
-        Residual::Fused(_) | Residual::FusedFeed(_) => &[128, 256, 512],
+        Residual::Fused | Residual::FusedFeed => &[128, 256, 512],
         Residual::InProduct => &[256],
     };
     let equal = |&length: &usize| {

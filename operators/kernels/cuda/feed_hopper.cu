@@ -90,13 +90,13 @@ template <int CLUSTER> DEVICE void prepare(u32 memory) {
 
 template <int CLUSTER> struct Producer {
   u32 memory;
-  int rank, first, second; // in the cluster; steps so far
+  int first, second; // steps so far
 
   // A step's PARTS · 128 rows from `row` on.
   template <int PARTS> DEVICE void step(const Stage &stage, const TensorMap *map, int column, int row) const {
     ptx::barrier_wait_all(stage.empty, stage.parity ^ 1); // fresh: at once
     ptx::barrier_expect(stage.full, PARTS * 128 * DEPTH * 2);
-    cluster::bring<CLUSTER, PARTS>(stage.at, map, column, row, stage.full, rank);
+    cluster::bring_parts<CLUSTER, 128, PARTS>(stage.at, map, column, row, stage.full);
   }
   DEVICE void bring_first(const TensorMap *w1, int chunk, int from, int to) {
 #pragma unroll 1
@@ -123,7 +123,7 @@ template <int CLUSTER> struct Producer {
 template <int CLUSTER>
 DEVICE void produce(u32 memory, const TensorMap *x, const TensorMap *w1, const TensorMap *w2, const int *count,
                     int chunks) {
-  Producer<CLUSTER> producer = {memory, cluster::rank<CLUSTER>(), 0, 0};
+  Producer<CLUSTER> producer = {memory, 0, 0};
   Tiles<CLUSTER, ROWS> tiles = {count};
   int tile = 0;
   for (int row0 = tiles.first(); tiles.has(row0); row0 = tiles.next(row0), tile++) {

@@ -15,9 +15,9 @@ namespace {
 using namespace numbers;
 using namespace pingpong;
 
-template <int EPILOGUE> struct Finish {
+template <int EPILOGUE, int CLUSTER> struct Finish {
   static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
-  using Tiles = Work<WIDTH, Halves::DEPTH>;
+  using Tiles = Work<WIDTH, Halves::DEPTH, CLUSTER>;
   const float *bias;
   const u16 *residual;
   u16 *y;
@@ -54,17 +54,21 @@ template <int EPILOGUE> struct Finish {
 
 } // namespace
 
-// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 48 bytes -------------------------------
+// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 48 bytes --------------
+// Boxes of X have 128 rows, those of W 192 / CLUSTER.
 
-#define LINEAR(name, EPILOGUE)                                                                                        \
+#define LINEAR(name, EPILOGUE, CLUSTER)                                                                               \
   KERNEL __launch_bounds__(THREADS, 1)                                                                                \
-      linear_hopper_##name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,                  \
-                           const int *count, const float *bias, const u16 *residual, u16 *y, int inputs,              \
-                           int outputs) {                                                                             \
-    multiply<Halves>(&x, &w, count, inputs, outputs, Finish<EPILOGUE>{bias, residual, y});                            \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
+           const float *bias, const u16 *residual, u16 *y, int inputs, int outputs) {                                 \
+    multiply<Halves, CLUSTER>(&x, &w, count, inputs, outputs, Finish<EPILOGUE, CLUSTER>{bias, residual, y});          \
   }
-LINEAR(bias, BIAS)
-LINEAR(gelu, GELU)
-LINEAR(residual, RESIDUAL)
-LINEAR(tanh, TANH)
+LINEAR(linear_hopper_bias, BIAS, 1)
+LINEAR(linear_hopper_bias_by2, BIAS, 2)
+LINEAR(linear_hopper_bias_by4, BIAS, 4)
+LINEAR(linear_hopper_gelu, GELU, 1)
+LINEAR(linear_hopper_gelu_by2, GELU, 2)
+LINEAR(linear_hopper_gelu_by4, GELU, 4)
+LINEAR(linear_hopper_residual, RESIDUAL, 1)
+LINEAR(linear_hopper_tanh, TANH, 1)
 #undef LINEAR

@@ -29,9 +29,9 @@ struct Scales {
   DEVICE float row(int row, int count) const { return row < count ? rows[row] : 0.0f; }
 };
 
-struct FinishHalves {
+template <int CLUSTER> struct FinishHalves {
   static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
-  using Tiles = Work<WIDTH, Bytes::DEPTH>;
+  using Tiles = Work<WIDTH, Bytes::DEPTH, CLUSTER>;
   Scales scales;
   u16 *y;
 
@@ -61,9 +61,9 @@ struct FinishHalves {
   }
 };
 
-struct FinishGelu {
+template <int CLUSTER> struct FinishGelu {
   static constexpr int WIDTH = 128, CHUNKS = WIDTH / tiles::CHUNK_BYTES; // a scale stands for 128 columns
-  using Tiles = Work<WIDTH, Bytes::DEPTH>;
+  using Tiles = Work<WIDTH, Bytes::DEPTH, CLUSTER>;
   Scales scales;
   unsigned char *y;
   float *y_scales; // [capacity, outputs / 128]
@@ -106,18 +106,27 @@ struct FinishGelu {
 
 } // namespace
 
-// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 64 bytes -------------------------------
+// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 48 or 64 bytes --------
+// Boxes of X have 128 rows, those of W WIDTH / CLUSTER.
 
-KERNEL __launch_bounds__(THREADS, 1)
-    linear_int8_hopper_bias(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
-                            const float *rows, const float *columns, const float *bias, u16 *y, int inputs,
-                            int outputs) {
-  multiply<Bytes>(&x, &w, count, inputs, outputs, FinishHalves{{rows, columns, bias}, y});
-}
-
-KERNEL __launch_bounds__(THREADS, 1)
-    linear_int8_hopper_gelu(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
-                            const float *rows, const float *columns, const float *bias, unsigned char *y, int inputs,
-                            int outputs, float *scales) {
-  multiply<Bytes>(&x, &w, count, inputs, outputs, FinishGelu{{rows, columns, bias}, y, scales});
-}
+#define BIAS(name, CLUSTER)                                                                                           \
+  KERNEL __launch_bounds__(THREADS, 1)                                                                                \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
+           const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs) {             \
+    multiply<Bytes, CLUSTER>(&x, &w, count, inputs, outputs, FinishHalves<CLUSTER>{{rows, columns, bias}, y});        \
+  }
+#define GELU(name, CLUSTER)                                                                                           \
+  KERNEL __launch_bounds__(THREADS, 1)                                                                                \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
+           const float *rows, const float *columns, const float *bias, unsigned char *y, int inputs, int outputs,     \
+           float *scales) {                                                                                           \
+    multiply<Bytes, CLUSTER>(&x, &w, count, inputs, outputs, FinishGelu<CLUSTER>{{rows, columns, bias}, y, scales});  \
+  }
+BIAS(linear_int8_hopper_bias, 1)
+BIAS(linear_int8_hopper_bias_by2, 2)
+BIAS(linear_int8_hopper_bias_by4, 4)
+GELU(linear_int8_hopper_gelu, 1)
+GELU(linear_int8_hopper_gelu_by2, 2)
+GELU(linear_int8_hopper_gelu_by4, 4)
+#undef BIAS
+#undef GELU

@@ -28,8 +28,8 @@ using numbers::Pair;
 constexpr int DEPTH = 128, ROWS = TILE / 2; // of a warpgroup
 constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES;
 constexpr u32 DONE_BYTES = ROWS * TILE * 2, DONE_AT = ring::BYTES<TILE>, BARRIERS_AT = DONE_AT + 2 * DONE_BYTES;
-using Steps = ring::Ring<TILE, BARRIERS_AT>;
-using Tiles = ring::Work<TILE, DEPTH>;
+template <int CLUSTER> using Steps = ring::Ring<TILE, BARRIERS_AT, CLUSTER>;
+template <int CLUSTER> using Tiles = ring::Work<TILE, DEPTH, CLUSTER>;
 constexpr int STORED = 1; // named barriers 1 and 2
 
 // The scales of a lane's two rows of one step.
@@ -38,7 +38,8 @@ struct Scales {
 };
 
 // Starts one step's products.
-DEVICE void multiply(const Steps &ring, int (&part)[64], int step, int group) {
+template <int CLUSTER>
+DEVICE void multiply(const Steps<CLUSTER> &ring, int (&part)[64], int step, int group) {
   u32 from = ring.stage(step);
   ptx::barrier_wait(ring.full(step), ring.parity(step));
   ptx::products_begin();
@@ -50,15 +51,16 @@ DEVICE void multiply(const Steps &ring, int (&part)[64], int step, int group) {
 }
 
 // A finished step: its stage is free, its sums become floats.
-DEVICE void add(const Steps &ring, float (&sums)[64], const int (&part)[64], const Scales &scales, int step, int lane) {
-  if (lane == 0)
-    ptx::barrier_arrive(ring.empty(step));
+template <int CLUSTER>
+DEVICE void add(const Steps<CLUSTER> &ring, float (&sums)[64], const int (&part)[64], const Scales &scales, int step, int lane) {
+  ring.release(step, lane);
 #pragma unroll
   for (int i = 0; i < 64; i++)
     sums[i] += (float)part[i] * (i % 4 < 2 ? scales.low : scales.high);
 }
 
-DEVICE void multiply_tile(const Steps &ring, float (&sums)[64], const float *low, const float *high, int first_step,
+template <int CLUSTER>
+DEVICE void multiply_tile(const Steps<CLUSTER> &ring, float (&sums)[64], const float *low, const float *high, int first_step,
                           int steps, int group, int lane) {
   int a[64], b[64];
 #pragma unroll
@@ -91,8 +93,9 @@ DEVICE void multiply_tile(const Steps &ring, float (&sums)[64], const float *low
   }
 }
 
+template <int CLUSTER>
 DEVICE void finish_tile(unsigned char *done, const float (&sums)[64], const float *columns, const float *bias, u16 *y,
-                        const Tiles &work, int tile, int group, int thread) {
+                        const Tiles<CLUSTER> &work, int tile, int group, int thread) {
   ptx::made_anew(thread);
   int row = thread / tiles::WARP * 16 + thread % tiles::WARP / 4, t = thread % 4;
   int row0 = work.row0(tile) + group * ROWS, column0 = work.column0(tile);
@@ -117,12 +120,13 @@ DEVICE void finish_tile(unsigned char *done, const float (&sums)[64], const floa
 }
 
 // A warpgroup: its 64 rows of every tile of this block.
+template <int CLUSTER>
 DEVICE void consume(unsigned char *memory, const float *rows, const float *columns, const float *bias, u16 *y,
-                    const Tiles &work, int group, int thread) {
-  Steps ring = {ptx::shared(memory)};
+                    const Tiles<CLUSTER> &work, int group, int thread) {
+  Steps<CLUSTER> ring = {ptx::shared(memory)};
   int lane = thread % tiles::WARP, at = group * ROWS + thread / tiles::WARP * 16 + lane / 4;
   int first_step = 0;
-  for (int tile = (int)blockIdx.x; tile < work.tiles(); tile += (int)gridDim.x, first_step += work.steps()) {
+  for (int tile = work.first(); tile < work.tiles(); tile += work.stride(), first_step += work.steps()) {
     int row = work.row0(tile) + at;
     const float *low = row < work.rows() ? rows + (size_t)row * work.steps() : nullptr;
     const float *high = row + 8 < work.rows() ? rows + (size_t)(row + 8) * work.steps() : nullptr;
@@ -132,27 +136,42 @@ DEVICE void consume(unsigned char *memory, const float *rows, const float *colum
   }
 }
 
-} // namespace
-
-// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 64 bytes -------------------------------
-
-KERNEL __launch_bounds__(THREADS, 1)
-    narrow_int8_hopper(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
-                       const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs) {
+template <int CLUSTER>
+DEVICE void narrow(const TensorMap *x, const TensorMap *w, const int *count, const float *rows, const float *columns,
+                   const float *bias, u16 *y, int inputs, int outputs) {
   SHARED_MEMORY(raw);
   unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
-  Steps ring = {ptx::shared(memory)};
-  Tiles work = {count, inputs, outputs};
+  Steps<CLUSTER> ring = {ptx::shared(memory)};
+  Tiles<CLUSTER> work = {count, inputs, outputs};
   if (threadIdx.x == 0)
     ring.prepare(2 * GROUP / tiles::WARP);
-  __syncthreads();
+  cluster::meet<CLUSTER>();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
     ptx::registers_down<24>();
     if (threadIdx.x == 0)
-      ring.produce(&x, &w, work);
+      ring.produce(x, w, work);
+    ptx::warp_sync();
   } else {
     ptx::registers_up<240>();
     consume(memory, rows, columns, bias, y, work, group - 1, (int)threadIdx.x % GROUP);
   }
+  if (CLUSTER > 1)
+    cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
 }
+
+} // namespace
+
+// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 64 bytes --------------
+// Boxes of X have 128 rows, those of W 128 / CLUSTER.
+
+#define NARROW(name, CLUSTER)                                                                                         \
+  KERNEL __launch_bounds__(THREADS, 1)                                                                                \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
+           const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs) {             \
+    narrow<CLUSTER>(&x, &w, count, rows, columns, bias, y, inputs, outputs);                                          \
+  }
+NARROW(narrow_int8_hopper, 1)
+NARROW(narrow_int8_hopper_by2, 2)
+NARROW(narrow_int8_hopper_by4, 4)
+#undef NARROW

@@ -15,7 +15,8 @@
 //   a thread        192 or 128 sums, in registers till the tile is done
 //
 // The grid is persistent: block b takes tiles b, b + grid, …, counted by the rows that the batch really has.
-// A stage of the ring is emptied by the 4 warps of the one warpgroup whose tile the step belongs to.
+// A stage of the ring is emptied by the 4 warps of the one warpgroup whose tile the step belongs to, and by those
+// of all blocks of the cluster, which take the same turns.
 //
 //   turn 1, 2      named barriers                a warpgroup starts a tile's products only when the other
 //                                                has waited for all of the previous tile's steps
@@ -34,10 +35,10 @@ using namespace ring;
 constexpr int TURN = 1, STORED = 3; // named barriers: 1, 2 and 3, 4; 0 is __syncthreads
 
 // Where things lie in shared memory: the ring, two finished tiles of halves, the barriers.
-template <int WIDTH> struct Places {
+template <int WIDTH, int CLUSTER> struct Places {
   static constexpr u32 DONE_BYTES = TILE * WIDTH * 2, DONE_AT = BYTES<WIDTH>;
   static constexpr u32 BARRIERS_AT = DONE_AT + 2 * DONE_BYTES;
-  using Ring = ring::Ring<WIDTH, BARRIERS_AT>;
+  using Ring = ring::Ring<WIDTH, BARRIERS_AT, CLUSTER>;
 };
 
 // What is multiplied: 32 bytes of K at a time, into a half of a tile's sums. DEPTH elements are a step.
@@ -85,8 +86,8 @@ DEVICE void multiply_tile(const Ring &ring, typename Operands::Sum (&sums)[2][CO
     }
     ptx::products_commit();
     ptx::products_wait<1>(); // the step before has been read: its stage is free
-    if (k > 0 && lane == 0)
-      ptx::barrier_arrive(ring.empty(step - 1));
+    if (k > 0)
+      ring.release(step - 1, lane);
   }
 }
 
@@ -105,14 +106,14 @@ DEVICE void store_tile(const unsigned char *done, Element *y, const Place<Work> 
 //   WIDTH                      columns of a tile
 //   tile(done, sums, place)    leaves the finished tile in shared memory, where `tiles::swizzled` says
 //   y                          where Y begins, halves or bytes
-template <class Operands, class Finish, class Work>
+template <class Operands, int CLUSTER, class Finish, class Work>
 DEVICE void consume(unsigned char *memory, const Work &work, const Finish &finish, int group, int thread) {
   constexpr int WIDTH = Finish::WIDTH;
-  using Places = pingpong::Places<WIDTH>;
+  using Places = pingpong::Places<WIDTH, CLUSTER>;
   typename Places::Ring ring = {ptx::shared(memory)};
   unsigned char *done = memory + Places::DONE_AT + group * Places::DONE_BYTES;
-  int stride = (int)gridDim.x, tile = (int)blockIdx.x + group * stride;
-  if (group == 1 && (int)blockIdx.x < work.tiles())
+  int stride = work.stride(), tile = work.first() + group * stride;
+  if (group == 1 && work.first() < work.tiles())
     ptx::part_arrive(TURN, 2 * GROUP); // the first turn is warpgroup 1's
   for (int nth = group; tile < work.tiles(); nth += 2, tile += 2 * stride) {
     typename Operands::Sum sums[2][WIDTH / 2];
@@ -122,8 +123,7 @@ DEVICE void consume(unsigned char *memory, const Work &work, const Finish &finis
     if (tile + stride < work.tiles())
       ptx::part_arrive(TURN + (group ^ 1), 2 * GROUP); // there is a next tile, and it is the other's
     ptx::products_wait<0>();
-    if (thread % tiles::WARP == 0)
-      ptx::barrier_arrive(ring.empty(last));
+    ring.release(last, thread % tiles::WARP);
     int own = thread;
     ptx::made_anew(own); // addresses are made here, not kept beside the sums while they grow
     Place<Work> place = {work, tile, own};
@@ -135,27 +135,30 @@ DEVICE void consume(unsigned char *memory, const Work &work, const Finish &finis
 }
 
 // All of a block.
-template <class Operands, class Finish>
+template <class Operands, int CLUSTER, class Finish>
 DEVICE void multiply(const TensorMap *x, const TensorMap *w, const int *count, int inputs, int outputs,
                      const Finish &finish) {
   constexpr int WIDTH = Finish::WIDTH;
-  Work<WIDTH, Operands::DEPTH> work = {count, inputs, outputs};
+  Work<WIDTH, Operands::DEPTH, CLUSTER> work = {count, inputs, outputs};
   SHARED_MEMORY(raw);
   // The swizzle is a pattern of addresses: stages begin at a multiple of 1,024 wherever the memory does.
   unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
-  typename Places<WIDTH>::Ring ring = {ptx::shared(memory)};
+  typename Places<WIDTH, CLUSTER>::Ring ring = {ptx::shared(memory)};
   if (threadIdx.x == 0)
     ring.prepare(GROUP / tiles::WARP);
-  __syncthreads();
+  cluster::meet<CLUSTER>();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
     ptx::registers_down<24>();
     if (threadIdx.x == 0)
       ring.produce(x, w, work);
+    ptx::warp_sync();
   } else {
     ptx::registers_up<240>();
-    consume<Operands>(memory, work, finish, group - 1, (int)threadIdx.x % GROUP);
+    consume<Operands, CLUSTER>(memory, work, finish, group - 1, (int)threadIdx.x % GROUP);
   }
+  if (CLUSTER > 1)
+    cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
 }
 
 } // namespace pingpong

@@ -23,7 +23,7 @@
 // Barriers know a phase by its parity only: nobody may wait for a phase two ahead (each kernel says why
 // nobody does). Limits: sm_90a.
 #pragma once
-#include "hopper.cuh"
+#include "cluster.cuh"
 #include "tiles.cuh"
 
 namespace ring {
@@ -31,21 +31,25 @@ namespace ring {
 constexpr int TILE = 128, THREADS = 384, GROUP = 128; // rows of a tile
 constexpr u32 STEP_BYTES = 128, X_BYTES = TILE * STEP_BYTES;
 
-// The tiles of Y: 128×WIDTH each, by number across and then down; counted by the rows that there really are.
+// The tiles of Y: 128×WIDTH each, counted by the rows that there really are. A cluster's blocks make tiles of the same
+// columns, one below the other, and share W (cluster.cuh): such a column of tiles has a number, across and then down.
 // Everything is worked out anew each time: sums need the registers. DEPTH elements of a row are 128 bytes.
-template <int WIDTH, int DEPTH> struct Work {
+template <int WIDTH, int DEPTH, int CLUSTER> struct Work {
+  static constexpr int ROWS = CLUSTER * TILE;
   const int *count;
   int inputs, columns;
   DEVICE int rows() const { return *count; }
   DEVICE int steps() const { return (inputs + DEPTH - 1) / DEPTH; }
   DEVICE int across() const { return (columns + WIDTH - 1) / WIDTH; }
-  DEVICE int tiles() const { return (*count + TILE - 1) / TILE * across(); }
-  DEVICE int row0(int tile) const { return tile / across() * TILE; }
+  DEVICE int tiles() const { return (*count + ROWS - 1) / ROWS * across(); }
+  DEVICE int first() const { return (int)blockIdx.x / CLUSTER; }
+  DEVICE int stride() const { return (int)gridDim.x / CLUSTER; }
+  DEVICE int row0(int tile) const { return tile / across() * ROWS + (int)blockIdx.x % CLUSTER * TILE; }
   DEVICE int column0(int tile) const { return tile % across() * WIDTH; }
 };
 
 // A ring at the beginning of a block's shared memory, its barriers at BARRIERS_AT behind.
-template <int WIDTH, u32 BARRIERS_AT> struct Ring {
+template <int WIDTH, u32 BARRIERS_AT, int CLUSTER> struct Ring {
   static constexpr int STAGES = WIDTH > 128 ? 3 : 4;
   static constexpr u32 STAGE_BYTES = X_BYTES + WIDTH * STEP_BYTES;
   u32 memory;
@@ -55,27 +59,30 @@ template <int WIDTH, u32 BARRIERS_AT> struct Ring {
   DEVICE u32 empty(int step) const { return memory + BARRIERS_AT + (u32)(STAGES + step % STAGES) * 8; }
   DEVICE u32 parity(int step) const { return (u32)(step / STAGES) & 1; }
 
-  // One thread; `readers` warps empty a stage. Then __syncthreads.
+  // A warp has read a step.
+  DEVICE void release(int step, int lane) const { cluster::release<CLUSTER>(empty(step), lane); }
+
+  // One thread; `readers` warps of each block empty a stage. Then cluster::meet.
   DEVICE void prepare(int readers) const {
     for (int stage = 0; stage < STAGES; stage++) {
       ptx::barrier_init(full(stage), 1);
-      ptx::barrier_init(empty(stage), (u32)readers);
+      ptx::barrier_init(empty(stage), (u32)(CLUSTER * readers));
     }
     ptx::barriers_ready();
   }
 
   // One thread: brings every step of every tile of this block, in order.
   template <int DEPTH>
-  DEVICE void produce(const TensorMap *x, const TensorMap *w, const Work<WIDTH, DEPTH> &work) const {
+  DEVICE void produce(const TensorMap *x, const TensorMap *w, const Work<WIDTH, DEPTH, CLUSTER> &work) const {
     int step = 0, steps = work.steps(), tiles = work.tiles();
-    for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x)
+    for (int tile = work.first(); tile < tiles; tile += work.stride())
 #pragma unroll 1 // the producer has few registers
       for (int k = 0; k < steps; k++, step++) {
         u32 to = stage(step), barrier = full(step);
-        ptx::barrier_wait(empty(step), parity(step) ^ 1); // fresh: at once
+        ptx::barrier_wait_all(empty(step), parity(step) ^ 1); // fresh: at once
         ptx::barrier_expect(barrier, STAGE_BYTES);
         ptx::load_box(to, x, k * DEPTH, work.row0(tile), barrier);
-        ptx::load_box(to + X_BYTES, w, k * DEPTH, work.column0(tile), barrier);
+        cluster::bring<CLUSTER, WIDTH>(to + X_BYTES, w, k * DEPTH, work.column0(tile), barrier);
       }
   }
 };

@@ -66,18 +66,14 @@ pub enum Residual {
     /// By the product's epilogue.
     InProduct,
     /// By the product's epilogue, which makes the LayerNorm too: stage 3, where [`Join::fits`].
-    Fused(Cluster),
+    Fused,
     /// The same behind attention, and the whole feed-forward half in one kernel.
-    FusedFeed(Cluster),
+    FusedFeed,
 }
 
 impl Residual {
-    /// Which blocks share the weights' stream, where products make the LayerNorm.
-    pub(super) fn fused(self) -> Option<Cluster> {
-        match self {
-            Residual::Fused(cluster) | Residual::FusedFeed(cluster) => Some(cluster),
-            _ => None,
-        }
+    pub(super) fn is_fused(self) -> bool {
+        matches!(self, Residual::Fused | Residual::FusedFeed)
     }
 }
 
@@ -101,18 +97,20 @@ pub struct Recipe {
     pub residual: Residual,
     /// What is multiplied.
     pub precision: Precision,
+    /// How many neighbouring blocks share weights, in products of [`Stage::Hopper`].
+    pub cluster: Cluster,
 }
 
 impl fmt::Display for Recipe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Recipe {
-            stage,
-            residual,
-            precision,
-        } = self;
-        match precision {
-            Precision::Half => write!(f, "{stage}, residual {residual:?}"),
-            Precision::Int8 => write!(f, "{stage}, int8"),
+        write!(f, "{}", self.stage)?;
+        match self.precision {
+            Precision::Half => write!(f, ", residual {:?}", self.residual)?,
+            Precision::Int8 => f.write_str(", int8")?,
+        }
+        match self.cluster {
+            Cluster::One => Ok(()),
+            cluster => write!(f, ", clusters of {}", cluster.blocks()),
         }
     }
 }
@@ -120,32 +118,43 @@ impl fmt::Display for Recipe {
 impl Recipe {
     /// What a stage has kernels for, with models of this shape.
     pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
-        use Residual::{Fused, FusedFeed, InNorm, InProduct};
-        let fused = Cluster::ALL.map(FusedFeed);
-        let places = [InNorm, InProduct, Fused(Cluster::One), Fused(Cluster::Two)]
-            .into_iter()
-            .chain(fused)
-            .map(|place| (place, Precision::Half));
-        let recipes = places.chain([(InNorm, Precision::Int8)]);
-        recipes
-            .map(|(residual, precision)| Recipe {
+        use Cluster::{Four, One, Two};
+        let halves = [
+            (Residual::InNorm, Cluster::ALL.as_slice()),
+            (Residual::InProduct, &[One]),
+            (Residual::Fused, &[Two]),
+            (Residual::FusedFeed, &[One, Two, Four]),
+        ]
+        .map(|(residual, clusters)| (residual, Precision::Half, clusters));
+        let bytes = [(Residual::InNorm, Precision::Int8, Cluster::ALL.as_slice())];
+        let all = halves.into_iter().chain(bytes);
+        all.flat_map(|(residual, precision, clusters)| {
+            clusters.iter().map(move |&cluster| Recipe {
                 stage,
                 residual,
                 precision,
+                cluster,
             })
-            .filter(|recipe| recipe.check(config).is_ok())
-            .collect()
+        })
+        .filter(|recipe| recipe.check(config).is_ok())
+        .collect()
     }
 
     /// Fails where the stage has no such kernels for models of this shape.
     pub(super) fn check(&self, config: &BertConfig) -> Result<(), Fault> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        if self.residual.fused().is_some() && !Join::fits(self.stage, hidden) {
+        if self.residual.is_fused() && !Join::fits(self.stage, hidden) {
             return Err(Fault::Shape(format!(
                 "a product with its norm on {}, {hidden} columns, expected {} and {}",
                 self.stage,
                 Stage::Hopper,
                 super::join::HIDDEN
+            )));
+        }
+        if self.cluster != Cluster::One && self.stage != Stage::Hopper {
+            return Err(Fault::Unavailable(format!(
+                "there are no clusters on {}, they need compute capability 9.0",
+                self.stage
             )));
         }
         if self.precision == Precision::Half {

@@ -14,6 +14,7 @@
 
 use super::arena::Arena;
 use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
+use super::cluster::Cluster;
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
 use super::encoder::{Model, Output, Precision, Recipe, Residual};
 use crate::weights::Weights;
@@ -62,6 +63,8 @@ pub struct Options {
     pub residual: Residual,
     /// What the products multiply.
     pub precision: Precision,
+    /// Blocks that share weights.
+    pub cluster: Cluster,
     /// Slots, questions' first.
     pub slots: Vec<SlotPlan>,
     /// Captured graphs, or a launch after the other.
@@ -75,6 +78,7 @@ impl Options {
             stage: Some(recipe.stage),
             residual: recipe.residual,
             precision: recipe.precision,
+            cluster: recipe.cluster,
             ..self
         }
     }
@@ -92,6 +96,7 @@ impl Default for Options {
             stage: None,
             residual: Residual::default(),
             precision: Precision::default(),
+            cluster: Cluster::default(),
             slots: vec![
                 SlotPlan {
                     class: Class::Question,
@@ -143,6 +148,7 @@ impl DeviceEngine {
             stage,
             residual: options.residual,
             precision: options.precision,
+            cluster: options.cluster,
         };
         // Before memory is taken: a device that cannot do it says so, and not that it is full.
         recipe.check(&weights.config)?;

@@ -12,6 +12,7 @@
 
 use super::attention;
 use super::batch::OnDevice;
+use super::cluster::Spread;
 use super::device::{Fault, Launch, Stage, Tensor};
 use super::encoder::{Buffers, Precision, Recipe, Residual};
 use super::feed::Feed;
@@ -90,6 +91,13 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    fn spread(&self) -> Spread {
+        Spread {
+            multiprocessors: self.multiprocessors,
+            cluster: self.recipe.cluster,
+        }
+    }
+
     /// Adds a layer's launches.
     pub(super) fn layer(&mut self, layer: &Layer) -> Result<(), Fault> {
         match layer.products {
@@ -109,7 +117,7 @@ impl Pass<'_> {
         self.product(b.x, qkv, None, Epilogue::Bias, b.qkv)?;
         self.attention()?;
         self.join(b.context, layer.attention_out, &layer.attention_norm)?;
-        if let Residual::FusedFeed(cluster) = self.recipe.residual {
+        if self.recipe.residual == Residual::FusedFeed {
             let feed = Feed {
                 count: self.batch.token_count,
                 widen,
@@ -117,8 +125,7 @@ impl Pass<'_> {
                 norm: layer.norm,
                 x: b.x,
             };
-            self.launches
-                .push(feed.launch(cluster, self.multiprocessors)?);
+            self.launches.push(feed.launch(self.spread())?);
             return Ok(());
         }
         self.product(b.x, widen, None, Epilogue::Gelu, b.wide)?;
@@ -134,7 +141,7 @@ impl Pass<'_> {
     ) -> Result<(), Fault> {
         let b = self.buffers;
         let bytes = b.bytes.expect("buffers of the same precision");
-        let (count, multiprocessors) = (self.batch.token_count, self.multiprocessors);
+        let (count, spread) = (self.batch.token_count, self.spread());
         let of = |x: Quantized, (weight, bias): (Quantized, Tensor)| Product {
             count,
             x,
@@ -143,14 +150,13 @@ impl Pass<'_> {
         };
         let add_norm =
             |norm: &Norm| norm::add_norm_int8(count, b.x, Some(b.sum), norm, b.x, bytes.x);
-        self.launches
-            .push(of(bytes.x, qkv).halves(b.qkv, multiprocessors)?);
+        self.launches.push(of(bytes.x, qkv).halves(b.qkv, spread)?);
         self.attention()?;
         self.product(b.context, layer.attention_out, None, Epilogue::Bias, b.sum)?;
         self.launches.extend([
             add_norm(&layer.attention_norm)?,
-            of(bytes.x, widen).gelu(bytes.wide, multiprocessors)?,
-            of(bytes.wide, narrow).narrow(b.sum, multiprocessors)?,
+            of(bytes.x, widen).gelu(bytes.wide, spread)?,
+            of(bytes.wide, narrow).narrow(b.sum, spread)?,
             add_norm(&layer.norm)?,
         ]);
         Ok(())
@@ -185,7 +191,7 @@ impl Pass<'_> {
             residual,
             y,
         };
-        let launch = product.launch(self.recipe.stage, epilogue, self.multiprocessors)?;
+        let launch = product.launch(self.recipe.stage, epilogue, self.spread())?;
         self.launches.push(launch);
         Ok(())
     }
@@ -194,7 +200,7 @@ impl Pass<'_> {
     fn join(&mut self, from: Tensor, dense: Dense, norm: &Norm) -> Result<(), Fault> {
         let (stage, b) = (self.recipe.stage, self.buffers);
         let count = self.batch.token_count;
-        if let Some(cluster) = self.recipe.residual.fused() {
+        if self.recipe.residual.is_fused() {
             let join = Join {
                 count,
                 from,
@@ -203,8 +209,7 @@ impl Pass<'_> {
                 norm: *norm,
                 x: b.x,
             };
-            self.launches
-                .push(join.launch(cluster, self.multiprocessors)?);
+            self.launches.push(join.launch(self.spread())?);
             return Ok(());
         }
         let norm = if stage == Stage::Naive || self.recipe.residual == Residual::InProduct {

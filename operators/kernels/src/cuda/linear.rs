@@ -1,5 +1,6 @@
 //! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
 
+use super::cluster::{Cluster, Spread};
 use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
 
 /// What happens to the sums before they are stored. The order is `numbers::Epilogue`'s.
@@ -51,13 +52,13 @@ impl Linear {
         &self,
         stage: Stage,
         epilogue: Epilogue,
-        multiprocessors: u32,
+        spread: impl Into<Spread>,
     ) -> Result<Launch, Fault> {
         self.check(stage, epilogue)?;
         match stage {
             Stage::Naive => self.naive(epilogue),
             Stage::TensorCore => self.tensor_core(epilogue),
-            Stage::Hopper => self.hopper(epilogue, multiprocessors),
+            Stage::Hopper => self.hopper(epilogue, spread.into()),
         }
     }
 
@@ -137,24 +138,38 @@ impl Linear {
         })
     }
 
-    fn hopper(&self, epilogue: Epilogue, multiprocessors: u32) -> Result<Launch, Fault> {
+    fn hopper(&self, epilogue: Epilogue, mut spread: Spread) -> Result<Launch, Fault> {
+        // What has no kernels for clusters is not worth them.
+        let names = match epilogue {
+            Epilogue::Bias => [
+                "linear_hopper_bias",
+                "linear_hopper_bias_by2",
+                "linear_hopper_bias_by4",
+            ],
+            Epilogue::Gelu => [
+                "linear_hopper_gelu",
+                "linear_hopper_gelu_by2",
+                "linear_hopper_gelu_by4",
+            ],
+            Epilogue::Residual => ["linear_hopper_residual"; 3],
+            Epilogue::Tanh => ["linear_hopper_tanh"; 3],
+        };
+        if names[0] == names[1] {
+            spread.cluster = Cluster::One;
+        }
+        let down = blocks(self.x.rows, TILE)?;
+        let grid = spread.grid(down, blocks(self.weight.rows, HOPPER_COLUMNS)?);
         let mut args = vec![
             Arg::boxes(self.x, TILE, HOPPER_DEPTH),
-            Arg::boxes(self.weight, HOPPER_COLUMNS, HOPPER_DEPTH),
+            Arg::boxes(self.weight, grid.share(HOPPER_COLUMNS), HOPPER_DEPTH),
         ];
         // As stage 1 without the addresses of x and the weight.
         let rest = self.args()?;
         args.extend(rest[..1].iter().chain(&rest[3..]));
-        let tiles = blocks(self.x.rows, TILE)? * blocks(self.weight.rows, HOPPER_COLUMNS)?;
         Ok(Launch {
-            placement: Placement::Alone,
-            kernel: match epilogue {
-                Epilogue::Bias => "linear_hopper_bias",
-                Epilogue::Gelu => "linear_hopper_gelu",
-                Epilogue::Residual => "linear_hopper_residual",
-                Epilogue::Tanh => "linear_hopper_tanh",
-            },
-            grid: [tiles.min(multiprocessors), 1, 1],
+            placement: grid.placement,
+            kernel: grid.kernel(names),
+            grid: grid.grid,
             threads: 384,
             shared_bytes: HOPPER_SHARED_BYTES,
             args,

@@ -94,7 +94,11 @@ pub const MODULES: [Module; 9] = [
         name: "linear_hopper",
         kernels: &[
             "linear_hopper_bias",
+            "linear_hopper_bias_by2",
+            "linear_hopper_bias_by4",
             "linear_hopper_gelu",
+            "linear_hopper_gelu_by2",
+            "linear_hopper_gelu_by4",
             "linear_hopper_residual",
             "linear_hopper_tanh",
         ],
@@ -120,12 +124,23 @@ pub const MODULES: [Module; 9] = [
     },
     Module {
         name: "linear_int8_hopper",
-        kernels: &["linear_int8_hopper_bias", "linear_int8_hopper_gelu"],
+        kernels: &[
+            "linear_int8_hopper_bias",
+            "linear_int8_hopper_bias_by2",
+            "linear_int8_hopper_bias_by4",
+            "linear_int8_hopper_gelu",
+            "linear_int8_hopper_gelu_by2",
+            "linear_int8_hopper_gelu_by4",
+        ],
         is_hopper: true,
     },
     Module {
         name: "narrow_int8_hopper",
-        kernels: &["narrow_int8_hopper"],
+        kernels: &[
+            "narrow_int8_hopper",
+            "narrow_int8_hopper_by2",
+            "narrow_int8_hopper_by4",
+        ],
         is_hopper: true,
     },
 ];
@@ -195,8 +210,10 @@ mod tests {
                 let (stem, last) = kernel.rsplit_once('_').unwrap();
                 let by_macro = text.contains(&format!("({last}, "))
                     && text.contains(&format!("{stem}_##name("));
+                let is_named = text.contains(&format!(" {kernel}("))
+                    || text.contains(&format!("({kernel}, "));
                 assert!(
-                    text.contains(&format!(" {kernel}(")) || by_macro,
+                    is_named || by_macro,
                     "{kernel} is not in {}.cu",
                     module.name
                 );

@@ -2,7 +2,7 @@
 //! result does not depend on its neighbours. Used by the emulated GPU's tests and the real one's.
 
 use kernels::Pooling;
-use kernels::cuda::cluster::Cluster;
+use kernels::cuda::cluster::{Cluster, Spread};
 use kernels::cuda::device::{Device, Kind, Stage};
 use kernels::cuda::feed::Feed;
 use kernels::cuda::join::{HIDDEN, Join};
@@ -20,7 +20,7 @@ fn close(name: &str, stage: Stage, found: &[f64], expected: &[f64]) {
     );
 }
 
-/// One product of `rows` of a capacity of more; returns its rows.
+/// One product of `rows` of a capacity of more, on Hopper in clusters of every size; the bits are the same.
 pub fn linear(
     device: &mut dyn Device,
     stage: Stage,
@@ -44,8 +44,15 @@ pub fn linear(
         residual,
         y: bed.poisoned(capacity, outputs, kind),
     };
-    bed.run(&[call.launch(stage, epilogue, multiprocessors).unwrap()]);
-    let found = bed.result(call.y, rows);
+    let made = clusters(stage).iter().map(|&cluster| {
+        let y = bed.poisoned(capacity, outputs, kind);
+        let call = Linear { y, ..call };
+        bed.run(&[call
+            .launch(stage, epilogue, spread(cluster, multiprocessors))
+            .unwrap()]);
+        bed.result(y, rows)
+    });
+    let found = all_equal(made);
     let expected = oracle::linear(&x, &w, &b, residual.map(|_| &r[..]), epilogue);
     close(
         &format!("linear {epilogue:?} {rows}×{inputs}×{outputs}"),
@@ -97,20 +104,42 @@ pub fn linear_is_invariant(
 }
 
 /// x = LayerNorm(x + Y·Wᵀ + b) of `rows` of a capacity of more.
+/// What a stage's products may gather in.
+pub fn clusters(stage: Stage) -> &'static [Cluster] {
+    match stage {
+        Stage::Hopper => &Cluster::ALL,
+        _ => &[Cluster::One],
+    }
+}
+
+/// The results, which may not differ in a bit.
+pub fn all_equal(results: impl Iterator<Item = Vec<f64>>) -> Vec<f64> {
+    let equal = |first: Vec<f64>, other| {
+        assert!(first == other, "clusters differ");
+        first
+    };
+    results.reduce(equal).expect("a result")
+}
+
+/// More multiprocessors than an emulated device has, so that there are clusters of four.
+pub fn spread(cluster: Cluster, multiprocessors: u32) -> Spread {
+    Spread {
+        multiprocessors: multiprocessors.max(cluster.blocks()),
+        cluster,
+    }
+}
+
 /// In clusters of every size; the bits are the same.
 pub fn join(device: &mut dyn Device, rows: usize, inputs: usize) {
     let (capacity, multiprocessors) = (rows + 3, device.multiprocessors());
     let mut bed = Bed::new(device, (rows * 31 + inputs * 7) as u64);
     let operands = Operands::new(&mut bed, rows, inputs);
-    let [found, others @ ..] = Cluster::ALL.map(|cluster| {
+    let made = Cluster::ALL.map(|cluster| {
         let call = operands.call(&mut bed, &operands.from, &operands.x, rows, capacity);
-        bed.run(&[call.launch(cluster, multiprocessors).unwrap()]);
+        bed.run(&[call.launch(spread(cluster, multiprocessors)).unwrap()]);
         bed.result(call.x, rows)
     });
-    assert!(
-        others.iter().all(|other| *other == found),
-        "clusters differ"
-    );
+    let found = all_equal(made.into_iter());
     let Operands {
         from,
         weight,
@@ -143,7 +172,7 @@ pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
     }
     let mut joined = |from: &[f64], x: &[f64], rows: usize| {
         let call = operands.call(&mut bed, from, x, rows, rows);
-        bed.run(&[call.launch(Cluster::Two, multiprocessors).unwrap()]);
+        bed.run(&[call.launch(spread(Cluster::Two, multiprocessors)).unwrap()]);
         bed.result(call.x, rows)
     };
     let alone = joined(&from, &x, 1);
@@ -159,12 +188,9 @@ pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
 pub fn feed(device: &mut dyn Device, rows: usize, wide: usize) {
     let mut bed = Bed::new(device, (rows * 31 + wide * 7) as u64);
     let operands = FeedOperands::new(&mut bed, rows, wide);
-    let [found, others @ ..] =
+    let made =
         Cluster::ALL.map(|cluster| operands.run(&mut bed, cluster, &operands.x, rows, rows + 3));
-    assert!(
-        others.iter().all(|other| *other == found),
-        "clusters differ"
-    );
+    let found = all_equal(made.into_iter());
     let FeedOperands {
         widen,
         narrow,
@@ -250,7 +276,7 @@ impl FeedOperands {
             x: bed.tensor(x, capacity, HIDDEN, Kind::F16),
         };
         let multiprocessors = bed.device.multiprocessors();
-        bed.run(&[call.launch(cluster, multiprocessors).unwrap()]);
+        bed.run(&[call.launch(spread(cluster, multiprocessors)).unwrap()]);
         bed.result(call.x, rows)
     }
 }

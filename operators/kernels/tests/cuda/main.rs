@@ -83,6 +83,7 @@ fn products_by_warpgroups_equal_the_oracle() {
         (129, 64, 264),
         (100, 392, 384),
         (257, 128, 384),
+        (520, 72, 200), // five tiles below each other: two clusters of four
     ];
     for (i, size) in sizes.into_iter().enumerate() {
         for weather in WEATHERS {
@@ -104,6 +105,7 @@ fn products_with_their_norms_equal_the_oracle() {
         (129, 264),
         (257, 264),
         (8, 392),
+        (520, 72),
     ]
     .into_iter()
     .enumerate()
@@ -118,9 +120,17 @@ fn products_with_their_norms_equal_the_oracle() {
 #[test]
 fn the_feed_forward_half_equals_the_oracle() {
     // Rows: none; one; a tile's edge; three tiles on two blocks. Inner width: a chunk, its tail, several.
-    for (i, (rows, wide)) in [(0, 128), (1, 8), (64, 136), (65, 392), (129, 128), (7, 520)]
-        .into_iter()
-        .enumerate()
+    for (i, (rows, wide)) in [
+        (0, 128),
+        (1, 8),
+        (64, 136),
+        (65, 392),
+        (129, 128),
+        (7, 520),
+        (330, 128),
+    ]
+    .into_iter()
+    .enumerate()
     {
         for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
             checks::feed(&mut Emulator::new(weather), rows, wide);
@@ -140,6 +150,7 @@ fn products_of_bytes_equal_the_oracle() {
         (129, 384, 264),
         (100, 640, 128),
         (257, 768, 128),
+        (520, 128, 200), // five tiles below each other: two clusters of four
     ];
     for (i, size) in sizes.into_iter().enumerate() {
         for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
@@ -162,6 +173,7 @@ fn bytes_stand_for_gelu_and_for_norms() {
         (1, 128, 128),
         (129, 384, 256),
         (66, 640, 384),
+        (520, 128, 128),
     ];
     for (i, size) in sizes.into_iter().enumerate() {
         for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
@@ -261,18 +273,19 @@ fn models_equal_the_oracle() {
 
 #[test]
 fn a_model_of_the_default_models_width_equals_the_oracle() {
-    let norms = ALL.map(|stage| (stage, Residual::InNorm));
-    let places = [
-        Residual::Fused(Cluster::One),
-        Residual::FusedFeed(Cluster::One),
-        Residual::FusedFeed(Cluster::Two),
+    use Residual::{Fused, FusedFeed, InNorm};
+    let norms = ALL.map(|stage| (stage, InNorm, Cluster::One));
+    let fused = [
+        (InNorm, Cluster::Two),
+        (Fused, Cluster::One),
+        (FusedFeed, Cluster::One),
+        (FusedFeed, Cluster::Two),
     ];
-    for (stage, residual) in norms
-        .into_iter()
-        .chain(places.map(|place| (Stage::Hopper, place)))
-    {
+    let fused = fused.map(|(residual, cluster)| (Stage::Hopper, residual, cluster));
+    for (stage, residual, cluster) in norms.into_iter().chain(fused) {
         let options = Options {
             residual,
+            cluster,
             ..model::options(stage, 1)
         };
         let config = model::shape(384, 1, 12, 1536);

@@ -90,9 +90,10 @@ done
 # beside src/cuda has them) and the blocks that a multiprocessor of 65,536 registers, 2,048 threads and
 # 227 KB holds of it; and the counts of the instructions that matter.
 awk '
-function want(kernel) {
-    if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG"
-    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG"
+function want(kernel,    shared_weights) {
+    shared_weights = kernel ~ /_by[24]$/ ? " MULTICAST" : ""
+    if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG" shared_weights
+    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG" shared_weights
     if (kernel ~ /^linear_f16/ || kernel ~ /^attention_f16/) return "HMMA LDSM LDGSTS"
     return ""
 }
@@ -125,16 +126,17 @@ function blocks(kernel,    regs, warps, most) {
 is_code {
     for (i = 1; i <= NF; i++) {
         split($i, word, ".")
+        if (word[1] == "UTMALDG" && $i ~ /MULTICAST/) count[kernel, "MULTICAST"]++
         if (word[1] ~ /^(HMMA|HGMMA|IGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM)$/) count[kernel, word[1]]++
     }
 }
 END {
-    printf "%-23s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
+    printf "%-27s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
     for (k = 1; k <= kernels; k++) {
         kernel = order[k]; seen = ""
-        n = split("HMMA HGMMA IGMMA LDSM STSM LDGSTS UTMALDG UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
+        n = split("HMMA HGMMA IGMMA LDSM STSM LDGSTS UTMALDG MULTICAST UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
         for (i = 1; i <= n; i++) if (count[kernel, names[i]]) seen = seen names[i] " " count[kernel, names[i]] "  "
-        printf "%-23s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
+        printf "%-27s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
         if (stack[kernel] + spill[kernel] + count[kernel, "LDL"] + count[kernel, "STL"] > 0) {
             printf "error: %s uses local memory\n", kernel; bad = 1
         }

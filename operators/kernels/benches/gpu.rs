@@ -21,6 +21,7 @@ use std::time::Instant;
 use kernels::Pooling;
 use kernels::cuda::arena::Arena;
 use kernels::cuda::batch::{BUCKETS, Batch, Bucket, OnDevice, Text};
+use kernels::cuda::cluster::Cluster;
 use kernels::cuda::device::{Arg, Device, Launch, Stage};
 use kernels::cuda::devices;
 use kernels::cuda::driver::Driver;
@@ -304,6 +305,7 @@ fn ladder(name: &str, weights: &Weights, stages: &[Stage]) {
             stage,
             residual: Residual::InNorm,
             precision: Precision::Half,
+            cluster: Cluster::One,
         };
         let (mut device, launches) = one_pass(weights, recipe, BUCKETS[2], &[128; 8]);
         let rounds = if stage == Stage::Naive { 5 } else { ROUNDS };

@@ -24,7 +24,7 @@ use kernels::cuda::batch::{BUCKETS, Batch, Bucket, OnDevice, Text};
 use kernels::cuda::device::{Arg, Device, Launch, Stage};
 use kernels::cuda::devices;
 use kernels::cuda::driver::Driver;
-use kernels::cuda::encoder::{Model, Output, Precision, Recipe, Residual};
+use kernels::cuda::encoder::{Attention, Model, Output, Precision, Recipe, Residual};
 use kernels::cuda::engine::{Class, DeviceEngine, Engine, Options, SlotPlan};
 use kernels::weights::{BertConfig, Weights};
 use rand::{RngExt, SeedableRng};
@@ -164,8 +164,9 @@ fn throughput_table(name: &str, config: &BertConfig, weights: &Weights, recipe: 
         "length", "ms", "M tokens/s", "of peak"
     );
     let most = BUCKETS[6];
-    // The place for the residual is decided by two rows.
+    // The place for the residual is decided by two rows, attention by the ends too.
     let few: &[usize] = match recipe.residual {
+        _ if recipe.attention == Attention::Heads => &[32, 128, 256, 512],
         Residual::InNorm if recipe.precision == Precision::Int8 => &[128, 256, 512],
         Residual::InNorm => &[16, 32, 64, 128, 256, 512],
         Residual::Fused | Residual::FusedFeed => &[128, 256, 512],
@@ -304,6 +305,7 @@ fn ladder(name: &str, weights: &Weights, stages: &[Stage]) {
             stage,
             residual: Residual::InNorm,
             precision: Precision::Half,
+            attention: Attention::Tiled,
         };
         let (mut device, launches) = one_pass(weights, recipe, BUCKETS[2], &[128; 8]);
         let rounds = if stage == Stage::Naive { 5 } else { ROUNDS };

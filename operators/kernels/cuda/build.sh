@@ -93,12 +93,12 @@ awk '
 function want(kernel) {
     if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG"
     if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG"
-    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_f16/) return "HMMA LDSM LDGSTS"
+    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_(f16|heads)/) return "HMMA LDSM LDGSTS"
     return ""
 }
 function threads(kernel) {
     if (kernel ~ /_hopper/) return 384
-    return kernel ~ /^attention_f16/ ? 128 : 256
+    return kernel ~ /^attention_(f16|heads)/ ? 128 : 256
 }
 function shared(kernel) {
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 112
@@ -106,6 +106,7 @@ function shared(kernel) {
     if (kernel ~ /^narrow_int8/) return 1024 + 4 * 32768 + 2 * 16384 + 64
     if (kernel ~ /_hopper_/) return 1024 + 4 * 32768 + 2 * 32768 + 64
     if (kernel ~ /^linear_f16/) return 3 * 2 * 128 * 32 * 2
+    if (kernel ~ /^attention_heads/) return 2 * 512 * 64 + 128 * 4
     if (kernel ~ /^attention_f16_d/) return 5 * 64 * substr(kernel, 16) * 2
     return kernel == "pool_f16" ? 1032 * 4 : 0
 }

@@ -5,11 +5,11 @@
 //
 //   sums, f32      a lane has columns 8 n + 2t, + 1 of four rows      + b, GELU or the residual
 //   done, halves   128×128, swizzled in shared memory                 4 bytes a lane at a time, no conflicts
-//   Y              whole chunks of 16 bytes, a row's by 16 lanes
+//   Y              whole chunks of 16 bytes, a row's by 16 lanes; linear_hopper_heads: in planes (heads.cuh)
 //
 // Limits: sm_90a; inputs and outputs multiples of 8.
+#include "heads.cuh"
 #include "numbers.cuh"
-#include "pingpong.cuh"
 
 namespace {
 using namespace numbers;
@@ -17,10 +17,11 @@ using namespace pingpong;
 
 constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES; // of a finished row
 
-template <int EPILOGUE> struct Finish {
+// Y is u16 * or Planes.
+template <int EPILOGUE, class Y = u16 *> struct Finish {
   const float *bias;
   const u16 *residual;
-  u16 *y;
+  Y y;
 
   DEVICE void tile(unsigned char *done, float (&sums)[2][64], const Place &place) const {
     // Taken once: read as members beside the sums they cost registers, and some sums were spilled.
@@ -69,3 +70,11 @@ LINEAR(gelu, GELU)
 LINEAR(residual, RESIDUAL)
 LINEAR(tanh, TANH)
 #undef LINEAR
+
+// What attention_heads.cu reads, in planes of `capacity` rows; outputs a multiple of 32.
+KERNEL __launch_bounds__(THREADS, 1)
+    linear_hopper_heads(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
+                        const float *bias, u16 *y, int inputs, int outputs, int capacity) {
+  multiply<Halves>(&x, &w, ring::work<Halves::DEPTH>(*count, inputs, outputs),
+                   Finish<BIAS, Planes>{bias, nullptr, {y, capacity}});
+}

@@ -3,7 +3,7 @@
 //   x ≈ X[row] · rows[row]      w ≈ W[column] · columns[column]      (bytes.cuh says how they are rotated)
 //   Y = (Σ X·W, exact) · rows[row] · columns[column] + b
 //
-//   linear_int8_hopper_bias   Y in halves: what attention reads
+//   linear_int8_hopper_bias   Y in halves: what attention reads; _heads in planes, heads.cuh
 //   linear_int8_hopper_gelu   GELU(Y), rotated, as bytes, with a scale for each row and 128 columns
 //
 // The copy engine brings operands, two warpgroups multiply in turns, as in linear_hopper.cu: pingpong.cuh has
@@ -15,8 +15,8 @@
 // Invariants: sums are exact, so no order matters. Limits: sm_90a; inputs a multiple of 16, outputs of 8;
 // with GELU of 128.
 #include "bytes.cuh"
+#include "heads.cuh"
 #include "numbers.cuh"
-#include "pingpong.cuh"
 
 namespace {
 using namespace numbers;
@@ -29,10 +29,11 @@ struct Scales {
   DEVICE float row(int row, const Work &work) const { return row < work.rows ? rows[row] : 0.0f; }
 };
 
-struct FinishHalves {
+// Y is u16 * or Planes.
+template <class Y> struct FinishHalves {
   static constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES; // of a finished row
   Scales scales;
-  u16 *y;
+  Y y;
 
   DEVICE void tile(unsigned char *done, const int (&sums)[2][64], const Place &place) const {
     const Work &work = place.work;
@@ -111,7 +112,16 @@ KERNEL __launch_bounds__(THREADS, 1)
                             const float *rows, const float *columns, const float *bias, u16 *y, int inputs,
                             int outputs) {
   multiply<Bytes>(&x, &w, ring::work<Bytes::DEPTH>(*count, inputs, outputs),
-                  FinishHalves{{rows, columns, bias}, y});
+                  FinishHalves<u16 *>{{rows, columns, bias}, y});
+}
+
+// In planes of `capacity` rows; outputs a multiple of 32.
+KERNEL __launch_bounds__(THREADS, 1)
+    linear_int8_hopper_heads(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
+                             const float *rows, const float *columns, const float *bias, u16 *y, int inputs,
+                             int outputs, int capacity) {
+  multiply<Bytes>(&x, &w, ring::work<Bytes::DEPTH>(*count, inputs, outputs),
+                  FinishHalves<Planes>{{rows, columns, bias}, {y, capacity}});
 }
 
 KERNEL __launch_bounds__(THREADS, 1)

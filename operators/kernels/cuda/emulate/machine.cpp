@@ -9,6 +9,7 @@
 #include "../hopper.cuh"
 #include "../ring.cuh"
 #include "../pingpong.cuh"
+#include "../heads.cuh"
 #include "../bytes.cuh"
 
 #include <setjmp.h>
@@ -513,6 +514,9 @@ namespace linear {
 namespace attention {
 #include "../attention.cu"
 }
+namespace attention_heads {
+#include "../attention_heads.cu"
+}
 namespace norm {
 #include "../norm.cu"
 }
@@ -559,6 +563,8 @@ const Entry ENTRIES[] = {
     ENTRY(pool, pool_naive),           ENTRY(pool, scale_naive),           ENTRY(pool, gather_naive),
     ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
+    ENTRY(attention_heads, attention_heads_d32), ENTRY(linear_hopper, linear_hopper_heads),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_heads),
     ENTRY(join_hopper, join_hopper_384), ENTRY(feed_hopper, feed_hopper_384),
     ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu),
     ENTRY(narrow_int8_hopper, narrow_int8_hopper), ENTRY(norm, embed_int8), ENTRY(norm, add_norm_int8),

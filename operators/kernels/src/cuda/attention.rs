@@ -1,4 +1,4 @@
-//! Launches of `cuda/attention.cu`: softmax(Q·Kᵀ / √d)·V of every text of a packed batch.
+//! Launches of `cuda/attention.cu` and `cuda/attention_heads.cu`: softmax(Q·Kᵀ / √d)·V of every text of a packed batch.
 
 use super::batch::OnDevice;
 use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
@@ -78,6 +78,56 @@ pub fn launch(
             Arg::Address(context.address),
             int(heads)?,
             Arg::Float((std::f64::consts::LOG2_E / (width as f64).sqrt()) as f32),
+        ],
+    })
+}
+
+/// The head dimension that attention by heads is written for.
+pub const WIDTH: usize = 32;
+/// What its queries are multiplied by before, in the weights that make them: log₂e / √32. The kernel's exponentials are
+/// powers of two of what it multiplies, and nothing else.
+pub const QUERY_SCALE: f64 = std::f64::consts::LOG2_E / 5.656_854_249_492_38;
+/// Keys, and then values, of 512 rows; the item's number, for each thread.
+const HEADS_SHARED_BYTES: u32 = 2 * 512 * WIDTH as u32 * 2 + 4 * 128;
+/// Blocks that a multiprocessor holds at once, as build.sh prints them.
+const HEADS_BLOCKS: usize = 3;
+
+/// The launch by heads: `planes` is `[3 · heads · capacity, 32]`, a plane of `capacity` rows for Q of each head, scaled
+/// by [`QUERY_SCALE`], then for K, then for V. `context` is `[capacity, 32 · heads]`. Cost: 128 · length² operations a text
+/// and head; keys and values are read once for [`super::batch::Bucket::queries`] queries.
+pub fn launch_heads(
+    batch: &OnDevice,
+    planes: Tensor,
+    context: Tensor,
+    multiprocessors: u32,
+) -> Result<Launch, Fault> {
+    let (tokens, heads) = (batch.bucket.tokens, context.columns / WIDTH);
+    if heads == 0 || !context.columns.is_multiple_of(WIDTH) {
+        return Err(Fault::Shape(format!(
+            "{} columns of context, heads are of {WIDTH}",
+            context.columns
+        )));
+    }
+    planes.expect("the planes", 3 * heads * tokens, WIDTH, Kind::F16)?;
+    context.expect("the context", tokens, heads * WIDTH, Kind::F16)?;
+    let most = (multiprocessors as usize * HEADS_BLOCKS / heads).max(1);
+    Ok(Launch {
+        kernel: "attention_heads_d32",
+        grid: [
+            blocks(heads, 1)?,
+            blocks(batch.bucket.items().min(most), 1)?,
+            1,
+        ],
+        threads: 128,
+        shared_bytes: HEADS_SHARED_BYTES,
+        args: vec![
+            Arg::Address(batch.item_count.address),
+            Arg::Address(batch.items.address),
+            Arg::Address(planes.address),
+            Arg::Address(context.address),
+            int(heads)?,
+            int(tokens)?,
+            int(batch.bucket.queries())?,
         ],
     })
 }

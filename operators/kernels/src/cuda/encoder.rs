@@ -8,14 +8,15 @@
 //!
 //! A device decides which places for the residual are fastest (bench `gpu`).
 //!
-//! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes (1/√d is not
-//! folded in);
+//! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes; with
+//! [`Attention::Heads`] those of queries are multiplied by log₂e / √d before;
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
 use std::fmt;
 
 use super::arena::{Arena, piece, shapes};
+use super::attention::WIDTH;
 use super::batch::{Bucket, OnDevice};
 use super::device::{Device, Fault, Launch, Stage, Tensor};
 use super::int8::{GROUP, Quantized};
@@ -87,6 +88,17 @@ pub enum Precision {
     Int8,
 }
 
+/// How attention is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Attention {
+    /// 64 queries at a time, from rows.
+    #[default]
+    Tiled,
+    /// A whole text's or several short texts' at a time, from planes that the product before writes a head: on Hopper,
+    /// for heads of [`WIDTH`].
+    Heads,
+}
+
 /// How a model is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipe {
@@ -96,6 +108,8 @@ pub struct Recipe {
     pub residual: Residual,
     /// What is multiplied.
     pub precision: Precision,
+    /// How attention is made.
+    pub attention: Attention,
 }
 
 impl fmt::Display for Recipe {
@@ -104,10 +118,15 @@ impl fmt::Display for Recipe {
             stage,
             residual,
             precision,
+            attention,
         } = self;
         match precision {
             Precision::Half => write!(f, "{stage}, residual {residual:?}"),
             Precision::Int8 => write!(f, "{stage}, int8"),
+        }?;
+        match attention {
+            Attention::Tiled => Ok(()),
+            Attention::Heads => f.write_str(", attention by heads"),
         }
     }
 }
@@ -118,11 +137,20 @@ impl Recipe {
         use Residual::{Fused, FusedFeed, InNorm, InProduct};
         let places = [InNorm, InProduct, Fused, FusedFeed].map(|place| (place, Precision::Half));
         let recipes = places.into_iter().chain([(InNorm, Precision::Int8)]);
-        recipes
-            .map(|(residual, precision)| Recipe {
+        let tiled = recipes.map(|recipe| (recipe, Attention::Tiled));
+        // Attention does not see where the residual is added: not every combination is listed.
+        let by_heads = [
+            (InNorm, Precision::Half),
+            (FusedFeed, Precision::Half),
+            (InNorm, Precision::Int8),
+        ];
+        tiled
+            .chain(by_heads.map(|recipe| (recipe, Attention::Heads)))
+            .map(|((residual, precision), attention)| Recipe {
                 stage,
                 residual,
                 precision,
+                attention,
             })
             .filter(|recipe| recipe.check(config).is_ok())
             .collect()
@@ -137,6 +165,15 @@ impl Recipe {
                 self.stage,
                 Stage::Hopper,
                 super::join::HIDDEN
+            )));
+        }
+        let width = hidden / config.num_attention_heads;
+        let fits = self.stage == Stage::Hopper && width == WIDTH;
+        if self.attention == Attention::Heads && !fits {
+            return Err(Fault::Unavailable(format!(
+                "attention by heads on {}, heads of {width}: expected {} and heads of {WIDTH}",
+                self.stage,
+                Stage::Hopper
             )));
         }
         if self.precision == Precision::Half {

@@ -15,7 +15,7 @@
 use super::arena::Arena;
 use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
-use super::encoder::{Model, Output, Precision, Recipe, Residual};
+use super::encoder::{Attention, Model, Output, Precision, Recipe, Residual};
 use crate::weights::Weights;
 
 /// What a slot is for.
@@ -62,6 +62,8 @@ pub struct Options {
     pub residual: Residual,
     /// What the products multiply.
     pub precision: Precision,
+    /// How attention is made.
+    pub attention: Attention,
     /// Slots, questions' first.
     pub slots: Vec<SlotPlan>,
     /// Captured graphs, or a launch after the other.
@@ -75,6 +77,7 @@ impl Options {
             stage: Some(recipe.stage),
             residual: recipe.residual,
             precision: recipe.precision,
+            attention: recipe.attention,
             ..self
         }
     }
@@ -92,6 +95,7 @@ impl Default for Options {
             stage: None,
             residual: Residual::default(),
             precision: Precision::default(),
+            attention: Attention::default(),
             slots: vec![
                 SlotPlan {
                     class: Class::Question,
@@ -143,6 +147,7 @@ impl DeviceEngine {
             stage,
             residual: options.residual,
             precision: options.precision,
+            attention: options.attention,
         };
         // Before memory is taken: a device that cannot do it says so, and not that it is full.
         recipe.check(&weights.config)?;

@@ -2,7 +2,7 @@
 //! bytes.
 //!
 //! ```text
-//!   x ─ LayerNorm, rotated ─▶ bytes, a scale a row ─┬─ Product::halves ─▶ qkv, halves
+//!   x ─ LayerNorm, rotated ─▶ bytes, a scale a row ─┬─ Product::halves, heads ─▶ qkv, halves
 //!                                                    └─ Product::gelu ─▶ bytes, a scale a row and 128 columns
 //!                                                                                  └─ Product::narrow ─▶ halves
 //! ```
@@ -139,6 +139,22 @@ impl Product {
             y,
             multiprocessors,
         )
+    }
+
+    /// The same in planes of 32 columns, for [`super::attention::launch_heads`]: `y` is `[outputs / 32 · capacity, 32]`.
+    pub fn heads(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
+        let capacity = self.x.bytes.rows;
+        self.check(1)?;
+        y.expect(
+            "the planes",
+            super::linear::planes(self.outputs())? * capacity,
+            super::attention::WIDTH,
+            Kind::F16,
+        )?;
+        let kernel = "linear_int8_hopper_heads";
+        let mut launch = self.linear(kernel, PINGPONG_BYTES, y, multiprocessors)?;
+        launch.args.push(int(capacity)?);
+        Ok(launch)
     }
 
     /// GELU of the sums as bytes, rotated by [`Rotation::Lanes`], of states with one scale a row.

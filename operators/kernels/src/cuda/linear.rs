@@ -1,6 +1,8 @@
 //! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
 
+use super::attention::WIDTH;
 use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
+use super::load::kind_of;
 
 /// What happens to the sums before they are stored. The order is `numbers::Epilogue`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,6 +39,16 @@ pub const TILE: usize = 128;
 /// Its ring of three stages of two 128×32 operands.
 const SHARED_BYTES: u32 = 3 * 2 * 128 * 32 * 2;
 
+/// Planes of 32 columns that `outputs` columns are.
+pub(super) fn planes(outputs: usize) -> Result<usize, Fault> {
+    if outputs.is_multiple_of(WIDTH) {
+        return Ok(outputs / WIDTH);
+    }
+    Err(Fault::Shape(format!(
+        "{outputs} columns in planes of {WIDTH}"
+    )))
+}
+
 /// Columns of a box that stage 2's copy engine brings: 128 bytes, its widest swizzle.
 const HOPPER_DEPTH: usize = 64;
 /// Room to begin at a multiple of 1,024, a ring of four stages of two 128×64 operands, two finished
@@ -59,19 +71,27 @@ impl Linear {
         }
     }
 
+    /// The launch that writes planes of 32 columns, for [`super::attention::launch_heads`]: `y` is `[outputs / 32 ·
+    /// capacity, 32]`, where x has `capacity` rows. Hopper; with the bias.
+    pub fn launch_heads(&self, multiprocessors: u32) -> Result<Launch, Fault> {
+        let (outputs, capacity) = (self.weight.rows, self.x.rows);
+        self.check_operands(Stage::Hopper)?;
+        let planes = planes(outputs)?;
+        self.y
+            .expect("the planes", planes * capacity, WIDTH, Kind::F16)?;
+        let mut launch = self.hopper(Epilogue::Bias, multiprocessors)?;
+        launch.kernel = "linear_hopper_heads";
+        launch.args.remove(4); // the residual
+        launch.args.push(int(capacity)?);
+        Ok(launch)
+    }
+
     fn check(&self, stage: Stage, epilogue: Epilogue) -> Result<(), Fault> {
-        let (inputs, outputs) = (self.weight.columns, self.weight.rows);
-        let kind = match stage {
-            Stage::Naive => Kind::F32,
-            _ => Kind::F16,
-        };
-        self.count.expect("the count", 1, 1, Kind::Int)?;
-        self.x.expect("x", 0, inputs, kind)?;
-        self.weight.expect("the weight", outputs, inputs, kind)?;
-        self.bias.expect("the bias", 1, outputs, Kind::F32)?;
-        self.y.expect("y", self.x.rows, outputs, kind)?;
+        let kind = kind_of(stage);
+        self.check_operands(stage)?;
+        self.y.expect("y", self.x.rows, self.weight.rows, kind)?;
         if let Some(residual) = self.residual {
-            residual.expect("the residual", self.x.rows, outputs, kind)?;
+            residual.expect("the residual", self.x.rows, self.weight.rows, kind)?;
             if residual.address == self.y.address {
                 return Err(Fault::Shape("the residual is also the output".to_owned()));
             }
@@ -81,6 +101,16 @@ impl Linear {
                 "a residual comes with its epilogue, and only then".to_owned(),
             ));
         }
+        Ok(())
+    }
+
+    fn check_operands(&self, stage: Stage) -> Result<(), Fault> {
+        let (inputs, outputs) = (self.weight.columns, self.weight.rows);
+        let kind = kind_of(stage);
+        self.count.expect("the count", 1, 1, Kind::Int)?;
+        self.x.expect("x", 0, inputs, kind)?;
+        self.weight.expect("the weight", outputs, inputs, kind)?;
+        self.bias.expect("the bias", 1, outputs, Kind::F32)?;
         if stage != Stage::Naive && !(inputs.is_multiple_of(8) && outputs.is_multiple_of(8)) {
             return Err(Fault::Shape(format!(
                 "{inputs} inputs and {outputs} outputs, expected multiples of 8"

@@ -29,6 +29,7 @@ pub mod engine;
 pub mod feed;
 pub mod image;
 pub mod int8;
+mod items;
 pub mod join;
 mod layer;
 pub mod linear;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 16] = [
+pub const FILES: [(&str, &str); 18] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
@@ -16,8 +16,13 @@ pub const FILES: [(&str, &str); 16] = [
     ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
+    ("heads.cuh", include_str!("../../cuda/heads.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
     ("attention.cu", include_str!("../../cuda/attention.cu")),
+    (
+        "attention_heads.cu",
+        include_str!("../../cuda/attention_heads.cu"),
+    ),
     ("norm.cu", include_str!("../../cuda/norm.cu")),
     ("pool.cu", include_str!("../../cuda/pool.cu")),
     (
@@ -48,7 +53,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 9] = [
+pub const MODULES: [Module; 10] = [
     Module {
         name: "linear",
         kernels: &[
@@ -96,7 +101,13 @@ pub const MODULES: [Module; 9] = [
             "linear_hopper_gelu",
             "linear_hopper_residual",
             "linear_hopper_tanh",
+            "linear_hopper_heads",
         ],
+        is_hopper: true,
+    },
+    Module {
+        name: "attention_heads",
+        kernels: &["attention_heads_d32"],
         is_hopper: true,
     },
     Module {
@@ -111,7 +122,11 @@ pub const MODULES: [Module; 9] = [
     },
     Module {
         name: "linear_int8_hopper",
-        kernels: &["linear_int8_hopper_bias", "linear_int8_hopper_gelu"],
+        kernels: &[
+            "linear_int8_hopper_bias",
+            "linear_int8_hopper_heads",
+            "linear_int8_hopper_gelu",
+        ],
         is_hopper: true,
     },
     Module {

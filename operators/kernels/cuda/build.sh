@@ -129,12 +129,12 @@ is_code {
     }
 }
 END {
-    printf "%-23s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
+    printf "%-24s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
     for (k = 1; k <= kernels; k++) {
         kernel = order[k]; seen = ""
         n = split("HMMA HGMMA IGMMA LDSM STSM LDGSTS UTMALDG UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
         for (i = 1; i <= n; i++) if (count[kernel, names[i]]) seen = seen names[i] " " count[kernel, names[i]] "  "
-        printf "%-23s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
+        printf "%-24s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
         if (stack[kernel] + spill[kernel] + count[kernel, "LDL"] + count[kernel, "STL"] > 0) {
             printf "error: %s uses local memory\n", kernel; bad = 1
         }

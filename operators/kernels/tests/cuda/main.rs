@@ -246,6 +246,11 @@ fn attention_by_heads_of_long_texts_equals_the_oracle() {
     for (length, weather) in [(300, 0), (321, 1), (385, 3), (512, 1), (530, 2), (641, 1)] {
         checks::attention_heads(&mut Emulator::new(WEATHERS[weather]), 1, &[length, 5]);
     }
+    // So many texts that the bucket is a large one: items of 128 and of 256 queries.
+    for (length, texts, weather) in [(530, 256, 0), (300, 512, 3)] {
+        let lengths = [vec![length], vec![1; texts]].concat();
+        checks::attention_heads(&mut Emulator::new(WEATHERS[weather]), 1, &lengths);
+    }
 }
 
 #[test]

@@ -131,3 +131,38 @@ pub fn launch_heads(
         ],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::BUCKETS;
+    use super::*;
+
+    fn halves(rows: usize, columns: usize) -> Tensor {
+        Tensor {
+            address: 16,
+            rows,
+            columns,
+            kind: Kind::F16,
+        }
+    }
+
+    #[test]
+    fn by_heads_a_head_is_a_column_of_blocks_and_shapes_that_disagree_are_refused() {
+        let batch = OnDevice::new(BUCKETS[5], 4096);
+        let tokens = BUCKETS[5].tokens;
+        let grid = |planes, context, multiprocessors| {
+            let launch = launch_heads(&batch, planes, context, multiprocessors);
+            launch.map(|launch| launch.grid())
+        };
+        let (planes, context) = (halves(36 * tokens, 32), halves(tokens, 384));
+        assert_eq!(grid(planes, context, 132), Ok([12, 33, 1]));
+        // Never fewer than a block a head, never more than there may be items.
+        assert_eq!(grid(planes, context, 1), Ok([12, 1, 1]));
+        let most = BUCKETS[5].items() as u32;
+        assert_eq!(grid(planes, context, 100_000), Ok([12, most, 1]));
+        assert!(grid(halves(36 * tokens - 1, 32), context, 132).is_err());
+        assert!(grid(halves(tokens, 1152), context, 132).is_err());
+        assert!(grid(planes, halves(tokens, 392), 132).is_err());
+        assert!(grid(planes, halves(tokens - 1, 384), 132).is_err());
+    }
+}

@@ -12,9 +12,9 @@
 //
 //   K ┌────────────────────┐ V                  K ┌────────┐
 //     │  all keys, ≤ 512   │ on its way           │ text a │ ◀─ warp 0     a warp's 16 queries are of one text, and
-//     └────────────────────┘ meanwhile            │ text a │ ◀─ warp 1     walk through that text's keys only:
-//   warp w: queries 16 w …, + 64, + 128 …         │ text b │ ◀─ warp 2     nothing outside of the diagonal's blocks
-//                                                 │ text c │ ◀─ warp 3     is multiplied
+//     └────────────────────┘ meanwhile            │ text a │ ◀─ warp 1     only that text's keys have weights:
+//   warp w: queries 16 w …, + 64, + 128 …         │ text b │ ◀─ warp 2     blocks on a diagonal
+//                                                 │ text c │ ◀─ warp 3
 //                                                 └────────┘
 //   a warp     S = Q·Kᵀ, 16 × 256 in 128 registers ─▶ one maximum ─▶ P = 2^(S − m), Σ, O += P·V, 16 keys at a time
 //
@@ -23,7 +23,9 @@
 //
 // A segment's scores are named registers, so how many there are is known when this is compiled: the first segment is
 // written out for 64, 128, 192 and 256 keys, each a straight line in which tensor cores, exponentials and loads of
-// neighbouring blocks overlap. A branch for every 16 keys, which multiplies no dead ones, made a chain of them.
+// neighbouring blocks overlap. (A branch for every 16 keys made a chain of them.) So up to 63 rows behind a text's
+// last key are multiplied too, be they zeros, a neighbour or what an item before left; their scores are replaced by −∞,
+// whatever they are, and blocks of 16 without a key are not mixed.
 //
 // Why 4 warps: 128 scores a thread leave room for 12 warps on a multiprocessor, and 64 KB of K and V for three
 // blocks; of 8 warps there would be one block, and nothing to do while it loads. 168 registers are just enough:
@@ -31,7 +33,8 @@
 //
 // Invariants: a text's first key is at a multiple of 16, in its slot as alone, so blocks of 16 keys and segments are
 // counted from the text's own start, and what is added to what depends on its length only: batch-invariance. Keys past
-// a text's end become zeros when they are loaded (garbage there may be NaN, and 0·NaN is NaN) and −∞ as scores.
+// a text's end become zeros when they are loaded (garbage there may be NaN, and 0·NaN is NaN) and −∞ as scores, so that
+// a neighbour's NaN stays there.
 // Limits: head dimension 32; texts of up to 65,535 rows. Needs nothing of Hopper's but what writes its planes does.
 #include "hopper.cuh"
 #include "numbers.cuh"

@@ -392,7 +392,8 @@ pub fn attention_heads(device: &mut dyn Device, heads: usize, lengths: &[usize])
     }
 }
 
-/// A text's context is bitwise the same alone and among others, in whatever slots and buckets they make it lie.
+/// A text's context is bitwise the same alone and among others, in whatever slots and buckets they make it lie, and
+/// though the others' states are not finite.
 pub fn attention_heads_is_invariant(
     device: &mut dyn Device,
     length: usize,
@@ -414,12 +415,16 @@ pub fn attention_heads_is_invariant(
         let rows = [&others[..first], &own, &others[first..]].concat();
         let lengths = [before, &[length][..], after].concat();
         let hidden = heads * attention::WIDTH;
-        let among = planes.run(&mut bed, &rows, &lengths);
-        assert_eq!(
-            alone,
-            among[first * hidden..][..length * hidden],
-            "a text of {length} among {lengths:?}"
-        );
+        let mut poisoned = Planes {
+            qkv: planes.qkv.clone(),
+            heads,
+        };
+        poisoned.qkv[length * 3 * hidden..].fill(f64::NAN);
+        for (planes, what) in [(&planes, "others"), (&poisoned, "NaN")] {
+            let among = planes.run(&mut bed, &rows, &lengths);
+            let found = &among[first * hidden..][..length * hidden];
+            assert_eq!(alone, found, "a text of {length} among {lengths:?}, {what}");
+        }
     }
 }
 

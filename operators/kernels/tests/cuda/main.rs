@@ -19,6 +19,7 @@ use kernels::cuda::device::{Device, Stage};
 use kernels::cuda::encoder::{Attention, Output, Precision, Recipe, Residual};
 use kernels::cuda::engine::{DeviceEngine, Options};
 use kernels::cuda::linear::Epilogue;
+use kernels::weights::Weights;
 use kernels::{Encoder, Kernel, Pooling, Scratch};
 
 const WEATHERS: [Weather; 4] = [
@@ -372,7 +373,7 @@ fn attention_by_heads_is_refused_where_there_is_no_kernel_of_it() {
             attention: Attention::Heads,
             ..model::options(stage, 0)
         };
-        let weights = kernels::weights::Weights::generate(config, 7);
+        let weights = Weights::generate(config, 7);
         let output = Output::Vector(Pooling::Mean);
         let opened = DeviceEngine::open(emulated(), &weights, &output, &options);
         opened.err().map(|fault| fault.to_string())
@@ -435,24 +436,31 @@ fn the_default_models_weights_as_bytes_equal_the_oracle() {
     // A device is trusted by arbitrary ids like these (operators/src/embed/gpu.rs).
     let probe = |length: u32| (0..length).map(|at| (at * 7_919 + 101) % 30_522).collect();
     texts.extend([2, 3, 17].map(probe).map(Text::new));
+    for attention in [Attention::Tiled, Attention::Heads] {
+        bytes_of_real_weights(&weights, &texts, attention);
+    }
+}
+
+fn bytes_of_real_weights(weights: &Weights, texts: &[Text], attention: Attention) {
     let options = Options {
         precision: Precision::Int8,
+        attention,
         ..model::options(Stage::Hopper, 1)
     };
     let output = Output::Vector(Pooling::Mean);
-    let mut engine = DeviceEngine::open(emulated(), &weights, &output, &options).unwrap();
-    let vectors = model::run(&mut engine, &texts);
-    let expected = model::expected(&weights, Pooling::Mean, &texts, "real as bytes");
+    let mut engine = DeviceEngine::open(emulated(), weights, &output, &options).unwrap();
+    let vectors = model::run(&mut engine, texts);
+    let expected = model::expected(weights, Pooling::Mean, texts, "real as bytes");
     let cosines = vectors.iter().zip(&expected);
     let cosines: Vec<f64> = cosines
         .map(|(v, e)| kernels::reference::cosine(v, e))
         .collect();
-    println!("real weights as bytes: cosines {cosines:.6?}");
+    println!("real weights as bytes, {attention:?}: cosines {cosines:.6?}");
     let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
     let least = cosines.iter().copied().fold(1.0, f64::min);
     assert!(mean >= 0.999 && least >= 0.998, "{cosines:?}");
     // The CPU rounds in another way, and is what stands behind a device.
-    let cpu = Encoder::with_kernel(weights, Pooling::Mean, Kernel::Int8);
+    let cpu = Encoder::with_kernel(weights.clone(), Pooling::Mean, Kernel::Int8);
     for (text, vector) in texts.iter().zip(&vectors) {
         let of_cpu = cpu.encode(&text.ids, &mut Scratch::default());
         let of_cpu: Vec<f64> = of_cpu.into_iter().map(f64::from).collect();
@@ -473,7 +481,7 @@ fn bytes_are_refused_where_there_are_no_kernels_of_them() {
             residual,
             ..model::options(stage, 0)
         };
-        let weights = kernels::weights::Weights::generate(config, 7);
+        let weights = Weights::generate(config, 7);
         let output = Output::Vector(Pooling::Mean);
         let opened = DeviceEngine::open(emulated(), &weights, &output, &options);
         opened.err().map(|fault| fault.to_string())

@@ -21,11 +21,10 @@ use std::time::Instant;
 use kernels::Pooling;
 use kernels::cuda::arena::Arena;
 use kernels::cuda::batch::{BUCKETS, Batch, Bucket, OnDevice, Text};
-use kernels::cuda::cluster::Cluster;
 use kernels::cuda::device::{Arg, Device, Launch, Stage};
 use kernels::cuda::devices;
 use kernels::cuda::driver::Driver;
-use kernels::cuda::encoder::{Model, Output, Precision, Recipe, Residual};
+use kernels::cuda::encoder::{Attention, Model, Output, Precision, Recipe, Residual};
 use kernels::cuda::engine::{Class, DeviceEngine, Engine, Options, SlotPlan};
 use kernels::weights::{BertConfig, Weights};
 use rand::{RngExt, SeedableRng};
@@ -165,8 +164,9 @@ fn throughput_table(name: &str, config: &BertConfig, weights: &Weights, recipe: 
         "length", "ms", "M tokens/s", "of peak"
     );
     let most = BUCKETS[6];
-    // The place for the residual is decided by two rows.
+    // The place for the residual is decided by two rows, attention by the ends too.
     let few: &[usize] = match recipe.residual {
+        _ if recipe.attention == Attention::Heads => &[32, 128, 256, 512],
         Residual::InNorm if recipe.precision == Precision::Int8 => &[128, 256, 512],
         Residual::InNorm => &[16, 32, 64, 128, 256, 512],
         Residual::Fused | Residual::FusedFeed => &[128, 256, 512],
@@ -301,12 +301,7 @@ fn ladder(name: &str, weights: &Weights, stages: &[Stage]) {
     println!("\n{name}: one pass over 8 texts of 128 tokens, sum of its kernels by events");
     let mut before = None;
     for &stage in stages {
-        let recipe = Recipe {
-            stage,
-            residual: Residual::InNorm,
-            precision: Precision::Half,
-            cluster: Cluster::One,
-        };
+        let recipe = Recipe::of(stage);
         let (mut device, launches) = one_pass(weights, recipe, BUCKETS[2], &[128; 8]);
         let rounds = if stage == Stage::Naive { 5 } else { ROUNDS };
         let ms: f64 = timed(&mut device, &launches, rounds).iter().sum();

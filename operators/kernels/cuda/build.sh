@@ -94,12 +94,12 @@ function want(kernel,    shared_weights) {
     shared_weights = kernel ~ /_by[24]$/ ? " MULTICAST" : ""
     if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG" shared_weights
     if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG" shared_weights
-    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_f16/) return "HMMA LDSM LDGSTS"
+    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_(f16|heads)/) return "HMMA LDSM LDGSTS"
     return ""
 }
 function threads(kernel) {
     if (kernel ~ /_hopper/) return 384
-    return kernel ~ /^attention_f16/ ? 128 : 256
+    return kernel ~ /^attention_(f16|heads)/ ? 128 : 256
 }
 function shared(kernel) {
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 96
@@ -108,6 +108,7 @@ function shared(kernel) {
     if (kernel ~ /^linear_int8_hopper_gelu/) return 1024 + 4 * 32768 + 2 * 32768 + 64
     if (kernel ~ /_hopper_/) return 1024 + 3 * 40960 + 2 * 49152 + 48
     if (kernel ~ /^linear_f16/) return 3 * 2 * 128 * 32 * 2
+    if (kernel ~ /^attention_heads/) return 2 * 512 * 64 + 128 * 4
     if (kernel ~ /^attention_f16_d/) return 5 * 64 * substr(kernel, 16) * 2
     return kernel == "pool_f16" ? 1032 * 4 : 0
 }

@@ -5,22 +5,23 @@
 //
 //   sums, f32      a lane has columns 8 n + 2t, + 1 of four rows      + b, GELU or the residual
 //   done, halves   128×192, swizzled in shared memory                 4 bytes a lane at a time, no conflicts
-//   Y              whole chunks of 16 bytes, a row's by 24 lanes
+//   Y              whole chunks of 16 bytes, a row's by 24 lanes; linear_hopper_heads: in planes (heads.cuh)
 //
 // Limits: sm_90a; inputs and outputs multiples of 8.
+#include "heads.cuh"
 #include "numbers.cuh"
-#include "pingpong.cuh"
 
 namespace {
 using namespace numbers;
 using namespace pingpong;
 
-template <int EPILOGUE, int CLUSTER> struct Finish {
+// Y is u16 * or Planes.
+template <int EPILOGUE, int CLUSTER, class Y = u16 *> struct Finish {
   static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
   using Tiles = Work<WIDTH, Halves::DEPTH, CLUSTER>;
   const float *bias;
   const u16 *residual;
-  u16 *y;
+  Y y;
 
   DEVICE void tile(unsigned char *done, float (&sums)[2][WIDTH / 2], const Place<Tiles> &place) const {
     // Taken once: read as members beside the sums they cost registers, and some sums were spilled.
@@ -72,3 +73,16 @@ LINEAR(linear_hopper_gelu_by4, GELU, 4)
 LINEAR(linear_hopper_residual, RESIDUAL, 1)
 LINEAR(linear_hopper_tanh, TANH, 1)
 #undef LINEAR
+
+// What attention_heads.cu reads, in planes of `capacity` rows; outputs a multiple of 32.
+#define HEADS(name, CLUSTER)                                                                                          \
+  KERNEL __launch_bounds__(THREADS, 1)                                                                                \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
+           const float *bias, u16 *y, int inputs, int outputs, int capacity) {                                        \
+    multiply<Halves, CLUSTER>(&x, &w, count, inputs, outputs,                                                         \
+                              Finish<BIAS, CLUSTER, Planes>{bias, nullptr, {y, capacity}});                           \
+  }
+HEADS(linear_hopper_heads, 1)
+HEADS(linear_hopper_heads_by2, 2)
+HEADS(linear_hopper_heads_by4, 4)
+#undef HEADS

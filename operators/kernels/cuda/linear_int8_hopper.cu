@@ -3,7 +3,7 @@
 //   x ≈ X[row] · rows[row]      w ≈ W[column] · columns[column]      (bytes.cuh says how they are rotated)
 //   Y = (Σ X·W, exact) · rows[row] · columns[column] + b
 //
-//   linear_int8_hopper_bias   Y in halves: what attention reads
+//   linear_int8_hopper_bias   Y in halves: what attention reads; _heads in planes, heads.cuh
 //   linear_int8_hopper_gelu   GELU(Y), rotated, as bytes, with a scale for each row and 128 columns
 //
 // The copy engine brings operands, two warpgroups multiply in turns, as in linear_hopper.cu: pingpong.cuh has
@@ -15,8 +15,8 @@
 // Invariants: sums are exact, so no order matters. Limits: sm_90a; inputs a multiple of 16, outputs of 8;
 // with GELU of 128.
 #include "bytes.cuh"
+#include "heads.cuh"
 #include "numbers.cuh"
-#include "pingpong.cuh"
 
 namespace {
 using namespace numbers;
@@ -29,11 +29,12 @@ struct Scales {
   DEVICE float row(int row, int count) const { return row < count ? rows[row] : 0.0f; }
 };
 
-template <int CLUSTER> struct FinishHalves {
+// Y is u16 * or Planes.
+template <int CLUSTER, class Y = u16 *> struct FinishHalves {
   static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
   using Tiles = Work<WIDTH, Bytes::DEPTH, CLUSTER>;
   Scales scales;
-  u16 *y;
+  Y y;
 
   DEVICE void tile(unsigned char *done, const int (&sums)[2][WIDTH / 2], const Place<Tiles> &place) const {
     const Tiles &work = place.work;
@@ -115,6 +116,15 @@ template <int CLUSTER> struct FinishGelu {
            const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs) {             \
     multiply<Bytes, CLUSTER>(&x, &w, count, inputs, outputs, FinishHalves<CLUSTER>{{rows, columns, bias}, y});        \
   }
+// In planes of `capacity` rows, as linear_hopper_heads.
+#define HEADS(name, CLUSTER)                                                                                          \
+  KERNEL __launch_bounds__(THREADS, 1)                                                                                \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
+           const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs,               \
+           int capacity) {                                                                                            \
+    multiply<Bytes, CLUSTER>(&x, &w, count, inputs, outputs,                                                          \
+                             FinishHalves<CLUSTER, Planes>{{rows, columns, bias}, {y, capacity}});                    \
+  }
 #define GELU(name, CLUSTER)                                                                                           \
   KERNEL __launch_bounds__(THREADS, 1)                                                                                \
       name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
@@ -125,8 +135,12 @@ template <int CLUSTER> struct FinishGelu {
 BIAS(linear_int8_hopper_bias, 1)
 BIAS(linear_int8_hopper_bias_by2, 2)
 BIAS(linear_int8_hopper_bias_by4, 4)
+HEADS(linear_int8_hopper_heads, 1)
+HEADS(linear_int8_hopper_heads_by2, 2)
+HEADS(linear_int8_hopper_heads_by4, 4)
 GELU(linear_int8_hopper_gelu, 1)
 GELU(linear_int8_hopper_gelu_by2, 2)
 GELU(linear_int8_hopper_gelu_by4, 4)
 #undef BIAS
+#undef HEADS
 #undef GELU

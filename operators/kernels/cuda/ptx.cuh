@@ -83,6 +83,9 @@ DEVICE u32 low_halves(u32 low, u32 high) {
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes take part.
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+// A value that all lanes have, so that the compiler knows it: branches on it are no divergence.
+DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // The lanes of a warp meet, and see what the others wrote to shared memory before.
 DEVICE void warp_sync() { __syncwarp(); }
 

@@ -10,6 +10,7 @@
 #include "../cluster.cuh"
 #include "../ring.cuh"
 #include "../pingpong.cuh"
+#include "../heads.cuh"
 #include "../bytes.cuh"
 
 #include <setjmp.h>
@@ -640,6 +641,9 @@ namespace linear {
 namespace attention {
 #include "../attention.cu"
 }
+namespace attention_heads {
+#include "../attention_heads.cu"
+}
 namespace norm {
 #include "../norm.cu"
 }
@@ -688,6 +692,10 @@ const Entry ENTRIES[] = {
     ENTRY(linear_hopper, linear_hopper_bias_by4), ENTRY(linear_hopper, linear_hopper_gelu), ENTRY(linear_hopper, linear_hopper_gelu_by2),
     ENTRY(linear_hopper, linear_hopper_gelu_by4),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
+    ENTRY(attention_heads, attention_heads_d32), ENTRY(linear_hopper, linear_hopper_heads),
+    ENTRY(linear_hopper, linear_hopper_heads_by2), ENTRY(linear_hopper, linear_hopper_heads_by4),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_heads), ENTRY(linear_int8_hopper, linear_int8_hopper_heads_by2),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_heads_by4),
     ENTRY(join_hopper, join_hopper_384), ENTRY(join_hopper, join_hopper_384_by2),
     ENTRY(join_hopper, join_hopper_384_by4), ENTRY(feed_hopper, feed_hopper_384),
     ENTRY(feed_hopper, feed_hopper_384_by2), ENTRY(feed_hopper, feed_hopper_384_by4),

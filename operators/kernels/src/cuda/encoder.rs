@@ -8,23 +8,20 @@
 //!
 //! A device decides which places for the residual are fastest (bench `gpu`).
 //!
-//! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes (1/√d is not
-//! folded in);
+//! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes; with
+//! [`Attention::Heads`] those of queries are multiplied by log₂e / √d before;
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
-use std::fmt;
-
 use super::arena::{Arena, piece, shapes};
 use super::batch::{Bucket, OnDevice};
-use super::cluster::Cluster;
 use super::device::{Device, Fault, Launch, Stage, Tensor};
-use super::int8::{GROUP, Quantized};
-use super::join::Join;
+use super::int8::Quantized;
 use super::layer::{Layer, Pass};
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader};
 use super::norm::{Norm, Tables};
+pub use super::recipe::{Attention, Precision, Recipe, Residual};
 use super::{norm, pool};
 use crate::Pooling;
 use crate::weights::{BertConfig, Weights};
@@ -55,127 +52,6 @@ pub struct Head {
     pub pooler: (Vec<f32>, Vec<f32>),
     /// `[labels, hidden]`.
     pub classifier: (Vec<f32>, Vec<f32>),
-}
-
-/// Where the residual is added on stages 1 to 3. Stage 0's products always do it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Residual {
-    /// By the LayerNorm that follows.
-    #[default]
-    InNorm,
-    /// By the product's epilogue.
-    InProduct,
-    /// By the product's epilogue, which makes the LayerNorm too: stage 3, where [`Join::fits`].
-    Fused,
-    /// The same behind attention, and the whole feed-forward half in one kernel.
-    FusedFeed,
-}
-
-impl Residual {
-    pub(super) fn is_fused(self) -> bool {
-        matches!(self, Residual::Fused | Residual::FusedFeed)
-    }
-}
-
-/// What a layer's large products multiply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// What the stage has: halves, on stage 0 floats.
-    #[default]
-    Half,
-    /// Bytes, but for attention and the product behind it: on Hopper, where `hidden` and the inner width are
-    /// multiples of 128.
-    Int8,
-}
-
-/// How a model is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recipe {
-    /// Which kernels.
-    pub stage: Stage,
-    /// Which of the places for the residual.
-    pub residual: Residual,
-    /// What is multiplied.
-    pub precision: Precision,
-    /// How many neighbouring blocks share weights, in products of [`Stage::Hopper`].
-    pub cluster: Cluster,
-}
-
-impl fmt::Display for Recipe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.stage)?;
-        match self.precision {
-            Precision::Half => write!(f, ", residual {:?}", self.residual)?,
-            Precision::Int8 => f.write_str(", int8")?,
-        }
-        match self.cluster {
-            Cluster::One => Ok(()),
-            cluster => write!(f, ", clusters of {}", cluster.blocks()),
-        }
-    }
-}
-
-impl Recipe {
-    /// What a stage has kernels for, with models of this shape.
-    pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
-        use Cluster::{Four, One, Two};
-        let halves = [
-            (Residual::InNorm, Cluster::ALL.as_slice()),
-            (Residual::InProduct, &[One]),
-            (Residual::Fused, &[Two]),
-            (Residual::FusedFeed, &[One, Two, Four]),
-        ]
-        .map(|(residual, clusters)| (residual, Precision::Half, clusters));
-        let bytes = [(Residual::InNorm, Precision::Int8, Cluster::ALL.as_slice())];
-        let all = halves.into_iter().chain(bytes);
-        all.flat_map(|(residual, precision, clusters)| {
-            clusters.iter().map(move |&cluster| Recipe {
-                stage,
-                residual,
-                precision,
-                cluster,
-            })
-        })
-        .filter(|recipe| recipe.check(config).is_ok())
-        .collect()
-    }
-
-    /// Fails where the stage has no such kernels for models of this shape.
-    pub(super) fn check(&self, config: &BertConfig) -> Result<(), Fault> {
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        if self.residual.is_fused() && !Join::fits(self.stage, hidden) {
-            return Err(Fault::Shape(format!(
-                "a product with its norm on {}, {hidden} columns, expected {} and {}",
-                self.stage,
-                Stage::Hopper,
-                super::join::HIDDEN
-            )));
-        }
-        if self.cluster != Cluster::One && self.stage != Stage::Hopper {
-            return Err(Fault::Unavailable(format!(
-                "there are no clusters on {}, they need compute capability 9.0",
-                self.stage
-            )));
-        }
-        if self.precision == Precision::Half {
-            return Ok(());
-        }
-        if self.stage != Stage::Hopper {
-            return Err(Fault::Unavailable(format!(
-                "there are no kernels of int8 for {}, they need compute capability 9.0",
-                self.stage
-            )));
-        }
-        let is_whole = hidden.is_multiple_of(GROUP) && wide.is_multiple_of(GROUP);
-        if !is_whole || self.residual != Residual::InNorm {
-            return Err(Fault::Unavailable(format!(
-                "int8 for {hidden} columns and {wide} between, residual {:?}: expected multiples of {GROUP} and {:?}",
-                self.residual,
-                Residual::InNorm
-            )));
-        }
-        Ok(())
-    }
 }
 
 enum Last {

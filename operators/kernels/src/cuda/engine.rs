@@ -16,7 +16,7 @@ use super::arena::Arena;
 use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
 use super::cluster::Cluster;
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
-use super::encoder::{Model, Output, Precision, Recipe, Residual};
+use super::encoder::{Attention, Model, Output, Precision, Recipe, Residual};
 use crate::weights::Weights;
 
 /// What a slot is for.
@@ -65,6 +65,8 @@ pub struct Options {
     pub precision: Precision,
     /// Blocks that share weights.
     pub cluster: Cluster,
+    /// How attention is made.
+    pub attention: Attention,
     /// Slots, questions' first.
     pub slots: Vec<SlotPlan>,
     /// Captured graphs, or a launch after the other.
@@ -79,6 +81,7 @@ impl Options {
             residual: recipe.residual,
             precision: recipe.precision,
             cluster: recipe.cluster,
+            attention: recipe.attention,
             ..self
         }
     }
@@ -97,6 +100,7 @@ impl Default for Options {
             residual: Residual::default(),
             precision: Precision::default(),
             cluster: Cluster::default(),
+            attention: Attention::default(),
             slots: vec![
                 SlotPlan {
                     class: Class::Question,
@@ -149,6 +153,7 @@ impl DeviceEngine {
             residual: options.residual,
             precision: options.precision,
             cluster: options.cluster,
+            attention: options.attention,
         };
         // Before memory is taken: a device that cannot do it says so, and not that it is full.
         recipe.check(&weights.config)?;

@@ -2,7 +2,7 @@
 //! bytes.
 //!
 //! ```text
-//!   x ─ LayerNorm, rotated ─▶ bytes, a scale a row ─┬─ Product::halves ─▶ qkv, halves
+//!   x ─ LayerNorm, rotated ─▶ bytes, a scale a row ─┬─ Product::halves, heads ─▶ qkv, halves
 //!                                                    └─ Product::gelu ─▶ bytes, a scale a row and 128 columns
 //!                                                                                  └─ Product::narrow ─▶ halves
 //! ```
@@ -145,6 +145,27 @@ impl Product {
             y,
             spread.into(),
         )
+    }
+
+    /// The same in planes of 32 columns, for [`super::attention::launch_heads`]: `y` is `[outputs / 32 · capacity, 32]`.
+    pub fn heads(&self, y: Tensor, spread: impl Into<Spread>) -> Result<Launch, Fault> {
+        let capacity = self.x.bytes.rows;
+        self.check(1)?;
+        y.expect(
+            "the planes",
+            super::linear::planes(self.outputs())? * capacity,
+            super::attention::WIDTH,
+            Kind::F16,
+        )?;
+        let kernels = [
+            "linear_int8_hopper_heads",
+            "linear_int8_hopper_heads_by2",
+            "linear_int8_hopper_heads_by4",
+        ];
+        let room = (HOPPER_COLUMNS, HOPPER_SHARED_BYTES);
+        let mut launch = self.linear(kernels, room, y, spread.into())?;
+        launch.args.push(int(capacity)?);
+        Ok(launch)
     }
 
     /// GELU of the sums as bytes, rotated by [`Rotation::Lanes`], of states with one scale a row.

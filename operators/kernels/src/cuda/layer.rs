@@ -8,13 +8,14 @@
 //! ```
 //!
 //! Seven launches. The residual is added by the LayerNorm, which has the row in registers anyway, or by
-//! the product, or the product makes the LayerNorm too ([`Residual`]); bytes have the first way only.
+//! the product, or the product makes the LayerNorm too ([`Residual`]); bytes have the first way only. With
+//! [`Attention::Heads`] qkv is planes, a head each, in the same memory, and Wq and its bias are scaled.
 
 use super::attention;
 use super::batch::OnDevice;
 use super::cluster::Spread;
 use super::device::{Fault, Launch, Stage, Tensor};
-use super::encoder::{Buffers, Precision, Recipe, Residual};
+use super::encoder::{Attention, Buffers, Precision, Recipe, Residual};
 use super::feed::Feed;
 use super::int8::{Product, Quantized, Rotation};
 use super::join::Join;
@@ -57,7 +58,13 @@ impl Layer {
         let parts = [query, key, value];
         let weight = parts.into_iter().flat_map(|(weight, _)| weight).copied();
         let bias = parts.into_iter().flat_map(|(_, bias)| bias).copied();
-        let qkv = (weight.collect(), bias.collect());
+        let mut qkv: (Vec<f32>, Vec<f32>) = (weight.collect(), bias.collect());
+        if recipe.attention == Attention::Heads {
+            // In f32, before anything is rounded.
+            let of_query = qkv.0[..query.0.len()].iter_mut();
+            let of_query = of_query.chain(&mut qkv.1[..query.1.len()]);
+            of_query.for_each(|x| *x *= attention::QUERY_SCALE as f32);
+        }
         let products = match recipe.precision {
             Precision::Half => Products::Halves {
                 qkv: loader.dense(&qkv)?,
@@ -114,7 +121,14 @@ impl Pass<'_> {
         narrow: Dense,
     ) -> Result<(), Fault> {
         let b = self.buffers;
-        self.product(b.x, qkv, None, Epilogue::Bias, b.qkv)?;
+        match self.recipe.attention {
+            Attention::Tiled => self.product(b.x, qkv, None, Epilogue::Bias, b.qkv)?,
+            Attention::Heads => {
+                let product = self.linear(b.x, qkv, None, self.planes());
+                let launch = product.launch_heads(self.spread())?;
+                self.launches.push(launch);
+            }
+        }
         self.attention()?;
         self.join(b.context, layer.attention_out, &layer.attention_norm)?;
         if self.recipe.residual == Residual::FusedFeed {
@@ -150,7 +164,10 @@ impl Pass<'_> {
         };
         let add_norm =
             |norm: &Norm| norm::add_norm_int8(count, b.x, Some(b.sum), norm, b.x, bytes.x);
-        self.launches.push(of(bytes.x, qkv).halves(b.qkv, spread)?);
+        self.launches.push(match self.recipe.attention {
+            Attention::Tiled => of(bytes.x, qkv).halves(b.qkv, spread)?,
+            Attention::Heads => of(bytes.x, qkv).heads(self.planes(), spread)?,
+        });
         self.attention()?;
         self.product(b.context, layer.attention_out, None, Epilogue::Bias, b.sum)?;
         self.launches.extend([
@@ -163,34 +180,59 @@ impl Pass<'_> {
     }
 
     fn attention(&mut self) -> Result<(), Fault> {
-        let b = self.buffers;
-        self.launches.push(attention::launch(
-            self.recipe.stage,
-            self.batch,
-            b.qkv,
-            b.context,
-            self.heads,
-            self.multiprocessors,
-        )?);
+        let (b, multiprocessors) = (self.buffers, self.multiprocessors);
+        self.launches.push(match self.recipe.attention {
+            Attention::Tiled => attention::launch(
+                self.recipe.stage,
+                self.batch,
+                b.qkv,
+                b.context,
+                self.heads,
+                multiprocessors,
+            )?,
+            Attention::Heads => {
+                attention::launch_heads(self.batch, self.planes(), b.context, multiprocessors)?
+            }
+        });
         Ok(())
     }
 
-    fn product(
-        &mut self,
+    /// The memory of qkv, as a plane for each head of each part.
+    fn planes(&self) -> Tensor {
+        let qkv = self.buffers.qkv;
+        Tensor {
+            rows: qkv.rows * (qkv.columns / attention::WIDTH),
+            columns: attention::WIDTH,
+            ..qkv
+        }
+    }
+
+    fn linear(
+        &self,
         x: Tensor,
         (weight, bias): Dense,
         residual: Option<Tensor>,
-        epilogue: Epilogue,
         y: Tensor,
-    ) -> Result<(), Fault> {
-        let product = Linear {
+    ) -> Linear {
+        Linear {
             count: self.batch.token_count,
             x,
             weight,
             bias,
             residual,
             y,
-        };
+        }
+    }
+
+    fn product(
+        &mut self,
+        x: Tensor,
+        dense: Dense,
+        residual: Option<Tensor>,
+        epilogue: Epilogue,
+        y: Tensor,
+    ) -> Result<(), Fault> {
+        let product = self.linear(x, dense, residual, y);
         let launch = product.launch(self.recipe.stage, epilogue, self.spread())?;
         self.launches.push(launch);
         Ok(())

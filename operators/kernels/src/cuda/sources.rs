@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 17] = [
+pub const FILES: [(&str, &str); 19] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
@@ -17,8 +17,13 @@ pub const FILES: [(&str, &str); 17] = [
     ("cluster.cuh", include_str!("../../cuda/cluster.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
+    ("heads.cuh", include_str!("../../cuda/heads.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
     ("attention.cu", include_str!("../../cuda/attention.cu")),
+    (
+        "attention_heads.cu",
+        include_str!("../../cuda/attention_heads.cu"),
+    ),
     ("norm.cu", include_str!("../../cuda/norm.cu")),
     ("pool.cu", include_str!("../../cuda/pool.cu")),
     (
@@ -49,7 +54,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 9] = [
+pub const MODULES: [Module; 10] = [
     Module {
         name: "linear",
         kernels: &[
@@ -101,7 +106,15 @@ pub const MODULES: [Module; 9] = [
             "linear_hopper_gelu_by4",
             "linear_hopper_residual",
             "linear_hopper_tanh",
+            "linear_hopper_heads",
+            "linear_hopper_heads_by2",
+            "linear_hopper_heads_by4",
         ],
+        is_hopper: true,
+    },
+    Module {
+        name: "attention_heads",
+        kernels: &["attention_heads_d32"],
         is_hopper: true,
     },
     Module {
@@ -128,6 +141,9 @@ pub const MODULES: [Module; 9] = [
             "linear_int8_hopper_bias",
             "linear_int8_hopper_bias_by2",
             "linear_int8_hopper_bias_by4",
+            "linear_int8_hopper_heads",
+            "linear_int8_hopper_heads_by2",
+            "linear_int8_hopper_heads_by4",
             "linear_int8_hopper_gelu",
             "linear_int8_hopper_gelu_by2",
             "linear_int8_hopper_gelu_by4",
@@ -210,8 +226,8 @@ mod tests {
                 let (stem, last) = kernel.rsplit_once('_').unwrap();
                 let by_macro = text.contains(&format!("({last}, "))
                     && text.contains(&format!("{stem}_##name("));
-                let is_named = text.contains(&format!(" {kernel}("))
-                    || text.contains(&format!("({kernel}, "));
+                let is_named =
+                    text.contains(&format!(" {kernel}(")) || text.contains(&format!("({kernel}, "));
                 assert!(
                     is_named || by_macro,
                     "{kernel} is not in {}.cu",

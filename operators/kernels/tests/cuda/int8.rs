@@ -169,6 +169,25 @@ pub fn product(device: &mut dyn Device, sums: Sums, size: (usize, usize, usize))
     );
 }
 
+/// The product that writes planes gives the very same halves as the one that writes rows.
+pub fn product_heads(device: &mut dyn Device, size: (usize, usize, usize)) {
+    let (rows, inputs, outputs) = size;
+    let (capacity, most) = (rows + 3, device.multiprocessors());
+    let mut bed = Bed::new(device, (rows * 31 + inputs * 7 + outputs) as u64);
+    let operands = Operands::new(&mut bed, size, 1);
+    let call = operands.call(&mut bed, &operands.x, rows, capacity);
+    let y = bed.poisoned(capacity, outputs, Kind::F16);
+    bed.run(&[call.halves(y, most).unwrap()]);
+    let expected = bed.result(y, rows);
+    for cluster in Cluster::ALL {
+        let planes = bed.poisoned(outputs / 32 * capacity, 32, Kind::F16);
+        bed.run(&[call.heads(planes, spread(cluster, most)).unwrap()]);
+        let found = bed.planes(planes, capacity, rows);
+        let found = super::checks::rows_of_planes(&found, capacity, rows);
+        assert_eq!(found, expected, "{rows}×{inputs}×{outputs}, {cluster:?}");
+    }
+}
+
 /// A product's rows are bitwise the same wherever they lie in the batch.
 pub fn product_is_invariant(device: &mut dyn Device, sums: Sums, size: (usize, usize, usize)) {
     let (rows, inputs, outputs) = size;

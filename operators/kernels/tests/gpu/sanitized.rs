@@ -34,6 +34,21 @@ fn small_attention_and_norms() {
 }
 
 #[test]
+fn small_attention_by_heads() {
+    let Some(mut device) = device("small attention by heads") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return;
+    }
+    for lengths in [&[65, 3, 1, 40, 17][..], &[257, 20], &[530]] {
+        checks::attention_heads(&mut device, 2, lengths);
+    }
+    checks::linear_heads(&mut device, (129, 72, 160));
+    int8::product_heads(&mut device, (129, 256, 160));
+}
+
+#[test]
 fn small_products_with_norms() {
     let Some(mut device) = device("small products with norms") else {
         return;

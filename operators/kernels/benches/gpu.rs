@@ -26,6 +26,7 @@ use kernels::cuda::devices;
 use kernels::cuda::driver::Driver;
 use kernels::cuda::encoder::{Model, Output, Precision, Recipe, Residual};
 use kernels::cuda::engine::{Class, DeviceEngine, Engine, Options, SlotPlan};
+use kernels::cuda::whole::Short;
 use kernels::weights::{BertConfig, Weights};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -304,6 +305,7 @@ fn ladder(name: &str, weights: &Weights, stages: &[Stage]) {
             stage,
             residual: Residual::InNorm,
             precision: Precision::Half,
+            short: Short::Launches,
         };
         let (mut device, launches) = one_pass(weights, recipe, BUCKETS[2], &[128; 8]);
         let rounds = if stage == Stage::Naive { 5 } else { ROUNDS };

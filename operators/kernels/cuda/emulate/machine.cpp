@@ -10,6 +10,10 @@
 #include "../ring.cuh"
 #include "../pingpong.cuh"
 #include "../bytes.cuh"
+#include "../rows.cuh"
+#include "../attend.cuh"
+#include "../pool.cuh"
+#include "../whole.cuh"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -620,6 +624,9 @@ namespace join_hopper {
 namespace feed_hopper {
 #include "../feed_hopper.cu"
 }
+namespace whole_hopper {
+#include "../whole_hopper.cu"
+}
 namespace linear_int8_hopper {
 #include "../linear_int8_hopper.cu"
 }
@@ -652,6 +659,7 @@ const Entry ENTRIES[] = {
     ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
     ENTRY(join_hopper, join_hopper_384), ENTRY(feed_hopper, feed_hopper_384),
+    ENTRY(whole_hopper, whole_hopper_d32), ENTRY(whole_hopper, whole_hopper_d64),
     ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu),
     ENTRY(narrow_int8_hopper, narrow_int8_hopper), ENTRY(norm, embed_int8), ENTRY(norm, add_norm_int8),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),

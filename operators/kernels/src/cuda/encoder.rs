@@ -4,6 +4,7 @@
 //!   x = embed + LayerNorm                  halves, [tokens, hidden]
 //!   per layer   attention, feed-forward    seven launches, five or four: see `layer`
 //!   vectors     pool, scale to length 1            logits   first row ─▶ tanh pooler ─▶ classifier
+//!   a question  all of it in one launch, if the recipe says so: see `whole`
 //! ```
 //!
 //! A device decides which places for the residual are fastest (bench `gpu`).
@@ -24,6 +25,7 @@ use super::layer::{Layer, Pass};
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader};
 use super::norm::{Norm, Tables};
+use super::whole::{self, Short, Whole};
 use super::{norm, pool};
 use crate::Pooling;
 use crate::weights::{BertConfig, Weights};
@@ -96,6 +98,8 @@ pub struct Recipe {
     pub residual: Residual,
     /// What is multiplied.
     pub precision: Precision,
+    /// How questions run.
+    pub short: Short,
 }
 
 impl fmt::Display for Recipe {
@@ -104,16 +108,21 @@ impl fmt::Display for Recipe {
             stage,
             residual,
             precision,
+            short,
         } = self;
         match precision {
-            Precision::Half => write!(f, "{stage}, residual {residual:?}"),
-            Precision::Int8 => write!(f, "{stage}, int8"),
+            Precision::Half => write!(f, "{stage}, residual {residual:?}")?,
+            Precision::Int8 => write!(f, "{stage}, int8")?,
+        }
+        match short {
+            Short::Launches => Ok(()),
+            Short::Whole => write!(f, ", questions in one launch"),
         }
     }
 }
 
 impl Recipe {
-    /// What a stage has kernels for, with models of this shape.
+    /// What a stage has kernels for, with models of this shape; questions as all others.
     pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
         use Residual::{Fused, FusedFeed, InNorm, InProduct};
         let places = [InNorm, InProduct, Fused, FusedFeed].map(|place| (place, Precision::Half));
@@ -123,6 +132,7 @@ impl Recipe {
                 stage,
                 residual,
                 precision,
+                short: Short::default(),
             })
             .filter(|recipe| recipe.check(config).is_ok())
             .collect()
@@ -174,6 +184,7 @@ pub struct Model {
     norm: Norm,
     layers: Vec<Layer>,
     last: Last,
+    whole: Option<Whole>,
 }
 
 /// Rows for the largest batch of one slot.
@@ -231,15 +242,23 @@ impl Model {
                 classifier: loader.dense(&head.classifier)?,
             },
         };
+        let multiprocessors = device.multiprocessors();
+        let addresses: Option<Vec<_>> = layers.iter().map(Layer::addresses).collect();
+        let whole = addresses.and_then(|layers| {
+            Whole::new(&config, recipe, multiprocessors, &layers, |words| {
+                loader.words(words)
+            })
+        });
         loader.finish(device)?;
         Ok(Model {
             config,
             recipe,
-            multiprocessors: device.multiprocessors(),
+            multiprocessors,
             tables,
             norm: first,
             layers,
             last,
+            whole,
         })
     }
 
@@ -290,9 +309,28 @@ impl Model {
         buffers
     }
 
-    /// The launches of one pass over a batch. Cost of building: microseconds; engines do it once a
-    /// bucket.
+    /// The launches of one pass over a batch, or the one for a question ([`Short`]), of which no two may be
+    /// on the device at once. Cost of building: microseconds; engines do it once a bucket.
     pub fn forward(&self, batch: &OnDevice, buffers: &Buffers) -> Result<Vec<Launch>, Fault> {
+        let (Some(whole), Last::Vector(pooling)) = (&self.whole, &self.last) else {
+            return self.launches(batch, buffers);
+        };
+        if batch.bucket != whole::MOST {
+            return self.launches(batch, buffers);
+        }
+        let call = whole::Call {
+            batch,
+            buffers,
+            tables: &self.tables,
+            norm: &self.norm,
+            config: &self.config,
+            pooling: *pooling,
+        };
+        Ok(vec![whole.launch(&call)?])
+    }
+
+    /// The same without the one: passes of several slots may be on the device at once.
+    pub fn launches(&self, batch: &OnDevice, buffers: &Buffers) -> Result<Vec<Launch>, Fault> {
         let stage = self.recipe.stage;
         let b = buffers.within(batch.bucket);
         let launches = match b.bytes {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Reading order: docs/kernels.md, which explains the kernels with pictures; [`device`] (the seam),
-//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`int8`], [`attention`], [`norm`], [`pool`] beside `cuda/<op>.cu`,
+//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`int8`], [`attention`], [`norm`], [`pool`], [`whole`] beside `cuda/<op>.cu`,
 //! [`oracle`] (what they must compute), [`batch`], [`encoder`], [`engine`], [`service`], [`choose`] and
 //! [`driver`].
 //!
@@ -41,6 +41,7 @@ pub mod service;
 mod shift;
 pub mod sources;
 pub mod tiles;
+pub mod whole;
 mod worker;
 
 pub use batch::{Batch, Text};

@@ -8,12 +8,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 16] = [
+pub const FILES: [(&str, &str); 21] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
     ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
+    ("rows.cuh", include_str!("../../cuda/rows.cuh")),
+    ("attend.cuh", include_str!("../../cuda/attend.cuh")),
+    ("pool.cuh", include_str!("../../cuda/pool.cuh")),
+    ("whole.cuh", include_str!("../../cuda/whole.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
@@ -26,6 +30,7 @@ pub const FILES: [(&str, &str); 16] = [
     ),
     ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
     ("feed_hopper.cu", include_str!("../../cuda/feed_hopper.cu")),
+    ("whole_hopper.cu", include_str!("../../cuda/whole_hopper.cu")),
     (
         "linear_int8_hopper.cu",
         include_str!("../../cuda/linear_int8_hopper.cu"),
@@ -48,7 +53,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 9] = [
+pub const MODULES: [Module; 10] = [
     Module {
         name: "linear",
         kernels: &[
@@ -107,6 +112,11 @@ pub const MODULES: [Module; 9] = [
     Module {
         name: "feed_hopper",
         kernels: &["feed_hopper_384"],
+        is_hopper: true,
+    },
+    Module {
+        name: "whole_hopper",
+        kernels: &["whole_hopper_d32", "whole_hopper_d64"],
         is_hopper: true,
     },
     Module {

@@ -22,11 +22,11 @@
 // Invariants: tiles of keys begin at the text's own start, so nothing depends on neighbours: batch-
 // invariance. Keys past a text's end become zeros when they are loaded (garbage there may be NaN, and
 // 0·NaN is NaN) and −∞ as scores. Limits: head dimension 32 or 64 (stage 0: any); hidden % 8 = 0.
-#include "attend.cuh"
+#include "softmax.cuh"
 
 namespace {
 
-using namespace attend;
+using namespace softmax;
 
 // One tile: 64 queries from `first` on of a text of `length` rows; pointers at its head's first row.
 template <int D>

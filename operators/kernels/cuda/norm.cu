@@ -58,13 +58,10 @@ DEVICE void store_bytes(float (&v)[ROUNDS][4], const Norm &norm, int row, int la
 
 // Normalises the row that a warp holds and stores it.
 template <bool IS_INT8> DEVICE void normalize(float (&v)[ROUNDS][4], const Norm &norm, int row, int lane) {
-  rows::normalize(v, {norm.gain, norm.shift, norm.hidden, norm.epsilon}, lane);
-#pragma unroll
-  for (int i = 0; i < ROUNDS; i++) {
-    int column = i * ROUND_COLUMNS + lane * 4;
-    if (column < norm.hidden)
-      numbers::store4(norm.out + (size_t)row * norm.hidden + column, v[i]);
-  }
+  auto store = [&](int column, const float(&four)[4]) {
+    numbers::store4(norm.out + (size_t)row * norm.hidden + column, four);
+  };
+  rows::normalize(v, {norm.gain, norm.shift, norm.hidden, norm.epsilon}, lane, store);
   if (IS_INT8)
     store_bytes(v, norm, row, lane);
 }

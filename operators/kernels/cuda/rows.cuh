@@ -45,8 +45,9 @@ DEVICE void embed(float (&v)[ROUNDS][4], u32 id, u32 place, const u16 *words, co
   }
 }
 
-// Normalises the row, in place.
-DEVICE void normalize(float (&v)[ROUNDS][4], const Parameters &norm, int lane) {
+// Normalises the row, in place; `store(column, four)` gets four columns at a time.
+template <class Store>
+DEVICE void normalize(float (&v)[ROUNDS][4], const Parameters &norm, int lane, const Store &store) {
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < ROUNDS; i++)
@@ -70,6 +71,7 @@ DEVICE void normalize(float (&v)[ROUNDS][4], const Parameters &norm, int lane) {
 #pragma unroll
       for (int e = 0; e < 4; e++)
         v[i][e] = (v[i][e] - mean) * inverse * norm.gain[column + e] + norm.shift[column + e];
+      store(column, v[i]);
     }
   }
 }

@@ -17,7 +17,7 @@
 // known to the engines (`written_for_engines`), and all of the block meet before wgmma reads. Rows past the
 // count are not loaded: what lies there is in sums that are not stored. Limits: sm_90a; 256 threads.
 #pragma once
-#include "attend.cuh"
+#include "softmax.cuh"
 #include "hopper.cuh"
 #include "pool.cuh"
 #include "rows.cuh"

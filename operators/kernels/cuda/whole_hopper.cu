@@ -45,13 +45,8 @@ DEVICE void embed(const Block &b) {
   for (int row = b.warp; row < b.rows; row += WARPS) {
     float v[rows::ROUNDS][4] = {};
     rows::embed(v, p.ids[row], p.places[row], p.words, p.positions, p.segments, p.hidden, b.lane);
-    rows::normalize(v, {p.gain, p.shift, p.hidden, p.epsilon}, b.lane);
-#pragma unroll
-    for (int i = 0; i < rows::ROUNDS; i++) {
-      int column = i * rows::ROUND_COLUMNS + b.lane * 4;
-      if (column < p.hidden)
-        numbers::store4(b.x_at(row, column), v[i]);
-    }
+    auto store = [&](int column, const float(&four)[4]) { numbers::store4(b.x_at(row, column), four); };
+    rows::normalize(v, {p.gain, p.shift, p.hidden, p.epsilon}, b.lane, store);
   }
 }
 
@@ -67,13 +62,8 @@ DEVICE void add_norm_row(const Block &b, int row, const u16 *sum) {
       rows::add4(v[i], sum + column);
     }
   }
-  rows::normalize(v, {b.gain, b.shift, hidden, b.pass.epsilon}, b.lane);
-#pragma unroll
-  for (int i = 0; i < rows::ROUNDS; i++) {
-    int column = i * rows::ROUND_COLUMNS + b.lane * 4;
-    if (column < hidden)
-      numbers::store4(b.x_at(row, column), v[i]);
-  }
+  auto store = [&](int column, const float(&four)[4]) { numbers::store4(b.x_at(row, column), four); };
+  rows::normalize(v, {b.gain, b.shift, hidden, b.pass.epsilon}, b.lane, store);
 }
 
 // All rows. A warp brings those of sum that are its own into its part of the ring, as many at a time as it holds, so
@@ -107,7 +97,7 @@ template <int EACH> DEVICE void add_norm(const Block &b) {
 
 // Four warps take a text and head at a time. No text is longer than a tile of keys.
 template <int D> DEVICE void attention(const Block &b) {
-  constexpr u32 TILE_BYTES = attend::KEYS * D * 2;
+  constexpr u32 TILE_BYTES = softmax::KEYS * D * 2;
   const Pass &p = b.pass;
   int group = b.thread / GROUP, thread = b.thread % GROUP, warp = b.warp % (GROUP / tiles::WARP);
   u32 queries = ptx::shared(b.ring) + (u32)group * 3 * TILE_BYTES, keys = queries + TILE_BYTES;
@@ -117,17 +107,17 @@ template <int D> DEVICE void attention(const Block &b) {
   for (int item = (int)blockIdx.x + group * grid; item < items; item += 2 * grid) {
     int text = item / p.heads, head = item % p.heads, start = b.starts[text], length = b.starts[text + 1] - start;
     const u16 *qkv = p.qkv + (size_t)start * 3 * p.hidden + head * D;
-    attend::load_rows<D>(queries, qkv, 3 * p.hidden, 0, length, thread);
-    attend::load_rows<D>(keys, qkv + p.hidden, 3 * p.hidden, 0, length, thread);
-    attend::load_rows<D>(values, qkv + 2 * p.hidden, 3 * p.hidden, 0, length, thread);
+    softmax::load_rows<D>(queries, qkv, 3 * p.hidden, 0, length, thread);
+    softmax::load_rows<D>(keys, qkv + p.hidden, 3 * p.hidden, 0, length, thread);
+    softmax::load_rows<D>(values, qkv + 2 * p.hidden, 3 * p.hidden, 0, length, thread);
     ptx::commit_copies();
     ptx::wait_copies<0>();
     ptx::part_sync(1 + group, GROUP);
-    attend::Softmax<D> state = attend::nothing_yet<D>();
+    softmax::Softmax<D> state = softmax::nothing_yet<D>();
     u32 q[D / 16][4];
-    attend::load_queries<D>(q, queries, warp, b.lane);
-    attend::take<D>(state, q, keys, values, length, p.scale, b.lane);
-    attend::store_rows<D>(p.context + (size_t)start * p.hidden + head * D, state, p.hidden, warp * 16, length, b.lane);
+    softmax::load_queries<D>(q, queries, warp, b.lane);
+    softmax::take<D>(state, q, keys, values, length, p.scale, b.lane);
+    softmax::store_rows<D>(p.context + (size_t)start * p.hidden + head * D, state, p.hidden, warp * 16, length, b.lane);
     ptx::part_sync(1 + group, GROUP); // before the next one's rows are written there
   }
 }

@@ -11,7 +11,7 @@
 #include "../pingpong.cuh"
 #include "../bytes.cuh"
 #include "../rows.cuh"
-#include "../attend.cuh"
+#include "../softmax.cuh"
 #include "../pool.cuh"
 #include "../whole.cuh"
 

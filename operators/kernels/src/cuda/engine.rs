@@ -162,7 +162,13 @@ impl DeviceEngine {
             .map(|(nth, plan)| {
                 let device = device.as_mut();
                 let is_first = nth == 0;
-                open_slot(device, &mut arena, &model, *plan, (is_first, options.has_graphs))
+                open_slot(
+                    device,
+                    &mut arena,
+                    &model,
+                    *plan,
+                    (is_first, options.has_graphs),
+                )
             })
             .collect::<Result<Vec<Slot>, Fault>>()?;
         Ok(DeviceEngine {

@@ -15,7 +15,7 @@ pub const FILES: [(&str, &str); 21] = [
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
     ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
     ("rows.cuh", include_str!("../../cuda/rows.cuh")),
-    ("attend.cuh", include_str!("../../cuda/attend.cuh")),
+    ("softmax.cuh", include_str!("../../cuda/softmax.cuh")),
     ("pool.cuh", include_str!("../../cuda/pool.cuh")),
     ("whole.cuh", include_str!("../../cuda/whole.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
@@ -30,7 +30,10 @@ pub const FILES: [(&str, &str); 21] = [
     ),
     ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
     ("feed_hopper.cu", include_str!("../../cuda/feed_hopper.cu")),
-    ("whole_hopper.cu", include_str!("../../cuda/whole_hopper.cu")),
+    (
+        "whole_hopper.cu",
+        include_str!("../../cuda/whole_hopper.cu"),
+    ),
     (
         "linear_int8_hopper.cu",
         include_str!("../../cuda/linear_int8_hopper.cu"),

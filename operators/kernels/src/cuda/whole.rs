@@ -103,7 +103,8 @@ impl Cut {
         };
         for (to, (outputs, inputs)) in cut.columns.iter_mut().zip(products) {
             let fits = |columns: &&usize| **columns * inputs * 2 <= room;
-            let is_one_round = |columns: &&usize| outputs.div_ceil(**columns) <= multiprocessors as usize;
+            let is_one_round =
+                |columns: &&usize| outputs.div_ceil(**columns) <= multiprocessors as usize;
             let mut fitting = COLUMNS.iter().filter(fits);
             let widest = fitting.clone().next_back()?;
             *to = *fitting.find(is_one_round).unwrap_or(widest);

@@ -60,7 +60,10 @@ pub fn equals_the_launches(
 ) {
     let weights = Weights::generate(config, 17);
     let mut rng = ChaCha8Rng::seed_from_u64(17);
-    let mut mixes: Vec<Vec<Text>> = mixes.iter().map(|mix| model::texts(&mut rng, mix)).collect();
+    let mut mixes: Vec<Vec<Text>> = mixes
+        .iter()
+        .map(|mix| model::texts(&mut rng, mix))
+        .collect();
     for (at, text) in mixes.iter_mut().flatten().enumerate() {
         text.second = Some(text.ids.len() / 2).filter(|_| at % 3 == 1);
     }
@@ -109,7 +112,9 @@ pub fn leaves_the_rest_alone(device: &mut dyn Device, config: BertConfig, length
     let mut arena = Arena::new(device, &weights, &output, recipe, &[MOST]).unwrap();
     let model = Model::load(device, &mut arena, &weights, &output, recipe).unwrap();
     let (buffers, address) = (model.buffers(&mut arena, MOST), arena.block(MOST));
-    let launches = model.forward(&OnDevice::new(MOST, address), &buffers).unwrap();
+    let launches = model
+        .forward(&OnDevice::new(MOST, address), &buffers)
+        .unwrap();
     assert_eq!(launches.len(), 1);
     assert_eq!(launches[0].placement(), Placement::Whole);
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);

@@ -35,7 +35,12 @@ fn a_model_in_one_launch_gives_the_bits_of_many() {
         }
     }
     let config = model::shape(128, 1, 4, 128);
-    whole::equals_the_launches(&machine(WEATHERS[2], 3), config, Pooling::Mean, &whole::MIXES);
+    whole::equals_the_launches(
+        &machine(WEATHERS[2], 3),
+        config,
+        Pooling::Mean,
+        &whole::MIXES,
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@
 #include "numbers.cuh"
 #include "tiles.cuh"
 
-namespace attend {
+namespace softmax {
 
 constexpr int KEYS = 64, THREADS = 128; // a tile has as many queries as keys
 
@@ -145,4 +145,4 @@ DEVICE void store_rows(u16 *context, Softmax<D> &state, int hidden, int first, i
   }
 }
 
-} // namespace attend
+} // namespace softmax

@@ -97,19 +97,27 @@ struct Block {
 
 // ---- the grid's barrier -----------------------------------------------------------------------------
 
-// All blocks of the grid meet; what they stored before is seen by all after.
+// All blocks of the grid meet: what they stored before `arrive` is seen by all after `wait`. Between the two a block
+// does what depends on nobody.
 //
 // The word's low 31 bits count arrivals, and block 0's is worth so much that the last one turns the top bit:
 // the sum of a barrier is 2³¹ exactly. So nothing is ever set back, and a launch may begin at either top bit.
 // (Cooperative groups' grids meet in this way.) Every thread's stores are before the block's barrier, it before the
 // release; after the acquire the block's other threads are let go.
-DEVICE void meet(u32 *word) {
-  constexpr u32 TOP = 0x80000000u;
+constexpr u32 TOP = 0x80000000u;
+
+// What the first thread waits for.
+DEVICE u32 arrive(u32 *word) {
   __syncthreads();
-  if (threadIdx.x == 0) {
-    u32 before = ptx::add_release(word, blockIdx.x == 0 ? TOP - (gridDim.x - 1) : 1u);
-    ptx::wait_acquire(word, (before & TOP) ^ TOP);
-  }
+  u32 before = 0;
+  if (threadIdx.x == 0)
+    before = ptx::add_release(word, blockIdx.x == 0 ? TOP - (gridDim.x - 1) : 1u);
+  return (before & TOP) ^ TOP;
+}
+
+DEVICE void wait(const u32 *word, u32 least) {
+  if (threadIdx.x == 0)
+    ptx::wait_acquire(word, least);
   __syncthreads();
 }
 
@@ -119,6 +127,7 @@ DEVICE void block_sync() { ptx::part_sync(ALL, THREADS); }
 
 // Starts copying floats, 16 bytes a thread; their number is a multiple of 4.
 DEVICE void load_floats(float *to, const float *from, int count, int thread) {
+#pragma unroll 1
   for (int i = thread * 4; i < count; i += THREADS * 4)
     ptx::copy16(ptx::shared(to + i), from + i, 16);
 }
@@ -131,6 +140,7 @@ DEVICE void load_weights(const Block &b, const Product &product, int tile) {
   for (int column = b.warp; column < product.columns; column += WARPS) {
     bool is_inside = first + column < product.outputs;
     const u16 *row = product.weight + (is_inside ? (size_t)(first + column) * product.inputs : 0);
+#pragma unroll 1
     for (int piece = b.lane; piece < pieces; piece += tiles::WARP)
       ptx::copy16(to + (u32)(piece / 8) * chunk + tiles::swizzled<8>(column, piece % 8),
                   row + piece * tiles::CHUNK_HALVES, is_inside ? 16 : 0);

@@ -16,8 +16,8 @@
 //               x = LayerNorm(x + sum)
 //   pool        a text a block: vector = mean of x, scaled to length 1
 //
-//   one block   ▐ multiply ▐ store ▐ fetch next weights ──▶┃ wait ┃ load what the others made ▐ multiply ▐ …
-//                                    └─ on their way while the block waits: they depend on nobody ─┘
+//   one block   ▐ multiply ▐ store ▐ arrive ▐ fetch next weights ▐ wait ┃ load what the others made ▐ multiply ▐ …
+//                                             └── on their way while the block waits: they depend on nobody ──┘
 //
 // x lives in every block's shared memory: each makes all rows of it, from the same numbers in the same order, and so
 // has the same. That is 132 times the work of a norm and no barrier; and nobody writes x, so nobody can read
@@ -122,12 +122,9 @@ template <int D> DEVICE void attention(const Block &b) {
   }
 }
 
-// x at the end becomes vectors: a text a block.
-template <int EACH> DEVICE void pool(const Block &b) {
+// x becomes vectors: a text a block.
+DEVICE void pool(const Block &b) {
   const Pass &p = b.pass;
-  if ((int)blockIdx.x >= b.texts)
-    return;
-  add_norm<EACH>(b);
   auto load = [&](float(&to)[4], int row, int column) { numbers::load4(to, b.x_at(row, column)); };
 #pragma unroll 1
   for (int text = (int)blockIdx.x; text < b.texts; text += (int)gridDim.x) {
@@ -137,35 +134,37 @@ template <int EACH> DEVICE void pool(const Block &b) {
   }
 }
 
-template <int D, int EACH> DEVICE void layer(const Block &b, int nth) {
+// Half a layer: QKV, attention and out, or widen and narrow; with the norm behind it. One text for both, and each
+// function in it once: a pass runs through its instructions as it does through weights.
+template <int D, int EACH> DEVICE void half_layer(const Block &b, int half) {
   const Pass &p = b.pass;
-  const Layer &own = b.layers[nth];
-  if (nth > 0)
-    add_norm<EACH>(b);
-  multiply<EACH, true>(b, b.product(nth, QKV), nullptr, p.qkv);
-  fetch(b, b.product(nth, OUT));
-  meet(p.met);
-  attention<D>(b);
-  meet(p.met);
-  multiply<EACH, false>(b, b.product(nth, OUT), p.context, p.sum);
-  fetch_norm(b, own.gains[0], own.shifts[0]);
-  fetch(b, b.product(nth, WIDEN));
-  meet(p.met);
+  int layer = half / 2, which = half % 2, next = half + 1;
+  u16 *made = which == 0 ? p.qkv : p.wide;
+  Product second = b.product(layer, which * 2 + 1);
+  multiply<EACH, true>(b, b.product(layer, which * 2), nullptr, made);
+  u32 met = arrive(p.met);
+  fetch(b, second);
+  wait(p.met, met);
+  if (which == 0) {
+    attention<D>(b);
+    met = arrive(p.met);
+    made = p.context;
+    wait(p.met, met);
+  }
+  multiply<EACH, false>(b, second, made, p.sum);
+  met = arrive(p.met);
+  fetch_norm(b, b.layers[layer].gains[which], b.layers[layer].shifts[which]);
+  if (next < 2 * p.layer_count)
+    fetch(b, b.product(next / 2, next % 2 * 2));
+  wait(p.met, met);
   add_norm<EACH>(b);
-  multiply<EACH, true>(b, b.product(nth, WIDEN), nullptr, p.wide);
-  fetch(b, b.product(nth, NARROW));
-  meet(p.met);
-  multiply<EACH, false>(b, b.product(nth, NARROW), p.wide, p.sum);
-  fetch_norm(b, own.gains[1], own.shifts[1]);
-  if (nth + 1 < p.layer_count)
-    fetch(b, b.product(nth + 1, QKV));
-  meet(p.met);
 }
 
 template <int D, int EACH> DEVICE void run(const Pass &pass) {
   SHARED_MEMORY(raw);
   // The swizzle is a pattern of addresses: chunks begin at a multiple of 1,024 wherever the memory does.
   Block b(pass, raw + (0u - ptx::shared(raw)) % 1024, STAGES * EACH * CHUNK);
+#pragma unroll 1
   for (int i = b.thread; i < pass.layer_count * (int)(sizeof(Layer) / 8); i += THREADS)
     ((u64 *)b.layers)[i] = ((const u64 *)pass.layers)[i];
   if (b.thread <= b.texts)
@@ -174,9 +173,9 @@ template <int D, int EACH> DEVICE void run(const Pass &pass) {
   fetch(b, b.product(0, QKV));
   embed(b);
 #pragma unroll 1
-  for (int nth = 0; nth < pass.layer_count; nth++)
-    layer<D, EACH>(b, nth);
-  pool<EACH>(b);
+  for (int half = 0; half < 2 * pass.layer_count; half++)
+    half_layer<D, EACH>(b, half);
+  pool(b);
 }
 
 } // namespace

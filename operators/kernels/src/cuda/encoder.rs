@@ -250,9 +250,13 @@ impl Model {
             })
         });
         loader.finish(device)?;
+        let short = match whole {
+            Some(_) => Short::Whole,
+            None => Short::Launches,
+        };
         Ok(Model {
             config,
-            recipe,
+            recipe: Recipe { short, ..recipe },
             multiprocessors,
             tables,
             norm: first,

@@ -282,14 +282,15 @@ fn a_model_in_one_launch_gives_the_bits_of_many() {
         return skip("one launch", "the device has no wgmma");
     }
     let make = || -> Box<dyn Device> { Box::new(Driver::open(0).unwrap()) };
-    for (config, pooling) in [
-        (model::shape(384, 6, 12, 1536), Pooling::Mean),
-        (model::shape(384, 2, 6, 1536), Pooling::Mean),
-        (model::shape(768, 3, 12, 3072), Pooling::Cls),
-        (model::shape(128, 2, 4, 256), Pooling::Mean),
+    // The oracle takes the time.
+    for (config, pooling, mixes) in [
+        (model::shape(384, 6, 12, 1536), Pooling::Mean, 2),
+        (model::shape(384, 1, 6, 1536), Pooling::Mean, 6),
+        (model::shape(768, 2, 12, 3072), Pooling::Cls, 4),
+        (model::shape(128, 2, 4, 256), Pooling::Mean, 9),
     ] {
         whole::leaves_the_rest_alone(&mut first, config.clone(), &[12, 17]);
-        whole::equals_the_launches(&make, config.clone(), pooling, &whole::MIXES);
+        whole::equals_the_launches(&make, config.clone(), pooling, &whole::MIXES[..mixes]);
         whole::is_invariant(&make, config, &[5, 1, 66, 16, 30, 12, 64]);
     }
 }

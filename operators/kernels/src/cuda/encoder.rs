@@ -16,10 +16,11 @@
 
 use std::fmt;
 
-use super::arena::{Arena, piece, shapes};
+use super::arena::Arena;
 use super::batch::{Bucket, OnDevice};
+pub use super::buffers::Buffers;
 use super::device::{Device, Fault, Launch, Stage, Tensor};
-use super::int8::{GROUP, Quantized};
+use super::int8::GROUP;
 use super::join::Join;
 use super::layer::{Layer, Pass};
 use super::linear::{Epilogue, Linear};
@@ -187,29 +188,6 @@ pub struct Model {
     whole: Option<Whole>,
 }
 
-/// Rows for the largest batch of one slot.
-#[derive(Debug, Clone, Copy)]
-pub struct Buffers {
-    pub(super) x: Tensor,
-    pub(super) qkv: Tensor,
-    pub(super) context: Tensor,
-    pub(super) sum: Tensor,
-    pub(super) wide: Tensor,
-    first: Tensor,
-    pooled: Tensor,
-    /// `[texts, width]`, f32: what a pass leaves.
-    pub out: Tensor,
-    /// With [`Precision::Int8`].
-    pub(super) bytes: Option<ByteBuffers>,
-}
-
-/// x as bytes, and what is between the feed-forward products.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ByteBuffers {
-    pub(super) x: Quantized,
-    pub(super) wide: Quantized,
-}
-
 impl Model {
     /// Puts weights on the device. Fails on shapes that the stage's kernels do not take and on weights
     /// that no half can hold. Cost: one copy.
@@ -281,36 +259,7 @@ impl Model {
 
     /// Rows for passes up to a bucket.
     pub fn buffers(&self, arena: &mut Arena, most: Bucket) -> Buffers {
-        let shapes = shapes(&self.config, self.width(), self.recipe, most);
-        let mut tensors = shapes.into_iter().map(|(rows, columns, kind)| Tensor {
-            address: arena.take(rows * columns * kind.bytes()),
-            rows,
-            columns,
-            kind,
-        });
-        let mut next = || tensors.next().expect("as many shapes");
-        let mut buffers = Buffers {
-            x: next(),
-            qkv: next(),
-            context: next(),
-            sum: next(),
-            wide: next(),
-            first: next(),
-            pooled: next(),
-            out: next(),
-            bytes: None,
-        };
-        if self.recipe.precision == Precision::Int8 {
-            let mut quantized = || Quantized {
-                bytes: next(),
-                scales: next(),
-            };
-            buffers.bytes = Some(ByteBuffers {
-                x: quantized(),
-                wide: quantized(),
-            });
-        }
-        buffers
+        Buffers::take(&self.config, self.width(), self.recipe, most, arena)
     }
 
     /// The launches of one pass over a batch, or the one for a question ([`Short`]), of which no two may be
@@ -386,43 +335,6 @@ impl Model {
             _ => pool::logits(batch, b.pooled, classifier.0, classifier.1, b.out)?,
         });
         Ok(())
-    }
-}
-
-impl Buffers {
-    /// Device memory for passes up to a bucket.
-    pub(super) fn room(config: &BertConfig, width: usize, recipe: Recipe, most: Bucket) -> usize {
-        let shapes = shapes(config, width, recipe, most).into_iter();
-        let bytes = shapes.map(|(rows, columns, kind)| piece(rows * columns * kind.bytes()));
-        bytes.sum()
-    }
-
-    /// The same buffers with the rows of a smaller bucket.
-    fn within(&self, bucket: Bucket) -> Buffers {
-        let rows = |tensor: Tensor, rows: usize| Tensor {
-            rows: rows.min(tensor.rows),
-            ..tensor
-        };
-        Buffers {
-            x: rows(self.x, bucket.tokens),
-            qkv: rows(self.qkv, bucket.tokens),
-            context: rows(self.context, bucket.tokens),
-            sum: rows(self.sum, bucket.tokens),
-            wide: rows(self.wide, bucket.tokens),
-            first: rows(self.first, bucket.texts),
-            pooled: rows(self.pooled, bucket.texts),
-            out: rows(self.out, bucket.texts),
-            bytes: self.bytes.map(|ByteBuffers { x, wide }| {
-                let of = |quantized: Quantized| Quantized {
-                    bytes: rows(quantized.bytes, bucket.tokens),
-                    scales: rows(quantized.scales, bucket.tokens),
-                };
-                ByteBuffers {
-                    x: of(x),
-                    wide: of(wide),
-                }
-            }),
-        }
     }
 }
 

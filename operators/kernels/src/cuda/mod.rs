@@ -20,6 +20,7 @@
 pub mod arena;
 pub mod attention;
 pub mod batch;
+mod buffers;
 pub mod choose;
 pub mod device;
 pub mod devices;

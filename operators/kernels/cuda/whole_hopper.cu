@@ -20,19 +20,20 @@
 //                                             └── on their way while the block waits: they depend on nobody ──┘
 //
 // x lives in every block's shared memory: each makes all rows of it, from the same numbers in the same order, and so
-// has the same. That is 132 times the work of a norm and no barrier; and nobody writes x, so nobody can read
+// has the same. That is a norm's work once a block and no barrier; and no block reads another's x, so none can read
 // it too early. What passes between blocks is qkv, context, sum and wide, in device memory, that is in L2.
 //
 // Between the store of one of these and its next store lie two barriers at least, and all its readers
 // between those: each is read in the phase behind its own, sum by the norm at that phase's beginning.
 //
 // Nobody waits for ever: all blocks are there at once (a cooperative launch), each comes to the same
-// 5 · layers barriers whatever it has to do, and waits for nothing else that another block does. A launch that was cut off
-// leaves the barrier's word anywhere; its engine and memory are given up with it.
+// 5 · layers barriers whatever it has to do, and waits for nothing else that another block does. A launch that was cut
+// off leaves the barrier's word anywhere; its engine and memory are given up with it.
 //
 // Invariants: as the kernels' that it is made of (linear_hopper.cu, norm.cu, attention.cu, pool.cu). Rows
 // and texts past the counts are not written. Limits: sm_90a; 64 tokens, 16 texts; hidden a multiple of 64, at most
-// 1,024; inner width a multiple of 8; head dimension 32 or 64; what shared memory holds (src/cuda/whole.rs).
+// 1,024; so the inner width; both of 128 with heads of 32; heads of 32 or 64; what shared memory holds
+// (src/cuda/whole.rs).
 #include "whole.cuh"
 
 namespace {
@@ -180,18 +181,17 @@ template <int D, int EACH> DEVICE void run(const Pass &pass) {
 
 } // namespace
 
-// ---- grid: all at once, 31 bits of blocks at most; 256 threads; shared memory as src/cuda/whole.rs adds it up -----------
+// ---- grid: a block a multiprocessor at most, all at once; 256 threads; shared memory: see src/cuda/whole.rs ----------
 
-#define WHOLE(name, D, EACH)                                                                                               \
-  KERNEL __launch_bounds__(THREADS, 1) whole_hopper_##name(                                                            \
-      const int *counts, const int *starts, const u32 *ids, const u32 *places, const u16 *words, const u16 *positions, \
-      const u16 *segments, const float *gain, const float *shift, const Layer *layers, u16 *qkv, u16 *context,         \
-      u16 *sum, u16 *wide, float *out, u32 *met, int layer_count, int hidden, int inner, int heads, float epsilon,     \
-      float scale, int is_mean, int qkv_columns, int hidden_columns, int inner_columns, int weight_bytes) {            \
-    run<D, EACH>(Pass{counts,  starts,  ids,          places,         words,         positions,    segments,                 \
-                gain,    shift,   layers,       qkv,            context,       sum,          wide,                     \
-                out,     met,     layer_count,  hidden,         inner,         heads,        epsilon,                  \
-                scale,   is_mean, qkv_columns,  hidden_columns, inner_columns, weight_bytes});                         \
+#define WHOLE(name, D, EACH)                                                                                          \
+  KERNEL __launch_bounds__(THREADS, 1) whole_hopper_##name(                                                           \
+      const int *counts, const int *starts, const u32 *ids, const u32 *places, const u16 *words, const u16 *positions,\
+      const u16 *segments, const float *gain, const float *shift, const Layer *layers, u16 *qkv, u16 *context,        \
+      u16 *sum, u16 *wide, float *out, u32 *met, int layer_count, int hidden, int inner, int heads, float epsilon,    \
+      float scale, int is_mean, int qkv_columns, int hidden_columns, int inner_columns, int weight_bytes) {           \
+    run<D, EACH>({counts, starts, ids, places, words, positions, segments, gain, shift, layers, qkv, context, sum, wide,\
+                  out, met, layer_count, hidden, inner, heads, epsilon, scale, is_mean, qkv_columns, hidden_columns,  \
+                  inner_columns, weight_bytes});                                                                      \
   }
 WHOLE(d32, 32, 2)
 WHOLE(d64, 64, 1)

@@ -6,8 +6,8 @@
 //!                          block 0   1   2 …
 //! ```
 //!
-//! Invariants: the same bits as the launches of [`Recipe::default_bits`], so which of the two ran shows in the time
-//! only; one launch at a time works on a model (the word that its blocks meet at is the model's).
+//! Invariants: the same bits as the launches of the default recipe, so which of the two ran shows in the time only;
+//! one launch at a time works on a model (the word that its blocks meet at is the model's).
 //! Limits: see the kernel; what it does not take runs as launches.
 
 use super::batch::{BUCKETS, Bucket, OnDevice};

@@ -8,7 +8,7 @@ use kernels::cuda::arena::Arena;
 use kernels::cuda::batch::{Batch, OnDevice, Text};
 use kernels::cuda::device::{Arg, Device, Placement, Stage};
 use kernels::cuda::encoder::{Model, Output, Precision, Recipe, Residual};
-use kernels::cuda::engine::{DeviceEngine, Options};
+use kernels::cuda::engine::{DeviceEngine, Engine, Options};
 use kernels::cuda::whole::{MOST, Short};
 use kernels::reference;
 use kernels::weights::{BertConfig, Weights};
@@ -47,6 +47,8 @@ fn vectors(
 ) -> Vec<Vec<Vec<f32>>> {
     let output = Output::Vector(pooling);
     let mut engine = DeviceEngine::open(device, weights, &output, options).unwrap();
+    let is_one = engine.describe().contains("questions in one launch");
+    assert_eq!(is_one, options.short == Short::Whole);
     let run = |texts: &Vec<Text>| model::run(&mut engine, texts);
     mixes.iter().map(run).collect()
 }

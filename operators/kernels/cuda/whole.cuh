@@ -56,14 +56,14 @@ struct Pass {
   int weight_bytes;
 };
 
-// A product, and how many columns of it a block makes at a time.
+// A product, and how many columns of it a block makes at a time: a divisor.
 struct Product {
   const u16 *weight;
   const float *bias;
   int inputs, outputs, columns;
   bool is_gelu;
   DEVICE int chunks() const { return inputs / DEPTH; }
-  DEVICE int tiles() const { return (outputs + columns - 1) / columns; }
+  DEVICE int tiles() const { return outputs / columns; }
 };
 
 // A thread's view of its block.
@@ -132,21 +132,19 @@ DEVICE void load_floats(float *to, const float *from, int count, int thread) {
     ptx::copy16(ptx::shared(to + i), from + i, 16);
 }
 
-// Starts copying a tile's weights and its bias; rows past the last become zeros. A warp a row of W.
+// Starts copying a tile's weights and its bias. A warp a row of W.
 DEVICE void load_weights(const Block &b, const Product &product, int tile) {
   int first = tile * product.columns, pieces = product.inputs / tiles::CHUNK_HALVES;
   u32 to = ptx::shared(b.weights), chunk = (u32)product.columns * LINE;
 #pragma unroll 1
   for (int column = b.warp; column < product.columns; column += WARPS) {
-    bool is_inside = first + column < product.outputs;
-    const u16 *row = product.weight + (is_inside ? (size_t)(first + column) * product.inputs : 0);
+    const u16 *row = product.weight + (size_t)(first + column) * product.inputs;
 #pragma unroll 1
     for (int piece = b.lane; piece < pieces; piece += tiles::WARP)
       ptx::copy16(to + (u32)(piece / 8) * chunk + tiles::swizzled<8>(column, piece % 8),
-                  row + piece * tiles::CHUNK_HALVES, is_inside ? 16 : 0);
+                  row + piece * tiles::CHUNK_HALVES, 16);
   }
-  int count = product.outputs - first;
-  load_floats(b.bias, product.bias + first, count < product.columns ? count : product.columns, b.thread);
+  load_floats(b.bias, product.bias + first, product.columns, b.thread);
 }
 
 // Starts copying what this block's first tile of a product needs and no other block makes. A group of copies.
@@ -245,7 +243,7 @@ DEVICE void store_tile(const Block &b, const float (&sums)[COLUMNS / 2], const P
 #pragma unroll
   for (int i = 0; i < COLUMNS / 2; i += 2) {
     int row = b.warp * 16 + b.lane / 4 + i % 4 / 2 * 8, column = tile * COLUMNS + i / 4 * 8 + b.lane % 4 * 2;
-    if (row < b.rows && column < product.outputs)
+    if (row < b.rows)
       *(u32 *)(y + (size_t)row * product.outputs + column) = ptx::to_halves(sums[i], sums[i + 1]);
   }
 }

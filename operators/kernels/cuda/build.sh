@@ -92,18 +92,23 @@ done
 awk '
 function want(kernel,    shared_weights) {
     shared_weights = kernel ~ /_by[24]$/ ? " MULTICAST" : ""
+    if (kernel ~ /^whole_hopper/) return "HGMMA HMMA LDSM LDGSTS"
     if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG" shared_weights
     if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG" shared_weights
     if (kernel ~ /^linear_f16/ || kernel ~ /^attention_(f16|heads)/) return "HMMA LDSM LDGSTS"
     return ""
 }
 function threads(kernel) {
+    if (kernel ~ /^whole_hopper/) return 256
     if (kernel ~ /_hopper/) return 384
     return kernel ~ /^attention_(f16|heads)/ ? 128 : 256
 }
 function shared(kernel) {
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 96
     if (kernel ~ /^join_hopper/) return 1024 + 3 * 65536 + 8 * 16 * 144 + 48
+    # Of the default model and of BGE-base.
+    if (kernel == "whole_hopper_d32") return 1024 + 49152 + 24576 + 16 * 8192 + 3072 + 256 + 6 * 96
+    if (kernel == "whole_hopper_d64") return 1024 + 98304 + 49152 + 8 * 8192 + 6144 + 256 + 12 * 96
     if (kernel ~ /^narrow_int8/) return 1024 + 4 * 32768 + 2 * 16384 + 64
     if (kernel ~ /^linear_int8_hopper_gelu/) return 1024 + 4 * 32768 + 2 * 32768 + 64
     if (kernel ~ /_hopper_/) return 1024 + 3 * 40960 + 2 * 49152 + 48

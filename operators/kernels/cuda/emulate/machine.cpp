@@ -12,6 +12,10 @@
 #include "../pingpong.cuh"
 #include "../heads.cuh"
 #include "../bytes.cuh"
+#include "../rows.cuh"
+#include "../softmax.cuh"
+#include "../pool.cuh"
+#include "../whole.cuh"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -659,6 +663,9 @@ namespace join_hopper {
 namespace feed_hopper {
 #include "../feed_hopper.cu"
 }
+namespace whole_hopper {
+#include "../whole_hopper.cu"
+}
 namespace linear_int8_hopper {
 #include "../linear_int8_hopper.cu"
 }
@@ -696,6 +703,7 @@ const Entry ENTRIES[] = {
     ENTRY(linear_hopper, linear_hopper_heads_by2), ENTRY(linear_hopper, linear_hopper_heads_by4),
     ENTRY(linear_int8_hopper, linear_int8_hopper_heads), ENTRY(linear_int8_hopper, linear_int8_hopper_heads_by2),
     ENTRY(linear_int8_hopper, linear_int8_hopper_heads_by4),
+    ENTRY(whole_hopper, whole_hopper_d32), ENTRY(whole_hopper, whole_hopper_d64),
     ENTRY(join_hopper, join_hopper_384), ENTRY(join_hopper, join_hopper_384_by2),
     ENTRY(join_hopper, join_hopper_384_by4), ENTRY(feed_hopper, feed_hopper_384),
     ENTRY(feed_hopper, feed_hopper_384_by2), ENTRY(feed_hopper, feed_hopper_384_by4),

@@ -4,6 +4,7 @@
 //!   x = embed + LayerNorm                  halves, [tokens, hidden]
 //!   per layer   attention, feed-forward    seven launches, five or four: see `layer`
 //!   vectors     pool, scale to length 1            logits   first row ─▶ tanh pooler ─▶ classifier
+//!   a question  all of it in one launch, if the recipe says so: see `whole`
 //! ```
 //!
 //! A device decides which places for the residual are fastest (bench `gpu`).
@@ -13,15 +14,16 @@
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
-use super::arena::{Arena, piece, shapes};
+use super::arena::Arena;
 use super::batch::{Bucket, OnDevice};
+pub use super::buffers::Buffers;
 use super::device::{Device, Fault, Launch, Stage, Tensor};
-use super::int8::Quantized;
 use super::layer::{Layer, Pass};
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader};
 use super::norm::{Norm, Tables};
 pub use super::recipe::{Attention, Precision, Recipe, Residual};
+use super::whole::{self, Short, Whole};
 use super::{norm, pool};
 use crate::Pooling;
 use crate::weights::{BertConfig, Weights};
@@ -68,29 +70,7 @@ pub struct Model {
     norm: Norm,
     layers: Vec<Layer>,
     last: Last,
-}
-
-/// Rows for the largest batch of one slot.
-#[derive(Debug, Clone, Copy)]
-pub struct Buffers {
-    pub(super) x: Tensor,
-    pub(super) qkv: Tensor,
-    pub(super) context: Tensor,
-    pub(super) sum: Tensor,
-    pub(super) wide: Tensor,
-    first: Tensor,
-    pooled: Tensor,
-    /// `[texts, width]`, f32: what a pass leaves.
-    pub out: Tensor,
-    /// With [`Precision::Int8`].
-    pub(super) bytes: Option<ByteBuffers>,
-}
-
-/// x as bytes, and what is between the feed-forward products.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ByteBuffers {
-    pub(super) x: Quantized,
-    pub(super) wide: Quantized,
+    whole: Option<Whole>,
 }
 
 impl Model {
@@ -125,15 +105,27 @@ impl Model {
                 classifier: loader.dense(&head.classifier)?,
             },
         };
+        let multiprocessors = device.multiprocessors();
+        let addresses: Option<Vec<_>> = layers.iter().map(Layer::addresses).collect();
+        let whole = addresses.and_then(|layers| {
+            Whole::new(&config, recipe, multiprocessors, &layers, |words| {
+                loader.words(words)
+            })
+        });
         loader.finish(device)?;
+        let short = match whole {
+            Some(_) => Short::Whole,
+            None => Short::Launches,
+        };
         Ok(Model {
             config,
-            recipe,
-            multiprocessors: device.multiprocessors(),
+            recipe: Recipe { short, ..recipe },
+            multiprocessors,
             tables,
             norm: first,
             layers,
             last,
+            whole,
         })
     }
 
@@ -152,41 +144,31 @@ impl Model {
 
     /// Rows for passes up to a bucket.
     pub fn buffers(&self, arena: &mut Arena, most: Bucket) -> Buffers {
-        let shapes = shapes(&self.config, self.width(), self.recipe, most);
-        let mut tensors = shapes.into_iter().map(|(rows, columns, kind)| Tensor {
-            address: arena.take(rows * columns * kind.bytes()),
-            rows,
-            columns,
-            kind,
-        });
-        let mut next = || tensors.next().expect("as many shapes");
-        let mut buffers = Buffers {
-            x: next(),
-            qkv: next(),
-            context: next(),
-            sum: next(),
-            wide: next(),
-            first: next(),
-            pooled: next(),
-            out: next(),
-            bytes: None,
-        };
-        if self.recipe.precision == Precision::Int8 {
-            let mut quantized = || Quantized {
-                bytes: next(),
-                scales: next(),
-            };
-            buffers.bytes = Some(ByteBuffers {
-                x: quantized(),
-                wide: quantized(),
-            });
-        }
-        buffers
+        Buffers::take(&self.config, self.width(), self.recipe, most, arena)
     }
 
-    /// The launches of one pass over a batch. Cost of building: microseconds; engines do it once a
-    /// bucket.
+    /// The launches of one pass over a batch, or the one for a question ([`Short`]), of which no two may be
+    /// on the device at once. Cost of building: microseconds; engines do it once a bucket.
     pub fn forward(&self, batch: &OnDevice, buffers: &Buffers) -> Result<Vec<Launch>, Fault> {
+        let (Some(whole), Last::Vector(pooling)) = (&self.whole, &self.last) else {
+            return self.launches(batch, buffers);
+        };
+        if batch.bucket != whole::MOST {
+            return self.launches(batch, buffers);
+        }
+        let call = whole::Call {
+            batch,
+            buffers,
+            tables: &self.tables,
+            norm: &self.norm,
+            config: &self.config,
+            pooling: *pooling,
+        };
+        Ok(vec![whole.launch(&call)?])
+    }
+
+    /// The same without the one: passes of several slots may be on the device at once.
+    pub fn launches(&self, batch: &OnDevice, buffers: &Buffers) -> Result<Vec<Launch>, Fault> {
         let stage = self.recipe.stage;
         let b = buffers.within(batch.bucket);
         let launches = match b.bytes {
@@ -238,43 +220,6 @@ impl Model {
             _ => pool::logits(batch, b.pooled, classifier.0, classifier.1, b.out)?,
         });
         Ok(())
-    }
-}
-
-impl Buffers {
-    /// Device memory for passes up to a bucket.
-    pub(super) fn room(config: &BertConfig, width: usize, recipe: Recipe, most: Bucket) -> usize {
-        let shapes = shapes(config, width, recipe, most).into_iter();
-        let bytes = shapes.map(|(rows, columns, kind)| piece(rows * columns * kind.bytes()));
-        bytes.sum()
-    }
-
-    /// The same buffers with the rows of a smaller bucket.
-    fn within(&self, bucket: Bucket) -> Buffers {
-        let rows = |tensor: Tensor, rows: usize| Tensor {
-            rows: rows.min(tensor.rows),
-            ..tensor
-        };
-        Buffers {
-            x: rows(self.x, bucket.tokens),
-            qkv: rows(self.qkv, bucket.tokens),
-            context: rows(self.context, bucket.tokens),
-            sum: rows(self.sum, bucket.tokens),
-            wide: rows(self.wide, bucket.tokens),
-            first: rows(self.first, bucket.texts),
-            pooled: rows(self.pooled, bucket.texts),
-            out: rows(self.out, bucket.texts),
-            bytes: self.bytes.map(|ByteBuffers { x, wide }| {
-                let of = |quantized: Quantized| Quantized {
-                    bytes: rows(quantized.bytes, bucket.tokens),
-                    scales: rows(quantized.scales, bucket.tokens),
-                };
-                ByteBuffers {
-                    x: of(x),
-                    wide: of(wide),
-                }
-            }),
-        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
 use super::cluster::Cluster;
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
 use super::encoder::{Attention, Model, Output, Precision, Recipe, Residual};
+use super::whole::Short;
 use crate::weights::Weights;
 
 /// What a slot is for.
@@ -67,6 +68,8 @@ pub struct Options {
     pub cluster: Cluster,
     /// How attention is made.
     pub attention: Attention,
+    /// How the first slot's questions run.
+    pub short: Short,
     /// Slots, questions' first.
     pub slots: Vec<SlotPlan>,
     /// Captured graphs, or a launch after the other.
@@ -82,6 +85,7 @@ impl Options {
             precision: recipe.precision,
             cluster: recipe.cluster,
             attention: recipe.attention,
+            short: recipe.short,
             ..self
         }
     }
@@ -101,6 +105,7 @@ impl Default for Options {
             precision: Precision::default(),
             cluster: Cluster::default(),
             attention: Attention::default(),
+            short: Short::default(),
             slots: vec![
                 SlotPlan {
                     class: Class::Question,
@@ -154,6 +159,7 @@ impl DeviceEngine {
             precision: options.precision,
             cluster: options.cluster,
             attention: options.attention,
+            short: options.short,
         };
         // Before memory is taken: a device that cannot do it says so, and not that it is full.
         recipe.check(&weights.config)?;
@@ -163,9 +169,17 @@ impl DeviceEngine {
         let slots = options
             .slots
             .iter()
-            .map(|plan| {
+            .enumerate()
+            .map(|(nth, plan)| {
                 let device = device.as_mut();
-                open_slot(device, &mut arena, &model, *plan, options.has_graphs)
+                let is_first = nth == 0;
+                open_slot(
+                    device,
+                    &mut arena,
+                    &model,
+                    *plan,
+                    (is_first, options.has_graphs),
+                )
             })
             .collect::<Result<Vec<Slot>, Fault>>()?;
         Ok(DeviceEngine {
@@ -177,12 +191,14 @@ impl DeviceEngine {
     }
 }
 
+/// Of all slots only the first runs questions in one launch: two such launches at once, each with a part of the
+/// multiprocessors, would wait for the rest for ever.
 fn open_slot(
     device: &mut dyn Device,
     arena: &mut Arena,
     model: &Model,
     plan: SlotPlan,
-    has_graphs: bool,
+    (is_first, has_graphs): (bool, bool),
 ) -> Result<Slot, Fault> {
     let stream = device.stream(plan.class == Class::Question)?;
     let buffers = model.buffers(arena, plan.most);
@@ -194,7 +210,10 @@ fn open_slot(
     let mut passes = Vec::new();
     for bucket in BUCKETS.into_iter().filter(|b| b.tokens <= plan.most.tokens) {
         let batch = OnDevice::new(bucket, block);
-        let launches = model.forward(&batch, &buffers)?;
+        let launches = match is_first {
+            true => model.forward(&batch, &buffers)?,
+            false => model.launches(&batch, &buffers)?,
+        };
         let pass = match has_graphs {
             true => Pass::Graph(device.capture(stream, &launches)?),
             false => Pass::Launches(launches),

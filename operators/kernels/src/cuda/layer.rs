@@ -22,6 +22,7 @@ use super::join::Join;
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader};
 use super::norm::{self, Norm};
+use super::whole::LAYER_WORDS;
 use crate::weights::{BertConfig, LayerWeights};
 
 /// A layer's weights on a device.
@@ -84,6 +85,26 @@ impl Layer {
             attention_norm: loader.norm(&parameters.norms[0], epsilon),
             norm: loader.norm(&parameters.norms[1], epsilon),
         })
+    }
+
+    /// Where its parameters are, in the order of `whole::Layer`; nothing of bytes.
+    pub(super) fn addresses(&self) -> Option<[u64; LAYER_WORDS]> {
+        let Products::Halves { qkv, widen, narrow } = self.products else {
+            return None;
+        };
+        let (products, norms) = (
+            [qkv, self.attention_out, widen, narrow],
+            [self.attention_norm, self.norm],
+        );
+        let parameters = (products.iter().map(|dense| dense.0))
+            .chain(products.iter().map(|dense| dense.1))
+            .chain(norms.iter().map(|norm| norm.gain))
+            .chain(norms.iter().map(|norm| norm.shift));
+        let mut addresses = [0; LAYER_WORDS];
+        for (to, tensor) in addresses.iter_mut().zip(parameters) {
+            *to = tensor.address;
+        }
+        Some(addresses)
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Reading order: docs/kernels.md, which explains the kernels with pictures; [`device`] (the seam),
-//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`int8`], [`attention`], [`norm`], [`pool`] beside `cuda/<op>.cu`,
+//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`int8`], [`attention`], [`norm`], [`pool`], [`whole`] beside `cuda/<op>.cu`,
 //! [`oracle`] (what they must compute), [`batch`], [`encoder`], [`engine`], [`service`], [`choose`] and
 //! [`driver`].
 //!
@@ -20,6 +20,7 @@
 pub mod arena;
 pub mod attention;
 pub mod batch;
+mod buffers;
 pub mod choose;
 pub mod cluster;
 pub mod device;
@@ -44,6 +45,7 @@ pub mod service;
 mod shift;
 pub mod sources;
 pub mod tiles;
+pub mod whole;
 mod worker;
 
 pub use batch::{Batch, Text};

@@ -10,6 +10,7 @@ use super::cluster::Cluster;
 use super::device::{Fault, Stage};
 use super::int8::GROUP;
 use super::join::Join;
+use super::whole::Short;
 use crate::weights::BertConfig;
 
 /// Where the residual is added on stages 1 to 3. Stage 0's products always do it.
@@ -67,6 +68,8 @@ pub struct Recipe {
     pub cluster: Cluster,
     /// How attention is made.
     pub attention: Attention,
+    /// How questions run.
+    pub short: Short,
 }
 
 impl fmt::Display for Recipe {
@@ -79,9 +82,12 @@ impl fmt::Display for Recipe {
         if self.cluster != Cluster::One {
             write!(f, ", clusters of {}", self.cluster.blocks())?;
         }
-        match self.attention {
-            Attention::Tiled => Ok(()),
-            Attention::Heads => f.write_str(", attention by heads"),
+        if self.attention == Attention::Heads {
+            f.write_str(", attention by heads")?;
+        }
+        match self.short {
+            Short::Launches => Ok(()),
+            Short::Whole => f.write_str(", questions in one launch"),
         }
     }
 }
@@ -95,11 +101,12 @@ impl Recipe {
             precision: Precision::default(),
             cluster: Cluster::default(),
             attention: Attention::default(),
+            short: Short::default(),
         }
     }
 
     /// What a stage has kernels for, with models of this shape. Attention does not see where the residual is added, nor
-    /// clusters how it is made: not every combination is listed.
+    /// clusters how it is made: not every combination is listed. Questions as all others.
     pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
         use Attention::{Heads, Tiled};
         use Cluster::{Four, One, Two};
@@ -130,6 +137,7 @@ impl Recipe {
                 precision,
                 cluster,
                 attention,
+                short: Short::default(),
             };
             clusters.iter().map(of).collect::<Vec<Recipe>>()
         };

@@ -8,13 +8,17 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 19] = [
+pub const FILES: [(&str, &str); 24] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
     ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
     ("cluster.cuh", include_str!("../../cuda/cluster.cuh")),
+    ("rows.cuh", include_str!("../../cuda/rows.cuh")),
+    ("softmax.cuh", include_str!("../../cuda/softmax.cuh")),
+    ("pool.cuh", include_str!("../../cuda/pool.cuh")),
+    ("whole.cuh", include_str!("../../cuda/whole.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
     ("heads.cuh", include_str!("../../cuda/heads.cuh")),
@@ -32,6 +36,10 @@ pub const FILES: [(&str, &str); 19] = [
     ),
     ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
     ("feed_hopper.cu", include_str!("../../cuda/feed_hopper.cu")),
+    (
+        "whole_hopper.cu",
+        include_str!("../../cuda/whole_hopper.cu"),
+    ),
     (
         "linear_int8_hopper.cu",
         include_str!("../../cuda/linear_int8_hopper.cu"),
@@ -54,7 +62,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 10] = [
+pub const MODULES: [Module; 11] = [
     Module {
         name: "linear",
         kernels: &[
@@ -133,6 +141,11 @@ pub const MODULES: [Module; 10] = [
             "feed_hopper_384_by2",
             "feed_hopper_384_by4",
         ],
+        is_hopper: true,
+    },
+    Module {
+        name: "whole_hopper",
+        kernels: &["whole_hopper_d32", "whole_hopper_d64"],
         is_hopper: true,
     },
     Module {

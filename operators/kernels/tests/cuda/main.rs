@@ -11,6 +11,8 @@ mod hangs;
 mod int8;
 mod model;
 mod weather;
+mod whole;
+mod whole_emulated;
 
 use emulator::{Emulator, Weather};
 use int8::Sums;

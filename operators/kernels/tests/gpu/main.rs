@@ -17,6 +17,8 @@ mod int8;
 mod model;
 mod real;
 mod sanitized;
+#[path = "../cuda/whole.rs"]
+mod whole;
 
 use std::sync::Arc;
 
@@ -305,6 +307,28 @@ fn vectors_do_not_depend_on_neighbours() {
                 model::is_invariant(&make, config.clone(), &options, &lengths);
             }
         }
+    }
+}
+
+#[test]
+fn a_model_in_one_launch_gives_the_bits_of_many() {
+    let Some(mut first) = device("one launch") else {
+        return;
+    };
+    if first.best_stage() < Stage::Hopper {
+        return skip("one launch", "the device has no wgmma");
+    }
+    let make = || -> Box<dyn Device> { Box::new(Driver::open(0).unwrap()) };
+    // The oracle takes the time.
+    for (config, pooling, mixes) in [
+        (model::shape(384, 6, 12, 1536), Pooling::Mean, 2),
+        (model::shape(384, 1, 6, 1536), Pooling::Mean, 6),
+        (model::shape(768, 2, 12, 3072), Pooling::Cls, 4),
+        (model::shape(128, 2, 4, 256), Pooling::Mean, 9),
+    ] {
+        whole::leaves_the_rest_alone(&mut first, config.clone(), &[12, 17]);
+        whole::equals_the_launches(&make, config.clone(), pooling, &whole::MIXES[..mixes]);
+        whole::is_invariant(&make, config, &[5, 1, 66, 16, 30, 12, 64]);
     }
 }
 

@@ -5,7 +5,7 @@ use kernels::cuda::encoder::Residual;
 use kernels::cuda::engine::Options;
 use kernels::cuda::linear::Epilogue;
 
-use super::{Driver, Sums, checks, device, int8, model, stages};
+use super::{Driver, Sums, checks, device, int8, model, stages, whole};
 
 #[test]
 fn small_products() {
@@ -91,5 +91,19 @@ fn small_model() {
         };
         let device = Box::new(Driver::open(0).unwrap());
         model::equals_the_oracle(device, model::shape(64, 1, 2, 128), &options, &[2, 65, 17]);
+    }
+}
+
+#[test]
+fn small_model_in_one_launch() {
+    let Some(mut device) = device("small model in one launch") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return;
+    }
+    for (heads, width) in [(4, 32), (2, 64)] {
+        let config = model::shape(heads * width, 1, heads, 128);
+        whole::leaves_the_rest_alone(&mut device, config, &[12, 17]);
     }
 }

@@ -1,7 +1,11 @@
 //! A whole model in one launch on the emulated GPU: `whole` at sizes that it can afford, and its memory.
 
 use kernels::Pooling;
-use kernels::cuda::device::Device;
+use kernels::cuda::batch::Text;
+use kernels::cuda::device::{Device, Stage};
+use kernels::cuda::encoder::Output;
+use kernels::cuda::engine::{DeviceEngine, Engine, Options};
+use kernels::weights::Weights;
 
 use super::WEATHERS;
 use super::emulator::{Emulator, Weather};
@@ -67,4 +71,29 @@ fn one_launch_leaves_rows_past_the_count_alone() {
         device.multiprocessors = 3;
         whole::leaves_the_rest_alone(&mut device, model::shape(128, 2, 4, 256), lengths);
     }
+}
+
+#[test]
+fn what_the_kernel_does_not_take_runs_as_launches() {
+    let open = |stage, (hidden, heads, inner)| {
+        let options = Options {
+            stage: Some(stage),
+            ..whole::options()
+        };
+        let weights = Weights::generate(model::shape(hidden, 1, heads, inner), 7);
+        let output = Output::Vector(Pooling::Mean);
+        let device = machine(WEATHERS[0], 2)();
+        let mut engine = DeviceEngine::open(device, &weights, &output, &options).unwrap();
+        let text = Text::new(vec![1, 2, 3]);
+        assert!(
+            model::run(&mut engine, &[text])[0]
+                .iter()
+                .all(|x| x.is_finite())
+        );
+        engine.describe().contains("questions in one launch")
+    };
+    assert!(open(Stage::Hopper, (128, 4, 128)));
+    assert!(!open(Stage::TensorCore, (128, 4, 128)));
+    assert!(!open(Stage::Hopper, (96, 3, 96)));
+    assert!(!open(Stage::Hopper, (128, 4, 192)));
 }

@@ -31,6 +31,12 @@ template <int CLUSTER> DEVICE void meet() {
     ptx::cluster_sync();
 }
 
+// The end: others may still write into this block's memory, or arrive there.
+template <int CLUSTER> DEVICE void leave() {
+  if (CLUSTER > 1)
+    ptx::cluster_leave();
+}
+
 // One thread of each block: brings its share of ROWS rows, from `row` of the map on, to all blocks. A box of the map
 // has ROWS / CLUSTER rows of 128 bytes.
 template <int CLUSTER, int ROWS> DEVICE void bring(u32 to, const TensorMap *map, int column, int row, u32 full) {

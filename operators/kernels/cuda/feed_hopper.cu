@@ -94,7 +94,7 @@ template <int CLUSTER> struct Producer {
 
   // A step's PARTS · 128 rows from `row` on.
   template <int PARTS> DEVICE void step(const Stage &stage, const TensorMap *map, int column, int row) const {
-    ptx::barrier_wait_all(stage.empty, stage.parity ^ 1); // fresh: at once
+    ptx::barrier_wait(stage.empty, stage.parity ^ 1); // fresh: at once
     ptx::barrier_expect(stage.full, PARTS * 128 * DEPTH * 2);
     cluster::bring_parts<CLUSTER, 128, PARTS>(stage.at, map, column, row, stage.full);
   }
@@ -348,8 +348,12 @@ DEVICE void feed(const TensorMap *from, const TensorMap *w1, const TensorMap *w2
   unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
   u32 base = ptx::shared(memory);
   int chunks = (wide + CHUNK - 1) / CHUNK;
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
+    ptx::prefetch_map(from);
+    ptx::prefetch_map(w1);
+    ptx::prefetch_map(w2);
     prepare<CLUSTER>(base);
+  }
   cluster::meet<CLUSTER>();
   if (threadIdx.x < GROUP) {
     ptx::registers_down<40>();
@@ -360,7 +364,7 @@ DEVICE void feed(const TensorMap *from, const TensorMap *w1, const TensorMap *w2
     ptx::registers_up<232>();
     consume<CLUSTER>(memory, count, bias1, bias2, x, gain, shift, wide, epsilon, chunks);
   }
-  cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
+  cluster::leave<CLUSTER>();
 }
 
 } // namespace

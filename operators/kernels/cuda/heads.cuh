@@ -22,7 +22,7 @@ struct Planes {
 };
 
 // As store_tile of rows. `done` is swizzled as there.
-template <int WIDTH, class Work>
+template <int WIDTH, int AT_ONCE, class Work>
 DEVICE void store_tile(const unsigned char *done, const Planes &planes, const Place<Work> &place) {
   constexpr int HEAD = 32, CHUNKS = HEAD / tiles::CHUNK_HALVES, ROWS = 8, WARPS = GROUP / tiles::WARP;
   int lane = place.thread % tiles::WARP, warp = place.thread / tiles::WARP;

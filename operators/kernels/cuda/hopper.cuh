@@ -54,21 +54,10 @@ DEVICE void barrier_wait(u32 barrier, u32 parity) {
                : "memory");
 }
 
-// The same where other blocks of the cluster arrive too: what their threads did before is seen.
-DEVICE void barrier_wait_all(u32 barrier, u32 parity) {
-  asm volatile("{\n"
-               ".reg .pred done;\n"
-               "again_%=:\n"
-               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-               "@done bra over_%=;\n"
-               "bra again_%=;\n"
-               "over_%=:\n"
-               "}" ::"r"(barrier),
-               "r"(parity)
-               : "memory");
-}
-
 // ---- the copy engine (TMA) --------------------------------------------------------------------------
+
+// A map is on its way before it is needed.
+DEVICE void prefetch_map(const TensorMap *map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
 // Starts copying the map's box whose first element is (row, column); zeros stand for what is outside.
 // All its bytes, zeros too, are counted by the barrier.
@@ -93,6 +82,11 @@ DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// The same at a kernel's end, where nobody reads any more what others wrote.
+DEVICE void cluster_leave() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
 // The same box into the shared memory of every block in the mask `blocks`, at the same place; each block's
 // barrier at that place counts the bytes that came to it.
 DEVICE void load_box_to(u32 to, const TensorMap *map, int column, int row, u32 barrier, u32 blocks) {
@@ -101,38 +95,16 @@ DEVICE void load_box_to(u32 to, const TensorMap *map, int column, int row, u32 b
                : "memory");
 }
 
-// Arrives at the barrier that lies at the same place in another of the cluster's blocks.
+// Arrives at the barrier that lies at the same place in another of the cluster's blocks. It orders nothing that this thread
+// wrote: with a release for the cluster ptxas waits for all its stores first, hundreds of clocks for each stage of a ring.
+// What stages hold is read by wgmma alone, which has ended.
 DEVICE void barrier_arrive_at(u32 barrier, int rank) {
   asm volatile("{\n"
                ".reg .b32 there;\n"
                "mapa.shared::cluster.u32 there, %0, %1;\n"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+               "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
                "}" ::"r"(barrier),
                "r"(rank)
-               : "memory");
-}
-
-// ---- words in device memory that all blocks of a grid meet at ---------------------------------------
-
-// Adds, and gives what was there before. What this thread saw before is seen by whoever waited for the sum.
-DEVICE u32 add_release(u32 *word, u32 value) {
-  u32 before;
-  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(value) : "memory");
-  return before;
-}
-
-// Waits until the word is `least` or at most 2³¹ − 1 further, round 2³².
-DEVICE void wait_acquire(const u32 *word, u32 least) {
-  asm volatile("{\n"
-               ".reg .pred is_early;\n"
-               ".reg .b32 off;\n"
-               "again_%=:\n"
-               "ld.acquire.gpu.global.u32 off, [%0];\n"
-               "sub.s32 off, off, %1;\n"
-               "setp.lt.s32 is_early, off, 0;\n"
-               "@is_early bra again_%=;\n"
-               "}" ::"l"(word),
-               "r"(least)
                : "memory");
 }
 

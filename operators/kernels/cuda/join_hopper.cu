@@ -57,7 +57,7 @@ DEVICE void produce(u32 memory, const TensorMap *from, const TensorMap *w, const
 #pragma unroll 1
     for (int k = 0; k < steps; k++, step++) {
       u32 stage = memory + (u32)(step % STAGES) * STAGE_BYTES, barrier = full(memory, step);
-      ptx::barrier_wait_all(empty(memory, step), parity(step) ^ 1); // fresh: at once
+      ptx::barrier_wait(empty(memory, step), parity(step) ^ 1); // fresh: at once
       ptx::barrier_expect(barrier, STAGE_BYTES);
       ptx::load_box(stage, from, k * DEPTH, row0, barrier);
       cluster::bring_parts<CLUSTER, 128, HIDDEN / 128>(stage + X_BYTES, w, k * DEPTH, 0, barrier);
@@ -187,6 +187,8 @@ DEVICE void join(const TensorMap *from, const TensorMap *w, const int *count, co
   u32 base = ptx::shared(memory);
   int steps = (inputs + DEPTH - 1) / DEPTH;
   if (threadIdx.x == 0) {
+    ptx::prefetch_map(from);
+    ptx::prefetch_map(w);
     for (int stage = 0; stage < STAGES; stage++) {
       ptx::barrier_init(full(base, stage), 1);
       ptx::barrier_init(empty(base, stage), CLUSTER * WARPS);
@@ -203,7 +205,7 @@ DEVICE void join(const TensorMap *from, const TensorMap *w, const int *count, co
     ptx::registers_up<232>();
     consume<CLUSTER>(memory, count, bias, x, gain, shift, steps, epsilon);
   }
-  cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
+  cluster::leave<CLUSTER>();
 }
 
 } // namespace

@@ -18,6 +18,7 @@ using namespace pingpong;
 // Y is u16 * or Planes.
 template <int EPILOGUE, int CLUSTER, class Y = u16 *> struct Finish {
   static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
+  static constexpr int AT_ONCE = 2;
   using Tiles = Work<WIDTH, Halves::DEPTH, CLUSTER>;
   const float *bias;
   const u16 *residual;
@@ -33,15 +34,14 @@ template <int EPILOGUE, int CLUSTER, class Y = u16 *> struct Finish {
     for (int n = 0; n < WIDTH / 8; n++) {
       int column = n * 8 + t * 2;
       bool is_column = column0 + column < work.columns;
-      float bias0 = is_column ? bias[column0 + column] : 0.0f;
-      float bias1 = is_column ? bias[column0 + column + 1] : 0.0f;
+      Pair b = is_column ? *(const Pair *)(bias + column0 + column) : Pair{0.0f, 0.0f};
 #pragma unroll
       for (int half = 0; half < 2; half++)
 #pragma unroll
         for (int eight = 0; eight < 2; eight++) {
           int row = place.row(half, eight);
-          float low = activate<EPILOGUE>(sums[half][n * 4 + eight * 2] + bias0);
-          float high = activate<EPILOGUE>(sums[half][n * 4 + eight * 2 + 1] + bias1);
+          float low = activate<EPILOGUE>(sums[half][n * 4 + eight * 2] + b.low);
+          float high = activate<EPILOGUE>(sums[half][n * 4 + eight * 2 + 1] + b.high);
           if (EPILOGUE == RESIDUAL && is_column && row0 + row < work.rows()) {
             u32 r = *(const u32 *)(residual + (size_t)(row0 + row) * work.columns + column0 + column);
             low += ptx::from_half((u16)r);

@@ -32,6 +32,7 @@ struct Scales {
 // Y is u16 * or Planes.
 template <int CLUSTER, class Y = u16 *> struct FinishHalves {
   static constexpr int WIDTH = 192, CHUNKS = WIDTH / tiles::CHUNK_HALVES; // of a tile, of a finished row of it
+  static constexpr int AT_ONCE = 4;
   using Tiles = Work<WIDTH, Bytes::DEPTH, CLUSTER>;
   Scales scales;
   Y y;
@@ -64,16 +65,17 @@ template <int CLUSTER, class Y = u16 *> struct FinishHalves {
 
 template <int CLUSTER> struct FinishGelu {
   static constexpr int WIDTH = 128, CHUNKS = WIDTH / tiles::CHUNK_BYTES; // a scale stands for 128 columns
+  static constexpr int AT_ONCE = 4;
   using Tiles = Work<WIDTH, Bytes::DEPTH, CLUSTER>;
   Scales scales;
   unsigned char *y;
   float *y_scales; // [capacity, outputs / 128]
 
-  // One row of a lane's four.
-  DEVICE void row(unsigned char *done, const int (&sums)[64], int at, int eight, const Place<Tiles> &place) const {
+  // One row of a lane's four, of this scale.
+  DEVICE void row(unsigned char *done, const int (&sums)[64], int at, int eight, float scale,
+                  const Place<Tiles> &place) const {
     const Tiles &work = place.work;
     int row = place.row0() + at, t = place.thread % 4, column0 = place.column0() + t * 2;
-    float scale = scales.row(row, work.rows());
     float v[32];
 #pragma unroll
     for (int n = 0; n < WIDTH / 8; n++) {
@@ -99,9 +101,13 @@ template <int CLUSTER> struct FinishGelu {
   }
 
   DEVICE void tile(unsigned char *done, const int (&sums)[2][64], const Place<Tiles> &place) const {
+    float of_row[4]; // asked for before any is needed
 #pragma unroll
     for (int i = 0; i < 4; i++)
-      row(done, sums[i / 2], place.row(i / 2, i % 2), i % 2, place);
+      of_row[i] = scales.row(place.row0() + place.row(i / 2, i % 2), place.work.rows());
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      row(done, sums[i / 2], place.row(i / 2, i % 2), i % 2, of_row[i], place);
   }
 };
 

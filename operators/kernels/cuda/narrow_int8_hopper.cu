@@ -114,7 +114,7 @@ DEVICE void finish_tile(unsigned char *done, const float (&sums)[64], const floa
                          sums[n * 4 + eight * 2 + 1] * weights.high + added.high);
   }
   ptx::part_sync(STORED + group, GROUP);
-  store_rows<ROWS, CHUNKS>(done, (unsigned char *)(y + (size_t)row0 * work.columns + column0),
+  store_rows<ROWS, CHUNKS, 4>(done, (unsigned char *)(y + (size_t)row0 * work.columns + column0),
                            (size_t)work.columns * 2, work.rows() - row0, (work.columns - column0) * 2, thread);
   ptx::part_sync(STORED + group, GROUP); // before the next tile is written there
 }
@@ -143,8 +143,11 @@ DEVICE void narrow(const TensorMap *x, const TensorMap *w, const int *count, con
   unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
   Steps<CLUSTER> ring = {ptx::shared(memory)};
   Tiles<CLUSTER> work = {count, inputs, outputs};
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
+    ptx::prefetch_map(x);
+    ptx::prefetch_map(w);
     ring.prepare(2 * GROUP / tiles::WARP);
+  }
   cluster::meet<CLUSTER>();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
@@ -156,8 +159,7 @@ DEVICE void narrow(const TensorMap *x, const TensorMap *w, const int *count, con
     ptx::registers_up<240>();
     consume(memory, rows, columns, bias, y, work, group - 1, (int)threadIdx.x % GROUP);
   }
-  if (CLUSTER > 1)
-    cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
+  cluster::leave<CLUSTER>();
 }
 
 } // namespace

@@ -92,18 +92,19 @@ DEVICE void multiply_tile(const Ring &ring, typename Operands::Sum (&sums)[2][CO
 }
 
 // Brings a finished tile from where `tiles::swizzled` put it to Y.
-template <int WIDTH, class Work, class Element>
+template <int WIDTH, int AT_ONCE, class Work, class Element>
 DEVICE void store_tile(const unsigned char *done, Element *y, const Place<Work> &place) {
   constexpr int SIZE = sizeof(Element);
   const Work &work = place.work;
   int row0 = place.row0(), column0 = place.column0();
-  store_rows<TILE, WIDTH * SIZE / tiles::CHUNK_BYTES>(
+  store_rows<TILE, WIDTH * SIZE / tiles::CHUNK_BYTES, AT_ONCE>(
       done, (unsigned char *)(y + (size_t)row0 * work.columns + column0), (size_t)work.columns * SIZE,
       work.rows() - row0, (work.columns - column0) * SIZE, place.thread);
 }
 
-// Warpgroup 1 (group 0) or 2 (group 1): every other tile of this block. `finish` has three members:
+// Warpgroup 1 (group 0) or 2 (group 1): every other tile of this block. `finish` has four members:
 //   WIDTH                      columns of a tile
+//   AT_ONCE                    chunks of a finished tile that a thread has in registers: see store_rows
 //   tile(done, sums, place)    leaves the finished tile in shared memory, where `tiles::swizzled` says
 //   y                          where Y begins, halves or bytes
 template <class Operands, int CLUSTER, class Finish, class Work>
@@ -129,7 +130,7 @@ DEVICE void consume(unsigned char *memory, const Work &work, const Finish &finis
     Place<Work> place = {work, tile, own};
     finish.tile(done, sums, place);
     ptx::part_sync(STORED + group, GROUP);
-    store_tile<WIDTH>(done, finish.y, place);
+    store_tile<WIDTH, Finish::AT_ONCE>(done, finish.y, place);
     ptx::part_sync(STORED + group, GROUP); // before the next tile is written there
   }
 }
@@ -144,8 +145,11 @@ DEVICE void multiply(const TensorMap *x, const TensorMap *w, const int *count, i
   // The swizzle is a pattern of addresses: stages begin at a multiple of 1,024 wherever the memory does.
   unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
   typename Places<WIDTH, CLUSTER>::Ring ring = {ptx::shared(memory)};
-  if (threadIdx.x == 0)
+  if (threadIdx.x == 0) {
+    ptx::prefetch_map(x);
+    ptx::prefetch_map(w);
     ring.prepare(GROUP / tiles::WARP);
+  }
   cluster::meet<CLUSTER>();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
@@ -157,8 +161,7 @@ DEVICE void multiply(const TensorMap *x, const TensorMap *w, const int *count, i
     ptx::registers_up<240>();
     consume<Operands, CLUSTER>(memory, work, finish, group - 1, (int)threadIdx.x % GROUP);
   }
-  if (CLUSTER > 1)
-    cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
+  cluster::leave<CLUSTER>();
 }
 
 } // namespace pingpong

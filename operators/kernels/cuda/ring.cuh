@@ -79,7 +79,7 @@ template <int WIDTH, u32 BARRIERS_AT, int CLUSTER> struct Ring {
 #pragma unroll 1 // the producer has few registers
       for (int k = 0; k < steps; k++, step++) {
         u32 to = stage(step), barrier = full(step);
-        ptx::barrier_wait_all(empty(step), parity(step) ^ 1); // fresh: at once
+        ptx::barrier_wait(empty(step), parity(step) ^ 1); // fresh: at once
         ptx::barrier_expect(barrier, STAGE_BYTES);
         ptx::load_box(to, x, k * DEPTH, work.row0(tile), barrier);
         cluster::bring<CLUSTER, WIDTH>(to + X_BYTES, w, k * DEPTH, work.column0(tile), barrier);
@@ -91,15 +91,26 @@ template <int WIDTH, u32 BARRIERS_AT, int CLUSTER> struct Ring {
 template <int WIDTH> constexpr u32 BYTES = (WIDTH > 128 ? 3u : 4u) * (X_BYTES + WIDTH * STEP_BYTES);
 
 // A warpgroup stores ROWS finished rows of CHUNKS · 16 bytes, from where `tiles::swizzled` put them, in whole
-// chunks. `y` is row `row0`'s first byte of the tile; rows and bytes past the ends stay where they are.
-template <int ROWS, int CHUNKS>
+// chunks. `y` is row `row0`'s first byte of the tile; rows and bytes past the ends stay where they are. AT_ONCE chunks of a
+// thread are read before any of them is stored (a store might be to where the next one is, for all the compiler knows):
+// as many as leave no sum spilled.
+template <int ROWS, int CHUNKS, int AT_ONCE>
 DEVICE void store_rows(const unsigned char *done, unsigned char *y, size_t pitch, int rows, int bytes, int thread) {
-#pragma unroll 4
-  for (int i = 0; i < ROWS * CHUNKS / GROUP; i++) {
-    int piece = thread + i * GROUP, row = piece / CHUNKS, chunk = piece % CHUNKS;
-    if (row < rows && chunk * tiles::CHUNK_BYTES < bytes)
-      *(tiles::Chunk *)(y + (size_t)row * pitch + chunk * tiles::CHUNK_BYTES) =
-          *(const tiles::Chunk *)(done + tiles::swizzled<CHUNKS>(row, chunk));
+  static_assert(ROWS * CHUNKS % (AT_ONCE * GROUP) == 0, "whole groups of chunks");
+#pragma unroll 1
+  for (int first = thread; first < ROWS * CHUNKS; first += AT_ONCE * GROUP) {
+    tiles::Chunk piece[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      int at = first + i * GROUP;
+      piece[i] = *(const tiles::Chunk *)(done + tiles::swizzled<CHUNKS>(at / CHUNKS, at % CHUNKS));
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      int at = first + i * GROUP, row = at / CHUNKS, chunk = at % CHUNKS;
+      if (row < rows && chunk * tiles::CHUNK_BYTES < bytes)
+        *(tiles::Chunk *)(y + (size_t)row * pitch + chunk * tiles::CHUNK_BYTES) = piece[i];
+    }
   }
 }
 

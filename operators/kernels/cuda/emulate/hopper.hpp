@@ -11,7 +11,7 @@ DEVICE void written_for_engines() {}
 DEVICE void barrier_arrive(u32 barrier) { emulate::barrier_arrive(barrier, 0); }
 DEVICE void barrier_expect(u32 barrier, u32 bytes) { emulate::barrier_arrive(barrier, bytes); }
 DEVICE void barrier_wait(u32 barrier, u32 parity) { emulate::barrier_wait(barrier, parity); }
-DEVICE void barrier_wait_all(u32 barrier, u32 parity) { emulate::barrier_wait(barrier, parity); }
+DEVICE void prefetch_map(const TensorMap *) {}
 DEVICE void load_box(u32 to, const TensorMap *map, int column, int row, u32 barrier) {
   emulate::load_box(to, map, column, row, barrier);
 }
@@ -21,6 +21,7 @@ DEVICE void load_box_to(u32 to, const TensorMap *map, int column, int row, u32 b
 }
 DEVICE int cluster_rank() { return emulate::cluster_rank(); }
 DEVICE void cluster_sync() { emulate::cluster_sync(); }
+DEVICE void cluster_leave() { emulate::cluster_sync(); }
 DEVICE void barrier_arrive_at(u32 barrier, int rank) { emulate::barrier_arrive(barrier, 0, rank); }
 
 DEVICE u32 add_release(u32 *word, u32 value) {

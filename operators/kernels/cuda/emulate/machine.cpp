@@ -11,6 +11,7 @@
 #include "../ring.cuh"
 #include "../pingpong.cuh"
 #include "../bytes.cuh"
+#include "../quantize.cuh"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -620,6 +621,9 @@ namespace join_hopper {
 namespace feed_hopper {
 #include "../feed_hopper.cu"
 }
+namespace feed_int8_hopper {
+#include "../feed_int8_hopper.cu"
+}
 namespace linear_int8_hopper {
 #include "../linear_int8_hopper.cu"
 }
@@ -654,6 +658,8 @@ const Entry ENTRIES[] = {
     ENTRY(join_hopper, join_hopper_384), ENTRY(join_hopper, join_hopper_384_by2),
     ENTRY(join_hopper, join_hopper_384_by4), ENTRY(feed_hopper, feed_hopper_384),
     ENTRY(feed_hopper, feed_hopper_384_by2), ENTRY(feed_hopper, feed_hopper_384_by4),
+    ENTRY(feed_int8_hopper, feed_int8_hopper_384), ENTRY(feed_int8_hopper, feed_int8_hopper_384_by2),
+    ENTRY(feed_int8_hopper, feed_int8_hopper_384_by4),
     ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu),
     ENTRY(narrow_int8_hopper, narrow_int8_hopper), ENTRY(norm, embed_int8), ENTRY(norm, add_norm_int8),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),

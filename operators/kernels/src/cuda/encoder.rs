@@ -112,7 +112,7 @@ impl fmt::Display for Recipe {
         } = self;
         match precision {
             Precision::Half => write!(f, "{stage}, residual {residual:?}"),
-            Precision::Int8 => write!(f, "{stage}, int8"),
+            Precision::Int8 => write!(f, "{stage}, int8, residual {residual:?}"),
         }
     }
 }
@@ -126,7 +126,8 @@ impl Recipe {
             .into_iter()
             .chain(fused)
             .map(|place| (place, Precision::Half));
-        let recipes = places.chain([(InNorm, Precision::Int8)]);
+        let of_bytes = [InNorm, FusedFeed(Cluster::Two), FusedFeed(Cluster::Four)];
+        let recipes = places.chain(of_bytes.map(|place| (place, Precision::Int8)));
         recipes
             .map(|(residual, precision)| Recipe {
                 stage,
@@ -158,9 +159,10 @@ impl Recipe {
             )));
         }
         let is_whole = hidden.is_multiple_of(GROUP) && wide.is_multiple_of(GROUP);
-        if !is_whole || self.residual != Residual::InNorm {
+        let has_kernels = matches!(self.residual, Residual::InNorm | Residual::FusedFeed(_));
+        if !is_whole || !has_kernels {
             return Err(Fault::Unavailable(format!(
-                "int8 for {hidden} columns and {wide} between, residual {:?}: expected multiples of {GROUP} and {:?}",
+                "int8 for {hidden} columns and {wide} between, residual {:?}: expected multiples of {GROUP}, and {:?} or FusedFeed",
                 self.residual,
                 Residual::InNorm
             )));

@@ -8,13 +8,15 @@
 //! ```
 //!
 //! Seven launches. The residual is added by the LayerNorm, which has the row in registers anyway, or by
-//! the product, or the product makes the LayerNorm too ([`Residual`]); bytes have the first way only.
+//! the product, or the product makes the LayerNorm too ([`Residual`]); bytes have the first way, and the whole
+//! feed-forward half in one kernel, before which x is in halves only.
 
 use super::attention;
 use super::batch::OnDevice;
 use super::device::{Fault, Launch, Stage, Tensor};
 use super::encoder::{Buffers, Precision, Recipe, Residual};
 use super::feed::Feed;
+use super::feed_int8::FeedInt8;
 use super::int8::{Product, Quantized, Rotation};
 use super::join::Join;
 use super::linear::{Epilogue, Linear};
@@ -146,6 +148,19 @@ impl Pass<'_> {
         self.launches
             .push(of(bytes.x, qkv).halves(b.qkv, multiprocessors)?);
         self.attention()?;
+        if let Residual::FusedFeed(cluster) = self.recipe.residual {
+            self.join(b.context, layer.attention_out, &layer.attention_norm)?;
+            let feed = FeedInt8 {
+                count,
+                widen,
+                narrow,
+                norm: layer.norm,
+                x: b.x,
+                bytes: bytes.x,
+            };
+            self.launches.push(feed.launch(cluster, multiprocessors)?);
+            return Ok(());
+        }
         self.product(b.context, layer.attention_out, None, Epilogue::Bias, b.sum)?;
         self.launches.extend([
             add_norm(&layer.attention_norm)?,

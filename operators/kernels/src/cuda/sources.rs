@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 17] = [
+pub const FILES: [(&str, &str); 20] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
@@ -17,6 +17,8 @@ pub const FILES: [(&str, &str); 17] = [
     ("cluster.cuh", include_str!("../../cuda/cluster.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
+    ("quantize.cuh", include_str!("../../cuda/quantize.cuh")),
+    ("feed_int8.cuh", include_str!("../../cuda/feed_int8.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
     ("attention.cu", include_str!("../../cuda/attention.cu")),
     ("norm.cu", include_str!("../../cuda/norm.cu")),
@@ -27,6 +29,10 @@ pub const FILES: [(&str, &str); 17] = [
     ),
     ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
     ("feed_hopper.cu", include_str!("../../cuda/feed_hopper.cu")),
+    (
+        "feed_int8_hopper.cu",
+        include_str!("../../cuda/feed_int8_hopper.cu"),
+    ),
     (
         "linear_int8_hopper.cu",
         include_str!("../../cuda/linear_int8_hopper.cu"),
@@ -49,7 +55,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 9] = [
+pub const MODULES: [Module; 10] = [
     Module {
         name: "linear",
         kernels: &[
@@ -115,6 +121,15 @@ pub const MODULES: [Module; 9] = [
             "feed_hopper_384",
             "feed_hopper_384_by2",
             "feed_hopper_384_by4",
+        ],
+        is_hopper: true,
+    },
+    Module {
+        name: "feed_int8_hopper",
+        kernels: &[
+            "feed_int8_hopper_384",
+            "feed_int8_hopper_384_by2",
+            "feed_int8_hopper_384_by4",
         ],
         is_hopper: true,
     },

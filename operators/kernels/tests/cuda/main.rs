@@ -7,6 +7,7 @@
 mod bed;
 mod checks;
 mod emulator;
+mod feed_int8;
 mod hangs;
 mod int8;
 mod model;
@@ -127,6 +128,40 @@ fn the_feed_forward_half_equals_the_oracle() {
         }
     }
     checks::feed_is_invariant(&mut Emulator::new(WEATHERS[2]), 100, 136);
+}
+
+#[test]
+fn the_feed_forward_half_of_bytes_equals_the_oracle() {
+    // Rows: none; one; a tile's edge; three tiles a block, four. Inner width: chunks odd and even, one and many.
+    let sizes = [
+        (0, 128),
+        (1, 640),
+        (63, 256),
+        (64, 128),
+        (65, 384),
+        (129, 256),
+        (257, 384),
+        (449, 128),
+    ];
+    for (i, (rows, wide)) in sizes.into_iter().enumerate() {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            feed_int8::feed(&mut Emulator::new(weather), rows, wide);
+        }
+    }
+    feed_int8::is_invariant(&mut Emulator::new(WEATHERS[2]), 200, 256);
+    feed_int8::what_is_not_finite_stays_so(&mut Emulator::new(WEATHERS[1]));
+    feed_int8::zeros_stay_zeros(&mut Emulator::new(WEATHERS[0]));
+}
+
+#[test]
+fn the_feed_forward_half_of_bytes_bears_every_weather() {
+    for order in 0..4 {
+        for is_late in [false, true] {
+            let mut device = Emulator::new(Weather { order, is_late });
+            feed_int8::feed(&mut device, 130, 384);
+            feed_int8::feed(&mut device, 321, 256);
+        }
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // feed_int8_hopper.cu's shared memory and barriers, and its first warpgroup: what is there before the products, and behind
 // them. The picture and the laws are there.
 //
-//   x as bytes 2 × 24 KB │ H 2 × 8 KB │ W1 4 × 16 KB │ W2 2 × 48 KB │ scales of x and H │ 22 barriers         225.2 KB
+//   x as bytes 2 × 24 KB │ H 4 × 8 KB │ W1 3 × 16 KB │ W2 2 × 48 KB │ scales of x and H │ 24 barriers         225.7 KB
 //
 //   thread 0       asks the copy engine for W1 and W2
 //   warps 1 – 3    in halves, from device memory: x of the next tile ▶ bytes here; finished rows ▶ bytes there
@@ -13,14 +13,14 @@ namespace feed_int8 {
 using cluster::Tiles;
 
 constexpr int ROWS = 64, HIDDEN = 384, CHUNK = 128, DEPTH = 128, OWN = HIDDEN / 2, PARTS = 2, PART = OWN / PARTS;
-constexpr int FIRST_STEPS = HIDDEN / DEPTH, FIRST_STAGES = 4;
+constexpr int FIRST_STEPS = HIDDEN / DEPTH, FIRST_STAGES = 3, H_STAGES = 4;
 constexpr int GROUP = 128, THREADS = 3 * GROUP, GROUP_WARPS = GROUP / tiles::WARP, WARPS = 2 * GROUP_WARPS;
 constexpr int HELPERS = GROUP_WARPS - 1;
 constexpr u32 BOX = ROWS * DEPTH; // of x and of H: 64 rows of 128 bytes
 constexpr u32 X_BYTES = FIRST_STEPS * BOX, FIRST_BYTES = CHUNK * DEPTH, SECOND_BYTES = HIDDEN * DEPTH;
-constexpr u32 H_AT = 2 * X_BYTES, FIRST_AT = H_AT + 2 * BOX, SECOND_AT = FIRST_AT + FIRST_STAGES * FIRST_BYTES;
+constexpr u32 H_AT = 2 * X_BYTES, FIRST_AT = H_AT + H_STAGES * BOX, SECOND_AT = FIRST_AT + FIRST_STAGES * FIRST_BYTES;
 constexpr u32 X_SCALES_AT = SECOND_AT + 2 * SECOND_BYTES, H_SCALES_AT = X_SCALES_AT + 2 * ROWS * 4;
-constexpr u32 BARRIERS_AT = H_SCALES_AT + 2 * ROWS * 4;
+constexpr u32 BARRIERS_AT = H_SCALES_AT + H_STAGES * ROWS * 4;
 constexpr int MET = 1; // the named barrier of both groups; 0 is __syncthreads
 // In x's place, behind a tile's products: 16 rows and 64 columns leave a warp at a time (join_hopper.cu), then row sums.
 constexpr int SLICE = 64, SLICE_CHUNKS = SLICE / tiles::CHUNK_HALVES, PITCH = SLICE * 2 + tiles::CHUNK_BYTES;
@@ -32,26 +32,28 @@ struct Stage {
   u32 at, full, empty, parity;
 };
 template <int STAGES, u32 AT, u32 BYTES, int BARRIER> DEVICE Stage stage_of(u32 memory, int step) {
-  int i = step % STAGES;
-  u32 barrier = memory + BARRIERS_AT + (u32)(BARRIER + i) * 8;
-  return {memory + AT + (u32)i * BYTES, barrier, barrier + STAGES * 8, (u32)(step / STAGES) & 1};
+  u32 nth = (u32)step, i = nth % STAGES; // without a sign they are a mask and a shift
+  u32 barrier = memory + BARRIERS_AT + (BARRIER + i) * 8;
+  return {memory + AT + i * BYTES, barrier, barrier + STAGES * 8, nth / STAGES & 1};
 }
 DEVICE Stage x_stage(u32 memory, int tile) { return stage_of<2, 0, X_BYTES, 0>(memory, tile); }
-DEVICE Stage h_stage(u32 memory, int chunk) { return stage_of<2, H_AT, BOX, 4>(memory, chunk); }
-DEVICE Stage first_stage(u32 memory, int step) { return stage_of<FIRST_STAGES, FIRST_AT, FIRST_BYTES, 8>(memory, step); }
-DEVICE Stage second_stage(u32 memory, int step) { return stage_of<2, SECOND_AT, SECOND_BYTES, 16>(memory, step); }
-DEVICE u32 turn_of(u32 memory, int group) { return memory + BARRIERS_AT + (u32)(20 + group) * 8; }
+DEVICE Stage h_stage(u32 memory, int chunk) { return stage_of<H_STAGES, H_AT, BOX, 4>(memory, chunk); }
+DEVICE Stage first_stage(u32 memory, int step) { return stage_of<FIRST_STAGES, FIRST_AT, FIRST_BYTES, 12>(memory, step); }
+DEVICE Stage second_stage(u32 memory, int step) { return stage_of<2, SECOND_AT, SECOND_BYTES, 18>(memory, step); }
+DEVICE u32 turn_of(u32 memory, int group) { return memory + BARRIERS_AT + (u32)(22 + group) * 8; }
 
 // One thread. A stage of W1 is read by one group of each block, of W2 by both.
 template <int CLUSTER> DEVICE void prepare(u32 memory) {
   for (int i = 0; i < 2; i++) {
     ptx::barrier_init(x_stage(memory, i).full, HELPERS);
     ptx::barrier_init(x_stage(memory, i).empty, WARPS);
-    ptx::barrier_init(h_stage(memory, i).full, GROUP_WARPS);
-    ptx::barrier_init(h_stage(memory, i).empty, WARPS);
     ptx::barrier_init(second_stage(memory, i).full, 1);
     ptx::barrier_init(second_stage(memory, i).empty, CLUSTER * WARPS);
     ptx::barrier_init(turn_of(memory, i), GROUP_WARPS);
+  }
+  for (int i = 0; i < H_STAGES; i++) {
+    ptx::barrier_init(h_stage(memory, i).full, GROUP_WARPS);
+    ptx::barrier_init(h_stage(memory, i).empty, WARPS);
   }
   for (int i = 0; i < FIRST_STAGES; i++) {
     ptx::barrier_init(first_stage(memory, i).full, 1);

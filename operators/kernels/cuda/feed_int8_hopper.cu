@@ -9,11 +9,11 @@
 //              W1 128 rows of it            H = GELU(…), bytes          W2  384 rows, 128 columns
 //     K = 384 ┌───────────────┐            ┌──────────┐                ┌──────────┬──────────┐
 //   x 64×384 ▶│group c % 2    │ ─ + b1 ───▶│ 64×128   │── K = 128 ────▶│  group 0 │  group 1 │ 192 columns each
-//             └───────────────┘ 64 integers└──────────┘ two of them    └──────────┴──────────┘ 96 floats a thread
+//             └───────────────┘ 64 integers└──────────┘ four of them   └──────────┴──────────┘ 96 floats a thread
 //
 //   group 0   │ F1 c │ GELU c ▶ H₀ │ F2 c−1 │ F2 c │ F1 c+2 │ GELU c+2 ▶ H₀ │ …
 //   group 1     GELU c−1 ▶ H₁ │ F2 c−2 │ F2 c−1 │ F1 c+1 │ GELU c+1 ▶ H₁ │ …
-//   engine    ▐ W1 c, W2 c−1, W1 c+1, …: as they are used; ahead by 4 steps of 16 KB of W1 and 2 of 48 KB of W2
+//   engine    ▐ W1 c, W2 c−1, W1 c+1, …: as they are used; ahead by 3 steps of 16 KB of W1 and 2 of 48 KB of W2
 //
 // A chunk of H has a scale of its own, so its part of F2 is integers first, 96 columns at a time: they are scaled and added
 // to the floats while the tensor cores make the next 96. Both F2 lie behind GELU, or F1's 64 integers would have to live
@@ -23,13 +23,14 @@
 // are free, but not their instructions: quantize.cuh). A block's first tile and what its last one leaves, for which
 // everybody would wait, the groups do themselves.
 //
-// Rings, each stage with a barrier `full` and one `empty`: x as bytes 2, H 2, W1 4, W2 2. Barriers know a phase by its
+// Rings, each stage with a barrier `full` and one `empty`: x as bytes 2, H 4, W1 3, W2 2. Barriers know a phase by its
 // parity only: nobody may wait for a phase two ahead.
 //   x, H, W2   both groups take all stages in their order, so they are not.
 //   W1         a chunk's three steps are one group's: it waits for its turn, which the other group gives when it has
 //              waited for all steps of the chunk before. Chunks are counted over tiles' borders, so turns alternate.
 //   x empty    says, too, that a tile's rows are in device memory: then they are read from there and rounded to bytes.
-//   H empty    is waited for by the group that writes it, chunk after chunk of its own.
+//   H empty    is waited for by the group that writes it: two stages are each group's own. With one each, a group's GELU
+//              would wait for the other's F2 of two chunks before, which lies behind that one's GELU: never both at it.
 // x's place is free when a tile's last H is full, for the norm: row sums meet there, and rows leave through it.
 //
 // Invariants as in linear.cu: fixed order, no split, rows past the count not written. x in place. The bits do not depend on
@@ -57,11 +58,11 @@ template <int CLUSTER> DEVICE void widen(u32 memory, int (&sums)[64], u32 x, int
   for (int k = 0; k < FIRST_STEPS; k++) {
     Stage stage = first_stage(memory, nth * FIRST_STEPS + k);
     ptx::barrier_wait(stage.full, stage.parity);
+    u64 a = ptx::operand(x + (u32)k * BOX), b = ptx::operand(stage.at);
     ptx::products_begin();
 #pragma unroll
     for (int i = 0; i < DEPTH / 32; i++)
-      ptx::multiply_64x128x32(sums, ptx::operand(x + (u32)k * BOX + (u32)i * 32), ptx::operand(stage.at + (u32)i * 32),
-                              k > 0 || i > 0);
+      ptx::multiply_64x128x32(sums, ptx::further(a, (u32)i * 32), ptx::further(b, (u32)i * 32), k > 0 || i > 0);
     ptx::products_commit();
     if (k == FIRST_STEPS - 1 && place.lane == 0)
       ptx::barrier_arrive(turn_of(memory, 1 - place.group));
@@ -120,7 +121,7 @@ DEVICE Taken taken(unsigned char *memory, u32 base, int nth, const Place &place)
   Stage h = h_stage(base, nth), w2 = second_stage(base, nth);
   ptx::barrier_wait(h.full, h.parity);
   ptx::barrier_wait(w2.full, w2.parity);
-  const float *scales = (const float *)(memory + H_SCALES_AT) + nth % 2 * ROWS + place.row();
+  const float *scales = (const float *)(memory + H_SCALES_AT) + nth % H_STAGES * ROWS + place.row();
   return {nth, scales[0], scales[8]};
 }
 template <int CLUSTER> DEVICE void release(u32 base, const Taken &of, int lane) {
@@ -132,11 +133,12 @@ template <int CLUSTER> DEVICE void release(u32 base, const Taken &of, int lane) 
 // Starts F2 of 96 columns.
 DEVICE void start(u32 base, int (&sums)[PART / 2], int nth, int part, const Place &place) {
   ptx::made_anew(nth);
-  u32 h = h_stage(base, nth).at, w2 = second_stage(base, nth).at + (u32)(place.group * OWN + part * PART) * DEPTH;
+  u64 h = ptx::operand(h_stage(base, nth).at);
+  u64 w2 = ptx::operand(second_stage(base, nth).at + (u32)(place.group * OWN + part * PART) * DEPTH);
   ptx::products_begin();
 #pragma unroll
   for (int i = 0; i < DEPTH / 32; i++)
-    ptx::multiply_64x96x32(sums, ptx::operand(h + (u32)i * 32), ptx::operand(w2 + (u32)i * 32), i > 0);
+    ptx::multiply_64x96x32(sums, ptx::further(h, (u32)i * 32), ptx::further(w2, (u32)i * 32), i > 0);
   ptx::products_commit();
 }
 DEVICE void add(float (&sums)[PART / 2], const int (&part)[PART / 2], const Taken &of) {
@@ -199,7 +201,7 @@ DEVICE void multiply_tile(unsigned char *memory, float (&sums)[PARTS][PART / 2],
     Stage h = h_stage(base, nth);
     ptx::barrier_wait(h.empty, h.parity ^ 1); // fresh: at once
     int column = chunk * CHUNK + place.column();
-    activate(memory + (h.at - base), (float *)(memory + H_SCALES_AT) + nth % 2 * ROWS, wider,
+    activate(memory + (h.at - base), (float *)(memory + H_SCALES_AT) + nth % H_STAGES * ROWS, wider,
              (const float *)(memory + X_SCALES_AT) + tile % 2 * ROWS, of.columns1 + column, of.bias1 + column, place);
     ptx::written_for_engines();
     ptx::warp_sync();
@@ -347,7 +349,7 @@ template <int CLUSTER> DEVICE void feed(const TensorMap *w1, const TensorMap *w2
 
 } // namespace
 
-// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 176 bytes ----------
+// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 192 bytes ----------
 // Boxes of W1 and W2 have 128 / CLUSTER rows.
 
 #define FEED(name, CLUSTER)                                                                                           \

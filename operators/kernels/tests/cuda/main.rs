@@ -324,6 +324,16 @@ fn models_of_bytes_equal_the_oracle_and_do_not_depend_on_neighbours() {
     for config in [model::shape(128, 2, 4, 256), model::shape(384, 1, 12, 1536)] {
         model::equals_the_oracle(emulated(), config, &options(1), &[3, 17, 66]);
     }
+    for cluster in [Cluster::Two, Cluster::Four] {
+        let options = Options {
+            residual: Residual::FusedFeed(cluster),
+            ..options(1)
+        };
+        let config = model::shape(384, 2, 12, 1536);
+        model::equals_the_oracle(emulated(), config, &options, &[3, 17, 66]);
+        let config = model::shape(384, 2, 12, 256);
+        model::is_invariant(&emulated, config, &options, &[5, 1, 66, 16]);
+    }
     let config = model::shape(128, 2, 4, 384);
     model::is_invariant(&emulated, config, &options(1), &[5, 1, 66, 16, 30]);
 }
@@ -341,25 +351,33 @@ fn the_default_models_weights_as_bytes_equal_the_oracle() {
     // A device is trusted by arbitrary ids like these (operators/src/embed/gpu.rs).
     let probe = |length: u32| (0..length).map(|at| (at * 7_919 + 101) % 30_522).collect();
     texts.extend([2, 3, 17].map(probe).map(Text::new));
-    let options = Options {
-        precision: Precision::Int8,
-        ..model::options(Stage::Hopper, 1)
-    };
     let output = Output::Vector(Pooling::Mean);
-    let mut engine = DeviceEngine::open(emulated(), &weights, &output, &options).unwrap();
-    let vectors = model::run(&mut engine, &texts);
+    let vectors = |residual| {
+        let options = Options {
+            precision: Precision::Int8,
+            residual,
+            ..model::options(Stage::Hopper, 1)
+        };
+        let mut engine = DeviceEngine::open(emulated(), &weights, &output, &options).unwrap();
+        model::run(&mut engine, &texts)
+    };
+    let places = [Residual::InNorm, Residual::FusedFeed(Cluster::Two)];
+    let vectors = places.map(vectors);
     let expected = model::expected(&weights, Pooling::Mean, &texts, "real as bytes");
-    let cosines = vectors.iter().zip(&expected);
-    let cosines: Vec<f64> = cosines
-        .map(|(v, e)| kernels::reference::cosine(v, e))
-        .collect();
-    println!("real weights as bytes: cosines {cosines:.6?}");
-    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
-    let least = cosines.iter().copied().fold(1.0, f64::min);
-    assert!(mean >= 0.999 && least >= 0.998, "{cosines:?}");
+    for (place, vectors) in places.iter().zip(&vectors) {
+        let cosines = vectors.iter().zip(&expected);
+        let cosines: Vec<f64> = cosines
+            .map(|(v, e)| kernels::reference::cosine(v, e))
+            .collect();
+        println!("real weights as bytes, {place:?}: cosines {cosines:.6?}");
+        let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+        let least = cosines.iter().copied().fold(1.0, f64::min);
+        assert!(mean >= 0.999 && least >= 0.998, "{place:?}: {cosines:?}");
+    }
     // The CPU rounds in another way, and is what stands behind a device.
     let cpu = Encoder::with_kernel(weights, Pooling::Mean, Kernel::Int8);
-    for (text, vector) in texts.iter().zip(&vectors) {
+    let all = vectors.iter().flat_map(|vectors| texts.iter().zip(vectors));
+    for (text, vector) in all {
         let of_cpu = cpu.encode(&text.ids, &mut Scratch::default());
         let of_cpu: Vec<f64> = of_cpu.into_iter().map(f64::from).collect();
         let cosine = kernels::reference::cosine(vector, &of_cpu);
@@ -392,6 +410,12 @@ fn bytes_are_refused_where_there_are_no_kernels_of_them() {
     assert!(said.contains("compute capability 9.0"), "{said}");
     let said = refused(Stage::Hopper, Residual::InProduct, good()).unwrap();
     assert!(said.contains("InProduct"), "{said}");
+    let feed = Residual::FusedFeed(Cluster::Two);
+    let said = refused(Stage::Hopper, feed, good()).unwrap();
+    assert!(said.contains("128 columns, expected"), "{said}");
+    let odd = model::shape(384, 1, 12, 136);
+    let said = refused(Stage::Hopper, feed, odd).unwrap();
+    assert!(said.contains("136 between"), "{said}");
     let said = refused(Stage::Hopper, Residual::InNorm, bad).unwrap();
     assert!(said.contains("192 between"), "{said}");
     assert_eq!(refused(Stage::Hopper, Residual::InNorm, good()), None);

@@ -102,12 +102,13 @@ DEVICE void produce(u32 memory, const TensorMap *w1, const TensorMap *w2, const 
     bring<CLUSTER, HIDDEN / 128>(second_stage(memory, nth - 1), w2, before * CHUNK, 0, rank);
 }
 
-// x of a tile, for the first product: swizzled as the copy engine would. By `warps` warps.
+// x of a tile, for the first product: swizzled as the copy engine would. By `warps` warps, each AT_ONCE · 2 rows at a time.
+template <int AT_ONCE>
 DEVICE void take(unsigned char *memory, const Operands &of, int row0, int tile, int warp, int warps, int lane) {
   unsigned char *x = memory + (u32)(tile % 2) * X_BYTES;
   float *scales = (float *)(memory + X_SCALES_AT) + tile % 2 * ROWS;
-  quantize::rows(
-      of.x + (size_t)row0 * HIDDEN, *of.count - row0, ROWS, warp, warps, lane,
+  quantize::rows<ROWS, AT_ONCE>(
+      of.x + (size_t)row0 * HIDDEN, *of.count - row0, warp, warps, lane,
       [&](int row, int eight, quantize::Eight bytes) {
         *(quantize::Eight *)(x + (u32)(eight / 16) * BOX + tiles::swizzled<8>(row, eight % 16 / 2) + eight % 2 * 8) = bytes;
       },
@@ -116,10 +117,10 @@ DEVICE void take(unsigned char *memory, const Operands &of, int row0, int tile, 
 }
 
 // A finished tile's rows, which are in device memory, for the next product.
-DEVICE void leave(const Operands &of, int row0, int warp, int warps, int lane) {
+template <int AT_ONCE> DEVICE void leave(const Operands &of, int row0, int warp, int warps, int lane) {
   int rows = *of.count - row0;
-  quantize::rows(
-      of.x + (size_t)row0 * HIDDEN, rows, ROWS, warp, warps, lane,
+  quantize::rows<ROWS, AT_ONCE>(
+      of.x + (size_t)row0 * HIDDEN, rows, warp, warps, lane,
       [&](int row, int eight, quantize::Eight bytes) {
         if (row < rows)
           *(quantize::Eight *)(of.bytes + (size_t)(row0 + row) * HIDDEN + eight * 8) = bytes;
@@ -139,12 +140,12 @@ template <int CLUSTER> DEVICE void help(unsigned char *memory, const Operands &o
     if (done < 0)
       return;
     ptx::barrier_wait(x_stage(base, done).empty, x_stage(base, done).parity);
-    leave(of, row0 - 2 * stride, warp, HELPERS, lane);
+    leave<1>(of, row0 - 2 * stride, warp, HELPERS, lane);
   };
   for (; tiles.has(row0); row0 += stride, tile++) {
     finish(tile - 2);
     if (tile > 0)
-      take(memory, of, row0, tile, warp, HELPERS, lane);
+      take<1>(memory, of, row0, tile, warp, HELPERS, lane);
     ptx::warp_sync();
     if (lane == 0)
       ptx::barrier_arrive(x_stage(base, tile).full);

@@ -291,6 +291,8 @@ DEVICE void store(unsigned char *slice, const float (&sums)[PARTS][PART / 2], co
   }
 }
 
+constexpr int ALL_ROWS = ROWS / 2 / WARPS; // pairs of them a warp, at once
+
 // Both groups: this block's tiles, one after the other.
 template <int CLUSTER> DEVICE void consume(unsigned char *memory, const Operands &of) {
   Tiles<CLUSTER, ROWS> tiles = {of.count};
@@ -301,7 +303,7 @@ template <int CLUSTER> DEVICE void consume(unsigned char *memory, const Operands
     Place place = {group, thread / tiles::WARP, thread % tiles::WARP};
     Stage own = x_stage(ptx::shared(memory), tile);
     if (tile == 0) {
-      take(memory, of, row0, 0, group * GROUP_WARPS + place.warp, WARPS, place.lane);
+      take<ALL_ROWS>(memory, of, row0, 0, group * GROUP_WARPS + place.warp, WARPS, place.lane);
       ptx::part_sync(MET, 2 * GROUP);
     }
     ptx::barrier_wait(own.full, own.parity);
@@ -319,7 +321,7 @@ template <int CLUSTER> DEVICE void consume(unsigned char *memory, const Operands
       ptx::barrier_arrive(own.empty);
     if (!tiles.has(tiles.next(row0))) {
       ptx::part_sync(MET, 2 * GROUP);
-      leave(of, row0, group * GROUP_WARPS + place.warp, WARPS, place.lane);
+      leave<ALL_ROWS>(of, row0, group * GROUP_WARPS + place.warp, WARPS, place.lane);
     }
   }
 }

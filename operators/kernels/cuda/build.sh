@@ -101,7 +101,7 @@ function threads(kernel) {
     return kernel ~ /^attention_f16/ ? 128 : 256
 }
 function shared(kernel) {
-    if (kernel ~ /^feed_int8/) return 1024 + 230912 + 192
+    if (kernel ~ /^feed_int8/) return 1024 + 230912 + 160
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 96
     if (kernel ~ /^join_hopper/) return 1024 + 3 * 65536 + 8 * 16 * 144 + 48
     if (kernel ~ /^narrow_int8/) return 1024 + 4 * 32768 + 2 * 16384 + 64

@@ -1,7 +1,7 @@
 // feed_int8_hopper.cu's shared memory and barriers, and its first warpgroup: what is there before the products, and behind
 // them. The picture and the laws are there.
 //
-//   x as bytes 2 × 24 KB │ H 4 × 8 KB │ W1 3 × 16 KB │ W2 2 × 48 KB │ scales of x and H │ 24 barriers         225.7 KB
+//   x as bytes 2 × 24 KB │ H 4 × 8 KB │ W1 3 × 16 KB │ W2 2 × 48 KB │ scales of x and H │ 20 barriers         225.7 KB
 //
 //   thread 0       asks the copy engine for W1 and W2
 //   warps 1 – 3    in halves, from device memory: x of the next tile ▶ bytes here; finished rows ▶ bytes there
@@ -12,7 +12,7 @@
 namespace feed_int8 {
 using cluster::Tiles;
 
-constexpr int ROWS = 64, HIDDEN = 384, CHUNK = 128, DEPTH = 128, OWN = HIDDEN / 2, PARTS = 2, PART = OWN / PARTS;
+constexpr int ROWS = 64, HIDDEN = 384, CHUNK = 128, DEPTH = 128, OWN = HIDDEN / 2;
 constexpr int FIRST_STEPS = HIDDEN / DEPTH, FIRST_STAGES = 3, H_STAGES = 4;
 constexpr int GROUP = 128, THREADS = 3 * GROUP, GROUP_WARPS = GROUP / tiles::WARP, WARPS = 2 * GROUP_WARPS;
 constexpr int HELPERS = GROUP_WARPS - 1;
@@ -37,10 +37,11 @@ template <int STAGES, u32 AT, u32 BYTES, int BARRIER> DEVICE Stage stage_of(u32 
   return {memory + AT + i * BYTES, barrier, barrier + STAGES * 8, nth / STAGES & 1};
 }
 DEVICE Stage x_stage(u32 memory, int tile) { return stage_of<2, 0, X_BYTES, 0>(memory, tile); }
-DEVICE Stage h_stage(u32 memory, int chunk) { return stage_of<H_STAGES, H_AT, BOX, 4>(memory, chunk); }
-DEVICE Stage first_stage(u32 memory, int step) { return stage_of<FIRST_STAGES, FIRST_AT, FIRST_BYTES, 12>(memory, step); }
-DEVICE Stage second_stage(u32 memory, int step) { return stage_of<2, SECOND_AT, SECOND_BYTES, 18>(memory, step); }
-DEVICE u32 turn_of(u32 memory, int group) { return memory + BARRIERS_AT + (u32)(22 + group) * 8; }
+// Of H, `empty` is not there.
+DEVICE Stage h_stage(u32 memory, int chunk) { return stage_of<H_STAGES, H_AT, BOX, 14>(memory, chunk); }
+DEVICE Stage first_stage(u32 memory, int step) { return stage_of<FIRST_STAGES, FIRST_AT, FIRST_BYTES, 4>(memory, step); }
+DEVICE Stage second_stage(u32 memory, int step) { return stage_of<2, SECOND_AT, SECOND_BYTES, 10>(memory, step); }
+DEVICE u32 turn_of(u32 memory, int group) { return memory + BARRIERS_AT + (u32)(18 + group) * 8; }
 
 // One thread. A stage of W1 is read by one group of each block, of W2 by both.
 template <int CLUSTER> DEVICE void prepare(u32 memory) {
@@ -51,10 +52,8 @@ template <int CLUSTER> DEVICE void prepare(u32 memory) {
     ptx::barrier_init(second_stage(memory, i).empty, CLUSTER * WARPS);
     ptx::barrier_init(turn_of(memory, i), GROUP_WARPS);
   }
-  for (int i = 0; i < H_STAGES; i++) {
+  for (int i = 0; i < H_STAGES; i++)
     ptx::barrier_init(h_stage(memory, i).full, GROUP_WARPS);
-    ptx::barrier_init(h_stage(memory, i).empty, WARPS);
-  }
   for (int i = 0; i < FIRST_STAGES; i++) {
     ptx::barrier_init(first_stage(memory, i).full, 1);
     ptx::barrier_init(first_stage(memory, i).empty, CLUSTER * GROUP_WARPS);
@@ -77,10 +76,10 @@ struct Operands {
 // ---- the first warpgroup: a thread that copies, three warps that make bytes -----------------------------
 
 // A step's PARTS · 128 rows from `row` on.
-template <int CLUSTER, int PARTS_> DEVICE void bring(const Stage &stage, const TensorMap *map, int column, int row, int rank) {
+template <int CLUSTER, int PARTS> DEVICE void bring(const Stage &stage, const TensorMap *map, int column, int row, int rank) {
   ptx::barrier_wait_all(stage.empty, stage.parity ^ 1); // fresh: at once
-  ptx::barrier_expect(stage.full, PARTS_ * 128 * DEPTH);
-  cluster::bring<CLUSTER, PARTS_>(stage.at, map, column, row, stage.full, rank);
+  ptx::barrier_expect(stage.full, PARTS * 128 * DEPTH);
+  cluster::bring<CLUSTER, PARTS>(stage.at, map, column, row, stage.full, rank);
 }
 
 // Every step of every tile, in the order of their use: W2 of a chunk behind W1 of the next, over tiles' borders too.

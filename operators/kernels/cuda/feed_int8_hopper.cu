@@ -11,26 +11,26 @@
 //   x 64×384 ▶│group c % 2    │ ─ + b1 ───▶│ 64×128   │── K = 128 ────▶│  group 0 │  group 1 │ 192 columns each
 //             └───────────────┘ 64 integers└──────────┘ four of them   └──────────┴──────────┘ 96 floats a thread
 //
-//   group 0   │ F1 c │ GELU c ▶ H₀ │ F2 c−1 │ F2 c │ F1 c+2 │ GELU c+2 ▶ H₀ │ …
-//   group 1     GELU c−1 ▶ H₁ │ F2 c−2 │ F2 c−1 │ F1 c+1 │ GELU c+1 ▶ H₁ │ …
+//   group 0   │ F1 c │ GELU c ▶ H │ F2 c−1 │ F2 c │ F1 c+2 │ GELU c+2 ▶ H │ …
+//   group 1     GELU c−1 ▶ H │ F2 c−2 │ F2 c−1 │ F1 c+1 │ GELU c+1 ▶ H │ …
 //   engine    ▐ W1 c, W2 c−1, W1 c+1, …: as they are used; ahead by 3 steps of 16 KB of W1 and 2 of 48 KB of W2
 //
-// A chunk of H has a scale of its own, so its part of F2 is integers first, 96 columns at a time: they are scaled and added
-// to the floats while the tensor cores make the next 96. Both F2 lie behind GELU, or F1's 64 integers would have to live
-// beside 96 floats and 96 integers.
+// A chunk of H has a scale of its own, so its part of F2 is integers first: 96 a thread, scaled and added to 96 floats
+// while the other group's products are made. Both F2 lie behind GELU, or F1's 64 integers would have to live beside these.
 //
 // Three warps beside the thread that asks the copy engine make bytes of x, a tile ahead, and of what is finished (they
-// are free, but not their instructions: quantize.cuh). A block's first tile and what its last one leaves, for which
+// are free, but their instructions are not: quantize.cuh). A block's first tile and what its last one leaves, for which
 // everybody would wait, the groups do themselves.
 //
-// Rings, each stage with a barrier `full` and one `empty`: x as bytes 2, H 4, W1 3, W2 2. Barriers know a phase by its
-// parity only: nobody may wait for a phase two ahead.
+// Rings: x as bytes 2, H 4, W1 3, W2 2; each stage has a barrier `full` and, but for H, one `empty`. Barriers know a phase
+// by its parity only: nobody may wait for a phase two ahead.
 //   x, H, W2   both groups take all stages in their order, so they are not.
 //   W1         a chunk's three steps are one group's: it waits for its turn, which the other group gives when it has
 //              waited for all steps of the chunk before. Chunks are counted over tiles' borders, so turns alternate.
-//   x empty    says, too, that a tile's rows are in device memory: then they are read from there and rounded to bytes.
-//   H empty    is waited for by the group that writes it: two stages are each group's own. With one each, a group's GELU
-//              would wait for the other's F2 of two chunks before, which lies behind that one's GELU: never both at it.
+//   H          whose turn is chunk c knows the other group behind F2 of c − 3, which lies before its F1 of c − 1, and its
+//              own four warps behind F2 of c − 4: they gave that turn. So H of c − 4 may be written over, and no barrier
+//              says so. With two stages a group's GELU would wait for the other's F2, which lies behind that one's GELU.
+//   x empty    says, too, that a tile's rows are in device memory: from there they are rounded to bytes.
 // x's place is free when a tile's last H is full, for the norm: row sums meet there, and rows leave through it.
 //
 // Invariants as in linear.cu: fixed order, no split, rows past the count not written. x in place. The bits do not depend on
@@ -111,87 +111,37 @@ DEVICE void activate(unsigned char *h, float *h_scales, const int (&sums)[64], c
   }
 }
 
-// A chunk of H as this thread reads it for F2: which, and its two rows' scales. Stages are found from it each time: the
-// sums need the registers.
-struct Taken {
-  int nth;
-  float upper, lower;
-};
-DEVICE Taken taken(unsigned char *memory, u32 base, int nth, const Place &place) {
+// F2 of a chunk: this group's 192 columns as integers, which are scaled and added to its floats.
+template <int CLUSTER>
+DEVICE void narrow(unsigned char *memory, float (&sums)[OWN / 2], int nth, const Place &place) {
+  u32 base = ptx::shared(memory);
+  int part[OWN / 2];
   Stage h = h_stage(base, nth), w2 = second_stage(base, nth);
+  u64 a = ptx::operand(h.at), b = ptx::operand(w2.at + (u32)(place.group * OWN) * DEPTH);
   ptx::barrier_wait(h.full, h.parity);
   ptx::barrier_wait(w2.full, w2.parity);
-  const float *scales = (const float *)(memory + H_SCALES_AT) + nth % H_STAGES * ROWS + place.row();
-  return {nth, scales[0], scales[8]};
-}
-template <int CLUSTER> DEVICE void release(u32 base, const Taken &of, int lane) {
-  cluster::release<CLUSTER>(second_stage(base, of.nth).empty, lane);
-  if (lane == 0)
-    ptx::barrier_arrive(h_stage(base, of.nth).empty);
-}
-
-// Starts F2 of 96 columns.
-DEVICE void start(u32 base, int (&sums)[PART / 2], int nth, int part, const Place &place) {
-  ptx::made_anew(nth);
-  u64 h = ptx::operand(h_stage(base, nth).at);
-  u64 w2 = ptx::operand(second_stage(base, nth).at + (u32)(place.group * OWN + part * PART) * DEPTH);
   ptx::products_begin();
 #pragma unroll
   for (int i = 0; i < DEPTH / 32; i++)
-    ptx::multiply_64x96x32(sums, ptx::further(h, (u32)i * 32), ptx::further(w2, (u32)i * 32), i > 0);
+    ptx::multiply_64x192x32(part, ptx::further(a, (u32)i * 32), ptx::further(b, (u32)i * 32), i > 0);
   ptx::products_commit();
-}
-DEVICE void add(float (&sums)[PART / 2], const int (&part)[PART / 2], const Taken &of) {
+  const float *scales = (const float *)(memory + H_SCALES_AT) + nth % H_STAGES * ROWS + place.row();
+  float upper = scales[0], lower = scales[8];
+  ptx::products_wait<0>();
+  cluster::release<CLUSTER>(w2.empty, place.lane);
 #pragma unroll
-  for (int i = 0; i < PART / 2; i++)
-    sums[i] += (float)part[i] * (i % 4 < 2 ? of.upper : of.lower);
-}
-
-// F2 of a chunk …
-template <int CLUSTER>
-DEVICE void narrow(unsigned char *memory, u32 base, float (&sums)[PARTS][PART / 2], int nth, const Place &place) {
-  int a[PART / 2], b[PART / 2];
-  Taken of = taken(memory, base, nth, place);
-  start(base, a, of.nth, 0, place);
-  start(base, b, of.nth, 1, place);
-  ptx::products_wait<1>();
-  add(sums[0], a, of);
-  ptx::products_wait<0>();
-  release<CLUSTER>(base, of, place.lane);
-  add(sums[1], b, of);
-}
-// … and of that and the next: written out, so that the compiler sees which integers are under way.
-template <int CLUSTER>
-DEVICE void narrow_two(unsigned char *memory, u32 base, float (&sums)[PARTS][PART / 2], int nth, const Place &place) {
-  int a[PART / 2], b[PART / 2];
-  Taken of = taken(memory, base, nth, place);
-  start(base, a, of.nth, 0, place);
-  start(base, b, of.nth, 1, place);
-  ptx::products_wait<1>();
-  add(sums[0], a, of);
-  Taken next = taken(memory, base, nth + 1, place);
-  start(base, a, next.nth, 0, place);
-  ptx::products_wait<1>();
-  release<CLUSTER>(base, of, place.lane);
-  add(sums[1], b, of);
-  start(base, b, next.nth, 1, place);
-  ptx::products_wait<1>();
-  add(sums[0], a, next);
-  ptx::products_wait<0>();
-  release<CLUSTER>(base, next, place.lane);
-  add(sums[1], b, next);
+  for (int i = 0; i < OWN / 2; i++)
+    sums[i] += (float)part[i] * (i % 4 < 2 ? upper : lower);
 }
 
 // A tile's products: the floats of this group's 192 columns, not yet scaled by W2's.
 template <int CLUSTER>
-DEVICE void multiply_tile(unsigned char *memory, float (&sums)[PARTS][PART / 2], const Operands &of, int tile,
+DEVICE void multiply_tile(unsigned char *memory, float (&sums)[OWN / 2], const Operands &of, int tile,
                           Place place) {
   u32 base = ptx::shared(memory);
 #pragma unroll
-  for (int part = 0; part < PARTS; part++)
-#pragma unroll
-    for (int i = 0; i < PART / 2; i++)
-      sums[part][i] = 0.0f;
+  for (int i = 0; i < OWN / 2; i++)
+    sums[i] = 0.0f;
   int first = tile * of.chunks, chunk = (first + place.group) % 2; // chunks are taken in turns over all tiles
 #pragma unroll 1
   for (; chunk < of.chunks; chunk += 2) {
@@ -199,7 +149,6 @@ DEVICE void multiply_tile(unsigned char *memory, float (&sums)[PARTS][PART / 2],
     widen<CLUSTER>(base, wider, x_stage(base, tile).at, nth, place);
     ptx::made_anew(place.lane); // addresses are made here, not kept beside the sums while they grow
     Stage h = h_stage(base, nth);
-    ptx::barrier_wait(h.empty, h.parity ^ 1); // fresh: at once
     int column = chunk * CHUNK + place.column();
     activate(memory + (h.at - base), (float *)(memory + H_SCALES_AT) + nth % H_STAGES * ROWS, wider,
              (const float *)(memory + X_SCALES_AT) + tile % 2 * ROWS, of.columns1 + column, of.bias1 + column, place);
@@ -208,12 +157,11 @@ DEVICE void multiply_tile(unsigned char *memory, float (&sums)[PARTS][PART / 2],
     if (place.lane == 0)
       ptx::barrier_arrive(h.full);
     if (chunk > 0)
-      narrow_two<CLUSTER>(memory, base, sums, nth - 1, place);
-    else
-      narrow<CLUSTER>(memory, base, sums, nth, place);
+      narrow<CLUSTER>(memory, sums, nth - 1, place);
+    narrow<CLUSTER>(memory, sums, nth, place);
   }
   if (chunk == of.chunks) // the last one is the other group's
-    narrow<CLUSTER>(memory, base, sums, first + of.chunks - 1, place);
+    narrow<CLUSTER>(memory, sums, first + of.chunks - 1, place);
 }
 
 // Adds four lanes' numbers, which share a row, and those of the other group's half of it.
@@ -232,7 +180,7 @@ DEVICE void row_sums(float *meeting, float (&sum)[2], const Place &place) {
 
 // sums · scales + b2 + x, less its mean; 1 / √(variance + ε) of both rows. x is the first row's, from this thread's first
 // column on, as b2 and W2's scales are; a row past the count has none.
-DEVICE void center(unsigned char *meeting, float (&sums)[PARTS][PART / 2], float (&inverse)[2], const float *columns,
+DEVICE void center(unsigned char *meeting, float (&sums)[OWN / 2], float (&inverse)[2], const float *columns,
                    const float *bias, const u16 *x, int rows, float epsilon, const Place &place) {
   float sum[2] = {}, squares[2] = {};
 #pragma unroll
@@ -241,7 +189,7 @@ DEVICE void center(unsigned char *meeting, float (&sums)[PARTS][PART / 2], float
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       u32 residual = i * 8 < rows ? *(const u32 *)(x + i * 8 * HIDDEN + n * 8) : 0;
-      float *own = &sums[n * 8 / PART][n * 8 % PART / 2 + i * 2];
+      float *own = &sums[n * 4 + i * 2];
       own[0] = own[0] * w.low + (b.low + ptx::from_half((u16)residual));
       own[1] = own[1] * w.high + (b.high + ptx::from_half((u16)(residual >> 16)));
       sum[i] += own[0] + own[1];
@@ -252,7 +200,7 @@ DEVICE void center(unsigned char *meeting, float (&sums)[PARTS][PART / 2], float
   for (int n = 0; n < OWN / 8; n++)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      float *own = &sums[n * 8 / PART][n * 8 % PART / 2 + i * 2];
+      float *own = &sums[n * 4 + i * 2];
       own[0] -= sum[i] * (1.0f / HIDDEN); // in place: what is computed anew is kept beside what it was
       own[1] -= sum[i] * (1.0f / HIDDEN);
       squares[i] += own[0] * own[0] + own[1] * own[1];
@@ -264,7 +212,7 @@ DEVICE void center(unsigned char *meeting, float (&sums)[PARTS][PART / 2], float
 
 // Stores a warp's 16 rows of its group's columns, 64 at a time. gain and shift: from this thread's first column on; x:
 // from the warp's first row and its group's first column on, of which `rows` are there.
-DEVICE void store(unsigned char *slice, const float (&sums)[PARTS][PART / 2], const float (&inverse)[2],
+DEVICE void store(unsigned char *slice, const float (&sums)[OWN / 2], const float (&inverse)[2],
                   const float *gain, const float *shift, u16 *x, int rows, int lane) {
   unsigned char *mine = slice + lane / 4 * PITCH + lane % 4 * 4;
   const unsigned char *leaving = slice + lane / SLICE_CHUNKS * PITCH + lane % SLICE_CHUNKS * tiles::CHUNK_BYTES;
@@ -277,7 +225,7 @@ DEVICE void store(unsigned char *slice, const float (&sums)[PARTS][PART / 2], co
       Pair g = *(const Pair *)(gain + column), s = *(const Pair *)(shift + column);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float *own = &sums[column / PART][column % PART / 2 + i * 2];
+        const float *own = &sums[column / 2 + i * 2];
         *(u32 *)(mine + i * 8 * PITCH + n * 16) =
             ptx::to_halves(own[0] * inverse[i] * g.low + s.low, own[1] * inverse[i] * g.high + s.high);
       }
@@ -298,7 +246,7 @@ template <int CLUSTER> DEVICE void consume(unsigned char *memory, const Operands
   Tiles<CLUSTER, ROWS> tiles = {of.count};
   int group = (int)threadIdx.x / GROUP - 1, tile = 0;
   for (int row0 = tiles.first(); tiles.has(row0); row0 = tiles.next(row0), tile++) {
-    float sums[PARTS][PART / 2], inverse[2];
+    float sums[OWN / 2], inverse[2];
     int thread = (int)threadIdx.x % GROUP;
     Place place = {group, thread / tiles::WARP, thread % tiles::WARP};
     Stage own = x_stage(ptx::shared(memory), tile);
@@ -351,7 +299,7 @@ template <int CLUSTER> DEVICE void feed(const TensorMap *w1, const TensorMap *w2
 
 } // namespace
 
-// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 192 bytes ----------
+// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 160 bytes ----------
 // Boxes of W1 and W2 have 128 / CLUSTER rows.
 
 #define FEED(name, CLUSTER)                                                                                           \

@@ -54,7 +54,7 @@ inline void multiply_64x64x16(float (&d)[32], u64 a, u64 b, int is_sum) { multip
 inline void multiply_64x128x16(float (&d)[64], u64 a, u64 b, int is_sum) { multiply_group<128>(d, a, b, is_sum); }
 inline void multiply_64x192x16(float (&d)[96], u64 a, u64 b, int is_sum) { multiply_group<192>(d, a, b, is_sum); }
 inline void multiply_64x128x32(int (&d)[64], u64 a, u64 b, int is_sum) { multiply_group<128, true>(d, a, b, is_sum); }
-inline void multiply_64x96x32(int (&d)[48], u64 a, u64 b, int is_sum) { multiply_group<96, true>(d, a, b, is_sum); }
+inline void multiply_64x192x32(int (&d)[96], u64 a, u64 b, int is_sum) { multiply_group<192, true>(d, a, b, is_sum); }
 inline void products_begin() {
   int mine = 0;
   emulate::together([](void **) {}, &mine, 128);

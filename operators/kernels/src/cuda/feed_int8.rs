@@ -11,14 +11,14 @@ const ROWS: usize = 64;
 /// Rows of W1 and of W2 that a cluster's blocks bring together, each a box of its share.
 const PART: usize = 128;
 /// Room to begin at a multiple of 1,024, two tiles of 64×384 of x as bytes, four chunks of 64×128 between, a ring of three
-/// stages of 128×128 of W1 and one of two of 384×128 of W2, scales of tiles and chunks, 24 barriers.
+/// stages of 128×128 of W1 and one of two of 384×128 of W2, scales of tiles and chunks, 20 barriers.
 const SHARED_BYTES: u32 = 1024
     + 2 * 64 * 384
     + 4 * 64 * 128
     + 3 * 128 * 128
     + 2 * 384 * 128
     + 4 * (2 * 64 + 4 * 64)
-    + 24 * 8;
+    + 20 * 8;
 
 /// The operands. Where it fits: [`super::join::Join::fits`], and an inner width that is a multiple of [`GROUP`].
 #[derive(Debug, Clone, Copy)]

@@ -90,23 +90,31 @@ done
 # beside src/cuda has them) and the blocks that a multiprocessor of 65,536 registers, 2,048 threads and
 # 227 KB holds of it; and the counts of the instructions that matter.
 awk '
-function want(kernel) {
-    if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG"
-    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG"
-    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_f16/) return "HMMA LDSM LDGSTS"
+function want(kernel,    shared_weights) {
+    shared_weights = kernel ~ /_by[24]$/ ? " MULTICAST" : ""
+    if (kernel ~ /^whole_hopper/) return "HGMMA HMMA LDSM LDGSTS"
+    if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG" shared_weights
+    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG" shared_weights
+    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_(f16|heads)/) return "HMMA LDSM LDGSTS"
     return ""
 }
 function threads(kernel) {
+    if (kernel ~ /^whole_hopper/) return 256
     if (kernel ~ /_hopper/) return 384
-    return kernel ~ /^attention_f16/ ? 128 : 256
+    return kernel ~ /^attention_(f16|heads)/ ? 128 : 256
 }
 function shared(kernel) {
     if (kernel ~ /^feed_int8/) return 1024 + 230912 + 160
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 96
     if (kernel ~ /^join_hopper/) return 1024 + 3 * 65536 + 8 * 16 * 144 + 48
+    # Of the default model and of BGE-base.
+    if (kernel == "whole_hopper_d32") return 1024 + 49152 + 24576 + 16 * 8192 + 3072 + 256 + 6 * 96
+    if (kernel == "whole_hopper_d64") return 1024 + 98304 + 49152 + 8 * 8192 + 6144 + 256 + 12 * 96
     if (kernel ~ /^narrow_int8/) return 1024 + 4 * 32768 + 2 * 16384 + 64
-    if (kernel ~ /_hopper_/) return 1024 + 4 * 32768 + 2 * 32768 + 64
+    if (kernel ~ /^linear_int8_hopper_gelu/) return 1024 + 4 * 32768 + 2 * 32768 + 64
+    if (kernel ~ /_hopper_/) return 1024 + 3 * 40960 + 2 * 49152 + 48
     if (kernel ~ /^linear_f16/) return 3 * 2 * 128 * 32 * 2
+    if (kernel ~ /^attention_heads/) return 2 * 512 * 64 + 128 * 4
     if (kernel ~ /^attention_f16_d/) return 5 * 64 * substr(kernel, 16) * 2
     return kernel == "pool_f16" ? 1032 * 4 : 0
 }
@@ -125,16 +133,17 @@ function blocks(kernel,    regs, warps, most) {
 is_code {
     for (i = 1; i <= NF; i++) {
         split($i, word, ".")
+        if (word[1] == "UTMALDG" && $i ~ /MULTICAST/) count[kernel, "MULTICAST"]++
         if (word[1] ~ /^(HMMA|HGMMA|IGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM)$/) count[kernel, word[1]]++
     }
 }
 END {
-    printf "%-23s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
+    printf "%-27s %4s %5s %5s %7s %7s %6s  %s\n", "kernel", "regs", "stack", "spill", "threads", "shared", "blocks", "instructions"
     for (k = 1; k <= kernels; k++) {
         kernel = order[k]; seen = ""
-        n = split("HMMA HGMMA IGMMA LDSM STSM LDGSTS UTMALDG UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
+        n = split("HMMA HGMMA IGMMA LDSM STSM LDGSTS UTMALDG MULTICAST UTMASTG SYNCS USETMAXREG LDL STL", names, " ")
         for (i = 1; i <= n; i++) if (count[kernel, names[i]]) seen = seen names[i] " " count[kernel, names[i]] "  "
-        printf "%-23s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
+        printf "%-27s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
         if (stack[kernel] + spill[kernel] + count[kernel, "LDL"] + count[kernel, "STL"] > 0) {
             printf "error: %s uses local memory\n", kernel; bad = 1
         }

@@ -23,8 +23,6 @@ template <int CLUSTER, int ROWS> struct Tiles {
   DEVICE bool has(int row0) const { return row0 / (CLUSTER * ROWS) * (CLUSTER * ROWS) < *count; }
 };
 
-template <int CLUSTER> DEVICE int rank() { return CLUSTER == 1 ? 0 : ptx::cluster_rank(); }
-
 // All threads of all blocks.
 template <int CLUSTER> DEVICE void meet() {
   if (CLUSTER == 1)
@@ -33,19 +31,23 @@ template <int CLUSTER> DEVICE void meet() {
     ptx::cluster_sync();
 }
 
-// One thread of each block: brings its share of PARTS · 128 rows, from `row` of the map on, to all blocks. A box of the map
-// has 128 / CLUSTER rows of 128 bytes.
-template <int CLUSTER, int PARTS>
-DEVICE void bring(u32 to, const TensorMap *map, int column, int row, u32 full, int rank) {
-  constexpr int SHARE = 128 / CLUSTER;
-#pragma unroll 1 // the producer has few registers
-  for (int part = 0; part < PARTS; part++) {
-    int own = part * 128 + rank * SHARE;
-    if (CLUSTER == 1)
-      ptx::load_box(to + (u32)own * 128, map, column, row + own, full);
-    else
-      ptx::load_box_to(to + (u32)own * 128, map, column, row + own, full, (1u << CLUSTER) - 1);
+// One thread of each block: brings its share of ROWS rows, from `row` of the map on, to all blocks. A box of the map
+// has ROWS / CLUSTER rows of 128 bytes.
+template <int CLUSTER, int ROWS> DEVICE void bring(u32 to, const TensorMap *map, int column, int row, u32 full) {
+  if (CLUSTER == 1) {
+    ptx::load_box(to, map, column, row, full);
+  } else {
+    int share = ptx::cluster_rank() * (ROWS / CLUSTER);
+    ptx::load_box_to(to + (u32)share * 128, map, column, row + share, full, (1u << CLUSTER) - 1);
   }
+}
+
+// The same of PARTS · ROWS rows: a box may have 256 of them.
+template <int CLUSTER, int ROWS, int PARTS>
+DEVICE void bring_parts(u32 to, const TensorMap *map, int column, int row, u32 full) {
+#pragma unroll 1 // the producer has few registers
+  for (int part = 0; part < PARTS; part++)
+    bring<CLUSTER, ROWS>(to + (u32)part * ROWS * 128, map, column, row + part * ROWS, full);
 }
 
 // A warp: says to all blocks that it has read a stage.

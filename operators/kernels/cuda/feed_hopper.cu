@@ -90,13 +90,13 @@ template <int CLUSTER> DEVICE void prepare(u32 memory) {
 
 template <int CLUSTER> struct Producer {
   u32 memory;
-  int rank, first, second; // in the cluster; steps so far
+  int first, second; // steps so far
 
   // A step's PARTS · 128 rows from `row` on.
   template <int PARTS> DEVICE void step(const Stage &stage, const TensorMap *map, int column, int row) const {
     ptx::barrier_wait_all(stage.empty, stage.parity ^ 1); // fresh: at once
     ptx::barrier_expect(stage.full, PARTS * 128 * DEPTH * 2);
-    cluster::bring<CLUSTER, PARTS>(stage.at, map, column, row, stage.full, rank);
+    cluster::bring_parts<CLUSTER, 128, PARTS>(stage.at, map, column, row, stage.full);
   }
   DEVICE void bring_first(const TensorMap *w1, int chunk, int from, int to) {
 #pragma unroll 1
@@ -123,7 +123,7 @@ template <int CLUSTER> struct Producer {
 template <int CLUSTER>
 DEVICE void produce(u32 memory, const TensorMap *x, const TensorMap *w1, const TensorMap *w2, const int *count,
                     int chunks) {
-  Producer<CLUSTER> producer = {memory, cluster::rank<CLUSTER>(), 0, 0};
+  Producer<CLUSTER> producer = {memory, 0, 0};
   Tiles<CLUSTER, ROWS> tiles = {count};
   int tile = 0;
   for (int row0 = tiles.first(); tiles.has(row0); row0 = tiles.next(row0), tile++) {
@@ -207,17 +207,17 @@ DEVICE void widen(unsigned char *h, const float (&sums)[64], const float *bias, 
   }
 }
 
-// A tile's products: the sums of this group's 192 columns. `tile` counts those before; `has_next` is one behind.
+// A tile's products: the sums of this group's 192 columns. `tile` counts those before.
 template <int CLUSTER>
 DEVICE void multiply_tile(unsigned char *memory, float (&sums)[96], const float *bias, int wide, int chunks, int tile,
-                          bool has_next, const Place &place) {
+                          const Place &place) {
   u32 base = ptx::shared(memory), before = 0;
   int group = place.group, second_step = tile * chunks * SECOND_STEPS;
 #pragma unroll 1
   for (int chunk = group; chunk < chunks; chunk += 2) {
     float wider[64];
     int first_step = (tile * chunks + chunk) * FIRST_STEPS;
-    if (chunk > 0 || (tile > 0 && chunks % 2 == 0)) // else the chunk before is this group's too, or none
+    if (chunk > 0) // a tile's first chunk follows the norm of the tile before, where both met
       ptx::part_sync(TURN + group, 2 * GROUP);
     multiply_first<CLUSTER>(base, wider, first_step, 0, FIRST_HALF, before, place.lane);
     if (chunk > 0) {
@@ -225,7 +225,7 @@ DEVICE void multiply_tile(unsigned char *memory, float (&sums)[96], const float 
       multiply_second<CLUSTER>(base, sums, second_step, chunk - 1, before, place);
     }
     multiply_first<CLUSTER>(base, wider, first_step, FIRST_HALF, FIRST_STEPS, before, place.lane);
-    if (chunk + 1 < chunks || (has_next && group == 1))
+    if (chunk + 1 < chunks)
       ptx::part_arrive(TURN + (1 - group), 2 * GROUP);
     ptx::products_wait<0>();
     release<CLUSTER>(before, 0, place.lane);
@@ -326,7 +326,7 @@ DEVICE void consume(unsigned char *memory, const int *count, const float *bias1,
     Place place = {group, thread / tiles::WARP, thread % tiles::WARP};
     Stage own = x_stage(ptx::shared(memory), tile);
     ptx::barrier_wait(own.full, own.parity);
-    multiply_tile<CLUSTER>(memory, sums, bias1, wide, chunks, tile, tiles.has(tiles.next(row0)), place);
+    multiply_tile<CLUSTER>(memory, sums, bias1, wide, chunks, tile, place);
     ptx::made_anew(thread); // addresses are made here, not kept beside the sums while they grow
     place = {group, thread / tiles::WARP, thread % tiles::WARP};
     int column = group * OWN + place.column(), row = row0 + place.warp * 16;

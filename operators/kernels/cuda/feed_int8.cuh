@@ -76,29 +76,29 @@ struct Operands {
 // ---- the first warpgroup: a thread that copies, three warps that make bytes -----------------------------
 
 // A step's PARTS · 128 rows from `row` on.
-template <int CLUSTER, int PARTS> DEVICE void bring(const Stage &stage, const TensorMap *map, int column, int row, int rank) {
+template <int CLUSTER, int PARTS> DEVICE void bring(const Stage &stage, const TensorMap *map, int column, int row) {
   ptx::barrier_wait_all(stage.empty, stage.parity ^ 1); // fresh: at once
   ptx::barrier_expect(stage.full, PARTS * 128 * DEPTH);
-  cluster::bring<CLUSTER, PARTS>(stage.at, map, column, row, stage.full, rank);
+  cluster::bring_parts<CLUSTER, 128, PARTS>(stage.at, map, column, row, stage.full);
 }
 
 // Every step of every tile, in the order of their use: W2 of a chunk behind W1 of the next, over tiles' borders too.
 template <int CLUSTER>
 DEVICE void produce(u32 memory, const TensorMap *w1, const TensorMap *w2, const int *count, int chunks) {
-  int rank = cluster::rank<CLUSTER>(), nth = 0, before = 0;
+  int nth = 0, before = 0;
   Tiles<CLUSTER, ROWS> tiles = {count};
   for (int row0 = tiles.first(); tiles.has(row0); row0 = tiles.next(row0))
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++, nth++) {
 #pragma unroll 1
       for (int k = 0; k < FIRST_STEPS; k++)
-        bring<CLUSTER, 1>(first_stage(memory, nth * FIRST_STEPS + k), w1, k * DEPTH, chunk * CHUNK, rank);
+        bring<CLUSTER, 1>(first_stage(memory, nth * FIRST_STEPS + k), w1, k * DEPTH, chunk * CHUNK);
       if (nth > 0)
-        bring<CLUSTER, HIDDEN / 128>(second_stage(memory, nth - 1), w2, before * CHUNK, 0, rank);
+        bring<CLUSTER, HIDDEN / 128>(second_stage(memory, nth - 1), w2, before * CHUNK, 0);
       before = chunk;
     }
   if (nth > 0)
-    bring<CLUSTER, HIDDEN / 128>(second_stage(memory, nth - 1), w2, before * CHUNK, 0, rank);
+    bring<CLUSTER, HIDDEN / 128>(second_stage(memory, nth - 1), w2, before * CHUNK, 0);
 }
 
 // x of a tile, for the first product: swizzled as the copy engine would. By `warps` warps, each AT_ONCE · 2 rows at a time.

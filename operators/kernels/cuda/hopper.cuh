@@ -112,6 +112,30 @@ DEVICE void barrier_arrive_at(u32 barrier, int rank) {
                : "memory");
 }
 
+// ---- words in device memory that all blocks of a grid meet at ---------------------------------------
+
+// Adds, and gives what was there before. What this thread saw before is seen by whoever waited for the sum.
+DEVICE u32 add_release(u32 *word, u32 value) {
+  u32 before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(value) : "memory");
+  return before;
+}
+
+// Waits until the word is `least` or at most 2³¹ − 1 further, round 2³².
+DEVICE void wait_acquire(const u32 *word, u32 least) {
+  asm volatile("{\n"
+               ".reg .pred is_early;\n"
+               ".reg .b32 off;\n"
+               "again_%=:\n"
+               "ld.acquire.gpu.global.u32 off, [%0];\n"
+               "sub.s32 off, off, %1;\n"
+               "setp.lt.s32 is_early, off, 0;\n"
+               "@is_early bra again_%=;\n"
+               "}" ::"l"(word),
+               "r"(least)
+               : "memory");
+}
+
 // ---- a warpgroup's tensor cores (wgmma) -------------------------------------------------------------
 
 // What tells wgmma where an operand lies: rows of 128 swizzled bytes, 8 rows a block of 1,024.
@@ -191,6 +215,42 @@ DEVICE void multiply_64x192x16(float (&d)[96], u64 a, u64 b, int is_sum) {
                : "l"(a), "l"(b), "r"(is_sum));
 }
 
+// The same for few columns: D[64×COLUMNS] = A[64×16]·B[COLUMNS×16]ᵀ (+ D), COLUMNS 8, 16 or 32.
+DEVICE void multiply_narrow(float (&d)[4], u64 a, u64 b, int is_sum) {
+  asm volatile("{\n"
+               ".reg .pred is_sum;\n"
+               "setp.ne.b32 is_sum, %6, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 "
+               "{%0, %1, %2, %3}, "
+               "%4, %5, is_sum, 1, 1, 0, 0;\n"
+               "}"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "l"(a), "l"(b), "r"(is_sum));
+}
+DEVICE void multiply_narrow(float (&d)[8], u64 a, u64 b, int is_sum) {
+  asm volatile("{\n"
+               ".reg .pred is_sum;\n"
+               "setp.ne.b32 is_sum, %10, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+               "%8, %9, is_sum, 1, 1, 0, 0;\n"
+               "}"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+               : "l"(a), "l"(b), "r"(is_sum));
+}
+DEVICE void multiply_narrow(float (&d)[16], u64 a, u64 b, int is_sum) {
+  asm volatile("{\n"
+               ".reg .pred is_sum;\n"
+               "setp.ne.b32 is_sum, %18, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+               "%16, %17, is_sum, 1, 1, 0, 0;\n"
+               "}"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                 "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+               : "l"(a), "l"(b), "r"(is_sum));
+}
+
 // The same of bytes with signs, summed exactly: D[64×128] = A[64×32]·B[128×32]ᵀ (+ D).
 DEVICE void multiply_64x128x32(int (&d)[64], u64 a, u64 b, int is_sum) {
   asm volatile("{\n"
@@ -211,7 +271,6 @@ DEVICE void multiply_64x128x32(int (&d)[64], u64 a, u64 b, int is_sum) {
                : "l"(a), "l"(b), "r"(is_sum));
 }
 
-// The same with 192 columns.
 DEVICE void multiply_64x192x32(int (&d)[96], u64 a, u64 b, int is_sum) {
   asm volatile("{\n"
                ".reg .pred is_sum;\n"

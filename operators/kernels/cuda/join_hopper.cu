@@ -52,7 +52,7 @@ DEVICE u32 parity(int step) { return (u32)(step / STAGES) & 1; }
 template <int CLUSTER>
 DEVICE void produce(u32 memory, const TensorMap *from, const TensorMap *w, const int *count, int steps) {
   Tiles<CLUSTER, ROWS> tiles = {count};
-  int step = 0, rank = cluster::rank<CLUSTER>();
+  int step = 0;
   for (int row0 = tiles.first(); tiles.has(row0); row0 = tiles.next(row0))
 #pragma unroll 1
     for (int k = 0; k < steps; k++, step++) {
@@ -60,7 +60,7 @@ DEVICE void produce(u32 memory, const TensorMap *from, const TensorMap *w, const
       ptx::barrier_wait_all(empty(memory, step), parity(step) ^ 1); // fresh: at once
       ptx::barrier_expect(barrier, STAGE_BYTES);
       ptx::load_box(stage, from, k * DEPTH, row0, barrier);
-      cluster::bring<CLUSTER, HIDDEN / 128>(stage + X_BYTES, w, k * DEPTH, 0, barrier, rank);
+      cluster::bring_parts<CLUSTER, 128, HIDDEN / 128>(stage + X_BYTES, w, k * DEPTH, 0, barrier);
     }
 }
 

@@ -27,7 +27,9 @@ using numbers::Pair;
 
 constexpr int DEPTH = 128, ROWS = TILE / 2; // of a warpgroup
 constexpr int CHUNKS = TILE / tiles::CHUNK_HALVES;
-constexpr u32 DONE_BYTES = ROWS * TILE * 2, DONE_AT = ring::BYTES, BARRIERS_AT = DONE_AT + 2 * DONE_BYTES;
+constexpr u32 DONE_BYTES = ROWS * TILE * 2, DONE_AT = ring::BYTES<TILE>, BARRIERS_AT = DONE_AT + 2 * DONE_BYTES;
+template <int CLUSTER> using Steps = ring::Ring<TILE, BARRIERS_AT, CLUSTER>;
+template <int CLUSTER> using Tiles = ring::Work<TILE, DEPTH, CLUSTER>;
 constexpr int STORED = 1; // named barriers 1 and 2
 
 // The scales of a lane's two rows of one step.
@@ -36,27 +38,29 @@ struct Scales {
 };
 
 // Starts one step's products.
-DEVICE void multiply(u32 memory, int (&part)[64], int step, int group) {
-  u32 from = stage(memory, step);
-  ptx::barrier_wait(full(memory + BARRIERS_AT, step), parity(step));
+template <int CLUSTER>
+DEVICE void multiply(const Steps<CLUSTER> &ring, int (&part)[64], int step, int group) {
+  u32 from = ring.stage(step);
+  ptx::barrier_wait(ring.full(step), ring.parity(step));
   ptx::products_begin();
 #pragma unroll
   for (int i = 0; i < DEPTH / 32; i++)
     ptx::multiply_64x128x32(part, ptx::operand(from + (u32)group * ROWS * 128 + (u32)i * 32),
-                            ptx::operand(from + OPERAND_BYTES + (u32)i * 32), i > 0);
+                            ptx::operand(from + X_BYTES + (u32)i * 32), i > 0);
   ptx::products_commit();
 }
 
 // A finished step: its stage is free, its sums become floats.
-DEVICE void add(u32 memory, float (&sums)[64], const int (&part)[64], const Scales &scales, int step, int lane) {
-  if (lane == 0)
-    ptx::barrier_arrive(empty(memory + BARRIERS_AT, step));
+template <int CLUSTER>
+DEVICE void add(const Steps<CLUSTER> &ring, float (&sums)[64], const int (&part)[64], const Scales &scales, int step, int lane) {
+  ring.release(step, lane);
 #pragma unroll
   for (int i = 0; i < 64; i++)
     sums[i] += (float)part[i] * (i % 4 < 2 ? scales.low : scales.high);
 }
 
-DEVICE void multiply_tile(u32 memory, float (&sums)[64], const float *low, const float *high, int first_step,
+template <int CLUSTER>
+DEVICE void multiply_tile(const Steps<CLUSTER> &ring, float (&sums)[64], const float *low, const float *high, int first_step,
                           int steps, int group, int lane) {
   int a[64], b[64];
 #pragma unroll
@@ -64,33 +68,34 @@ DEVICE void multiply_tile(u32 memory, float (&sums)[64], const float *low, const
     sums[i] = 0.0f;
   auto scales = [&](int k) { return Scales{low ? low[k] : 0.0f, high ? high[k] : 0.0f}; };
   Scales of_a = scales(0), of_b;
-  multiply(memory, a, first_step, group);
+  multiply(ring, a, first_step, group);
   int k = 0; // the step that is being made in a
   for (; k + 2 < steps; k += 2) {
     of_b = scales(k + 1);
-    multiply(memory, b, first_step + k + 1, group);
+    multiply(ring, b, first_step + k + 1, group);
     ptx::products_wait<1>();
-    add(memory, sums, a, of_a, first_step + k, lane);
+    add(ring, sums, a, of_a, first_step + k, lane);
     of_a = scales(k + 2);
-    multiply(memory, a, first_step + k + 2, group);
+    multiply(ring, a, first_step + k + 2, group);
     ptx::products_wait<1>();
-    add(memory, sums, b, of_b, first_step + k + 1, lane);
+    add(ring, sums, b, of_b, first_step + k + 1, lane);
   }
   if (k + 2 == steps) {
     of_b = scales(k + 1);
-    multiply(memory, b, first_step + k + 1, group);
+    multiply(ring, b, first_step + k + 1, group);
     ptx::products_wait<1>();
-    add(memory, sums, a, of_a, first_step + k, lane);
+    add(ring, sums, a, of_a, first_step + k, lane);
     ptx::products_wait<0>();
-    add(memory, sums, b, of_b, first_step + k + 1, lane);
+    add(ring, sums, b, of_b, first_step + k + 1, lane);
   } else {
     ptx::products_wait<0>();
-    add(memory, sums, a, of_a, first_step + k, lane);
+    add(ring, sums, a, of_a, first_step + k, lane);
   }
 }
 
+template <int CLUSTER>
 DEVICE void finish_tile(unsigned char *done, const float (&sums)[64], const float *columns, const float *bias, u16 *y,
-                        const Work &work, int tile, int group, int thread) {
+                        const Tiles<CLUSTER> &work, int tile, int group, int thread) {
   ptx::made_anew(thread);
   int row = thread / tiles::WARP * 16 + thread % tiles::WARP / 4, t = thread % 4;
   int row0 = work.row0(tile) + group * ROWS, column0 = work.column0(tile);
@@ -110,47 +115,63 @@ DEVICE void finish_tile(unsigned char *done, const float (&sums)[64], const floa
   }
   ptx::part_sync(STORED + group, GROUP);
   store_rows<ROWS, CHUNKS>(done, (unsigned char *)(y + (size_t)row0 * work.columns + column0),
-                           (size_t)work.columns * 2, work.rows - row0, (work.columns - column0) * 2, thread);
+                           (size_t)work.columns * 2, work.rows() - row0, (work.columns - column0) * 2, thread);
   ptx::part_sync(STORED + group, GROUP); // before the next tile is written there
 }
 
 // A warpgroup: its 64 rows of every tile of this block.
+template <int CLUSTER>
 DEVICE void consume(unsigned char *memory, const float *rows, const float *columns, const float *bias, u16 *y,
-                    const Work &work, int group, int thread) {
-  u32 base = ptx::shared(memory);
+                    const Tiles<CLUSTER> &work, int group, int thread) {
+  Steps<CLUSTER> ring = {ptx::shared(memory)};
   int lane = thread % tiles::WARP, at = group * ROWS + thread / tiles::WARP * 16 + lane / 4;
   int first_step = 0;
-  for (int tile = (int)blockIdx.x; tile < work.tiles; tile += (int)gridDim.x, first_step += work.steps) {
+  for (int tile = work.first(); tile < work.tiles(); tile += work.stride(), first_step += work.steps()) {
     int row = work.row0(tile) + at;
-    const float *low = row < work.rows ? rows + (size_t)row * work.steps : nullptr;
-    const float *high = row + 8 < work.rows ? rows + (size_t)(row + 8) * work.steps : nullptr;
+    const float *low = row < work.rows() ? rows + (size_t)row * work.steps() : nullptr;
+    const float *high = row + 8 < work.rows() ? rows + (size_t)(row + 8) * work.steps() : nullptr;
     float sums[64];
-    multiply_tile(base, sums, low, high, first_step, work.steps, group, lane);
+    multiply_tile(ring, sums, low, high, first_step, work.steps(), group, lane);
     finish_tile(memory + DONE_AT + group * DONE_BYTES, sums, columns, bias, y, work, tile, group, thread);
   }
 }
 
-} // namespace
-
-// ---- grid: a block a multiprocessor at most; 384 threads; 1,024 + BARRIERS_AT + 64 bytes -------------------------------
-
-KERNEL __launch_bounds__(THREADS, 1)
-    narrow_int8_hopper(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,
-                       const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs) {
+template <int CLUSTER>
+DEVICE void narrow(const TensorMap *x, const TensorMap *w, const int *count, const float *rows, const float *columns,
+                   const float *bias, u16 *y, int inputs, int outputs) {
   SHARED_MEMORY(raw);
   unsigned char *memory = raw + (0u - ptx::shared(raw)) % 1024;
-  u32 base = ptx::shared(memory);
-  Work work = ring::work<DEPTH>(*count, inputs, outputs);
+  Steps<CLUSTER> ring = {ptx::shared(memory)};
+  Tiles<CLUSTER> work = {count, inputs, outputs};
   if (threadIdx.x == 0)
-    prepare(base + BARRIERS_AT, 2 * GROUP / tiles::WARP);
-  __syncthreads();
+    ring.prepare(2 * GROUP / tiles::WARP);
+  cluster::meet<CLUSTER>();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
     ptx::registers_down<24>();
     if (threadIdx.x == 0)
-      produce<DEPTH>(base, base + BARRIERS_AT, &x, &w, work);
+      ring.produce(x, w, work);
+    ptx::warp_sync();
   } else {
     ptx::registers_up<240>();
     consume(memory, rows, columns, bias, y, work, group - 1, (int)threadIdx.x % GROUP);
   }
+  if (CLUSTER > 1)
+    cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
 }
+
+} // namespace
+
+// ---- grid: a block a multiprocessor at most, whole clusters; 384 threads; 1,024 + BARRIERS_AT + 64 bytes --------------
+// Boxes of X have 128 rows, those of W 128 / CLUSTER.
+
+#define NARROW(name, CLUSTER)                                                                                         \
+  KERNEL __launch_bounds__(THREADS, 1)                                                                                \
+      name(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w, const int *count,                \
+           const float *rows, const float *columns, const float *bias, u16 *y, int inputs, int outputs) {             \
+    narrow<CLUSTER>(&x, &w, count, rows, columns, bias, y, inputs, outputs);                                          \
+  }
+NARROW(narrow_int8_hopper, 1)
+NARROW(narrow_int8_hopper_by2, 2)
+NARROW(narrow_int8_hopper_by4, 4)
+#undef NARROW

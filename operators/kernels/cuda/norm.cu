@@ -7,23 +7,19 @@
 //   embed:     row = LayerNorm(word[id] + position[place] + segment[place])
 //   add_norm:  row = LayerNorm(x + y)   (y may be null)       in place is allowed: out = x
 //
-// Stage 1 reads a row once, four halves a lane, keeps it in registers as f32, and sums twice by
-// shuffles: the mean, then the squares around it (no E[x²] − E[x]², which cancels).
-//
-//   lane       0        1    …   31      0 …
-//   columns  0–3      4–7    124–127   128–131 …   at most 8 rounds: hidden ≤ 1,024
-//
-// A round's 128 columns are just what is rotated together.
+// Stage 1 reads a row once, four halves a lane, and keeps it in registers as f32: rows.cuh. A round's 128
+// columns are just what is rotated together.
 //
 // A place is the position in bits 0–15 and the segment above. Invariants: a row depends on itself
 // only; rows past the count are neither read nor written. Limits: hidden % 4 = 0, as bytes % 128, ≤ 1,024.
 #include "bytes.cuh"
-#include "numbers.cuh"
-#include "tiles.cuh"
+#include "rows.cuh"
 
 namespace {
 
-constexpr int ROUNDS = 8, THREADS = 256, ROUND_COLUMNS = 4 * tiles::WARP;
+constexpr int THREADS = 256;
+using rows::ROUND_COLUMNS;
+using rows::ROUNDS;
 
 // The operands of a norm, and where its rows go: as halves, and as bytes with a scale a row where there are any.
 struct Norm {
@@ -62,44 +58,12 @@ DEVICE void store_bytes(float (&v)[ROUNDS][4], const Norm &norm, int row, int la
 
 // Normalises the row that a warp holds and stores it.
 template <bool IS_INT8> DEVICE void normalize(float (&v)[ROUNDS][4], const Norm &norm, int row, int lane) {
-  int hidden = norm.hidden;
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < ROUNDS; i++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      sum += v[i][e]; // columns past the row are 0
-  float mean = numbers::warp_sum(sum) / (float)hidden;
-  float squares = 0.0f;
-#pragma unroll
-  for (int i = 0; i < ROUNDS; i++)
-    if (i * ROUND_COLUMNS + lane * 4 < hidden) {
-#pragma unroll
-      for (int e = 0; e < 4; e++)
-        squares += (v[i][e] - mean) * (v[i][e] - mean);
-    }
-  float inverse = rsqrtf(numbers::warp_sum(squares) / (float)hidden + norm.epsilon);
-#pragma unroll
-  for (int i = 0; i < ROUNDS; i++) {
-    int column = i * ROUND_COLUMNS + lane * 4;
-    if (column < hidden) {
-#pragma unroll
-      for (int e = 0; e < 4; e++)
-        v[i][e] = (v[i][e] - mean) * inverse * norm.gain[column + e] + norm.shift[column + e];
-      numbers::store4(norm.out + (size_t)row * hidden + column, v[i]);
-    }
-  }
+  auto store = [&](int column, const float(&four)[4]) {
+    numbers::store4(norm.out + (size_t)row * norm.hidden + column, four);
+  };
+  rows::normalize(v, {norm.gain, norm.shift, norm.hidden, norm.epsilon}, lane, store);
   if (IS_INT8)
     store_bytes(v, norm, row, lane);
-}
-
-// Adds four columns of a row of halves.
-DEVICE void add4(float (&to)[4], const u16 *from) {
-  float h[4];
-  numbers::load4(h, from);
-#pragma unroll
-  for (int e = 0; e < 4; e++)
-    to[e] += h[e];
 }
 
 } // namespace
@@ -142,23 +106,11 @@ template <bool IS_INT8>
 DEVICE void embed(const int *count, const u32 *ids, const u32 *places, const u16 *words, const u16 *positions,
                   const u16 *segments, const Norm &norm) {
   int row = (int)(blockIdx.x * (THREADS / tiles::WARP) + threadIdx.x / tiles::WARP);
-  int lane = (int)threadIdx.x % tiles::WARP, hidden = norm.hidden;
+  int lane = (int)threadIdx.x % tiles::WARP;
   if (row >= *count)
     return; // the whole warp: its lanes share the row
-  u32 place = places[row];
-  const u16 *word = words + (size_t)ids[row] * hidden;
-  const u16 *position = positions + (size_t)(place & 0xffff) * hidden;
-  const u16 *segment = segments + (size_t)(place >> 16) * hidden;
   float v[ROUNDS][4] = {};
-#pragma unroll
-  for (int i = 0; i < ROUNDS; i++) {
-    int column = i * ROUND_COLUMNS + lane * 4;
-    if (column < hidden) {
-      add4(v[i], word + column);
-      add4(v[i], position + column);
-      add4(v[i], segment + column);
-    }
-  }
+  rows::embed(v, ids[row], places[row], words, positions, segments, norm.hidden, lane);
   normalize<IS_INT8>(v, norm, row, lane);
 }
 
@@ -173,9 +125,9 @@ template <bool IS_INT8> DEVICE void add_norm(const int *count, const u16 *x, con
   for (int i = 0; i < ROUNDS; i++) {
     int column = i * ROUND_COLUMNS + lane * 4;
     if (column < norm.hidden) {
-      add4(v[i], x + start + column);
+      rows::add4(v[i], x + start + column);
       if (y)
-        add4(v[i], y + start + column);
+        rows::add4(v[i], y + start + column);
     }
   }
   normalize<IS_INT8>(v, norm, row, lane);

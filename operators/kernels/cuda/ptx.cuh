@@ -148,6 +148,9 @@ DEVICE u32 tanh_halves(u32 x) {
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE u32 shuffle_xor(u32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
+// A value that all lanes have, so that the compiler knows it: branches on it are no divergence.
+DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // The lanes of a warp meet, and see what the others wrote to shared memory before.
 DEVICE void warp_sync() { __syncwarp(); }
 

@@ -23,6 +23,13 @@ DEVICE int cluster_rank() { return emulate::cluster_rank(); }
 DEVICE void cluster_sync() { emulate::cluster_sync(); }
 DEVICE void barrier_arrive_at(u32 barrier, int rank) { emulate::barrier_arrive(barrier, 0, rank); }
 
+DEVICE u32 add_release(u32 *word, u32 value) {
+  u32 before = *word;
+  emulate::add_word(word, value);
+  return before;
+}
+DEVICE void wait_acquire(const u32 *word, u32 least) { emulate::wait_word(word, least); }
+
 DEVICE u64 operand(u32 address) {
   return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
@@ -53,6 +60,10 @@ template <int COLUMNS, bool IS_BYTES = false> inline void multiply_group(void *d
 inline void multiply_64x64x16(float (&d)[32], u64 a, u64 b, int is_sum) { multiply_group<64>(d, a, b, is_sum); }
 inline void multiply_64x128x16(float (&d)[64], u64 a, u64 b, int is_sum) { multiply_group<128>(d, a, b, is_sum); }
 inline void multiply_64x192x16(float (&d)[96], u64 a, u64 b, int is_sum) { multiply_group<192>(d, a, b, is_sum); }
+template <int SUMS> inline void multiply_narrow(float (&d)[SUMS], u64 a, u64 b, int is_sum) {
+  static_assert(SUMS % 4 == 0 && SUMS <= 16, "8 to 32 columns");
+  multiply_group<2 * SUMS>(d, a, b, is_sum);
+}
 inline void multiply_64x128x32(int (&d)[64], u64 a, u64 b, int is_sum) { multiply_group<128, true>(d, a, b, is_sum); }
 inline void multiply_64x192x32(int (&d)[96], u64 a, u64 b, int is_sum) { multiply_group<192, true>(d, a, b, is_sum); }
 inline void products_begin() {

@@ -10,8 +10,13 @@
 #include "../cluster.cuh"
 #include "../ring.cuh"
 #include "../pingpong.cuh"
+#include "../heads.cuh"
 #include "../bytes.cuh"
 #include "../quantize.cuh"
+#include "../rows.cuh"
+#include "../softmax.cuh"
+#include "../pool.cuh"
+#include "../whole.cuh"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -51,6 +56,7 @@ struct Thread {
   bool is_started = false, is_done = true;
   const u64 *waits_for = nullptr; // runs again when this differs from `seen`
   u64 seen = 0;
+  u64 sleeps_until = 0; // a round
   std::vector<std::vector<Copy>> groups;
   std::vector<Copy> open;
 };
@@ -118,7 +124,8 @@ std::deque<Block> blocks;   // those that are under way together
 std::vector<Box> boxes;
 Barrier cluster_barriers[BLOCKS_MAX]; // by the first block of the cluster
 int cluster_size;
-u64 word_changes;
+u64 word_changes, rounds;
+u32 sleeps_random;
 Thread *current;
 jmp_buf scheduler;
 int order_seed;
@@ -180,8 +187,22 @@ u32 next_random(u32 &state) {
   return state ^= state << 5;
 }
 
-bool may_run(const Thread &thread) {
+bool is_ready(const Thread &thread) {
   return !thread.is_done && !(thread.waits_for && *thread.waits_for == thread.seen);
+}
+
+bool may_run(const Thread &thread) { return thread.sleeps_until <= rounds && is_ready(thread); }
+
+// When nobody runs: the first of those that only sleep gets up. Says whether there is one.
+bool wake_first() {
+  u64 first = ~(u64)0;
+  for (size_t i = 0; i < blocks.size() * block_size.x; i++)
+    if (is_ready(threads[i]) && threads[i].sleeps_until < first)
+      first = threads[i].sleeps_until;
+  if (first == ~(u64)0)
+    return false;
+  rounds = first;
+  return true;
 }
 
 // A thread of i's warp that can run, or −1.
@@ -237,6 +258,7 @@ void place(const std::vector<Index> &indices) {
     thread.index = {(unsigned)(i % count), 0, 0};
     thread.is_done = false;
     thread.waits_for = nullptr;
+    thread.sleeps_until = 0;
     thread.groups.clear();
     thread.open.clear();
   }
@@ -263,7 +285,8 @@ void run_blocks(const char *name, const std::vector<Index> &indices) {
   for (int i = 0; i < count; i++)
     order[i] = order_seed == 1 ? count - 1 - i : i;
   u32 random = 0x9e3779b9u * (u32)(order_seed + 1) + indices[0].x * 31 + indices[0].y;
-  for (;;) {
+  sleeps_random = random;
+  for (rounds = 0;; rounds++) {
     if (order_seed > 1)
       for (int i = count - 1; i > 0; i--)
         std::swap(order[i], order[next_random(random) % (u32)(i + 1)]);
@@ -288,6 +311,8 @@ void run_blocks(const char *name, const std::vector<Index> &indices) {
       continue;
     if (alive == 0)
       return check_end(name);
+    if (wake_first())
+      continue;
     // The copy engine is as slow as can be: it works when nobody else can, in any order.
     if (boxes.empty())
       return fail("%s: %d threads of block (%u, %u) and those beside it wait for ever", name, alive, indices[0].x,
@@ -315,6 +340,16 @@ void stop(const char *format, ...) {
     leave(); // never taken up again
 }
 
+// Whoever has told others something may be overtaken by them before it goes on, by far at times.
+static void give_way() {
+  if (order_seed < 2)
+    return;
+  u32 draw = next_random(sleeps_random);
+  if (draw % 4 == 0)
+    current->sleeps_until = rounds + (draw >> 8) % 256;
+  leave();
+}
+
 // Counts one thread at a barrier; says whether it was the last.
 static bool arrive(Barrier &barrier, int id, int count) {
   if (barrier.arrived == 0)
@@ -335,7 +370,10 @@ void block_barrier(int id, int count) {
     wait_change(&barrier.round, round);
 }
 
-void block_arrive(int id, int count) { arrive(current->block->barriers[id], id, count); }
+void block_arrive(int id, int count) {
+  arrive(current->block->barriers[id], id, count);
+  give_way();
+}
 
 int cluster_rank() { return current->block->number % cluster_size; }
 
@@ -349,6 +387,7 @@ void cluster_sync() {
 void add_word(u32 *word, u32 value) {
   *word += value;
   word_changes++;
+  give_way();
 }
 
 void wait_word(const u32 *word, u32 least) {
@@ -394,6 +433,7 @@ void barrier_arrive(u32 address, u32 bytes, int rank) {
   if (++barrier.arrivals > barrier.count)
     stop("more arrivals than the barrier counts");
   advance(barrier);
+  give_way();
 }
 
 void barrier_wait(u32 address, u32 parity) {
@@ -606,6 +646,9 @@ namespace linear {
 namespace attention {
 #include "../attention.cu"
 }
+namespace attention_heads {
+#include "../attention_heads.cu"
+}
 namespace norm {
 #include "../norm.cu"
 }
@@ -623,6 +666,9 @@ namespace feed_hopper {
 }
 namespace feed_int8_hopper {
 #include "../feed_int8_hopper.cu"
+}
+namespace whole_hopper {
+#include "../whole_hopper.cu"
 }
 namespace linear_int8_hopper {
 #include "../linear_int8_hopper.cu"
@@ -653,15 +699,25 @@ const Entry ENTRIES[] = {
     ENTRY(attention, attention_f16_d32), ENTRY(attention, attention_f16_d64), ENTRY(norm, embed_naive),
     ENTRY(norm, norm_naive),           ENTRY(norm, embed_f16),             ENTRY(norm, add_norm_f16),
     ENTRY(pool, pool_naive),           ENTRY(pool, scale_naive),           ENTRY(pool, gather_naive),
-    ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_gelu),
+    ENTRY(linear_hopper, linear_hopper_bias), ENTRY(linear_hopper, linear_hopper_bias_by2),
+    ENTRY(linear_hopper, linear_hopper_bias_by4), ENTRY(linear_hopper, linear_hopper_gelu), ENTRY(linear_hopper, linear_hopper_gelu_by2),
+    ENTRY(linear_hopper, linear_hopper_gelu_by4),
     ENTRY(linear_hopper, linear_hopper_residual), ENTRY(linear_hopper, linear_hopper_tanh),
+    ENTRY(attention_heads, attention_heads_d32), ENTRY(linear_hopper, linear_hopper_heads),
+    ENTRY(linear_hopper, linear_hopper_heads_by2), ENTRY(linear_hopper, linear_hopper_heads_by4),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_heads), ENTRY(linear_int8_hopper, linear_int8_hopper_heads_by2),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_heads_by4),
+    ENTRY(whole_hopper, whole_hopper_d32), ENTRY(whole_hopper, whole_hopper_d64),
     ENTRY(join_hopper, join_hopper_384), ENTRY(join_hopper, join_hopper_384_by2),
     ENTRY(join_hopper, join_hopper_384_by4), ENTRY(feed_hopper, feed_hopper_384),
     ENTRY(feed_hopper, feed_hopper_384_by2), ENTRY(feed_hopper, feed_hopper_384_by4),
     ENTRY(feed_int8_hopper, feed_int8_hopper_384), ENTRY(feed_int8_hopper, feed_int8_hopper_384_by2),
     ENTRY(feed_int8_hopper, feed_int8_hopper_384_by4),
-    ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu),
-    ENTRY(narrow_int8_hopper, narrow_int8_hopper), ENTRY(norm, embed_int8), ENTRY(norm, add_norm_int8),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_bias_by2),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_bias_by4), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu_by2),
+    ENTRY(linear_int8_hopper, linear_int8_hopper_gelu_by4),
+    ENTRY(narrow_int8_hopper, narrow_int8_hopper), ENTRY(narrow_int8_hopper, narrow_int8_hopper_by2),
+    ENTRY(narrow_int8_hopper, narrow_int8_hopper_by4), ENTRY(norm, embed_int8), ENTRY(norm, add_norm_int8),
     ENTRY(pool, pool_f16),             ENTRY(pool, gather_f16),            ENTRY(pool, logits_f16),
 };
 

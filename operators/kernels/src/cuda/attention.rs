@@ -1,4 +1,4 @@
-//! Launches of `cuda/attention.cu`: softmax(Q·Kᵀ / √d)·V of every text of a packed batch.
+//! Launches of `cuda/attention.cu` and `cuda/attention_heads.cu`: softmax(Q·Kᵀ / √d)·V of every text of a packed batch.
 
 use super::batch::OnDevice;
 use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
@@ -82,4 +82,90 @@ pub fn launch(
             Arg::Float((std::f64::consts::LOG2_E / (width as f64).sqrt()) as f32),
         ],
     })
+}
+
+/// The head dimension that attention by heads is written for.
+pub const WIDTH: usize = 32;
+/// What its queries are multiplied by before, in the weights that make them: log₂e / √32. The kernel's exponentials are
+/// powers of two of what it multiplies, and nothing else.
+pub const QUERY_SCALE: f64 = std::f64::consts::LOG2_E / 5.656_854_249_492_38;
+/// Keys, and then values, of 512 rows; the item's number, for each thread.
+const HEADS_SHARED_BYTES: u32 = 2 * 512 * WIDTH as u32 * 2 + 4 * 128;
+/// Blocks that a multiprocessor holds at once, as build.sh prints them.
+const HEADS_BLOCKS: usize = 3;
+
+/// The launch by heads: `planes` is `[3 · heads · capacity, 32]`, a plane of `capacity` rows for Q of each head, scaled
+/// by [`QUERY_SCALE`], then for K, then for V. `context` is `[capacity, 32 · heads]`. Cost: 128 · length² operations a text
+/// and head; keys and values are read once for [`super::batch::Bucket::queries`] queries.
+pub fn launch_heads(
+    batch: &OnDevice,
+    planes: Tensor,
+    context: Tensor,
+    multiprocessors: u32,
+) -> Result<Launch, Fault> {
+    let (tokens, heads) = (batch.bucket.tokens, context.columns / WIDTH);
+    if heads == 0 || !context.columns.is_multiple_of(WIDTH) {
+        return Err(Fault::Shape(format!(
+            "{} columns of context, heads are of {WIDTH}",
+            context.columns
+        )));
+    }
+    planes.expect("the planes", 3 * heads * tokens, WIDTH, Kind::F16)?;
+    context.expect("the context", tokens, heads * WIDTH, Kind::F16)?;
+    let most = (multiprocessors as usize * HEADS_BLOCKS / heads).max(1);
+    Ok(Launch {
+        placement: Placement::Alone,
+        kernel: "attention_heads_d32",
+        grid: [
+            blocks(heads, 1)?,
+            blocks(batch.bucket.items().min(most), 1)?,
+            1,
+        ],
+        threads: 128,
+        shared_bytes: HEADS_SHARED_BYTES,
+        args: vec![
+            Arg::Address(batch.item_count.address),
+            Arg::Address(batch.items.address),
+            Arg::Address(planes.address),
+            Arg::Address(context.address),
+            int(heads)?,
+            int(tokens)?,
+            int(batch.bucket.queries())?,
+        ],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::BUCKETS;
+    use super::*;
+
+    fn halves(rows: usize, columns: usize) -> Tensor {
+        Tensor {
+            address: 16,
+            rows,
+            columns,
+            kind: Kind::F16,
+        }
+    }
+
+    #[test]
+    fn by_heads_a_head_is_a_column_of_blocks_and_shapes_that_disagree_are_refused() {
+        let batch = OnDevice::new(BUCKETS[5], 4096);
+        let tokens = BUCKETS[5].tokens;
+        let grid = |planes, context, multiprocessors| {
+            let launch = launch_heads(&batch, planes, context, multiprocessors);
+            launch.map(|launch| launch.grid())
+        };
+        let (planes, context) = (halves(36 * tokens, 32), halves(tokens, 384));
+        assert_eq!(grid(planes, context, 132), Ok([12, 33, 1]));
+        // Never fewer than a block a head, never more than there may be items.
+        assert_eq!(grid(planes, context, 1), Ok([12, 1, 1]));
+        let most = BUCKETS[5].items() as u32;
+        assert_eq!(grid(planes, context, 100_000), Ok([12, most, 1]));
+        assert!(grid(halves(36 * tokens - 1, 32), context, 132).is_err());
+        assert!(grid(halves(tokens, 1152), context, 132).is_err());
+        assert!(grid(planes, halves(tokens, 392), 132).is_err());
+        assert!(grid(planes, halves(tokens - 1, 384), 132).is_err());
+    }
 }

@@ -6,6 +6,7 @@
 //!   places   0   1 2     0   1 2 3 4    …          tiles    (text, first query) of 64 queries each,
 //!                                                           longest texts first, so that the device's
 //!                                                           last blocks are short ones
+//!                                               items    what attention by heads takes at a time: see Item
 //! ```
 //!
 //! A batch goes to the device as one block of bytes whose layout depends on its bucket alone, so a
@@ -15,6 +16,7 @@
 //! it when; nothing is allocated once a [`Batch`] has grown. Limits: a text has 1 … 65,535 ids.
 
 use super::device::{Fault, Kind, Tensor};
+use super::items::{self, Item};
 use super::tiles::ATTENTION_TILE;
 
 /// A text as the tokenizer leaves it, special tokens included.
@@ -91,14 +93,15 @@ impl Bucket {
         self.tokens / ATTENTION_TILE + self.texts
     }
 
-    /// Byte offsets of starts, ids, places and tiles behind the counts, and the end.
-    fn layout(&self) -> [usize; 5] {
+    /// Byte offsets of starts, ids, places, tiles and items behind the counts, and the end.
+    fn layout(&self) -> [usize; 6] {
         let mut at = 16;
         let ints = [
             self.texts + 1,
             self.tokens,
             self.tokens,
             2 * self.tiles(),
+            items::WORDS * self.items(),
             0,
         ];
         ints.map(|ints| {
@@ -110,7 +113,7 @@ impl Bucket {
 
     /// Bytes of a batch's block.
     pub fn bytes(&self) -> usize {
-        self.layout()[4]
+        self.layout()[5]
     }
 }
 
@@ -133,12 +136,16 @@ pub struct OnDevice {
     pub places: Tensor,
     /// `[tiles, 2]`: text, first query.
     pub tiles: Tensor,
+    /// Items of attention by heads.
+    pub item_count: Tensor,
+    /// `[items, 8]`: see [`Item`].
+    pub items: Tensor,
 }
 
 impl OnDevice {
     /// Where things lie in a block of `bucket.bytes()` at `address`, a multiple of 16.
     pub fn new(bucket: Bucket, address: u64) -> Self {
-        let [starts, ids, places, tiles, _] = bucket.layout();
+        let [starts, ids, places, tiles, items, _] = bucket.layout();
         let ints = |at: usize, rows: usize, columns: usize| Tensor {
             address: address + at as u64,
             rows,
@@ -154,6 +161,8 @@ impl OnDevice {
             ids: ints(ids, bucket.tokens, 1),
             places: ints(places, bucket.tokens, 1),
             tiles: ints(tiles, bucket.tiles(), 2),
+            item_count: ints(12, 1, 1),
+            items: ints(items, bucket.items(), items::WORDS),
         }
     }
 }
@@ -165,6 +174,7 @@ pub struct Batch {
     places: Vec<u32>,
     starts: Vec<u32>,
     order: Vec<u32>,
+    items: Vec<Item>,
 }
 
 impl Batch {
@@ -218,7 +228,7 @@ impl Batch {
             self.tokens() <= bucket.tokens && self.texts() <= bucket.texts,
             "the batch fits its bucket"
         );
-        let [starts, ids, places, tiles, _] = bucket.layout();
+        let [starts, ids, places, tiles, items, _] = bucket.layout();
         let mut order = std::mem::take(&mut self.order);
         order.clear();
         order.extend(0..self.texts() as u32);
@@ -228,6 +238,13 @@ impl Batch {
             firsts.flat_map(move |first| [text, first as u32])
         });
         let count = put(block, tiles, listed) / 2;
+        let mut list = std::mem::take(&mut self.items);
+        let sized = order.iter().map(|&text| {
+            let length = self.length(text as usize) as u32;
+            (self.starts[text as usize], length)
+        });
+        items::pack(&mut list, sized, bucket.queries() as u32);
+        put(block, items, list.iter().flat_map(Item::words));
         put(
             block,
             starts,
@@ -235,9 +252,9 @@ impl Batch {
         );
         put(block, ids, self.ids.iter().copied());
         put(block, places, self.places.iter().copied());
-        let counts = [self.tokens() as u32, self.texts() as u32, count as u32, 0];
-        put(block, 0, counts.into_iter());
-        self.order = order;
+        let counts = [self.tokens(), self.texts(), count, list.len()];
+        put(block, 0, counts.into_iter().map(|count| count as u32));
+        (self.order, self.items) = (order, list);
         count
     }
 }
@@ -298,12 +315,17 @@ mod tests {
             assert_eq!(bucket.tokens, 256);
             let mut block = vec![0xee; bucket.bytes()];
             assert_eq!(batch.write(bucket, &mut block), 5);
-            let [starts, ids, places, tiles, _] = bucket.layout();
-            assert_eq!(ints(&block, 0, 4), [197, 3, 5, 0]);
+            let [starts, ids, places, tiles, items, _] = bucket.layout();
+            assert_eq!(ints(&block, 0, 4), [197, 3, 5, 5]);
             assert_eq!(ints(&block, starts, 4), [0, 3, 133, 197]);
             assert_eq!(ints(&block, ids, 5), [5, 6, 7, 0, 1]);
             assert_eq!(ints(&block, places, 5), [0, 1, 2 | 1 << 16, 0, 1]);
             assert_eq!(ints(&block, tiles, 10), [1, 0, 1, 64, 1, 128, 2, 0, 0, 0]);
+            let at = |first: u32| 130 | (first / 16) << 16;
+            let third = [3, 3, 3, 3, at(128), at(144), at(160), at(176)];
+            assert_eq!(ints(&block, items + 64, 8), third);
+            let last = [0, 0, 0, 0, 3, 0, 0, 0];
+            assert_eq!(ints(&block, items + 128, 8), last);
         }
     }
 
@@ -315,7 +337,9 @@ mod tests {
             assert!(long.div_ceil(64) + bucket.texts - 1 <= bucket.tiles());
             assert!(bucket.bytes().is_multiple_of(16));
             let device = OnDevice::new(bucket, 4096);
-            assert!(device.tiles.address as usize + device.tiles.bytes() <= 4096 + bucket.bytes());
+            for list in [device.tiles, device.items] {
+                assert!(list.address as usize + list.bytes() <= 4096 + bucket.bytes());
+            }
         }
         assert_eq!(Bucket::holding(64, 17), Some(BUCKETS[1]));
         assert_eq!(Bucket::holding(32_769, 1), None);

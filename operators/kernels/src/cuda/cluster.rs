@@ -7,9 +7,10 @@
 use super::device::Placement;
 
 /// How many neighbouring blocks share one stream of weights: each brings its part to all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Cluster {
     /// Each has its own.
+    #[default]
     One,
     /// Two.
     Two,
@@ -30,16 +31,95 @@ impl Cluster {
         }
     }
 
-    pub(super) fn placement(self) -> Placement {
-        match self {
-            Cluster::One => Placement::Alone,
-            _ => Placement::Clusters(self.blocks()),
+    /// The largest that so many tiles below each other fill, up to this: what has no rows would go along for nothing.
+    fn within(self, tiles: u32) -> Cluster {
+        let mut all = Cluster::ALL.into_iter().rev();
+        all.find(|cluster| *cluster <= self && cluster.blocks() <= tiles)
+            .unwrap_or(Cluster::One)
+    }
+}
+
+/// Where a persistent kernel's blocks go: a multiprocessor each at most, in clusters of this size at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spread {
+    /// The device's.
+    pub multiprocessors: u32,
+    /// Blocks that share weights.
+    pub cluster: Cluster,
+}
+
+impl From<u32> for Spread {
+    /// So many multiprocessors, every block by itself.
+    fn from(multiprocessors: u32) -> Self {
+        Spread {
+            multiprocessors,
+            cluster: Cluster::One,
         }
     }
+}
 
-    /// Blocks of a persistent grid for so many tiles: whole clusters, no more than there are multiprocessors for.
-    pub(super) fn grid(self, tiles: u32, multiprocessors: u32) -> u32 {
-        let most = (multiprocessors / self.blocks()).max(1);
-        tiles.div_ceil(self.blocks()).min(most) * self.blocks()
+/// A persistent grid.
+pub(super) struct Grid {
+    pub(super) cluster: Cluster,
+    pub(super) placement: Placement,
+    pub(super) grid: [u32; 3],
+}
+
+impl Spread {
+    /// For `down` tiles below each other, which may share weights, and as many beside each.
+    pub(super) fn grid(self, down: u32, across: u32) -> Grid {
+        let cluster = self.cluster.within(down.min(self.multiprocessors));
+        let most = self.multiprocessors / cluster.blocks();
+        let clusters = (down.div_ceil(cluster.blocks()) * across).min(most).max(1);
+        Grid {
+            cluster,
+            placement: match cluster {
+                Cluster::One => Placement::Alone,
+                _ => Placement::Clusters(cluster.blocks()),
+            },
+            grid: [clusters * cluster.blocks(), 1, 1],
+        }
+    }
+}
+
+impl Grid {
+    /// Rows of a box of weights, of which all blocks of a cluster together bring `rows`.
+    pub(super) fn share(&self, rows: usize) -> usize {
+        rows / self.cluster.blocks() as usize
+    }
+
+    /// The kernel for clusters of this size.
+    pub(super) fn kernel(&self, [one, two, four]: [&'static str; 3]) -> &'static str {
+        match self.cluster {
+            Cluster::One => one,
+            Cluster::Two => two,
+            Cluster::Four => four,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_are_whole_clusters_that_fit() {
+        let grid = |multiprocessors, cluster, down, across| {
+            let spread = Spread {
+                multiprocessors,
+                cluster,
+            };
+            let grid = spread.grid(down, across);
+            (grid.cluster, grid.grid[0])
+        };
+        assert_eq!(grid(132, Cluster::One, 64, 6), (Cluster::One, 132));
+        assert_eq!(grid(132, Cluster::Two, 64, 2), (Cluster::Two, 128));
+        assert_eq!(grid(7, Cluster::Two, 64, 2), (Cluster::Two, 6));
+        assert_eq!(grid(132, Cluster::Four, 5, 1), (Cluster::Four, 8));
+        // Fewer tiles than blocks, and fewer multiprocessors.
+        assert_eq!(grid(132, Cluster::Four, 1, 6), (Cluster::One, 6));
+        assert_eq!(grid(132, Cluster::Four, 3, 6), (Cluster::Two, 24));
+        assert_eq!(grid(2, Cluster::Four, 64, 6), (Cluster::Two, 2));
+        assert_eq!(grid(1, Cluster::Four, 64, 6), (Cluster::One, 1));
     }
 }

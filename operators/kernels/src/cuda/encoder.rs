@@ -4,27 +4,26 @@
 //!   x = embed + LayerNorm                  halves, [tokens, hidden]
 //!   per layer   attention, feed-forward    seven launches, five or four: see `layer`
 //!   vectors     pool, scale to length 1            logits   first row ─▶ tanh pooler ─▶ classifier
+//!   a question  all of it in one launch, if the recipe says so: see `whole`
 //! ```
 //!
 //! A device decides which places for the residual are fastest (bench `gpu`).
 //!
-//! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes (1/√d is not
-//! folded in);
+//! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes; with
+//! [`Attention::Heads`] those of queries are multiplied by log₂e / √d before;
 //! a forward pass allocates nothing; every launch reads the batch's real counts on the device, so a
 //! pass built for a bucket serves every batch that fits it.
 
-use std::fmt;
-
-use super::arena::{Arena, piece, shapes};
+use super::arena::Arena;
 use super::batch::{Bucket, OnDevice};
-use super::cluster::Cluster;
+pub use super::buffers::Buffers;
 use super::device::{Device, Fault, Launch, Stage, Tensor};
-use super::int8::{GROUP, Quantized};
-use super::join::Join;
 use super::layer::{Layer, Pass};
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader};
 use super::norm::{Norm, Tables};
+pub use super::recipe::{Attention, Precision, Recipe, Residual};
+use super::whole::{self, Short, Whole};
 use super::{norm, pool};
 use crate::Pooling;
 use crate::weights::{BertConfig, Weights};
@@ -57,120 +56,6 @@ pub struct Head {
     pub classifier: (Vec<f32>, Vec<f32>),
 }
 
-/// Where the residual is added on stages 1 to 3. Stage 0's products always do it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Residual {
-    /// By the LayerNorm that follows.
-    #[default]
-    InNorm,
-    /// By the product's epilogue.
-    InProduct,
-    /// By the product's epilogue, which makes the LayerNorm too: stage 3, where [`Join::fits`].
-    Fused(Cluster),
-    /// The same behind attention, and the whole feed-forward half in one kernel.
-    FusedFeed(Cluster),
-}
-
-impl Residual {
-    /// Which blocks share the weights' stream, where products make the LayerNorm.
-    pub(super) fn fused(self) -> Option<Cluster> {
-        match self {
-            Residual::Fused(cluster) | Residual::FusedFeed(cluster) => Some(cluster),
-            _ => None,
-        }
-    }
-}
-
-/// What a layer's large products multiply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// What the stage has: halves, on stage 0 floats.
-    #[default]
-    Half,
-    /// Bytes, but for attention and the product behind it: on Hopper, where `hidden` and the inner width are
-    /// multiples of 128.
-    Int8,
-}
-
-/// How a model is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recipe {
-    /// Which kernels.
-    pub stage: Stage,
-    /// Which of the places for the residual.
-    pub residual: Residual,
-    /// What is multiplied.
-    pub precision: Precision,
-}
-
-impl fmt::Display for Recipe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Recipe {
-            stage,
-            residual,
-            precision,
-        } = self;
-        match precision {
-            Precision::Half => write!(f, "{stage}, residual {residual:?}"),
-            Precision::Int8 => write!(f, "{stage}, int8, residual {residual:?}"),
-        }
-    }
-}
-
-impl Recipe {
-    /// What a stage has kernels for, with models of this shape.
-    pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
-        use Residual::{Fused, FusedFeed, InNorm, InProduct};
-        let fused = Cluster::ALL.map(FusedFeed);
-        let places = [InNorm, InProduct, Fused(Cluster::One), Fused(Cluster::Two)]
-            .into_iter()
-            .chain(fused)
-            .map(|place| (place, Precision::Half));
-        let of_bytes = [InNorm, FusedFeed(Cluster::Two), FusedFeed(Cluster::Four)];
-        let recipes = places.chain(of_bytes.map(|place| (place, Precision::Int8)));
-        recipes
-            .map(|(residual, precision)| Recipe {
-                stage,
-                residual,
-                precision,
-            })
-            .filter(|recipe| recipe.check(config).is_ok())
-            .collect()
-    }
-
-    /// Fails where the stage has no such kernels for models of this shape.
-    pub(super) fn check(&self, config: &BertConfig) -> Result<(), Fault> {
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        if self.residual.fused().is_some() && !Join::fits(self.stage, hidden) {
-            return Err(Fault::Shape(format!(
-                "a product with its norm on {}, {hidden} columns, expected {} and {}",
-                self.stage,
-                Stage::Hopper,
-                super::join::HIDDEN
-            )));
-        }
-        if self.precision == Precision::Half {
-            return Ok(());
-        }
-        if self.stage != Stage::Hopper {
-            return Err(Fault::Unavailable(format!(
-                "there are no kernels of int8 for {}, they need compute capability 9.0",
-                self.stage
-            )));
-        }
-        let is_whole = hidden.is_multiple_of(GROUP) && wide.is_multiple_of(GROUP);
-        let has_kernels = matches!(self.residual, Residual::InNorm | Residual::FusedFeed(_));
-        if !is_whole || !has_kernels {
-            return Err(Fault::Unavailable(format!(
-                "int8 for {hidden} columns and {wide} between, residual {:?}: expected multiples of {GROUP}, and {:?} or FusedFeed",
-                self.residual,
-                Residual::InNorm
-            )));
-        }
-        Ok(())
-    }
-}
-
 enum Last {
     Vector(Pooling),
     Logits { pooler: Dense, classifier: Dense },
@@ -185,29 +70,7 @@ pub struct Model {
     norm: Norm,
     layers: Vec<Layer>,
     last: Last,
-}
-
-/// Rows for the largest batch of one slot.
-#[derive(Debug, Clone, Copy)]
-pub struct Buffers {
-    pub(super) x: Tensor,
-    pub(super) qkv: Tensor,
-    pub(super) context: Tensor,
-    pub(super) sum: Tensor,
-    pub(super) wide: Tensor,
-    first: Tensor,
-    pooled: Tensor,
-    /// `[texts, width]`, f32: what a pass leaves.
-    pub out: Tensor,
-    /// With [`Precision::Int8`].
-    pub(super) bytes: Option<ByteBuffers>,
-}
-
-/// x as bytes, and what is between the feed-forward products.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ByteBuffers {
-    pub(super) x: Quantized,
-    pub(super) wide: Quantized,
+    whole: Option<Whole>,
 }
 
 impl Model {
@@ -242,15 +105,27 @@ impl Model {
                 classifier: loader.dense(&head.classifier)?,
             },
         };
+        let multiprocessors = device.multiprocessors();
+        let addresses: Option<Vec<_>> = layers.iter().map(Layer::addresses).collect();
+        let whole = addresses.and_then(|layers| {
+            Whole::new(&config, recipe, multiprocessors, &layers, |words| {
+                loader.words(words)
+            })
+        });
         loader.finish(device)?;
+        let short = match whole {
+            Some(_) => Short::Whole,
+            None => Short::Launches,
+        };
         Ok(Model {
             config,
-            recipe,
-            multiprocessors: device.multiprocessors(),
+            recipe: Recipe { short, ..recipe },
+            multiprocessors,
             tables,
             norm: first,
             layers,
             last,
+            whole,
         })
     }
 
@@ -269,41 +144,31 @@ impl Model {
 
     /// Rows for passes up to a bucket.
     pub fn buffers(&self, arena: &mut Arena, most: Bucket) -> Buffers {
-        let shapes = shapes(&self.config, self.width(), self.recipe, most);
-        let mut tensors = shapes.into_iter().map(|(rows, columns, kind)| Tensor {
-            address: arena.take(rows * columns * kind.bytes()),
-            rows,
-            columns,
-            kind,
-        });
-        let mut next = || tensors.next().expect("as many shapes");
-        let mut buffers = Buffers {
-            x: next(),
-            qkv: next(),
-            context: next(),
-            sum: next(),
-            wide: next(),
-            first: next(),
-            pooled: next(),
-            out: next(),
-            bytes: None,
-        };
-        if self.recipe.precision == Precision::Int8 {
-            let mut quantized = || Quantized {
-                bytes: next(),
-                scales: next(),
-            };
-            buffers.bytes = Some(ByteBuffers {
-                x: quantized(),
-                wide: quantized(),
-            });
-        }
-        buffers
+        Buffers::take(&self.config, self.width(), self.recipe, most, arena)
     }
 
-    /// The launches of one pass over a batch. Cost of building: microseconds; engines do it once a
-    /// bucket.
+    /// The launches of one pass over a batch, or the one for a question ([`Short`]), of which no two may be
+    /// on the device at once. Cost of building: microseconds; engines do it once a bucket.
     pub fn forward(&self, batch: &OnDevice, buffers: &Buffers) -> Result<Vec<Launch>, Fault> {
+        let (Some(whole), Last::Vector(pooling)) = (&self.whole, &self.last) else {
+            return self.launches(batch, buffers);
+        };
+        if batch.bucket != whole::MOST {
+            return self.launches(batch, buffers);
+        }
+        let call = whole::Call {
+            batch,
+            buffers,
+            tables: &self.tables,
+            norm: &self.norm,
+            config: &self.config,
+            pooling: *pooling,
+        };
+        Ok(vec![whole.launch(&call)?])
+    }
+
+    /// The same without the one: passes of several slots may be on the device at once.
+    pub fn launches(&self, batch: &OnDevice, buffers: &Buffers) -> Result<Vec<Launch>, Fault> {
         let stage = self.recipe.stage;
         let b = buffers.within(batch.bucket);
         let launches = match b.bytes {
@@ -355,43 +220,6 @@ impl Model {
             _ => pool::logits(batch, b.pooled, classifier.0, classifier.1, b.out)?,
         });
         Ok(())
-    }
-}
-
-impl Buffers {
-    /// Device memory for passes up to a bucket.
-    pub(super) fn room(config: &BertConfig, width: usize, recipe: Recipe, most: Bucket) -> usize {
-        let shapes = shapes(config, width, recipe, most).into_iter();
-        let bytes = shapes.map(|(rows, columns, kind)| piece(rows * columns * kind.bytes()));
-        bytes.sum()
-    }
-
-    /// The same buffers with the rows of a smaller bucket.
-    fn within(&self, bucket: Bucket) -> Buffers {
-        let rows = |tensor: Tensor, rows: usize| Tensor {
-            rows: rows.min(tensor.rows),
-            ..tensor
-        };
-        Buffers {
-            x: rows(self.x, bucket.tokens),
-            qkv: rows(self.qkv, bucket.tokens),
-            context: rows(self.context, bucket.tokens),
-            sum: rows(self.sum, bucket.tokens),
-            wide: rows(self.wide, bucket.tokens),
-            first: rows(self.first, bucket.texts),
-            pooled: rows(self.pooled, bucket.texts),
-            out: rows(self.out, bucket.texts),
-            bytes: self.bytes.map(|ByteBuffers { x, wide }| {
-                let of = |quantized: Quantized| Quantized {
-                    bytes: rows(quantized.bytes, bucket.tokens),
-                    scales: rows(quantized.scales, bucket.tokens),
-                };
-                ByteBuffers {
-                    x: of(x),
-                    wide: of(wide),
-                }
-            }),
-        }
     }
 }
 

@@ -14,8 +14,10 @@
 
 use super::arena::Arena;
 use super::batch::{BUCKETS, Batch, Bucket, OnDevice};
+use super::cluster::Cluster;
 use super::device::{Device, Fault, Graph, Launch, Pinned, Stage, Stream};
-use super::encoder::{Model, Output, Precision, Recipe, Residual};
+use super::encoder::{Attention, Model, Output, Precision, Recipe, Residual};
+use super::whole::Short;
 use crate::weights::Weights;
 
 /// What a slot is for.
@@ -62,6 +64,12 @@ pub struct Options {
     pub residual: Residual,
     /// What the products multiply.
     pub precision: Precision,
+    /// Blocks that share weights.
+    pub cluster: Cluster,
+    /// How attention is made.
+    pub attention: Attention,
+    /// How the first slot's questions run.
+    pub short: Short,
     /// Slots, questions' first.
     pub slots: Vec<SlotPlan>,
     /// Captured graphs, or a launch after the other.
@@ -75,6 +83,9 @@ impl Options {
             stage: Some(recipe.stage),
             residual: recipe.residual,
             precision: recipe.precision,
+            cluster: recipe.cluster,
+            attention: recipe.attention,
+            short: recipe.short,
             ..self
         }
     }
@@ -92,6 +103,9 @@ impl Default for Options {
             stage: None,
             residual: Residual::default(),
             precision: Precision::default(),
+            cluster: Cluster::default(),
+            attention: Attention::default(),
+            short: Short::default(),
             slots: vec![
                 SlotPlan {
                     class: Class::Question,
@@ -143,6 +157,9 @@ impl DeviceEngine {
             stage,
             residual: options.residual,
             precision: options.precision,
+            cluster: options.cluster,
+            attention: options.attention,
+            short: options.short,
         };
         // Before memory is taken: a device that cannot do it says so, and not that it is full.
         recipe.check(&weights.config)?;
@@ -152,9 +169,17 @@ impl DeviceEngine {
         let slots = options
             .slots
             .iter()
-            .map(|plan| {
+            .enumerate()
+            .map(|(nth, plan)| {
                 let device = device.as_mut();
-                open_slot(device, &mut arena, &model, *plan, options.has_graphs)
+                let is_first = nth == 0;
+                open_slot(
+                    device,
+                    &mut arena,
+                    &model,
+                    *plan,
+                    (is_first, options.has_graphs),
+                )
             })
             .collect::<Result<Vec<Slot>, Fault>>()?;
         Ok(DeviceEngine {
@@ -166,12 +191,14 @@ impl DeviceEngine {
     }
 }
 
+/// Of all slots only the first runs questions in one launch: two such launches at once, each with a part of the
+/// multiprocessors, would wait for the rest for ever.
 fn open_slot(
     device: &mut dyn Device,
     arena: &mut Arena,
     model: &Model,
     plan: SlotPlan,
-    has_graphs: bool,
+    (is_first, has_graphs): (bool, bool),
 ) -> Result<Slot, Fault> {
     let stream = device.stream(plan.class == Class::Question)?;
     let buffers = model.buffers(arena, plan.most);
@@ -183,7 +210,10 @@ fn open_slot(
     let mut passes = Vec::new();
     for bucket in BUCKETS.into_iter().filter(|b| b.tokens <= plan.most.tokens) {
         let batch = OnDevice::new(bucket, block);
-        let launches = model.forward(&batch, &buffers)?;
+        let launches = match is_first {
+            true => model.forward(&batch, &buffers)?,
+            false => model.launches(&batch, &buffers)?,
+        };
         let pass = match has_graphs {
             true => Pass::Graph(device.capture(stream, &launches)?),
             false => Pass::Launches(launches),

@@ -1,6 +1,6 @@
 //! Launches of `cuda/feed_hopper.cu`: x = LayerNorm(x + GELU(x·W1ᵀ + b1)·W2ᵀ + b2), in one kernel.
 
-use super::cluster::Cluster;
+use super::cluster::Spread;
 use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
 use super::join::HIDDEN;
 use super::norm::Norm;
@@ -35,7 +35,7 @@ impl Feed {
     /// The launch; its grid has a block a multiprocessor at most, in clusters that share the weights' stream. Fails on
     /// shapes that disagree and on an inner width that is no multiple of 8. Cost: 4 · rows · wide · 384 operations;
     /// memory of x twice; weights from L2 once for 64 rows of each block of a cluster.
-    pub fn launch(&self, cluster: Cluster, multiprocessors: u32) -> Result<Launch, Fault> {
+    pub fn launch(&self, spread: impl Into<Spread>) -> Result<Launch, Fault> {
         let wide = self.widen.0.rows;
         self.count.expect("the count", 1, 1, Kind::Int)?;
         self.x.expect("x", 0, HIDDEN, Kind::F16)?;
@@ -54,24 +54,21 @@ impl Feed {
                 second.0
             )));
         }
+        let grid = spread.into().grid(blocks(self.x.rows, ROWS)?, 1);
         Ok(Launch {
-            kernel: match cluster {
-                Cluster::One => "feed_hopper_384",
-                Cluster::Two => "feed_hopper_384_by2",
-                Cluster::Four => "feed_hopper_384_by4",
-            },
-            placement: cluster.placement(),
-            grid: [
-                cluster.grid(blocks(self.x.rows, ROWS)?, multiprocessors),
-                1,
-                1,
-            ],
+            kernel: grid.kernel([
+                "feed_hopper_384",
+                "feed_hopper_384_by2",
+                "feed_hopper_384_by4",
+            ]),
+            placement: grid.placement,
+            grid: grid.grid,
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args: vec![
                 Arg::boxes(self.x, ROWS, DEPTH),
-                Arg::boxes(first.0, PART / cluster.blocks() as usize, DEPTH),
-                Arg::boxes(second.0, PART / cluster.blocks() as usize, DEPTH),
+                Arg::boxes(first.0, grid.share(PART), DEPTH),
+                Arg::boxes(second.0, grid.share(PART), DEPTH),
                 Arg::Address(self.count.address),
                 Arg::Address(first.1.address),
                 Arg::Address(second.1.address),
@@ -87,6 +84,7 @@ impl Feed {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cluster::Cluster;
     use super::*;
 
     #[test]
@@ -109,15 +107,14 @@ mod tests {
             },
             x: tensor(112, 200, HIDDEN, Kind::F16),
         };
-        let launch = good.launch(Cluster::One, 132).unwrap();
+        let launch = good.launch(132).unwrap();
         assert_eq!(launch.grid(), [4, 1, 1]);
         assert!(launch.shared_bytes() <= 227 * 1024);
-        let odd = Feed {
-            x: tensor(112, 300, HIDDEN, Kind::F16),
-            ..good
+        let by2 = Spread {
+            multiprocessors: 132,
+            cluster: Cluster::Two,
         };
-        assert_eq!(odd.launch(Cluster::Two, 132).unwrap().grid(), [6, 1, 1]);
-        assert_eq!(odd.launch(Cluster::Four, 7).unwrap().grid(), [4, 1, 1]);
+        assert_eq!(good.launch(by2).unwrap().kernel(), "feed_hopper_384_by2");
         let bad = [
             Feed {
                 x: tensor(112, 200, 768, Kind::F16),
@@ -142,7 +139,7 @@ mod tests {
             },
         ];
         for feed in bad {
-            let launch = feed.launch(Cluster::Two, 132);
+            let launch = feed.launch(by2);
             assert!(matches!(launch, Err(Fault::Shape(_))), "{feed:?}");
         }
     }

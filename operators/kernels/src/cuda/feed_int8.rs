@@ -1,6 +1,6 @@
 //! Launches of `cuda/feed_int8_hopper.cu`: x = LayerNorm(x + GELU(x·W1ᵀ + b1)·W2ᵀ + b2) of bytes, in one kernel.
 
-use super::cluster::Cluster;
+use super::cluster::Spread;
 use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
 use super::int8::{GROUP, Quantized};
 use super::join::HIDDEN;
@@ -41,11 +41,11 @@ impl FeedInt8 {
     /// The launch; its grid has a block a multiprocessor at most, in clusters that share the weights' stream. Fails on
     /// shapes that disagree. Cost: 4 · rows · wide · 384 operations; memory of x twice and of its bytes once; weights from
     /// L2 once for 64 rows of each block of a cluster.
-    pub fn launch(&self, cluster: Cluster, multiprocessors: u32) -> Result<Launch, Fault> {
+    pub fn launch(&self, spread: impl Into<Spread>) -> Result<Launch, Fault> {
         let wide = self.wide()?;
+        let grid = spread.into().grid(blocks(self.x.rows, ROWS)?, 1);
         let (first, second) = (self.widen, self.narrow);
-        let boxes =
-            |weight: Quantized| Arg::boxes(weight.bytes, PART / cluster.blocks() as usize, GROUP);
+        let boxes = |weight: Quantized| Arg::boxes(weight.bytes, grid.share(PART), GROUP);
         let addresses = [
             self.count,
             first.0.scales,
@@ -64,15 +64,14 @@ impl FeedInt8 {
             Arg::Address(self.bytes.bytes.address),
             Arg::Address(self.bytes.scales.address),
         ]);
-        let tiles = blocks(self.x.rows, ROWS)?;
         Ok(Launch {
-            kernel: match cluster {
-                Cluster::One => "feed_int8_hopper_384",
-                Cluster::Two => "feed_int8_hopper_384_by2",
-                Cluster::Four => "feed_int8_hopper_384_by4",
-            },
-            placement: cluster.placement(),
-            grid: [cluster.grid(tiles, multiprocessors), 1, 1],
+            kernel: grid.kernel([
+                "feed_int8_hopper_384",
+                "feed_int8_hopper_384_by2",
+                "feed_int8_hopper_384_by4",
+            ]),
+            placement: grid.placement,
+            grid: grid.grid,
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args,
@@ -120,6 +119,7 @@ impl FeedInt8 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cluster::Cluster;
     use super::*;
 
     #[test]
@@ -151,11 +151,17 @@ mod tests {
             x: tensor(112, 300, HIDDEN, Kind::F16),
             bytes: state(300),
         };
-        let grid = |cluster, most| good.launch(cluster, most).unwrap().grid();
+        let grid = |cluster, multiprocessors| {
+            let spread = Spread {
+                multiprocessors,
+                cluster,
+            };
+            good.launch(spread).unwrap().grid()
+        };
         assert_eq!(grid(Cluster::One, 132), [5, 1, 1]);
         assert_eq!(grid(Cluster::Two, 132), [6, 1, 1]);
         assert_eq!(grid(Cluster::Four, 7), [4, 1, 1]);
-        let launch = good.launch(Cluster::One, 132).unwrap();
+        let launch = good.launch(132).unwrap();
         assert!(launch.shared_bytes() <= 227 * 1024);
         let bad = [
             FeedInt8 {
@@ -186,7 +192,7 @@ mod tests {
             },
         ];
         for feed in bad {
-            let launch = feed.launch(Cluster::Two, 132);
+            let launch = feed.launch(132);
             assert!(matches!(launch, Err(Fault::Shape(_))), "{feed:?}");
         }
     }

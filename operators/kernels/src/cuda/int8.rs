@@ -2,7 +2,7 @@
 //! bytes.
 //!
 //! ```text
-//!   x ─ LayerNorm, rotated ─▶ bytes, a scale a row ─┬─ Product::halves ─▶ qkv, halves
+//!   x ─ LayerNorm, rotated ─▶ bytes, a scale a row ─┬─ Product::halves, heads ─▶ qkv, halves
 //!                                                    └─ Product::gelu ─▶ bytes, a scale a row and 128 columns
 //!                                                                                  └─ Product::narrow ─▶ halves
 //! ```
@@ -14,14 +14,16 @@
 //! Invariants: a weight's bytes and scale depend on its own row only; the sum of a product is exact (|byte| ≤
 //! 127 and at most 133,000 columns fit 31 bits). Limits: Hopper; inputs a multiple of 128.
 
-use super::device::{Arg, Fault, Kind, Launch, Placement, Tensor, blocks, int};
+use super::cluster::Spread;
+use super::device::{Arg, Fault, Kind, Launch, Tensor, blocks, int};
+use super::linear::{HOPPER_COLUMNS, HOPPER_SHARED_BYTES};
 
 /// Columns that are rotated together, and that have a scale behind GELU.
 pub const GROUP: usize = 128;
 /// The most that a byte stands for.
 const LEVELS: f32 = 127.0;
 
-/// Rows and columns of a tile, and bytes of K of a step.
+/// Rows of a tile, columns where a group has a scale, and bytes of K of a step.
 const TILE: usize = 128;
 /// Room to begin at a multiple of 1,024, a ring of four stages of two 128×128 operands, eight barriers, and …
 const RING_BYTES: u32 = 1024 + 4 * 2 * 128 * 128 + 64;
@@ -130,19 +132,44 @@ pub struct Product {
 impl Product {
     /// The sums in halves, `y [capacity, outputs]`, of states with one scale a row. Cost: 2 · rows · inputs ·
     /// outputs operations.
-    pub fn halves(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
+    pub fn halves(&self, y: Tensor, spread: impl Into<Spread>) -> Result<Launch, Fault> {
         self.check(1)?;
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
         self.linear(
-            "linear_int8_hopper_bias",
-            PINGPONG_BYTES,
+            [
+                "linear_int8_hopper_bias",
+                "linear_int8_hopper_bias_by2",
+                "linear_int8_hopper_bias_by4",
+            ],
+            (HOPPER_COLUMNS, HOPPER_SHARED_BYTES),
             y,
-            multiprocessors,
+            spread.into(),
         )
     }
 
+    /// The same in planes of 32 columns, for [`super::attention::launch_heads`]: `y` is `[outputs / 32 · capacity, 32]`.
+    pub fn heads(&self, y: Tensor, spread: impl Into<Spread>) -> Result<Launch, Fault> {
+        let capacity = self.x.bytes.rows;
+        self.check(1)?;
+        y.expect(
+            "the planes",
+            super::linear::planes(self.outputs())? * capacity,
+            super::attention::WIDTH,
+            Kind::F16,
+        )?;
+        let kernels = [
+            "linear_int8_hopper_heads",
+            "linear_int8_hopper_heads_by2",
+            "linear_int8_hopper_heads_by4",
+        ];
+        let room = (HOPPER_COLUMNS, HOPPER_SHARED_BYTES);
+        let mut launch = self.linear(kernels, room, y, spread.into())?;
+        launch.args.push(int(capacity)?);
+        Ok(launch)
+    }
+
     /// GELU of the sums as bytes, rotated by [`Rotation::Lanes`], of states with one scale a row.
-    pub fn gelu(&self, y: Quantized, multiprocessors: u32) -> Result<Launch, Fault> {
+    pub fn gelu(&self, y: Quantized, spread: impl Into<Spread>) -> Result<Launch, Fault> {
         let (rows, outputs) = (self.x.bytes.rows, self.outputs());
         self.check(1)?;
         y.bytes.expect("y", rows, outputs, Kind::Byte)?;
@@ -155,20 +182,33 @@ impl Product {
             )));
         }
         let mut launch = self.linear(
-            "linear_int8_hopper_gelu",
-            PINGPONG_BYTES,
+            [
+                "linear_int8_hopper_gelu",
+                "linear_int8_hopper_gelu_by2",
+                "linear_int8_hopper_gelu_by4",
+            ],
+            (TILE, PINGPONG_BYTES),
             y.bytes,
-            multiprocessors,
+            spread.into(),
         )?;
         launch.args.push(Arg::Address(y.scales.address));
         Ok(launch)
     }
 
     /// The sums in halves of states with a scale for each 128 columns.
-    pub fn narrow(&self, y: Tensor, multiprocessors: u32) -> Result<Launch, Fault> {
+    pub fn narrow(&self, y: Tensor, spread: impl Into<Spread>) -> Result<Launch, Fault> {
         self.check(self.inputs() / GROUP)?;
         y.expect("y", self.x.bytes.rows, self.outputs(), Kind::F16)?;
-        self.linear("narrow_int8_hopper", NARROW_BYTES, y, multiprocessors)
+        self.linear(
+            [
+                "narrow_int8_hopper",
+                "narrow_int8_hopper_by2",
+                "narrow_int8_hopper_by4",
+            ],
+            (TILE, NARROW_BYTES),
+            y,
+            spread.into(),
+        )
     }
 
     fn inputs(&self) -> usize {
@@ -177,10 +217,6 @@ impl Product {
 
     fn outputs(&self) -> usize {
         self.weight.bytes.rows
-    }
-
-    fn tiles(&self) -> Result<u32, Fault> {
-        Ok(blocks(self.x.bytes.rows, TILE)? * blocks(self.outputs(), TILE)?)
     }
 
     /// Fails on shapes that disagree; `scales` are those of a row of x.
@@ -206,11 +242,11 @@ impl Product {
         Ok(())
     }
 
-    /// What all kernels begin with.
-    fn args(&self) -> Vec<Arg> {
+    /// What all kernels begin with. `share`: rows of a box of the weight.
+    fn args(&self, share: usize) -> Vec<Arg> {
         vec![
             Arg::boxes(self.x.bytes, TILE, GROUP),
-            Arg::boxes(self.weight.bytes, TILE, GROUP),
+            Arg::boxes(self.weight.bytes, share, GROUP),
             Arg::Address(self.count.address),
             Arg::Address(self.x.scales.address),
             Arg::Address(self.weight.scales.address),
@@ -218,23 +254,26 @@ impl Product {
         ]
     }
 
+    /// `columns` of a tile; kernels by the cluster's size.
     fn linear(
         &self,
-        kernel: &'static str,
-        shared_bytes: u32,
+        kernels: [&'static str; 3],
+        (columns, shared_bytes): (usize, u32),
         y: Tensor,
-        multiprocessors: u32,
+        spread: Spread,
     ) -> Result<Launch, Fault> {
-        let mut args = self.args();
+        let down = blocks(self.x.bytes.rows, TILE)?;
+        let grid = spread.grid(down, blocks(self.outputs(), columns)?);
+        let mut args = self.args(grid.share(columns));
         args.extend([
             Arg::Address(y.address),
             int(self.inputs())?,
             int(self.outputs())?,
         ]);
         Ok(Launch {
-            kernel,
-            placement: Placement::Alone,
-            grid: [self.tiles()?.min(multiprocessors), 1, 1],
+            kernel: grid.kernel(kernels),
+            placement: grid.placement,
+            grid: grid.grid,
             threads: 384,
             shared_bytes,
             args,

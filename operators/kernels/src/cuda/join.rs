@@ -1,6 +1,6 @@
 //! Launches of `cuda/join_hopper.cu`: x = LayerNorm(x + Y·Wᵀ + b), in one kernel.
 
-use super::cluster::Cluster;
+use super::cluster::Spread;
 use super::device::{Arg, Fault, Kind, Launch, Stage, Tensor, blocks, int};
 use super::norm::Norm;
 
@@ -42,7 +42,7 @@ impl Join {
     /// The launch; its grid has a block a multiprocessor at most, in clusters that share the weight's stream. Fails on shapes that disagree, on inputs
     /// that are no multiple of 8, and when `from` is `x`. Cost: 2 · rows · inputs · 384 operations; memory of
     /// `from` once and of x twice.
-    pub fn launch(&self, cluster: Cluster, multiprocessors: u32) -> Result<Launch, Fault> {
+    pub fn launch(&self, spread: impl Into<Spread>) -> Result<Launch, Fault> {
         let inputs = self.weight.columns;
         self.count.expect("the count", 1, 1, Kind::Int)?;
         self.weight
@@ -70,23 +70,20 @@ impl Join {
         if self.from.address == self.x.address {
             return Err(Fault::Shape("from is also x".to_owned()));
         }
+        let grid = spread.into().grid(blocks(self.from.rows, ROWS)?, 1);
         Ok(Launch {
-            kernel: match cluster {
-                Cluster::One => "join_hopper_384",
-                Cluster::Two => "join_hopper_384_by2",
-                Cluster::Four => "join_hopper_384_by4",
-            },
-            placement: cluster.placement(),
-            grid: [
-                cluster.grid(blocks(self.from.rows, ROWS)?, multiprocessors),
-                1,
-                1,
-            ],
+            kernel: grid.kernel([
+                "join_hopper_384",
+                "join_hopper_384_by2",
+                "join_hopper_384_by4",
+            ]),
+            placement: grid.placement,
+            grid: grid.grid,
             threads: 384,
             shared_bytes: SHARED_BYTES,
             args: vec![
                 Arg::boxes(self.from, ROWS, DEPTH),
-                Arg::boxes(self.weight, PART / cluster.blocks() as usize, DEPTH),
+                Arg::boxes(self.weight, grid.share(PART), DEPTH),
                 Arg::Address(self.count.address),
                 Arg::Address(self.bias.address),
                 Arg::Address(self.x.address),
@@ -101,6 +98,7 @@ impl Join {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cluster::Cluster;
     use super::*;
 
     fn tensor(address: u64, rows: usize, columns: usize, kind: Kind) -> Tensor {
@@ -126,10 +124,13 @@ mod tests {
             },
             x: tensor(96, 200, HIDDEN, Kind::F16),
         };
-        let grid = |cluster, multiprocessors| good.launch(cluster, multiprocessors).unwrap().grid();
-        assert_eq!(grid(Cluster::One, 132), [2, 1, 1]);
-        assert_eq!(grid(Cluster::One, 1), [1, 1, 1]);
-        assert_eq!(grid(Cluster::Four, 132), [4, 1, 1]);
+        assert_eq!(good.launch(132).unwrap().grid(), [2, 1, 1]);
+        assert_eq!(good.launch(1).unwrap().grid(), [1, 1, 1]);
+        let by2 = Spread {
+            multiprocessors: 132,
+            cluster: Cluster::Two,
+        };
+        assert_eq!(good.launch(by2).unwrap().kernel(), "join_hopper_384_by2");
         let bad = [
             Join {
                 x: tensor(96, 199, HIDDEN, Kind::F16),
@@ -158,7 +159,7 @@ mod tests {
             },
         ];
         for join in bad {
-            let launch = join.launch(Cluster::One, 132);
+            let launch = join.launch(132);
             assert!(matches!(launch, Err(Fault::Shape(_))), "{join:?}");
         }
         assert!(Join::fits(Stage::Hopper, 384));

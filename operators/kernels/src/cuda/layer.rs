@@ -9,12 +9,14 @@
 //!
 //! Seven launches. The residual is added by the LayerNorm, which has the row in registers anyway, or by
 //! the product, or the product makes the LayerNorm too ([`Residual`]); bytes have the first way, and the whole
-//! feed-forward half in one kernel, before which x is in halves only.
+//! feed-forward half in one kernel, before which x is in halves only. With
+//! [`Attention::Heads`] qkv is planes, a head each, in the same memory, and Wq and its bias are scaled.
 
 use super::attention;
 use super::batch::OnDevice;
+use super::cluster::Spread;
 use super::device::{Fault, Launch, Stage, Tensor};
-use super::encoder::{Buffers, Precision, Recipe, Residual};
+use super::encoder::{Attention, Buffers, Precision, Recipe, Residual};
 use super::feed::Feed;
 use super::feed_int8::FeedInt8;
 use super::int8::{Product, Quantized, Rotation};
@@ -22,6 +24,7 @@ use super::join::Join;
 use super::linear::{Epilogue, Linear};
 use super::load::{Dense, Loader};
 use super::norm::{self, Norm};
+use super::whole::LAYER_WORDS;
 use crate::weights::{BertConfig, LayerWeights};
 
 /// A layer's weights on a device.
@@ -58,7 +61,13 @@ impl Layer {
         let parts = [query, key, value];
         let weight = parts.into_iter().flat_map(|(weight, _)| weight).copied();
         let bias = parts.into_iter().flat_map(|(_, bias)| bias).copied();
-        let qkv = (weight.collect(), bias.collect());
+        let mut qkv: (Vec<f32>, Vec<f32>) = (weight.collect(), bias.collect());
+        if recipe.attention == Attention::Heads {
+            // In f32, before anything is rounded.
+            let of_query = qkv.0[..query.0.len()].iter_mut();
+            let of_query = of_query.chain(&mut qkv.1[..query.1.len()]);
+            of_query.for_each(|x| *x *= attention::QUERY_SCALE as f32);
+        }
         let products = match recipe.precision {
             Precision::Half => Products::Halves {
                 qkv: loader.dense(&qkv)?,
@@ -79,6 +88,26 @@ impl Layer {
             norm: loader.norm(&parameters.norms[1], epsilon),
         })
     }
+
+    /// Where its parameters are, in the order of `whole::Layer`; nothing of bytes.
+    pub(super) fn addresses(&self) -> Option<[u64; LAYER_WORDS]> {
+        let Products::Halves { qkv, widen, narrow } = self.products else {
+            return None;
+        };
+        let (products, norms) = (
+            [qkv, self.attention_out, widen, narrow],
+            [self.attention_norm, self.norm],
+        );
+        let parameters = (products.iter().map(|dense| dense.0))
+            .chain(products.iter().map(|dense| dense.1))
+            .chain(norms.iter().map(|norm| norm.gain))
+            .chain(norms.iter().map(|norm| norm.shift));
+        let mut addresses = [0; LAYER_WORDS];
+        for (to, tensor) in addresses.iter_mut().zip(parameters) {
+            *to = tensor.address;
+        }
+        Some(addresses)
+    }
 }
 
 /// A pass that is being put together.
@@ -92,6 +121,13 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    fn spread(&self) -> Spread {
+        Spread {
+            multiprocessors: self.multiprocessors,
+            cluster: self.recipe.cluster,
+        }
+    }
+
     /// Adds a layer's launches.
     pub(super) fn layer(&mut self, layer: &Layer) -> Result<(), Fault> {
         match layer.products {
@@ -108,10 +144,17 @@ impl Pass<'_> {
         narrow: Dense,
     ) -> Result<(), Fault> {
         let b = self.buffers;
-        self.product(b.x, qkv, None, Epilogue::Bias, b.qkv)?;
+        match self.recipe.attention {
+            Attention::Tiled => self.product(b.x, qkv, None, Epilogue::Bias, b.qkv)?,
+            Attention::Heads => {
+                let product = self.linear(b.x, qkv, None, self.planes());
+                let launch = product.launch_heads(self.spread())?;
+                self.launches.push(launch);
+            }
+        }
         self.attention()?;
         self.join(b.context, layer.attention_out, &layer.attention_norm)?;
-        if let Residual::FusedFeed(cluster) = self.recipe.residual {
+        if self.recipe.residual == Residual::FusedFeed {
             let feed = Feed {
                 count: self.batch.token_count,
                 widen,
@@ -119,8 +162,7 @@ impl Pass<'_> {
                 norm: layer.norm,
                 x: b.x,
             };
-            self.launches
-                .push(feed.launch(cluster, self.multiprocessors)?);
+            self.launches.push(feed.launch(self.spread())?);
             return Ok(());
         }
         self.product(b.x, widen, None, Epilogue::Gelu, b.wide)?;
@@ -136,7 +178,7 @@ impl Pass<'_> {
     ) -> Result<(), Fault> {
         let b = self.buffers;
         let bytes = b.bytes.expect("buffers of the same precision");
-        let (count, multiprocessors) = (self.batch.token_count, self.multiprocessors);
+        let (count, spread) = (self.batch.token_count, self.spread());
         let of = |x: Quantized, (weight, bias): (Quantized, Tensor)| Product {
             count,
             x,
@@ -145,10 +187,12 @@ impl Pass<'_> {
         };
         let add_norm =
             |norm: &Norm| norm::add_norm_int8(count, b.x, Some(b.sum), norm, b.x, bytes.x);
-        self.launches
-            .push(of(bytes.x, qkv).halves(b.qkv, multiprocessors)?);
+        self.launches.push(match self.recipe.attention {
+            Attention::Tiled => of(bytes.x, qkv).halves(b.qkv, spread)?,
+            Attention::Heads => of(bytes.x, qkv).heads(self.planes(), spread)?,
+        });
         self.attention()?;
-        if let Residual::FusedFeed(cluster) = self.recipe.residual {
+        if self.recipe.residual == Residual::FusedFeed {
             self.join(b.context, layer.attention_out, &layer.attention_norm)?;
             let feed = FeedInt8 {
                 count,
@@ -158,49 +202,74 @@ impl Pass<'_> {
                 x: b.x,
                 bytes: bytes.x,
             };
-            self.launches.push(feed.launch(cluster, multiprocessors)?);
+            self.launches.push(feed.launch(spread)?);
             return Ok(());
         }
         self.product(b.context, layer.attention_out, None, Epilogue::Bias, b.sum)?;
         self.launches.extend([
             add_norm(&layer.attention_norm)?,
-            of(bytes.x, widen).gelu(bytes.wide, multiprocessors)?,
-            of(bytes.wide, narrow).narrow(b.sum, multiprocessors)?,
+            of(bytes.x, widen).gelu(bytes.wide, spread)?,
+            of(bytes.wide, narrow).narrow(b.sum, spread)?,
             add_norm(&layer.norm)?,
         ]);
         Ok(())
     }
 
     fn attention(&mut self) -> Result<(), Fault> {
-        let b = self.buffers;
-        self.launches.push(attention::launch(
-            self.recipe.stage,
-            self.batch,
-            b.qkv,
-            b.context,
-            self.heads,
-            self.multiprocessors,
-        )?);
+        let (b, multiprocessors) = (self.buffers, self.multiprocessors);
+        self.launches.push(match self.recipe.attention {
+            Attention::Tiled => attention::launch(
+                self.recipe.stage,
+                self.batch,
+                b.qkv,
+                b.context,
+                self.heads,
+                multiprocessors,
+            )?,
+            Attention::Heads => {
+                attention::launch_heads(self.batch, self.planes(), b.context, multiprocessors)?
+            }
+        });
         Ok(())
     }
 
-    fn product(
-        &mut self,
+    /// The memory of qkv, as a plane for each head of each part.
+    fn planes(&self) -> Tensor {
+        let qkv = self.buffers.qkv;
+        Tensor {
+            rows: qkv.rows * (qkv.columns / attention::WIDTH),
+            columns: attention::WIDTH,
+            ..qkv
+        }
+    }
+
+    fn linear(
+        &self,
         x: Tensor,
         (weight, bias): Dense,
         residual: Option<Tensor>,
-        epilogue: Epilogue,
         y: Tensor,
-    ) -> Result<(), Fault> {
-        let product = Linear {
+    ) -> Linear {
+        Linear {
             count: self.batch.token_count,
             x,
             weight,
             bias,
             residual,
             y,
-        };
-        let launch = product.launch(self.recipe.stage, epilogue, self.multiprocessors)?;
+        }
+    }
+
+    fn product(
+        &mut self,
+        x: Tensor,
+        dense: Dense,
+        residual: Option<Tensor>,
+        epilogue: Epilogue,
+        y: Tensor,
+    ) -> Result<(), Fault> {
+        let product = self.linear(x, dense, residual, y);
+        let launch = product.launch(self.recipe.stage, epilogue, self.spread())?;
         self.launches.push(launch);
         Ok(())
     }
@@ -209,7 +278,7 @@ impl Pass<'_> {
     fn join(&mut self, from: Tensor, dense: Dense, norm: &Norm) -> Result<(), Fault> {
         let (stage, b) = (self.recipe.stage, self.buffers);
         let count = self.batch.token_count;
-        if let Some(cluster) = self.recipe.residual.fused() {
+        if self.recipe.residual.is_fused() {
             let join = Join {
                 count,
                 from,
@@ -218,8 +287,7 @@ impl Pass<'_> {
                 norm: *norm,
                 x: b.x,
             };
-            self.launches
-                .push(join.launch(cluster, self.multiprocessors)?);
+            self.launches.push(join.launch(self.spread())?);
             return Ok(());
         }
         let norm = if stage == Stage::Naive || self.recipe.residual == Residual::InProduct {

@@ -1,6 +1,9 @@
 //! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
 
+use super::attention::WIDTH;
+use super::cluster::Spread;
 use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
+use super::load::kind_of;
 
 /// What happens to the sums before they are stored. The order is `numbers::Epilogue`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,11 +40,23 @@ pub const TILE: usize = 128;
 /// Its ring of three stages of two 128×32 operands.
 const SHARED_BYTES: u32 = 3 * 2 * 128 * 32 * 2;
 
+/// Planes of 32 columns that `outputs` columns are.
+pub(super) fn planes(outputs: usize) -> Result<usize, Fault> {
+    if outputs.is_multiple_of(WIDTH) {
+        return Ok(outputs / WIDTH);
+    }
+    Err(Fault::Shape(format!(
+        "{outputs} columns in planes of {WIDTH}"
+    )))
+}
+
 /// Columns of a box that stage 2's copy engine brings: 128 bytes, its widest swizzle.
 const HOPPER_DEPTH: usize = 64;
-/// Room to begin at a multiple of 1,024, a ring of four stages of two 128×64 operands, two finished
-/// tiles, eight barriers.
-const HOPPER_SHARED_BYTES: u32 = 1024 + 4 * 2 * 128 * 64 * 2 + 2 * 128 * 128 * 2 + 64;
+/// Columns of a tile of stage 2, whose rows are as many: [`TILE`].
+pub(super) const HOPPER_COLUMNS: usize = 192;
+/// Room to begin at a multiple of 1,024, a ring of three stages of 128 and 192 rows of 128 bytes, two finished tiles of
+/// halves, six barriers.
+pub(super) const HOPPER_SHARED_BYTES: u32 = 1024 + 3 * (128 + 192) * 128 + 2 * 128 * 192 * 2 + 48;
 
 impl Linear {
     /// The launch on a stage; stage 2's grid has a block a multiprocessor at most. Cost: 2 · rows · inputs · outputs operations.
@@ -49,29 +64,44 @@ impl Linear {
         &self,
         stage: Stage,
         epilogue: Epilogue,
-        multiprocessors: u32,
+        spread: impl Into<Spread>,
     ) -> Result<Launch, Fault> {
         self.check(stage, epilogue)?;
         match stage {
             Stage::Naive => self.naive(epilogue),
             Stage::TensorCore => self.tensor_core(epilogue),
-            Stage::Hopper => self.hopper(epilogue, multiprocessors),
+            Stage::Hopper => {
+                let (names, spread) = hopper_names(epilogue, spread.into());
+                self.hopper(names, spread)
+            }
         }
     }
 
+    /// The launch that writes planes of 32 columns, for [`super::attention::launch_heads`]: `y` is `[outputs / 32 ·
+    /// capacity, 32]`, where x has `capacity` rows. Hopper; with the bias.
+    pub fn launch_heads(&self, spread: impl Into<Spread>) -> Result<Launch, Fault> {
+        let (outputs, capacity) = (self.weight.rows, self.x.rows);
+        self.check_operands(Stage::Hopper)?;
+        let planes = planes(outputs)?;
+        self.y
+            .expect("the planes", planes * capacity, WIDTH, Kind::F16)?;
+        let names = [
+            "linear_hopper_heads",
+            "linear_hopper_heads_by2",
+            "linear_hopper_heads_by4",
+        ];
+        let mut launch = self.hopper(names, spread.into())?;
+        launch.args.remove(4); // the residual
+        launch.args.push(int(capacity)?);
+        Ok(launch)
+    }
+
     fn check(&self, stage: Stage, epilogue: Epilogue) -> Result<(), Fault> {
-        let (inputs, outputs) = (self.weight.columns, self.weight.rows);
-        let kind = match stage {
-            Stage::Naive => Kind::F32,
-            _ => Kind::F16,
-        };
-        self.count.expect("the count", 1, 1, Kind::Int)?;
-        self.x.expect("x", 0, inputs, kind)?;
-        self.weight.expect("the weight", outputs, inputs, kind)?;
-        self.bias.expect("the bias", 1, outputs, Kind::F32)?;
-        self.y.expect("y", self.x.rows, outputs, kind)?;
+        let kind = kind_of(stage);
+        self.check_operands(stage)?;
+        self.y.expect("y", self.x.rows, self.weight.rows, kind)?;
         if let Some(residual) = self.residual {
-            residual.expect("the residual", self.x.rows, outputs, kind)?;
+            residual.expect("the residual", self.x.rows, self.weight.rows, kind)?;
             if residual.address == self.y.address {
                 return Err(Fault::Shape("the residual is also the output".to_owned()));
             }
@@ -81,6 +111,16 @@ impl Linear {
                 "a residual comes with its epilogue, and only then".to_owned(),
             ));
         }
+        Ok(())
+    }
+
+    fn check_operands(&self, stage: Stage) -> Result<(), Fault> {
+        let (inputs, outputs) = (self.weight.columns, self.weight.rows);
+        let kind = kind_of(stage);
+        self.count.expect("the count", 1, 1, Kind::Int)?;
+        self.x.expect("x", 0, inputs, kind)?;
+        self.weight.expect("the weight", outputs, inputs, kind)?;
+        self.bias.expect("the bias", 1, outputs, Kind::F32)?;
         if stage != Stage::Naive && !(inputs.is_multiple_of(8) && outputs.is_multiple_of(8)) {
             return Err(Fault::Shape(format!(
                 "{inputs} inputs and {outputs} outputs, expected multiples of 8"
@@ -135,27 +175,48 @@ impl Linear {
         })
     }
 
-    fn hopper(&self, epilogue: Epilogue, multiprocessors: u32) -> Result<Launch, Fault> {
-        let operands = [self.x, self.weight];
-        let mut args = operands
-            .map(|operand| Arg::boxes(operand, TILE, HOPPER_DEPTH))
-            .to_vec();
+    /// Kernels by the cluster's size.
+    fn hopper(&self, names: [&'static str; 3], spread: Spread) -> Result<Launch, Fault> {
+        let down = blocks(self.x.rows, TILE)?;
+        let grid = spread.grid(down, blocks(self.weight.rows, HOPPER_COLUMNS)?);
+        let mut args = vec![
+            Arg::boxes(self.x, TILE, HOPPER_DEPTH),
+            Arg::boxes(self.weight, grid.share(HOPPER_COLUMNS), HOPPER_DEPTH),
+        ];
         // As stage 1 without the addresses of x and the weight.
         let rest = self.args()?;
         args.extend(rest[..1].iter().chain(&rest[3..]));
-        let tiles = blocks(self.x.rows, TILE)? * blocks(self.weight.rows, TILE)?;
         Ok(Launch {
-            placement: Placement::Alone,
-            kernel: match epilogue {
-                Epilogue::Bias => "linear_hopper_bias",
-                Epilogue::Gelu => "linear_hopper_gelu",
-                Epilogue::Residual => "linear_hopper_residual",
-                Epilogue::Tanh => "linear_hopper_tanh",
-            },
-            grid: [tiles.min(multiprocessors), 1, 1],
+            placement: grid.placement,
+            kernel: grid.kernel(names),
+            grid: grid.grid,
             threads: 384,
             shared_bytes: HOPPER_SHARED_BYTES,
             args,
         })
+    }
+}
+/// Stage 2's kernels by the cluster's size. What has none for clusters is not worth them.
+fn hopper_names(epilogue: Epilogue, spread: Spread) -> ([&'static str; 3], Spread) {
+    let alone = Spread::from(spread.multiprocessors);
+    match epilogue {
+        Epilogue::Bias => (
+            [
+                "linear_hopper_bias",
+                "linear_hopper_bias_by2",
+                "linear_hopper_bias_by4",
+            ],
+            spread,
+        ),
+        Epilogue::Gelu => (
+            [
+                "linear_hopper_gelu",
+                "linear_hopper_gelu_by2",
+                "linear_hopper_gelu_by4",
+            ],
+            spread,
+        ),
+        Epilogue::Residual => (["linear_hopper_residual"; 3], alone),
+        Epilogue::Tanh => (["linear_hopper_tanh"; 3], alone),
     }
 }

@@ -7,6 +7,7 @@ use super::device::{Device, Fault, Kind, Stage, Tensor};
 use super::encoder::Output;
 use super::int8::{self, Quantized, Rotation};
 use super::norm::Norm;
+use super::whole::LAYER_WORDS;
 use crate::weights::Weights;
 
 /// (weight `[outputs, inputs]`, bias `[1, outputs]`).
@@ -32,6 +33,8 @@ pub(super) fn room(weights: &Weights, output: &Output, stage: Stage) -> usize {
     let mut room: usize = tensors
         .map(|(shape, values)| sized(shape.len() == 2, values.len()))
         .sum();
+    // Addresses of all layers' weights and the word that blocks meet at, for `whole`.
+    room += piece(weights.layers.len() * LAYER_WORDS * 8) + piece(8);
     if let Output::Logits(head) = output {
         for (weight, bias) in [&head.pooler, &head.classifier] {
             room += sized(true, weight.len()) + sized(false, bias.len());
@@ -96,6 +99,13 @@ impl Loader {
         }
         let bytes = values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes());
         Ok(self.put(rows, columns, Kind::F16, bytes))
+    }
+
+    /// Words of 8 bytes, as pairs of ints: a row for each [`LAYER_WORDS`] of them.
+    pub(super) fn words(&mut self, words: &[u64]) -> Tensor {
+        let columns = words.len().min(LAYER_WORDS);
+        let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+        self.put(words.len() / columns, 2 * columns, Kind::Int, bytes)
     }
 
     fn vector(&mut self, values: &[f32]) -> Tensor {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Reading order: docs/kernels.md, which explains the kernels with pictures; [`device`] (the seam),
-//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`int8`], [`attention`], [`norm`], [`pool`] beside `cuda/<op>.cu`,
+//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`int8`], [`attention`], [`norm`], [`pool`], [`whole`] beside `cuda/<op>.cu`,
 //! [`oracle`] (what they must compute), [`batch`], [`encoder`], [`engine`], [`service`], [`choose`] and
 //! [`driver`].
 //!
@@ -20,6 +20,7 @@
 pub mod arena;
 pub mod attention;
 pub mod batch;
+mod buffers;
 pub mod choose;
 pub mod cluster;
 pub mod device;
@@ -31,6 +32,7 @@ pub mod feed;
 pub mod feed_int8;
 pub mod image;
 pub mod int8;
+mod items;
 pub mod join;
 mod layer;
 pub mod linear;
@@ -39,10 +41,12 @@ pub mod norm;
 mod nvrtc;
 pub mod oracle;
 pub mod pool;
+pub mod recipe;
 pub mod service;
 mod shift;
 pub mod sources;
 pub mod tiles;
+pub mod whole;
 mod worker;
 
 pub use batch::{Batch, Text};

@@ -8,19 +8,28 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 20] = [
+pub const FILES: [(&str, &str); 27] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
     ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
     ("cluster.cuh", include_str!("../../cuda/cluster.cuh")),
+    ("rows.cuh", include_str!("../../cuda/rows.cuh")),
+    ("softmax.cuh", include_str!("../../cuda/softmax.cuh")),
+    ("pool.cuh", include_str!("../../cuda/pool.cuh")),
+    ("whole.cuh", include_str!("../../cuda/whole.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
     ("quantize.cuh", include_str!("../../cuda/quantize.cuh")),
     ("feed_int8.cuh", include_str!("../../cuda/feed_int8.cuh")),
+    ("heads.cuh", include_str!("../../cuda/heads.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
     ("attention.cu", include_str!("../../cuda/attention.cu")),
+    (
+        "attention_heads.cu",
+        include_str!("../../cuda/attention_heads.cu"),
+    ),
     ("norm.cu", include_str!("../../cuda/norm.cu")),
     ("pool.cu", include_str!("../../cuda/pool.cu")),
     (
@@ -32,6 +41,10 @@ pub const FILES: [(&str, &str); 20] = [
     (
         "feed_int8_hopper.cu",
         include_str!("../../cuda/feed_int8_hopper.cu"),
+    ),
+    (
+        "whole_hopper.cu",
+        include_str!("../../cuda/whole_hopper.cu"),
     ),
     (
         "linear_int8_hopper.cu",
@@ -55,7 +68,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 10] = [
+pub const MODULES: [Module; 12] = [
     Module {
         name: "linear",
         kernels: &[
@@ -100,10 +113,22 @@ pub const MODULES: [Module; 10] = [
         name: "linear_hopper",
         kernels: &[
             "linear_hopper_bias",
+            "linear_hopper_bias_by2",
+            "linear_hopper_bias_by4",
             "linear_hopper_gelu",
+            "linear_hopper_gelu_by2",
+            "linear_hopper_gelu_by4",
             "linear_hopper_residual",
             "linear_hopper_tanh",
+            "linear_hopper_heads",
+            "linear_hopper_heads_by2",
+            "linear_hopper_heads_by4",
         ],
+        is_hopper: true,
+    },
+    Module {
+        name: "attention_heads",
+        kernels: &["attention_heads_d32"],
         is_hopper: true,
     },
     Module {
@@ -134,13 +159,32 @@ pub const MODULES: [Module; 10] = [
         is_hopper: true,
     },
     Module {
+        name: "whole_hopper",
+        kernels: &["whole_hopper_d32", "whole_hopper_d64"],
+        is_hopper: true,
+    },
+    Module {
         name: "linear_int8_hopper",
-        kernels: &["linear_int8_hopper_bias", "linear_int8_hopper_gelu"],
+        kernels: &[
+            "linear_int8_hopper_bias",
+            "linear_int8_hopper_bias_by2",
+            "linear_int8_hopper_bias_by4",
+            "linear_int8_hopper_heads",
+            "linear_int8_hopper_heads_by2",
+            "linear_int8_hopper_heads_by4",
+            "linear_int8_hopper_gelu",
+            "linear_int8_hopper_gelu_by2",
+            "linear_int8_hopper_gelu_by4",
+        ],
         is_hopper: true,
     },
     Module {
         name: "narrow_int8_hopper",
-        kernels: &["narrow_int8_hopper"],
+        kernels: &[
+            "narrow_int8_hopper",
+            "narrow_int8_hopper_by2",
+            "narrow_int8_hopper_by4",
+        ],
         is_hopper: true,
     },
 ];
@@ -210,8 +254,10 @@ mod tests {
                 let (stem, last) = kernel.rsplit_once('_').unwrap();
                 let by_macro = text.contains(&format!("({last}, "))
                     && text.contains(&format!("{stem}_##name("));
+                let is_named =
+                    text.contains(&format!(" {kernel}(")) || text.contains(&format!("({kernel}, "));
                 assert!(
-                    text.contains(&format!(" {kernel}(")) || by_macro,
+                    is_named || by_macro,
                     "{kernel} is not in {}.cu",
                     module.name
                 );

@@ -54,4 +54,21 @@ mod tests {
             assert_eq!(banks.len(), 32);
         }
     }
+
+    #[test]
+    fn a_plane_of_a_finished_tile_is_read_without_conflicts() {
+        // A lane of `store_tile` in heads.cuh reads 16 bytes, eight lanes at a time: of 8 rows of one plane.
+        let place = |lane: usize| (lane / 4 % 2 * 4 + lane / 8, lane % 4);
+        for (plane, first) in (0..4).flat_map(|plane| (0..128).step_by(8).map(move |r| (plane, r)))
+        {
+            let all: BTreeSet<(usize, usize)> = (0..32).map(place).collect();
+            assert_eq!(all.len(), 32);
+            for eight in 0..4 {
+                let at = |(row, chunk)| swizzled(16, first + row, plane * 4 + chunk);
+                let lanes = (eight * 8..eight * 8 + 8).map(place);
+                let banks: BTreeSet<usize> = lanes.map(|p| at(p) / CHUNK_BYTES % 8).collect();
+                assert_eq!(banks.len(), 8);
+            }
+        }
+    }
 }

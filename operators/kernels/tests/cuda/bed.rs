@@ -130,6 +130,20 @@ impl<'a> Bed<'a> {
         self.device.synchronize(self.stream).unwrap();
     }
 
+    /// All of a tensor of planes, of whose rows the first `rows` are checked to be followed by untouched ones.
+    pub fn planes(&mut self, tensor: Tensor, capacity: usize, rows: usize) -> Vec<f64> {
+        let all = self.result(tensor, tensor.rows);
+        let untouched = values_of(&[UNWRITTEN; 2], Kind::F16)[0];
+        for plane in all.chunks(capacity * tensor.columns) {
+            let behind = &plane[rows * tensor.columns..];
+            assert!(
+                behind.iter().all(|&x| x == untouched),
+                "rows past the count of a plane were written"
+            );
+        }
+        all
+    }
+
     /// The first `rows` rows, checked to be followed by untouched ones and canaries.
     pub fn result(&mut self, tensor: Tensor, rows: usize) -> Vec<f64> {
         let mut bytes = vec![0; tensor.bytes()];

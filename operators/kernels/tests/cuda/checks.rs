@@ -2,8 +2,8 @@
 //! result does not depend on its neighbours. Used by the emulated GPU's tests and the real one's.
 
 use kernels::Pooling;
-use kernels::cuda::cluster::Cluster;
-use kernels::cuda::device::{Device, Kind, Stage};
+use kernels::cuda::cluster::{Cluster, Spread};
+use kernels::cuda::device::{Device, Kind, Stage, Tensor};
 use kernels::cuda::feed::Feed;
 use kernels::cuda::join::{HIDDEN, Join};
 use kernels::cuda::linear::{Epilogue, Linear};
@@ -20,7 +20,7 @@ fn close(name: &str, stage: Stage, found: &[f64], expected: &[f64]) {
     );
 }
 
-/// One product of `rows` of a capacity of more; returns its rows.
+/// One product of `rows` of a capacity of more, on Hopper in clusters of every size; the bits are the same.
 pub fn linear(
     device: &mut dyn Device,
     stage: Stage,
@@ -44,8 +44,15 @@ pub fn linear(
         residual,
         y: bed.poisoned(capacity, outputs, kind),
     };
-    bed.run(&[call.launch(stage, epilogue, multiprocessors).unwrap()]);
-    let found = bed.result(call.y, rows);
+    let made = clusters(stage).iter().map(|&cluster| {
+        let y = bed.poisoned(capacity, outputs, kind);
+        let call = Linear { y, ..call };
+        bed.run(&[call
+            .launch(stage, epilogue, spread(cluster, multiprocessors))
+            .unwrap()]);
+        bed.result(y, rows)
+    });
+    let found = all_equal(made);
     let expected = oracle::linear(&x, &w, &b, residual.map(|_| &r[..]), epilogue);
     close(
         &format!("linear {epilogue:?} {rows}×{inputs}×{outputs}"),
@@ -97,20 +104,42 @@ pub fn linear_is_invariant(
 }
 
 /// x = LayerNorm(x + Y·Wᵀ + b) of `rows` of a capacity of more.
+/// What a stage's products may gather in.
+pub fn clusters(stage: Stage) -> &'static [Cluster] {
+    match stage {
+        Stage::Hopper => &Cluster::ALL,
+        _ => &[Cluster::One],
+    }
+}
+
+/// The results, which may not differ in a bit.
+pub fn all_equal(results: impl Iterator<Item = Vec<f64>>) -> Vec<f64> {
+    let equal = |first: Vec<f64>, other| {
+        assert!(first == other, "clusters differ");
+        first
+    };
+    results.reduce(equal).expect("a result")
+}
+
+/// More multiprocessors than an emulated device has, so that there are clusters of four.
+pub fn spread(cluster: Cluster, multiprocessors: u32) -> Spread {
+    Spread {
+        multiprocessors: multiprocessors.max(cluster.blocks()),
+        cluster,
+    }
+}
+
 /// In clusters of every size; the bits are the same.
 pub fn join(device: &mut dyn Device, rows: usize, inputs: usize) {
     let (capacity, multiprocessors) = (rows + 3, device.multiprocessors());
     let mut bed = Bed::new(device, (rows * 31 + inputs * 7) as u64);
     let operands = Operands::new(&mut bed, rows, inputs);
-    let [found, others @ ..] = Cluster::ALL.map(|cluster| {
+    let made = Cluster::ALL.map(|cluster| {
         let call = operands.call(&mut bed, &operands.from, &operands.x, rows, capacity);
-        bed.run(&[call.launch(cluster, multiprocessors).unwrap()]);
+        bed.run(&[call.launch(spread(cluster, multiprocessors)).unwrap()]);
         bed.result(call.x, rows)
     });
-    assert!(
-        others.iter().all(|other| *other == found),
-        "clusters differ"
-    );
+    let found = all_equal(made.into_iter());
     let Operands {
         from,
         weight,
@@ -143,7 +172,7 @@ pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
     }
     let mut joined = |from: &[f64], x: &[f64], rows: usize| {
         let call = operands.call(&mut bed, from, x, rows, rows);
-        bed.run(&[call.launch(Cluster::Two, multiprocessors).unwrap()]);
+        bed.run(&[call.launch(spread(Cluster::Two, multiprocessors)).unwrap()]);
         bed.result(call.x, rows)
     };
     let alone = joined(&from, &x, 1);
@@ -159,12 +188,9 @@ pub fn join_is_invariant(device: &mut dyn Device, rows: usize, inputs: usize) {
 pub fn feed(device: &mut dyn Device, rows: usize, wide: usize) {
     let mut bed = Bed::new(device, (rows * 31 + wide * 7) as u64);
     let operands = FeedOperands::new(&mut bed, rows, wide);
-    let [found, others @ ..] =
+    let made =
         Cluster::ALL.map(|cluster| operands.run(&mut bed, cluster, &operands.x, rows, rows + 3));
-    assert!(
-        others.iter().all(|other| *other == found),
-        "clusters differ"
-    );
+    let found = all_equal(made.into_iter());
     let FeedOperands {
         widen,
         narrow,
@@ -250,7 +276,7 @@ impl FeedOperands {
             x: bed.tensor(x, capacity, HIDDEN, Kind::F16),
         };
         let multiprocessors = bed.device.multiprocessors();
-        bed.run(&[call.launch(cluster, multiprocessors).unwrap()]);
+        bed.run(&[call.launch(spread(cluster, multiprocessors)).unwrap()]);
         bed.result(call.x, rows)
     }
 }
@@ -334,6 +360,163 @@ pub fn attention(
         );
         close(&name, stage, &found[part.clone()], &expected[part]);
     }
+}
+
+/// States as planes of `capacity` rows, for a kernel that takes queries scaled; NaN behind the rows of each. The oracle
+/// gets those queries divided by the scale, exactly as they are.
+struct Planes {
+    /// As the oracle reads them.
+    qkv: Vec<f64>,
+    heads: usize,
+}
+
+impl Planes {
+    fn new(bed: &mut Bed<'_>, rows: usize, heads: usize) -> Planes {
+        let hidden = heads * attention::WIDTH;
+        let mut qkv = bed.numbers(rows * 3 * hidden, 2.0, Kind::F16);
+        for row in qkv.chunks_mut(3 * hidden) {
+            for q in &mut row[..hidden] {
+                let scaled = super::bed::rounded(*q * attention::QUERY_SCALE, Kind::F16);
+                *q = scaled / attention::QUERY_SCALE;
+            }
+        }
+        Planes { qkv, heads }
+    }
+
+    /// On the device, the rows in this order.
+    fn tensor(&self, bed: &mut Bed<'_>, rows: &[usize], capacity: usize) -> Tensor {
+        let (width, hidden) = (attention::WIDTH, self.heads * attention::WIDTH);
+        let mut values = Vec::new();
+        for plane in 0..3 * self.heads {
+            let scale = if plane < self.heads {
+                attention::QUERY_SCALE
+            } else {
+                1.0
+            };
+            for row in rows {
+                let from = row * 3 * hidden + plane * width;
+                values.extend(self.qkv[from..][..width].iter().map(|x| x * scale));
+            }
+            values.resize((plane + 1) * capacity * width, f64::NAN);
+        }
+        bed.tensor(&values, 3 * self.heads * capacity, width, Kind::F16)
+    }
+
+    /// The context of texts of these lengths, whose rows are `rows` of all.
+    fn run(&self, bed: &mut Bed<'_>, rows: &[usize], lengths: &[usize]) -> Vec<f64> {
+        let multiprocessors = bed.device.multiprocessors();
+        let (batch, _, _) = bed.batch(lengths, 100);
+        let planes = self.tensor(bed, rows, batch.bucket.tokens);
+        let context = bed.poisoned(
+            batch.bucket.tokens,
+            self.heads * attention::WIDTH,
+            Kind::F16,
+        );
+        let launch = attention::launch_heads(&batch, planes, context, multiprocessors);
+        bed.run(&[launch.unwrap()]);
+        bed.result(context, rows.len())
+    }
+}
+
+/// Attention by heads equals the oracle.
+pub fn attention_heads(device: &mut dyn Device, heads: usize, lengths: &[usize]) {
+    let hidden = heads * attention::WIDTH;
+    let rows: usize = lengths.iter().sum();
+    let mut bed = Bed::new(device, rows as u64);
+    let planes = Planes::new(&mut bed, rows, heads);
+    let found = planes.run(&mut bed, &(0..rows).collect::<Vec<_>>(), lengths);
+    let mut starts = vec![0];
+    starts.extend(lengths.iter().scan(0, |end, length| {
+        *end += length;
+        Some(*end)
+    }));
+    let expected = oracle::attention(&starts, &planes.qkv, hidden, heads);
+    for (text, span) in starts.windows(2).enumerate() {
+        let part = span[0] * hidden..span[1] * hidden;
+        let rows = span[1] - span[0];
+        let name = format!("attention by heads, text {text} of {rows} rows in {lengths:?}");
+        close(&name, Stage::Hopper, &found[part.clone()], &expected[part]);
+    }
+}
+
+/// A text's context is bitwise the same alone and among others, in whatever slots and buckets they make it lie, and
+/// though the others' states are not finite.
+pub fn attention_heads_is_invariant(
+    device: &mut dyn Device,
+    length: usize,
+    neighbours: &[(&[usize], &[usize])],
+) {
+    let heads = 2;
+    let most = neighbours.iter().map(|(before, after)| {
+        let others = before.iter().chain(*after);
+        others.sum::<usize>()
+    });
+    let mut bed = Bed::new(device, length as u64);
+    let rows = length + most.max().unwrap_or(0);
+    let planes = Planes::new(&mut bed, rows, heads);
+    let own: Vec<usize> = (0..length).collect();
+    let alone = planes.run(&mut bed, &own, &[length]);
+    for (before, after) in neighbours {
+        let first: usize = before.iter().sum();
+        let others: Vec<usize> = (length..length + first + after.iter().sum::<usize>()).collect();
+        let rows = [&others[..first], &own, &others[first..]].concat();
+        let lengths = [before, &[length][..], after].concat();
+        let hidden = heads * attention::WIDTH;
+        let mut poisoned = Planes {
+            qkv: planes.qkv.clone(),
+            heads,
+        };
+        poisoned.qkv[length * 3 * hidden..].fill(f64::NAN);
+        for (planes, what) in [(&planes, "others"), (&poisoned, "NaN")] {
+            let among = planes.run(&mut bed, &rows, &lengths);
+            let found = &among[first * hidden..][..length * hidden];
+            assert_eq!(alone, found, "a text of {length} among {lengths:?}, {what}");
+        }
+    }
+}
+
+/// Rows of a product that writes planes, [3 · heads · capacity, 32], as one that writes rows has them.
+pub(crate) fn rows_of_planes(planes: &[f64], capacity: usize, rows: usize) -> Vec<f64> {
+    let width = attention::WIDTH;
+    let count = planes.len() / (capacity * width);
+    let at = |row: usize, plane: usize| &planes[(plane * capacity + row) * width..][..width];
+    let all = (0..rows).flat_map(|row| (0..count).flat_map(move |plane| at(row, plane)));
+    all.copied().collect()
+}
+
+/// The product that writes planes equals the oracle, and writes nothing behind the rows of any plane, in clusters of
+/// every size.
+pub fn linear_heads(device: &mut dyn Device, (rows, inputs, outputs): (usize, usize, usize)) {
+    let (capacity, multiprocessors) = (rows + 3, device.multiprocessors());
+    let mut bed = Bed::new(device, (rows * 31 + inputs * 7 + outputs) as u64);
+    let x = bed.numbers(rows * inputs, 1.0, Kind::F16);
+    let w = bed.numbers(outputs * inputs, 1.0 / (inputs as f64).sqrt(), Kind::F16);
+    let b = bed.numbers(outputs, 0.5, Kind::F32);
+    let call = Linear {
+        count: bed.ints(&[rows as u32]),
+        x: bed.tensor(&x, capacity, inputs, Kind::F16),
+        weight: bed.tensor(&w, outputs, inputs, Kind::F16),
+        bias: bed.tensor(&b, 1, outputs, Kind::F32),
+        residual: None,
+        y: bed.poisoned(0, attention::WIDTH, Kind::F16),
+    };
+    let made = Cluster::ALL.map(|cluster| {
+        let planes = outputs / attention::WIDTH * capacity;
+        let y = bed.poisoned(planes, attention::WIDTH, Kind::F16);
+        let call = Linear { y, ..call };
+        let launch = call.launch_heads(spread(cluster, multiprocessors));
+        bed.run(&[launch.unwrap()]);
+        bed.planes(y, capacity, rows)
+    });
+    let found = all_equal(made.into_iter());
+    let expected = oracle::linear(&x, &w, &b, None, Epilogue::Bias);
+    let name = format!("linear by heads {rows}×{inputs}×{outputs}");
+    close(
+        &name,
+        Stage::Hopper,
+        &rows_of_planes(&found, capacity, rows),
+        &expected,
+    );
 }
 
 pub fn embed_and_norm(device: &mut dyn Device, stage: Stage, hidden: usize, lengths: &[usize]) {

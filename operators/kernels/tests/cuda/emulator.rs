@@ -57,6 +57,8 @@ pub struct Weather {
 
 pub struct Emulator {
     pub weather: Weather,
+    /// Few, so that persistent kernels have several tiles a block.
+    pub multiprocessors: u32,
     allocations: Vec<(u64, usize)>,
     blocks: Vec<Vec<u8>>,
     graphs: Vec<Vec<Launch>>,
@@ -66,6 +68,7 @@ impl Emulator {
     pub fn new(weather: Weather) -> Self {
         Emulator {
             weather,
+            multiprocessors: 2,
             allocations: Vec::new(),
             blocks: Vec::new(),
             graphs: Vec::new(),
@@ -168,9 +171,8 @@ impl Device for Emulator {
         format!("emulated, {:?}", self.weather)
     }
 
-    /// Few, so that persistent kernels have several tiles a block.
     fn multiprocessors(&self) -> u32 {
-        2
+        self.multiprocessors
     }
 
     fn best_stage(&self) -> Stage {

@@ -12,6 +12,7 @@ use kernels::cuda::norm::Norm;
 use kernels::cuda::oracle;
 
 use super::bed::Bed;
+use super::checks::spread;
 use super::int8::stands_for;
 
 /// A weight in f32, what its bytes stand for (rotated), its bias.
@@ -94,7 +95,7 @@ impl Operands {
             },
         };
         let multiprocessors = bed.device.multiprocessors();
-        bed.run(&[call.launch(cluster, multiprocessors).unwrap()]);
+        bed.run(&[call.launch(spread(cluster, multiprocessors)).unwrap()]);
         (
             bed.result(call.x, rows),
             bed.result(call.bytes.bytes, rows),

@@ -1,13 +1,15 @@
 //! Laws of the kernels of bytes: products equal the oracle's exactly summed ones; what becomes bytes is the
 //! rotated number within half a step; nothing depends on neighbours. On the emulated GPU and on a real one.
 
-use kernels::cuda::device::{Device, Kind, Launch};
+use kernels::cuda::cluster::{Cluster, Spread};
+use kernels::cuda::device::{Device, Kind, Launch, Tensor};
 use kernels::cuda::int8::{GROUP, Product, Quantized, Rotation, quantize};
 use kernels::cuda::linear::Epilogue;
 use kernels::cuda::norm::{self, Norm, Tables};
 use kernels::cuda::oracle;
 
 use super::bed::Bed;
+use super::checks::{all_equal, spread};
 
 /// Numbers as bytes and scales; `groups` scales a row.
 struct Numbers {
@@ -137,7 +139,7 @@ impl Sums {
         }
     }
 
-    fn launch(self, call: &Product, y: kernels::cuda::device::Tensor, most: u32) -> Launch {
+    fn launch(self, call: &Product, y: Tensor, most: Spread) -> Launch {
         let launch = match self {
             Sums::Whole => call.halves(y, most),
             Sums::Grouped => call.narrow(y, most),
@@ -153,15 +155,37 @@ pub fn product(device: &mut dyn Device, sums: Sums, size: (usize, usize, usize))
     let mut bed = Bed::new(device, (rows * 31 + inputs * 7 + outputs) as u64);
     let operands = Operands::new(&mut bed, size, sums.groups(inputs));
     let call = operands.call(&mut bed, &operands.x, rows, capacity);
-    let y = bed.poisoned(capacity, outputs, Kind::F16);
-    bed.run(&[sums.launch(&call, y, most)]);
-    let found = bed.result(y, rows);
+    let made = Cluster::ALL.map(|cluster| {
+        let y = bed.poisoned(capacity, outputs, Kind::F16);
+        bed.run(&[sums.launch(&call, y, spread(cluster, most))]);
+        bed.result(y, rows)
+    });
+    let found = all_equal(made.into_iter());
     let expected = operands.expected(Epilogue::Bias);
     close(
         &format!("{sums:?} {rows}×{inputs}×{outputs}"),
         &found,
         &expected,
     );
+}
+
+/// The product that writes planes gives the very same halves as the one that writes rows.
+pub fn product_heads(device: &mut dyn Device, size: (usize, usize, usize)) {
+    let (rows, inputs, outputs) = size;
+    let (capacity, most) = (rows + 3, device.multiprocessors());
+    let mut bed = Bed::new(device, (rows * 31 + inputs * 7 + outputs) as u64);
+    let operands = Operands::new(&mut bed, size, 1);
+    let call = operands.call(&mut bed, &operands.x, rows, capacity);
+    let y = bed.poisoned(capacity, outputs, Kind::F16);
+    bed.run(&[call.halves(y, most).unwrap()]);
+    let expected = bed.result(y, rows);
+    for cluster in Cluster::ALL {
+        let planes = bed.poisoned(outputs / 32 * capacity, 32, Kind::F16);
+        bed.run(&[call.heads(planes, spread(cluster, most)).unwrap()]);
+        let found = bed.planes(planes, capacity, rows);
+        let found = super::checks::rows_of_planes(&found, capacity, rows);
+        assert_eq!(found, expected, "{rows}×{inputs}×{outputs}, {cluster:?}");
+    }
 }
 
 /// A product's rows are bitwise the same wherever they lie in the batch.
@@ -175,7 +199,7 @@ pub fn product_is_invariant(device: &mut dyn Device, sums: Sums, size: (usize, u
     let mut made = |x: &Numbers, rows: usize| {
         let call = operands.call(&mut bed, x, rows, rows);
         let y = bed.poisoned(rows, outputs, Kind::F16);
-        bed.run(&[sums.launch(&call, y, most)]);
+        bed.run(&[sums.launch(&call, y, spread(Cluster::Two, most))]);
         bed.result(y, rows)
     };
     let alone = made(&operands.x.row(0), 1);
@@ -221,12 +245,16 @@ pub fn gelu(device: &mut dyn Device, size: (usize, usize, usize)) {
     let mut bed = Bed::new(device, (rows * 31 + inputs * 7 + outputs) as u64);
     let operands = Operands::new(&mut bed, size, 1);
     let call = operands.call(&mut bed, &operands.x, rows, capacity);
-    let y = Quantized {
-        bytes: bed.poisoned(capacity, outputs, Kind::Byte),
-        scales: bed.poisoned(capacity, outputs / GROUP, Kind::F32),
-    };
-    bed.run(&[call.gelu(y, most).unwrap()]);
-    let (bytes, scales) = (bed.result(y.bytes, rows), bed.result(y.scales, rows));
+    let [(bytes, scales), others @ ..] = Cluster::ALL.map(|cluster| {
+        let y = Quantized {
+            bytes: bed.poisoned(capacity, outputs, Kind::Byte),
+            scales: bed.poisoned(capacity, outputs / GROUP, Kind::F32),
+        };
+        bed.run(&[call.gelu(y, spread(cluster, most)).unwrap()]);
+        (bed.result(y.bytes, rows), bed.result(y.scales, rows))
+    });
+    let is_same = |other: &(Vec<f64>, Vec<f64>)| other.0 == bytes && other.1 == scales;
+    assert!(others.iter().all(is_same), "clusters differ");
     let expected = operands.expected(Epilogue::Gelu);
     // GELU itself is within 5e-4 of the exact one, 32 of them are mixed.
     let off = 32.0_f64.sqrt() * 5e-4;

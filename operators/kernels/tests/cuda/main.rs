@@ -12,15 +12,18 @@ mod hangs;
 mod int8;
 mod model;
 mod weather;
+mod whole;
+mod whole_emulated;
 
 use emulator::{Emulator, Weather};
 use int8::Sums;
 use kernels::cuda::batch::Text;
 use kernels::cuda::cluster::Cluster;
 use kernels::cuda::device::{Device, Stage};
-use kernels::cuda::encoder::{Output, Precision, Residual};
+use kernels::cuda::encoder::{Attention, Output, Precision, Recipe, Residual};
 use kernels::cuda::engine::{DeviceEngine, Options};
 use kernels::cuda::linear::Epilogue;
+use kernels::weights::Weights;
 use kernels::{Encoder, Kernel, Pooling, Scratch};
 
 const WEATHERS: [Weather; 4] = [
@@ -84,6 +87,7 @@ fn products_by_warpgroups_equal_the_oracle() {
         (129, 64, 264),
         (100, 392, 384),
         (257, 128, 384),
+        (520, 72, 200), // five tiles below each other: two clusters of four
     ];
     for (i, size) in sizes.into_iter().enumerate() {
         for weather in WEATHERS {
@@ -105,6 +109,7 @@ fn products_with_their_norms_equal_the_oracle() {
         (129, 264),
         (257, 264),
         (8, 392),
+        (520, 72),
     ]
     .into_iter()
     .enumerate()
@@ -119,9 +124,17 @@ fn products_with_their_norms_equal_the_oracle() {
 #[test]
 fn the_feed_forward_half_equals_the_oracle() {
     // Rows: none; one; a tile's edge; three tiles on two blocks. Inner width: a chunk, its tail, several.
-    for (i, (rows, wide)) in [(0, 128), (1, 8), (64, 136), (65, 392), (129, 128), (7, 520)]
-        .into_iter()
-        .enumerate()
+    for (i, (rows, wide)) in [
+        (0, 128),
+        (1, 8),
+        (64, 136),
+        (65, 392),
+        (129, 128),
+        (7, 520),
+        (330, 128),
+    ]
+    .into_iter()
+    .enumerate()
     {
         for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
             checks::feed(&mut Emulator::new(weather), rows, wide);
@@ -175,6 +188,7 @@ fn products_of_bytes_equal_the_oracle() {
         (129, 384, 264),
         (100, 640, 128),
         (257, 768, 128),
+        (520, 128, 200), // five tiles below each other: two clusters of four
     ];
     for (i, size) in sizes.into_iter().enumerate() {
         for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
@@ -197,6 +211,7 @@ fn bytes_stand_for_gelu_and_for_norms() {
         (1, 128, 128),
         (129, 384, 256),
         (66, 640, 384),
+        (520, 128, 128),
     ];
     for (i, size) in sizes.into_iter().enumerate() {
         for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
@@ -253,6 +268,96 @@ fn attention_of_a_long_text_equals_the_oracle() {
 }
 
 #[test]
+fn attention_by_heads_equals_the_oracle() {
+    // Every edge of a slot, a tile, a group, a segment; every way to share a tile; more items than blocks.
+    let mixes: [&[usize]; 10] = [
+        &[],
+        &[1],
+        &[1, 2, 15, 16, 17, 31, 33],
+        &[48, 63, 64, 65],
+        &[33, 16, 20, 9, 7, 30, 48, 1],
+        &[127, 3, 128, 129],
+        &[193, 1, 192],
+        &[255, 17],
+        &[256, 257],
+        &[1; 40],
+    ];
+    for (i, lengths) in mixes.into_iter().enumerate() {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            let heads = 1 + (i + weather.order as usize) % 3;
+            checks::attention_heads(&mut Emulator::new(weather), heads, lengths);
+        }
+    }
+    assert_eq!(Emulator::conflicts(), 0);
+}
+
+#[test]
+fn attention_by_heads_of_long_texts_equals_the_oracle() {
+    // Segments behind the first, a tail in each; keys that come through shared memory twice.
+    for (length, weather) in [(300, 0), (321, 1), (385, 3), (512, 1), (530, 2), (641, 1)] {
+        checks::attention_heads(&mut Emulator::new(WEATHERS[weather]), 1, &[length, 5]);
+    }
+    // So many texts that the bucket is a large one: items of 128 and of 256 queries.
+    for (length, texts, weather) in [(530, 256, 0), (300, 512, 3)] {
+        let lengths = [vec![length], vec![1; texts]].concat();
+        checks::attention_heads(&mut Emulator::new(WEATHERS[weather]), 1, &lengths);
+    }
+}
+
+#[test]
+fn attention_by_heads_does_not_depend_on_neighbours() {
+    // Alone, first, last, among; in every slot.
+    let neighbours: [(&[usize], &[usize]); 6] = [
+        (&[], &[3]),
+        (&[20], &[]),
+        (&[16, 33], &[9, 64, 1]),
+        (&[48], &[48]),
+        (&[17, 5, 7], &[12]),
+        (&[1, 1, 1], &[1, 1]),
+    ];
+    for (i, length) in [1, 15, 16, 17, 33, 48].into_iter().enumerate() {
+        let mut device = Emulator::new(WEATHERS[i % 4]);
+        checks::attention_heads_is_invariant(&mut device, length, &neighbours);
+    }
+    // Buckets of 1,024 and of 4,096 rows: 64 queries an item, and 128.
+    let many: &[usize] = &[100; 10];
+    let more: &[usize] = &[15; 120];
+    for (length, weather) in [(130, 0), (70, 3)] {
+        let mut device = Emulator::new(WEATHERS[weather]);
+        let neighbours = [(&[70, 2][..], &[16][..]), (many, more)];
+        checks::attention_heads_is_invariant(&mut device, length, &neighbours);
+    }
+}
+
+#[test]
+fn products_by_heads_equal_the_oracle() {
+    // (rows, inputs, outputs): none; one plane; a tail of rows and of planes; several tiles a warpgroup.
+    let sizes = [
+        (0, 64, 96),
+        (1, 8, 32),
+        (65, 72, 160),
+        (129, 64, 288),
+        (520, 72, 256),
+    ];
+    for (i, size) in sizes.into_iter().enumerate() {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            checks::linear_heads(&mut Emulator::new(weather), size);
+        }
+    }
+    for (i, size) in [
+        (0, 128, 96),
+        (65, 256, 160),
+        (129, 128, 288),
+        (520, 128, 224),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        int8::product_heads(&mut Emulator::new(WEATHERS[i]), size);
+    }
+}
+
+#[test]
 fn embedding_and_norms_equal_the_oracle() {
     for stage in BOTH {
         for hidden in [4, 64, 132, 384, 768, 1024] {
@@ -295,19 +400,80 @@ fn models_equal_the_oracle() {
 }
 
 #[test]
-fn a_model_of_the_default_models_width_equals_the_oracle() {
-    let norms = ALL.map(|stage| (stage, Residual::InNorm));
-    let places = [
-        Residual::Fused(Cluster::One),
-        Residual::FusedFeed(Cluster::One),
-        Residual::FusedFeed(Cluster::Two),
+fn models_with_attention_by_heads_equal_the_oracle_and_do_not_depend_on_neighbours() {
+    let with = |residual, precision, bucket| Options {
+        residual,
+        precision,
+        attention: Attention::Heads,
+        ..model::options(Stage::Hopper, bucket)
+    };
+    let halves = [Residual::InNorm, Residual::InProduct];
+    for options in halves.map(|place| with(place, Precision::Half, 1)) {
+        let config = model::shape(96, 2, 3, 96);
+        model::equals_the_oracle(emulated(), config, &options, &[2, 65, 17, 1, 40]);
+    }
+    let wide = [
+        with(Residual::FusedFeed, Precision::Half, 1),
+        with(Residual::InNorm, Precision::Int8, 1),
     ];
-    for (stage, residual) in norms
-        .into_iter()
-        .chain(places.map(|place| (Stage::Hopper, place)))
-    {
+    for options in wide {
+        let config = model::shape(384, 1, 12, 1536);
+        model::equals_the_oracle(emulated(), config, &options, &[3, 17, 66]);
+    }
+    for precision in [Precision::Half, Precision::Int8] {
+        let config = model::shape(128, 2, 4, 384);
+        let options = with(Residual::InNorm, precision, 1);
+        model::is_invariant(&emulated, config, &options, &[5, 1, 66, 16, 30]);
+    }
+}
+
+#[test]
+fn attention_by_heads_is_refused_where_there_is_no_kernel_of_it() {
+    let refused = |stage, config| {
+        let options = Options {
+            attention: Attention::Heads,
+            ..model::options(stage, 0)
+        };
+        let weights = Weights::generate(config, 7);
+        let output = Output::Vector(Pooling::Mean);
+        let opened = DeviceEngine::open(emulated(), &weights, &output, &options);
+        opened.err().map(|fault| fault.to_string())
+    };
+    for stage in BOTH {
+        let said = refused(stage, model::shape(64, 1, 2, 64)).unwrap();
+        assert!(said.contains("attention by heads"), "{said}");
+    }
+    let said = refused(Stage::Hopper, model::shape(128, 1, 2, 64)).unwrap();
+    assert!(said.contains("heads of 64"), "{said}");
+    assert_eq!(refused(Stage::Hopper, model::shape(64, 1, 2, 64)), None);
+    // What a bench and the suite on a device go through.
+    let all = Recipe::all(Stage::Hopper, &model::shape(384, 1, 12, 1536));
+    let by_heads = all.iter().filter(|r| r.attention == Attention::Heads);
+    assert_eq!((all.len(), by_heads.count()), (15, 4));
+    let last = all[all.len() - 1].to_string();
+    assert!(
+        last.ends_with("int8, clusters of 2, attention by heads"),
+        "{last}"
+    );
+    let all = Recipe::all(Stage::Hopper, &model::shape(768, 1, 12, 3072));
+    assert!(all.iter().all(|r| r.attention == Attention::Tiled));
+}
+
+#[test]
+fn a_model_of_the_default_models_width_equals_the_oracle() {
+    use Residual::{Fused, FusedFeed, InNorm};
+    let norms = ALL.map(|stage| (stage, InNorm, Cluster::One));
+    let fused = [
+        (InNorm, Cluster::Two),
+        (Fused, Cluster::One),
+        (FusedFeed, Cluster::One),
+        (FusedFeed, Cluster::Two),
+    ];
+    let fused = fused.map(|(residual, cluster)| (Stage::Hopper, residual, cluster));
+    for (stage, residual, cluster) in norms.into_iter().chain(fused) {
         let options = Options {
             residual,
+            cluster,
             ..model::options(stage, 1)
         };
         let config = model::shape(384, 1, 12, 1536);
@@ -324,9 +490,11 @@ fn models_of_bytes_equal_the_oracle_and_do_not_depend_on_neighbours() {
     for config in [model::shape(128, 2, 4, 256), model::shape(384, 1, 12, 1536)] {
         model::equals_the_oracle(emulated(), config, &options(1), &[3, 17, 66]);
     }
-    for cluster in [Cluster::Two, Cluster::Four] {
+    for attention in [Attention::Tiled, Attention::Heads] {
         let options = Options {
-            residual: Residual::FusedFeed(cluster),
+            residual: Residual::FusedFeed,
+            cluster: Cluster::Two,
+            attention,
             ..options(1)
         };
         let config = model::shape(384, 2, 12, 1536);
@@ -351,33 +519,42 @@ fn the_default_models_weights_as_bytes_equal_the_oracle() {
     // A device is trusted by arbitrary ids like these (operators/src/embed/gpu.rs).
     let probe = |length: u32| (0..length).map(|at| (at * 7_919 + 101) % 30_522).collect();
     texts.extend([2, 3, 17].map(probe).map(Text::new));
-    let output = Output::Vector(Pooling::Mean);
-    let vectors = |residual| {
-        let options = Options {
-            precision: Precision::Int8,
-            residual,
-            ..model::options(Stage::Hopper, 1)
-        };
-        let mut engine = DeviceEngine::open(emulated(), &weights, &output, &options).unwrap();
-        model::run(&mut engine, &texts)
-    };
-    let places = [Residual::InNorm, Residual::FusedFeed(Cluster::Two)];
-    let vectors = places.map(vectors);
-    let expected = model::expected(&weights, Pooling::Mean, &texts, "real as bytes");
-    for (place, vectors) in places.iter().zip(&vectors) {
-        let cosines = vectors.iter().zip(&expected);
-        let cosines: Vec<f64> = cosines
-            .map(|(v, e)| kernels::reference::cosine(v, e))
-            .collect();
-        println!("real weights as bytes, {place:?}: cosines {cosines:.6?}");
-        let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
-        let least = cosines.iter().copied().fold(1.0, f64::min);
-        assert!(mean >= 0.999 && least >= 0.998, "{place:?}: {cosines:?}");
+    for (residual, attention) in [
+        (Residual::InNorm, Attention::Tiled),
+        (Residual::InNorm, Attention::Heads),
+        (Residual::FusedFeed, Attention::Tiled),
+    ] {
+        bytes_of_real_weights(&weights, &texts, residual, attention);
     }
+}
+
+fn bytes_of_real_weights(
+    weights: &Weights,
+    texts: &[Text],
+    residual: Residual,
+    attention: Attention,
+) {
+    let options = Options {
+        precision: Precision::Int8,
+        residual,
+        attention,
+        ..model::options(Stage::Hopper, 1)
+    };
+    let output = Output::Vector(Pooling::Mean);
+    let mut engine = DeviceEngine::open(emulated(), weights, &output, &options).unwrap();
+    let vectors = model::run(&mut engine, texts);
+    let expected = model::expected(weights, Pooling::Mean, texts, "real as bytes");
+    let cosines = vectors.iter().zip(&expected);
+    let cosines: Vec<f64> = cosines
+        .map(|(v, e)| kernels::reference::cosine(v, e))
+        .collect();
+    println!("real weights as bytes, {residual:?}, {attention:?}: cosines {cosines:.6?}");
+    let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
+    let least = cosines.iter().copied().fold(1.0, f64::min);
+    assert!(mean >= 0.999 && least >= 0.998, "{cosines:?}");
     // The CPU rounds in another way, and is what stands behind a device.
-    let cpu = Encoder::with_kernel(weights, Pooling::Mean, Kernel::Int8);
-    let all = vectors.iter().flat_map(|vectors| texts.iter().zip(vectors));
-    for (text, vector) in all {
+    let cpu = Encoder::with_kernel(weights.clone(), Pooling::Mean, Kernel::Int8);
+    for (text, vector) in texts.iter().zip(&vectors) {
         let of_cpu = cpu.encode(&text.ids, &mut Scratch::default());
         let of_cpu: Vec<f64> = of_cpu.into_iter().map(f64::from).collect();
         let cosine = kernels::reference::cosine(vector, &of_cpu);
@@ -397,7 +574,7 @@ fn bytes_are_refused_where_there_are_no_kernels_of_them() {
             residual,
             ..model::options(stage, 0)
         };
-        let weights = kernels::weights::Weights::generate(config, 7);
+        let weights = Weights::generate(config, 7);
         let output = Output::Vector(Pooling::Mean);
         let opened = DeviceEngine::open(emulated(), &weights, &output, &options);
         opened.err().map(|fault| fault.to_string())
@@ -410,7 +587,7 @@ fn bytes_are_refused_where_there_are_no_kernels_of_them() {
     assert!(said.contains("compute capability 9.0"), "{said}");
     let said = refused(Stage::Hopper, Residual::InProduct, good()).unwrap();
     assert!(said.contains("InProduct"), "{said}");
-    let feed = Residual::FusedFeed(Cluster::Two);
+    let feed = Residual::FusedFeed;
     let said = refused(Stage::Hopper, feed, good()).unwrap();
     assert!(said.contains("128 columns, expected"), "{said}");
     let odd = model::shape(384, 1, 12, 136);

@@ -19,6 +19,8 @@ mod int8;
 mod model;
 mod real;
 mod sanitized;
+#[path = "../cuda/whole.rs"]
+mod whole;
 
 use std::sync::Arc;
 
@@ -233,6 +235,43 @@ fn attention_equals_the_oracle() {
 }
 
 #[test]
+fn attention_by_heads_equals_the_oracle() {
+    let Some(mut device) = device("attention by heads") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return skip("attention by heads", "the device has no wgmma");
+    }
+    let lengths = [LENGTHS.as_slice(), &[31, 33, 48, 300, 385, 600]].concat();
+    for heads in [12, 3] {
+        for lengths in [&[][..], &lengths, &[512, 1, 512], &[1300, 9]] {
+            checks::attention_heads(&mut device, heads, lengths);
+        }
+    }
+    // Every way to share a tile; more items than a persistent grid has blocks.
+    checks::attention_heads(&mut device, 2, &vec![3; 4096]);
+    checks::attention_heads(&mut device, 12, &(1..65).collect::<Vec<_>>());
+    checks::attention_heads(&mut device, 2, &[64; 200]);
+    let many: (&[usize], &[usize]) = (&[100; 50], &[15; 200]);
+    for length in LENGTHS {
+        let neighbours = [
+            (&[][..], &[3][..]),
+            (&[20], &[]),
+            (&[16, 33], &[9, 64, 1]),
+            (&[48, 300], &[48]),
+            many,
+        ];
+        checks::attention_heads_is_invariant(&mut device, length, &neighbours);
+    }
+    for rows in LENGTHS.into_iter().chain([0]) {
+        checks::linear_heads(&mut device, (rows, 384, 1152));
+        int8::product_heads(&mut device, (rows, 384, 1152));
+    }
+    checks::linear_heads(&mut device, (9000, 64, 1152));
+    int8::product_heads(&mut device, (9000, 128, 1152));
+}
+
+#[test]
 fn norms_pooling_and_heads_equal_the_oracle() {
     let Some(mut device) = device("norms and pooling") else {
         return;
@@ -291,6 +330,28 @@ fn vectors_do_not_depend_on_neighbours() {
                 model::is_invariant(&make, config.clone(), &options, &lengths);
             }
         }
+    }
+}
+
+#[test]
+fn a_model_in_one_launch_gives_the_bits_of_many() {
+    let Some(mut first) = device("one launch") else {
+        return;
+    };
+    if first.best_stage() < Stage::Hopper {
+        return skip("one launch", "the device has no wgmma");
+    }
+    let make = || -> Box<dyn Device> { Box::new(Driver::open(0).unwrap()) };
+    // The oracle takes the time.
+    for (config, pooling, mixes) in [
+        (model::shape(384, 6, 12, 1536), Pooling::Mean, 2),
+        (model::shape(384, 1, 6, 1536), Pooling::Mean, 6),
+        (model::shape(768, 2, 12, 3072), Pooling::Cls, 4),
+        (model::shape(128, 2, 4, 256), Pooling::Mean, 9),
+    ] {
+        whole::leaves_the_rest_alone(&mut first, config.clone(), &[12, 17]);
+        whole::equals_the_launches(&make, config.clone(), pooling, &whole::MIXES[..mixes]);
+        whole::is_invariant(&make, config, &[5, 1, 66, 16, 30, 12, 64]);
     }
 }
 

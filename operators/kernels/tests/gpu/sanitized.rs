@@ -5,7 +5,7 @@ use kernels::cuda::encoder::Residual;
 use kernels::cuda::engine::Options;
 use kernels::cuda::linear::Epilogue;
 
-use super::{Driver, Sums, checks, device, feed_int8, int8, model, stages};
+use super::{Driver, Sums, checks, device, feed_int8, int8, model, stages, whole};
 
 #[test]
 fn small_products() {
@@ -31,6 +31,21 @@ fn small_attention_and_norms() {
         checks::embed_and_norm(&mut device, stage, 132, &[3, 20, 1]);
         checks::pooling(&mut device, stage, 132, &[3, 20, 1]);
     }
+}
+
+#[test]
+fn small_attention_by_heads() {
+    let Some(mut device) = device("small attention by heads") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return;
+    }
+    for lengths in [&[65, 3, 1, 40, 17][..], &[257, 20], &[530]] {
+        checks::attention_heads(&mut device, 2, lengths);
+    }
+    checks::linear_heads(&mut device, (129, 72, 160));
+    int8::product_heads(&mut device, (129, 256, 160));
 }
 
 #[test]
@@ -79,5 +94,19 @@ fn small_model() {
         };
         let device = Box::new(Driver::open(0).unwrap());
         model::equals_the_oracle(device, model::shape(64, 1, 2, 128), &options, &[2, 65, 17]);
+    }
+}
+
+#[test]
+fn small_model_in_one_launch() {
+    let Some(mut device) = device("small model in one launch") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return;
+    }
+    for (heads, width) in [(4, 32), (2, 64)] {
+        let config = model::shape(heads * width, 1, heads, 128);
+        whole::leaves_the_rest_alone(&mut device, config, &[12, 17]);
     }
 }

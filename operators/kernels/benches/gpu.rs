@@ -361,7 +361,11 @@ fn roof(launch: &Launch, config: &BertConfig, lengths: &[usize]) -> (&'static st
     let moved =
         |rows_of_hidden: f64| ("bytes", 2.0 * rows * hidden * rows_of_hidden / peak_bytes());
     match launch.kernel() {
-        // Of bytes the tensor cores make twice as many. The sizes are inputs and outputs.
+        // Of bytes the tensor cores make twice as many. The size is the inner width …
+        name if name.starts_with("feed_int8") => {
+            ("operations", 2.0 * rows * sizes[0] * hidden / peak())
+        }
+        // … or the sizes are inputs and outputs.
         name if name.contains("int8_hopper") => ("operations", rows * sizes[0] * sizes[1] / peak()),
         name if name.starts_with("linear") => {
             ("operations", 2.0 * rows * sizes[0] * sizes[1] / peak())

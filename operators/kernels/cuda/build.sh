@@ -104,6 +104,7 @@ function threads(kernel) {
     return kernel ~ /^attention_(f16|heads)/ ? 128 : 256
 }
 function shared(kernel) {
+    if (kernel ~ /^feed_int8/) return 1024 + 230912 + 160
     if (kernel ~ /^feed_hopper/) return 1024 + 230400 + 96
     if (kernel ~ /^join_hopper/) return 1024 + 3 * 65536 + 8 * 16 * 144 + 48
     # Of the default model and of BGE-base.

@@ -49,4 +49,36 @@ DEVICE float inverse(float largest) { return largest > 0.0f ? LEVELS / largest :
 // low bits of the sum, in one instruction.
 DEVICE u32 byte(float x, float inverse) { return __float_as_uint(fmaf(x, inverse, 12582912.0f)); }
 
+// ---- the same of two halves a word -----------------------------------------------------------------
+// Halves as steps of a rotation are off by 2⁻¹² of the largest number or so, a byte by 2⁻⁸. Sums beyond 65,504 become
+// infinite, where a group's numbers are 500 on average, and the row's scale with them.
+
+// `mix` of the words; what is in a word is not mixed.
+template <int COUNT> DEVICE void mix_halves(u32 (&v)[COUNT]) {
+#pragma unroll
+  for (int width = 1; width < COUNT; width *= 2)
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+      if ((i & width) == 0) {
+        u32 low = v[i], high = v[i + width];
+        v[i] = ptx::add_halves(low, high);
+        v[i + width] = ptx::subtract_halves(low, high);
+      }
+}
+
+// What numbers are multiplied with to be bytes, as a half, and what a byte stands for: `unit` over that half, so that its
+// rounding takes nothing away.
+struct Step {
+  u16 inverse;
+  float scale;
+};
+DEVICE Step step(float largest, float unit) {
+  float inverse = LEVELS * ptx::reciprocal_fast(largest);
+  u16 half = ptx::to_half(inverse > 60000.0f ? 60000.0f : inverse); // of zeros; NaN stays NaN
+  return {half, unit * ptx::reciprocal_fast(ptx::from_half(half))};
+}
+
+// In bits 0–7 and 16–23 the bytes of x: 1.5 · 2¹⁰ leaves integers in a half.
+DEVICE u32 byte_halves(u32 x, u32 inverse) { return ptx::fuse_halves(x, inverse, 0x66006600); }
+
 } // namespace bytes

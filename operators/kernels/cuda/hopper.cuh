@@ -116,6 +116,9 @@ DEVICE u64 operand(u32 address) {
   return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
+// The same, `bytes` further on: one addition, for it meets none of the other fields.
+DEVICE u64 further(u64 operand, u32 bytes) { return (operand >> 32 << 32) | ((u32)operand + bytes / 16); }
+
 // Before the first product, and after registers of the sums were touched.
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 // Closes a group of products.

@@ -66,6 +66,13 @@ DEVICE float tanh_fast(float x) {
   return y;
 }
 
+// Close to 1 / x; 0 for ∞ and the other way round.
+DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Bits 0–7 of `low`, then of `high`; above them anything.
 DEVICE u32 low_bytes(u32 low, u32 high) {
   u32 r;
@@ -80,8 +87,66 @@ DEVICE u32 low_halves(u32 low, u32 high) {
   return r;
 }
 
+// Bits 0–7 and 16–23 of `low`, then of `high`: four halves that `byte` left.
+DEVICE u32 even_bytes(u32 low, u32 high) {
+  u32 r;
+  asm("prmt.b32 %0, %1, %2, 0x6420;" : "=r"(r) : "r"(low), "r"(high));
+  return r;
+}
+
+// Of both: bits 0–7, then bits 16–23.
+DEVICE u32 both_bytes(u32 low, u32 high) {
+  u32 r;
+  asm("prmt.b32 %0, %1, %2, 0x6240;" : "=r"(r) : "r"(low), "r"(high));
+  return r;
+}
+
+// Bits 16–31 of `low`, then of `high`.
+DEVICE u32 high_halves(u32 low, u32 high) {
+  u32 r;
+  asm("prmt.b32 %0, %1, %2, 0x7632;" : "=r"(r) : "r"(low), "r"(high));
+  return r;
+}
+
+// ---- two halves a word, each to nearest even ------------------------------------------------------
+
+DEVICE u32 add_halves(u32 a, u32 b) {
+  u32 r;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEVICE u32 subtract_halves(u32 a, u32 b) {
+  u32 r;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEVICE u32 multiply_halves(u32 a, u32 b) {
+  u32 r;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// a · b + c, rounded once.
+DEVICE u32 fuse_halves(u32 a, u32 b, u32 c) {
+  u32 r;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+// The larger of a and |b|; NaN if one is.
+DEVICE u32 largest_halves(u32 a, u32 b) {
+  u32 r;
+  asm("{\n.reg .b32 size;\nabs.f16x2 size, %2;\nmax.NaN.f16x2 %0, %1, size;\n}" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+// The hyperbolic tangent, within 2⁻¹¹.
+DEVICE u32 tanh_halves(u32 x) {
+  u32 r;
+  asm("tanh.approx.f16x2 %0, %1;" : "=r"(r) : "r"(x));
+  return r;
+}
+
 // The value of the lane whose number differs in the bits of `mask`. All 32 lanes take part.
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE u32 shuffle_xor(u32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
 // A value that all lanes have, so that the compiler knows it: branches on it are no divergence.
 DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }

@@ -35,6 +35,8 @@ DEVICE u64 operand(u32 address) {
   return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
+DEVICE u64 further(u64 operand, u32 bytes) { return (operand >> 32 << 32) | ((u32)operand + bytes / 16); }
+
 struct GroupProduct {
   void *d;
   u64 a, b;

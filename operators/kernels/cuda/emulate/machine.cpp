@@ -12,6 +12,7 @@
 #include "../pingpong.cuh"
 #include "../heads.cuh"
 #include "../bytes.cuh"
+#include "../quantize.cuh"
 #include "../rows.cuh"
 #include "../softmax.cuh"
 #include "../pool.cuh"
@@ -663,6 +664,9 @@ namespace join_hopper {
 namespace feed_hopper {
 #include "../feed_hopper.cu"
 }
+namespace feed_int8_hopper {
+#include "../feed_int8_hopper.cu"
+}
 namespace whole_hopper {
 #include "../whole_hopper.cu"
 }
@@ -707,6 +711,8 @@ const Entry ENTRIES[] = {
     ENTRY(join_hopper, join_hopper_384), ENTRY(join_hopper, join_hopper_384_by2),
     ENTRY(join_hopper, join_hopper_384_by4), ENTRY(feed_hopper, feed_hopper_384),
     ENTRY(feed_hopper, feed_hopper_384_by2), ENTRY(feed_hopper, feed_hopper_384_by4),
+    ENTRY(feed_int8_hopper, feed_int8_hopper_384), ENTRY(feed_int8_hopper, feed_int8_hopper_384_by2),
+    ENTRY(feed_int8_hopper, feed_int8_hopper_384_by4),
     ENTRY(linear_int8_hopper, linear_int8_hopper_bias), ENTRY(linear_int8_hopper, linear_int8_hopper_bias_by2),
     ENTRY(linear_int8_hopper, linear_int8_hopper_bias_by4), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu), ENTRY(linear_int8_hopper, linear_int8_hopper_gelu_by2),
     ENTRY(linear_int8_hopper, linear_int8_hopper_gelu_by4),

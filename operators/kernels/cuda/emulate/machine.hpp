@@ -109,6 +109,32 @@ DEVICE float tanh_fast(float x) {
 }
 DEVICE u32 low_bytes(u32 low, u32 high) { return (low & 0xff) | (high & 0xff) << 8 | 0xa5a50000; }
 DEVICE u32 low_halves(u32 low, u32 high) { return (low & 0xffff) | high << 16; }
+DEVICE float reciprocal_fast(float x) { return 1.0f / x; }
+DEVICE u32 even_bytes(u32 low, u32 high) {
+  return (low & 0xff) | (low >> 8 & 0xff00) | (high & 0xff) << 16 | (high << 8 & 0xff000000);
+}
+DEVICE u32 both_bytes(u32 low, u32 high) {
+  return (low & 0xff) | (high & 0xff) << 8 | (low & 0xff0000) | (high << 8 & 0xff000000);
+}
+DEVICE u32 high_halves(u32 low, u32 high) { return low >> 16 | (high & 0xffff0000); }
+// A meaning for each of two halves.
+template <class F> inline u32 halves(F f, u32 a, u32 b = 0, u32 c = 0) {
+  float low = f(from_half((u16)a), from_half((u16)b), from_half((u16)c));
+  float high = f(from_half((u16)(a >> 16)), from_half((u16)(b >> 16)), from_half((u16)(c >> 16)));
+  return to_halves(low, high);
+}
+inline u32 add_halves(u32 a, u32 b) { return halves([](float a, float b, float) { return a + b; }, a, b); }
+inline u32 subtract_halves(u32 a, u32 b) { return halves([](float a, float b, float) { return a - b; }, a, b); }
+inline u32 multiply_halves(u32 a, u32 b) { return halves([](float a, float b, float) { return a * b; }, a, b); }
+inline u32 fuse_halves(u32 a, u32 b, u32 c) {
+  return halves([](float a, float b, float c) { return fmaf(a, b, c); }, a, b, c);
+}
+inline u32 largest_halves(u32 a, u32 b) {
+  return halves([](float a, float b, float) { return max_nan(a, fabsf(b)); }, a, b);
+}
+inline u32 tanh_halves(u32 x) {
+  return halves([](float x, float, float) { return tanh_fast(x); }, x);
+}
 DEVICE u32 shared(const void *pointer) { return emulate::address_of(pointer); }
 DEVICE void copy16(u32 to, const void *from, int bytes) { emulate::copy(to, from, bytes); }
 DEVICE void commit_copies() { emulate::commit(); }
@@ -129,6 +155,14 @@ inline float shuffle_xor(float value, int mask) {
       },
       &mine);
   return mine.result;
+}
+
+inline u32 shuffle_xor(u32 value, int mask) {
+  float bits;
+  memcpy(&bits, &value, 4);
+  bits = shuffle_xor(bits, mask);
+  memcpy(&value, &bits, 4);
+  return value;
 }
 
 inline void warp_sync() {

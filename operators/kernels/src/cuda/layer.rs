@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Seven launches. The residual is added by the LayerNorm, which has the row in registers anyway, or by
-//! the product, or the product makes the LayerNorm too ([`Residual`]); bytes have the first way only. With
+//! the product, or the product makes the LayerNorm too ([`Residual`]); bytes have the first way, and the whole
+//! feed-forward half in one kernel, before which x is in halves only. With
 //! [`Attention::Heads`] qkv is planes, a head each, in the same memory, and Wq and its bias are scaled.
 
 use super::attention;
@@ -17,6 +18,7 @@ use super::cluster::Spread;
 use super::device::{Fault, Launch, Stage, Tensor};
 use super::encoder::{Attention, Buffers, Precision, Recipe, Residual};
 use super::feed::Feed;
+use super::feed_int8::FeedInt8;
 use super::int8::{Product, Quantized, Rotation};
 use super::join::Join;
 use super::linear::{Epilogue, Linear};
@@ -190,6 +192,19 @@ impl Pass<'_> {
             Attention::Heads => of(bytes.x, qkv).heads(self.planes(), spread)?,
         });
         self.attention()?;
+        if self.recipe.residual == Residual::FusedFeed {
+            self.join(b.context, layer.attention_out, &layer.attention_norm)?;
+            let feed = FeedInt8 {
+                count,
+                widen,
+                narrow,
+                norm: layer.norm,
+                x: b.x,
+                bytes: bytes.x,
+            };
+            self.launches.push(feed.launch(spread)?);
+            return Ok(());
+        }
         self.product(b.context, layer.attention_out, None, Epilogue::Bias, b.sum)?;
         self.launches.extend([
             add_norm(&layer.attention_norm)?,

@@ -29,6 +29,7 @@ pub mod driver;
 pub mod encoder;
 pub mod engine;
 pub mod feed;
+pub mod feed_int8;
 pub mod image;
 pub mod int8;
 mod items;

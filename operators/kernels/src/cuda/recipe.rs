@@ -77,7 +77,7 @@ impl fmt::Display for Recipe {
         write!(f, "{}", self.stage)?;
         match self.precision {
             Precision::Half => write!(f, ", residual {:?}", self.residual)?,
-            Precision::Int8 => f.write_str(", int8")?,
+            Precision::Int8 => write!(f, ", int8, residual {:?}", self.residual)?,
         }
         if self.cluster != Cluster::One {
             write!(f, ", clusters of {}", self.cluster.blocks())?;
@@ -129,6 +129,8 @@ impl Recipe {
             (Residual::FusedFeed, Precision::Half, Heads, &[Two, Four]),
             (Residual::InNorm, Precision::Int8, Tiled, &[One, Two, Four]),
             (Residual::InNorm, Precision::Int8, Heads, &[Two]),
+            (Residual::FusedFeed, Precision::Int8, Tiled, &[Two, Four]),
+            (Residual::FusedFeed, Precision::Int8, Heads, &[Two, Four]),
         ];
         let of = |(residual, precision, attention, clusters): (_, _, _, &[Cluster])| {
             let of = move |&cluster: &Cluster| Recipe {
@@ -185,11 +187,13 @@ impl Recipe {
             )));
         }
         let is_whole = hidden.is_multiple_of(GROUP) && wide.is_multiple_of(GROUP);
-        if !is_whole || self.residual != Residual::InNorm {
+        let has_kernels = matches!(self.residual, Residual::InNorm | Residual::FusedFeed);
+        if !is_whole || !has_kernels {
             return Err(Fault::Unavailable(format!(
-                "int8 for {hidden} columns and {wide} between, residual {:?}: expected multiples of {GROUP} and {:?}",
+                "int8 for {hidden} columns and {wide} between, residual {:?}: expected multiples of {GROUP}, and {:?} or {:?}",
                 self.residual,
-                Residual::InNorm
+                Residual::InNorm,
+                Residual::FusedFeed
             )));
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 24] = [
+pub const FILES: [(&str, &str); 27] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
@@ -21,6 +21,8 @@ pub const FILES: [(&str, &str); 24] = [
     ("whole.cuh", include_str!("../../cuda/whole.cuh")),
     ("ring.cuh", include_str!("../../cuda/ring.cuh")),
     ("pingpong.cuh", include_str!("../../cuda/pingpong.cuh")),
+    ("quantize.cuh", include_str!("../../cuda/quantize.cuh")),
+    ("feed_int8.cuh", include_str!("../../cuda/feed_int8.cuh")),
     ("heads.cuh", include_str!("../../cuda/heads.cuh")),
     ("linear.cu", include_str!("../../cuda/linear.cu")),
     ("attention.cu", include_str!("../../cuda/attention.cu")),
@@ -36,6 +38,10 @@ pub const FILES: [(&str, &str); 24] = [
     ),
     ("join_hopper.cu", include_str!("../../cuda/join_hopper.cu")),
     ("feed_hopper.cu", include_str!("../../cuda/feed_hopper.cu")),
+    (
+        "feed_int8_hopper.cu",
+        include_str!("../../cuda/feed_int8_hopper.cu"),
+    ),
     (
         "whole_hopper.cu",
         include_str!("../../cuda/whole_hopper.cu"),
@@ -62,7 +68,7 @@ pub struct Module {
 }
 
 /// All modules.
-pub const MODULES: [Module; 11] = [
+pub const MODULES: [Module; 12] = [
     Module {
         name: "linear",
         kernels: &[
@@ -140,6 +146,15 @@ pub const MODULES: [Module; 11] = [
             "feed_hopper_384",
             "feed_hopper_384_by2",
             "feed_hopper_384_by4",
+        ],
+        is_hopper: true,
+    },
+    Module {
+        name: "feed_int8_hopper",
+        kernels: &[
+            "feed_int8_hopper_384",
+            "feed_int8_hopper_384_by2",
+            "feed_int8_hopper_384_by4",
         ],
         is_hopper: true,
     },

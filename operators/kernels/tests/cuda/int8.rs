@@ -212,7 +212,7 @@ pub fn product_is_invariant(device: &mut dyn Device, sums: Sums, size: (usize, u
 
 /// Bytes with their scales stand for `expected`, rotated, within half a step and what the kernel's own
 /// arithmetic may be off; no scale is larger than the largest number asks for.
-fn stands_for(
+pub fn stands_for(
     name: &str,
     rotation: Rotation,
     (bytes, scales): (&[f64], &[f64]),

@@ -7,6 +7,7 @@
 mod bed;
 mod checks;
 mod emulator;
+mod feed_int8;
 mod hangs;
 mod int8;
 mod model;
@@ -140,6 +141,40 @@ fn the_feed_forward_half_equals_the_oracle() {
         }
     }
     checks::feed_is_invariant(&mut Emulator::new(WEATHERS[2]), 100, 136);
+}
+
+#[test]
+fn the_feed_forward_half_of_bytes_equals_the_oracle() {
+    // Rows: none; one; a tile's edge; three tiles a block, four. Inner width: chunks odd and even, one and many.
+    let sizes = [
+        (0, 128),
+        (1, 640),
+        (63, 256),
+        (64, 128),
+        (65, 384),
+        (129, 256),
+        (257, 384),
+        (449, 128),
+    ];
+    for (i, (rows, wide)) in sizes.into_iter().enumerate() {
+        for weather in [WEATHERS[i % 4], WEATHERS[(i + 1) % 4]] {
+            feed_int8::feed(&mut Emulator::new(weather), rows, wide);
+        }
+    }
+    feed_int8::is_invariant(&mut Emulator::new(WEATHERS[2]), 200, 256);
+    feed_int8::what_is_not_finite_stays_so(&mut Emulator::new(WEATHERS[1]));
+    feed_int8::zeros_stay_zeros(&mut Emulator::new(WEATHERS[0]));
+}
+
+#[test]
+fn the_feed_forward_half_of_bytes_bears_every_weather() {
+    for order in 0..4 {
+        for is_late in [false, true] {
+            let mut device = Emulator::new(Weather { order, is_late });
+            feed_int8::feed(&mut device, 130, 384);
+            feed_int8::feed(&mut device, 321, 256);
+        }
+    }
 }
 
 #[test]
@@ -455,6 +490,18 @@ fn models_of_bytes_equal_the_oracle_and_do_not_depend_on_neighbours() {
     for config in [model::shape(128, 2, 4, 256), model::shape(384, 1, 12, 1536)] {
         model::equals_the_oracle(emulated(), config, &options(1), &[3, 17, 66]);
     }
+    for attention in [Attention::Tiled, Attention::Heads] {
+        let options = Options {
+            residual: Residual::FusedFeed,
+            cluster: Cluster::Two,
+            attention,
+            ..options(1)
+        };
+        let config = model::shape(384, 2, 12, 1536);
+        model::equals_the_oracle(emulated(), config, &options, &[3, 17, 66]);
+        let config = model::shape(384, 2, 12, 256);
+        model::is_invariant(&emulated, config, &options, &[5, 1, 66, 16]);
+    }
     let config = model::shape(128, 2, 4, 384);
     model::is_invariant(&emulated, config, &options(1), &[5, 1, 66, 16, 30]);
 }
@@ -472,14 +519,24 @@ fn the_default_models_weights_as_bytes_equal_the_oracle() {
     // A device is trusted by arbitrary ids like these (operators/src/embed/gpu.rs).
     let probe = |length: u32| (0..length).map(|at| (at * 7_919 + 101) % 30_522).collect();
     texts.extend([2, 3, 17].map(probe).map(Text::new));
-    for attention in [Attention::Tiled, Attention::Heads] {
-        bytes_of_real_weights(&weights, &texts, attention);
+    for (residual, attention) in [
+        (Residual::InNorm, Attention::Tiled),
+        (Residual::InNorm, Attention::Heads),
+        (Residual::FusedFeed, Attention::Tiled),
+    ] {
+        bytes_of_real_weights(&weights, &texts, residual, attention);
     }
 }
 
-fn bytes_of_real_weights(weights: &Weights, texts: &[Text], attention: Attention) {
+fn bytes_of_real_weights(
+    weights: &Weights,
+    texts: &[Text],
+    residual: Residual,
+    attention: Attention,
+) {
     let options = Options {
         precision: Precision::Int8,
+        residual,
         attention,
         ..model::options(Stage::Hopper, 1)
     };
@@ -491,7 +548,7 @@ fn bytes_of_real_weights(weights: &Weights, texts: &[Text], attention: Attention
     let cosines: Vec<f64> = cosines
         .map(|(v, e)| kernels::reference::cosine(v, e))
         .collect();
-    println!("real weights as bytes, {attention:?}: cosines {cosines:.6?}");
+    println!("real weights as bytes, {residual:?}, {attention:?}: cosines {cosines:.6?}");
     let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
     let least = cosines.iter().copied().fold(1.0, f64::min);
     assert!(mean >= 0.999 && least >= 0.998, "{cosines:?}");
@@ -530,6 +587,12 @@ fn bytes_are_refused_where_there_are_no_kernels_of_them() {
     assert!(said.contains("compute capability 9.0"), "{said}");
     let said = refused(Stage::Hopper, Residual::InProduct, good()).unwrap();
     assert!(said.contains("InProduct"), "{said}");
+    let feed = Residual::FusedFeed;
+    let said = refused(Stage::Hopper, feed, good()).unwrap();
+    assert!(said.contains("128 columns, expected"), "{said}");
+    let odd = model::shape(384, 1, 12, 136);
+    let said = refused(Stage::Hopper, feed, odd).unwrap();
+    assert!(said.contains("136 between"), "{said}");
     let said = refused(Stage::Hopper, Residual::InNorm, bad).unwrap();
     assert!(said.contains("192 between"), "{said}");
     assert_eq!(refused(Stage::Hopper, Residual::InNorm, good()), None);

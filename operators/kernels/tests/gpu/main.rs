@@ -11,6 +11,8 @@
 mod bed;
 #[path = "../cuda/checks.rs"]
 mod checks;
+#[path = "../cuda/feed_int8.rs"]
+mod feed_int8;
 #[path = "../cuda/int8.rs"]
 mod int8;
 #[path = "../cuda/model.rs"]
@@ -142,6 +144,27 @@ fn the_feed_forward_half_equals_the_oracle() {
     // More tiles than a persistent grid has blocks, several chunks each.
     checks::feed(&mut device, 10_000, 264);
     checks::feed_is_invariant(&mut device, 10_000, 1536);
+}
+
+#[test]
+fn the_feed_forward_half_of_bytes_equals_the_oracle() {
+    let Some(mut device) = device("feed-forward of bytes") else {
+        return;
+    };
+    if device.best_stage() < Stage::Hopper {
+        return skip("feed-forward of bytes", "the device has no wgmma");
+    }
+    for rows in LENGTHS.into_iter().chain([0]) {
+        feed_int8::feed(&mut device, rows, 256);
+    }
+    for wide in [128, 384, 1536] {
+        feed_int8::feed(&mut device, 150, wide);
+    }
+    // More tiles than a persistent grid has blocks: what is made a tile ahead, and behind.
+    feed_int8::feed(&mut device, 20_000, 128);
+    feed_int8::is_invariant(&mut device, 30_000, 1536);
+    feed_int8::what_is_not_finite_stays_so(&mut device);
+    feed_int8::zeros_stay_zeros(&mut device);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use kernels::cuda::encoder::Residual;
 use kernels::cuda::engine::Options;
 use kernels::cuda::linear::Epilogue;
 
-use super::{Driver, Sums, checks, device, int8, model, stages, whole};
+use super::{Driver, Sums, checks, device, feed_int8, int8, model, stages, whole};
 
 #[test]
 fn small_products() {
@@ -77,6 +77,9 @@ fn small_products_of_bytes() {
     }
     int8::gelu(&mut device, (129, 256, 128));
     int8::norms(&mut device, 128, &[3, 20, 1]);
+    for (rows, wide) in [(1, 128), (129, 256)] {
+        feed_int8::feed(&mut device, rows, wide);
+    }
 }
 
 #[test]

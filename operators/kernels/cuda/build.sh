@@ -134,6 +134,7 @@ is_code {
     for (i = 1; i <= NF; i++) {
         split($i, word, ".")
         if (word[1] == "UTMALDG" && $i ~ /MULTICAST/) count[kernel, "MULTICAST"]++
+        if ($i ~ /^MEMBAR.ALL.GPU/) count[kernel, "FENCE"]++
         if (word[1] ~ /^(HMMA|HGMMA|IGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM)$/) count[kernel, word[1]]++
     }
 }
@@ -146,6 +147,10 @@ END {
         printf "%-27s %4d %5d %5d %7d %7d %6d  %s\n", kernel, registers[kernel], stack[kernel], spill[kernel], threads(kernel), shared(kernel), blocks(kernel), seen
         if (stack[kernel] + spill[kernel] + count[kernel, "LDL"] + count[kernel, "STL"] > 0) {
             printf "error: %s uses local memory\n", kernel; bad = 1
+        }
+        # One where a cluster meets; in a loop each would wait for all stores of its thread.
+        if (kernel ~ /_by[24]$/ && count[kernel, "FENCE"] > 1) {
+            printf "error: %s has %d fences for the whole device, expected 1\n", kernel, count[kernel, "FENCE"]; bad = 1
         }
         n = split(want(kernel), names, " ")
         for (i = 1; i <= n; i++) if (!count[kernel, names[i]]) {

@@ -77,7 +77,7 @@ struct Operands {
 
 // A step's PARTS · 128 rows from `row` on.
 template <int CLUSTER, int PARTS> DEVICE void bring(const Stage &stage, const TensorMap *map, int column, int row) {
-  ptx::barrier_wait_all(stage.empty, stage.parity ^ 1); // fresh: at once
+  ptx::barrier_wait(stage.empty, stage.parity ^ 1); // fresh: at once
   ptx::barrier_expect(stage.full, PARTS * 128 * DEPTH);
   cluster::bring_parts<CLUSTER, 128, PARTS>(stage.at, map, column, row, stage.full);
 }

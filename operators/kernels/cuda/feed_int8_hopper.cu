@@ -294,7 +294,7 @@ template <int CLUSTER> DEVICE void feed(const TensorMap *w1, const TensorMap *w2
     ptx::registers_up<232>();
     consume<CLUSTER>(memory, of);
   }
-  cluster::meet<CLUSTER>(); // others may still write into this block's memory, or arrive there
+  cluster::leave<CLUSTER>();
 }
 
 } // namespace

@@ -108,6 +108,30 @@ DEVICE void barrier_arrive_at(u32 barrier, int rank) {
                : "memory");
 }
 
+// ---- words in device memory that all blocks of a grid meet at ---------------------------------------
+
+// Adds, and gives what was there before. What this thread saw before is seen by whoever waited for the sum.
+DEVICE u32 add_release(u32 *word, u32 value) {
+  u32 before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(value) : "memory");
+  return before;
+}
+
+// Waits until the word is `least` or at most 2³¹ − 1 further, round 2³².
+DEVICE void wait_acquire(const u32 *word, u32 least) {
+  asm volatile("{\n"
+               ".reg .pred is_early;\n"
+               ".reg .b32 off;\n"
+               "again_%=:\n"
+               "ld.acquire.gpu.global.u32 off, [%0];\n"
+               "sub.s32 off, off, %1;\n"
+               "setp.lt.s32 is_early, off, 0;\n"
+               "@is_early bra again_%=;\n"
+               "}" ::"l"(word),
+               "r"(least)
+               : "memory");
+}
+
 // ---- a warpgroup's tensor cores (wgmma) -------------------------------------------------------------
 
 // What tells wgmma where an operand lies: rows of 128 swizzled bytes, 8 rows a block of 1,024.

@@ -30,29 +30,23 @@ impl Cluster {
             Cluster::Four => 4,
         }
     }
-
-    /// The largest that so many tiles below each other fill, up to this: what has no rows would go along for nothing.
-    fn within(self, tiles: u32) -> Cluster {
-        let mut all = Cluster::ALL.into_iter().rev();
-        all.find(|cluster| *cluster <= self && cluster.blocks() <= tiles)
-            .unwrap_or(Cluster::One)
-    }
 }
 
 /// Where a persistent kernel's blocks go: a multiprocessor each at most, in clusters of this size at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spread {
-    /// The device's.
-    pub multiprocessors: u32,
+    /// How many clusters of each size the device holds at once, a block a multiprocessor: of [`Cluster::One`] as many as it
+    /// has. Blocks of a cluster are near each other, so that multiprocessors may be left over.
+    pub at_once: [u32; 3],
     /// Blocks that share weights.
     pub cluster: Cluster,
 }
 
 impl From<u32> for Spread {
-    /// So many multiprocessors, every block by itself.
+    /// So many multiprocessors, none of which clusters leave over; every block by itself.
     fn from(multiprocessors: u32) -> Self {
         Spread {
-            multiprocessors,
+            at_once: Cluster::ALL.map(|cluster| multiprocessors / cluster.blocks()),
             cluster: Cluster::One,
         }
     }
@@ -66,11 +60,21 @@ pub(super) struct Grid {
 }
 
 impl Spread {
+    /// The same device with clusters of another size.
+    pub fn by(self, cluster: Cluster) -> Spread {
+        Spread { cluster, ..self }
+    }
+
     /// For `down` tiles below each other, which may share weights, and as many beside each.
     pub(super) fn grid(self, down: u32, across: u32) -> Grid {
-        let cluster = self.cluster.within(down.min(self.multiprocessors));
-        let most = self.multiprocessors / cluster.blocks();
-        let clusters = (down.div_ceil(cluster.blocks()) * across).min(most).max(1);
+        let is_held = |cluster: Cluster| self.at_once[cluster as usize] > 0;
+        let mut sizes = Cluster::ALL.into_iter().rev();
+        // What has no rows would go along for nothing, and what the device never holds would wait for ever.
+        let cluster = sizes
+            .find(|&size| size <= self.cluster && size.blocks() <= down && is_held(size))
+            .unwrap_or(Cluster::One);
+        let tiles = down.div_ceil(cluster.blocks()) * across;
+        let clusters = tiles.min(self.at_once[cluster as usize]).max(1);
         Grid {
             cluster,
             placement: match cluster {
@@ -105,11 +109,7 @@ mod tests {
     #[test]
     fn grids_are_whole_clusters_that_fit() {
         let grid = |multiprocessors, cluster, down, across| {
-            let spread = Spread {
-                multiprocessors,
-                cluster,
-            };
-            let grid = spread.grid(down, across);
+            let grid = Spread::from(multiprocessors).by(cluster).grid(down, across);
             (grid.cluster, grid.grid[0])
         };
         assert_eq!(grid(132, Cluster::One, 64, 6), (Cluster::One, 132));
@@ -121,5 +121,11 @@ mod tests {
         assert_eq!(grid(132, Cluster::Four, 3, 6), (Cluster::Two, 24));
         assert_eq!(grid(2, Cluster::Four, 64, 6), (Cluster::Two, 2));
         assert_eq!(grid(1, Cluster::Four, 64, 6), (Cluster::One, 1));
+        // Multiprocessors that clusters of four leave over.
+        let uneven = Spread {
+            at_once: [132, 66, 31],
+            cluster: Cluster::Four,
+        };
+        assert_eq!(uneven.grid(64, 6).grid, [124, 1, 1]);
     }
 }

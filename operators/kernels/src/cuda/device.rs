@@ -271,6 +271,10 @@ pub trait Device {
     fn describe(&self) -> String;
     /// Multiprocessors: how many blocks a persistent kernel is worth is counted in them.
     fn multiprocessors(&self) -> u32;
+    /// How many clusters of so many blocks there are room for at once, a block a multiprocessor.
+    fn clusters_at_once(&self, blocks: u32) -> u32 {
+        self.multiprocessors() / blocks
+    }
     /// The best stage that this device runs.
     fn best_stage(&self) -> Stage;
     /// Device memory at a multiple of 256, not cleared.

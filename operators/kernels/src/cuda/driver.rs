@@ -41,6 +41,8 @@ pub struct Driver {
     description: String,
     not_taken: Vec<String>,
     multiprocessors: u32,
+    /// Clusters of two and of four blocks that fit at once.
+    clusters: [u32; 2],
     context: sys::CUcontext,
     functions: HashMap<&'static str, sys::CUfunction>,
     streams: Vec<sys::CUstream>,
@@ -99,6 +101,7 @@ impl Driver {
             description,
             not_taken: Vec::new(),
             multiprocessors,
+            clusters: [multiprocessors / 2, multiprocessors / 4],
             context,
             functions: HashMap::new(),
             streams: Vec::new(),
@@ -109,6 +112,11 @@ impl Driver {
         driver.enter()?;
         for (module, image) in images {
             driver.load(module, image)?;
+        }
+        for (i, blocks) in [2, 4].into_iter().enumerate() {
+            if let Some(clusters) = driver.count_clusters(blocks) {
+                driver.clusters[i] = clusters;
+            }
         }
         Ok(driver)
     }
@@ -130,9 +138,50 @@ impl Driver {
             // SAFETY: the module was just loaded and stays until the context goes.
             let function =
                 unsafe { result::module::get_function(handle, name) }.map_err(refused)?;
+            // Now, and not when a graph is captured; and with all of a multiprocessor's memory as shared memory, whose
+            // share changes only when it is empty: a kernel that wants less would hold up one that wants more.
+            let share =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: the function is of a loaded module.
+            unsafe {
+                sys::cuFuncLoad(function).result().map_err(refused)?;
+                result::function::set_function_attribute(function, share, 100).map_err(refused)?;
+            }
             self.functions.insert(kernel, function);
         }
         Ok(())
+    }
+
+    /// How many clusters of the largest kernel there are room for at once; `None` where there are none.
+    fn count_clusters(&self, blocks: u32) -> Option<u32> {
+        let function = *self.functions.get(match blocks {
+            2 => "feed_hopper_384_by2",
+            _ => "feed_hopper_384_by4",
+        })?;
+        let shared_bytes = super::feed::SHARED_BYTES;
+        let mut attributes = attributes(Placement::Clusters(blocks));
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: 384,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: std::ptr::null_mut(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        let name = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let mut count = 0;
+        // SAFETY: the function is of a loaded module; the configuration lives until the call returns.
+        unsafe {
+            result::function::set_function_attribute(function, name, shared_bytes as i32).ok()?;
+            sys::cuOccupancyMaxActiveClusters(&mut count, function, &config)
+                .result()
+                .ok()?;
+        }
+        u32::try_from(count).ok()
     }
 
     fn stream_of(&self, stream: Stream) -> sys::CUstream {
@@ -315,6 +364,14 @@ impl Device for Driver {
 
     fn multiprocessors(&self) -> u32 {
         self.multiprocessors
+    }
+
+    fn clusters_at_once(&self, blocks: u32) -> u32 {
+        match blocks {
+            2 => self.clusters[0],
+            4 => self.clusters[1],
+            _ => self.multiprocessors / blocks,
+        }
     }
 
     fn best_stage(&self) -> Stage {

@@ -17,6 +17,7 @@
 use super::arena::Arena;
 use super::batch::{Bucket, OnDevice};
 pub use super::buffers::Buffers;
+use super::cluster::{Cluster, Spread};
 use super::device::{Device, Fault, Launch, Stage, Tensor};
 use super::layer::{Layer, Pass};
 use super::linear::{Epilogue, Linear};
@@ -65,7 +66,7 @@ enum Last {
 pub struct Model {
     config: BertConfig,
     recipe: Recipe,
-    multiprocessors: u32,
+    spread: Spread,
     tables: Tables,
     norm: Norm,
     layers: Vec<Layer>,
@@ -105,10 +106,13 @@ impl Model {
                 classifier: loader.dense(&head.classifier)?,
             },
         };
-        let multiprocessors = device.multiprocessors();
+        let spread = Spread {
+            at_once: Cluster::ALL.map(|size| device.clusters_at_once(size.blocks())),
+            cluster: recipe.cluster,
+        };
         let addresses: Option<Vec<_>> = layers.iter().map(Layer::addresses).collect();
         let whole = addresses.and_then(|layers| {
-            Whole::new(&config, recipe, multiprocessors, &layers, |words| {
+            Whole::new(&config, recipe, spread.at_once[0], &layers, |words| {
                 loader.words(words)
             })
         });
@@ -120,7 +124,7 @@ impl Model {
         Ok(Model {
             config,
             recipe: Recipe { short, ..recipe },
-            multiprocessors,
+            spread,
             tables,
             norm: first,
             layers,
@@ -183,7 +187,7 @@ impl Model {
             buffers: &b,
             recipe: self.recipe,
             heads: self.config.num_attention_heads,
-            multiprocessors: self.multiprocessors,
+            spread: self.spread,
             launches,
         };
         for layer in &self.layers {
@@ -209,13 +213,13 @@ impl Model {
         pass.push(product(count, b.first, pooler, None, b.pooled).launch(
             stage,
             Epilogue::Tanh,
-            self.multiprocessors,
+            self.spread,
         )?);
         pass.push(match stage {
             Stage::Naive => product(count, b.pooled, classifier, None, b.out).launch(
                 stage,
                 Epilogue::Bias,
-                self.multiprocessors,
+                self.spread,
             )?,
             _ => pool::logits(batch, b.pooled, classifier.0, classifier.1, b.out)?,
         });

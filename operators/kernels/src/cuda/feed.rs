@@ -13,7 +13,7 @@ const PART: usize = 128;
 const DEPTH: usize = 64;
 /// Room to begin at a multiple of 1,024, 64×384 of x, two chunks of 64×128 between, a ring of three stages of
 /// 128×64 of W1 and one of two of 384×64 of W2, two sums of a row by two groups, twelve barriers.
-const SHARED_BYTES: u32 =
+pub(super) const SHARED_BYTES: u32 =
     1024 + 2 * (64 * 384 + 2 * 64 * 128 + 3 * 128 * 64 + 2 * 384 * 64) + 2 * 2 * 64 * 4 + 96;
 
 /// The operands. Where it fits: [`super::join::Join::fits`].
@@ -110,10 +110,7 @@ mod tests {
         let launch = good.launch(132).unwrap();
         assert_eq!(launch.grid(), [4, 1, 1]);
         assert!(launch.shared_bytes() <= 227 * 1024);
-        let by2 = Spread {
-            multiprocessors: 132,
-            cluster: Cluster::Two,
-        };
+        let by2 = Spread::from(132).by(Cluster::Two);
         assert_eq!(good.launch(by2).unwrap().kernel(), "feed_hopper_384_by2");
         let bad = [
             Feed {

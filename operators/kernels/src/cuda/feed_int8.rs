@@ -152,10 +152,7 @@ mod tests {
             bytes: state(300),
         };
         let grid = |cluster, multiprocessors| {
-            let spread = Spread {
-                multiprocessors,
-                cluster,
-            };
+            let spread = Spread::from(multiprocessors).by(cluster);
             good.launch(spread).unwrap().grid()
         };
         assert_eq!(grid(Cluster::One, 132), [5, 1, 1]);

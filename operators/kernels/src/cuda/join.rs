@@ -126,10 +126,7 @@ mod tests {
         };
         assert_eq!(good.launch(132).unwrap().grid(), [2, 1, 1]);
         assert_eq!(good.launch(1).unwrap().grid(), [1, 1, 1]);
-        let by2 = Spread {
-            multiprocessors: 132,
-            cluster: Cluster::Two,
-        };
+        let by2 = Spread::from(132).by(Cluster::Two);
         assert_eq!(good.launch(by2).unwrap().kernel(), "join_hopper_384_by2");
         let bad = [
             Join {

@@ -116,18 +116,11 @@ pub(super) struct Pass<'a> {
     pub(super) buffers: &'a Buffers,
     pub(super) recipe: Recipe,
     pub(super) heads: usize,
-    pub(super) multiprocessors: u32,
+    pub(super) spread: Spread,
     pub(super) launches: Vec<Launch>,
 }
 
 impl Pass<'_> {
-    fn spread(&self) -> Spread {
-        Spread {
-            multiprocessors: self.multiprocessors,
-            cluster: self.recipe.cluster,
-        }
-    }
-
     /// Adds a layer's launches.
     pub(super) fn layer(&mut self, layer: &Layer) -> Result<(), Fault> {
         match layer.products {
@@ -148,7 +141,7 @@ impl Pass<'_> {
             Attention::Tiled => self.product(b.x, qkv, None, Epilogue::Bias, b.qkv)?,
             Attention::Heads => {
                 let product = self.linear(b.x, qkv, None, self.planes());
-                let launch = product.launch_heads(self.spread())?;
+                let launch = product.launch_heads(self.spread)?;
                 self.launches.push(launch);
             }
         }
@@ -162,7 +155,7 @@ impl Pass<'_> {
                 norm: layer.norm,
                 x: b.x,
             };
-            self.launches.push(feed.launch(self.spread())?);
+            self.launches.push(feed.launch(self.spread)?);
             return Ok(());
         }
         self.product(b.x, widen, None, Epilogue::Gelu, b.wide)?;
@@ -178,7 +171,7 @@ impl Pass<'_> {
     ) -> Result<(), Fault> {
         let b = self.buffers;
         let bytes = b.bytes.expect("buffers of the same precision");
-        let (count, spread) = (self.batch.token_count, self.spread());
+        let (count, spread) = (self.batch.token_count, self.spread);
         let of = |x: Quantized, (weight, bias): (Quantized, Tensor)| Product {
             count,
             x,
@@ -216,7 +209,7 @@ impl Pass<'_> {
     }
 
     fn attention(&mut self) -> Result<(), Fault> {
-        let (b, multiprocessors) = (self.buffers, self.multiprocessors);
+        let (b, multiprocessors) = (self.buffers, self.spread.at_once[0]);
         self.launches.push(match self.recipe.attention {
             Attention::Tiled => attention::launch(
                 self.recipe.stage,
@@ -269,7 +262,7 @@ impl Pass<'_> {
         y: Tensor,
     ) -> Result<(), Fault> {
         let product = self.linear(x, dense, residual, y);
-        let launch = product.launch(self.recipe.stage, epilogue, self.spread())?;
+        let launch = product.launch(self.recipe.stage, epilogue, self.spread)?;
         self.launches.push(launch);
         Ok(())
     }
@@ -287,7 +280,7 @@ impl Pass<'_> {
                 norm: *norm,
                 x: b.x,
             };
-            self.launches.push(join.launch(self.spread())?);
+            self.launches.push(join.launch(self.spread)?);
             return Ok(());
         }
         let norm = if stage == Stage::Naive || self.recipe.residual == Residual::InProduct {

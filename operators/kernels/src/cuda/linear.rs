@@ -1,7 +1,7 @@
 //! Launches of `cuda/linear.cu` and `cuda/linear_hopper.cu`: Y = epilogue(X·Wᵀ + b).
 
 use super::attention::WIDTH;
-use super::cluster::Spread;
+use super::cluster::{Cluster, Spread};
 use super::device::{Arg, Fault, Kind, Launch, Placement, Stage, Tensor, blocks, int};
 use super::load::kind_of;
 
@@ -198,7 +198,7 @@ impl Linear {
 }
 /// Stage 2's kernels by the cluster's size. What has none for clusters is not worth them.
 fn hopper_names(epilogue: Epilogue, spread: Spread) -> ([&'static str; 3], Spread) {
-    let alone = Spread::from(spread.multiprocessors);
+    let alone = spread.by(Cluster::One);
     match epilogue {
         Epilogue::Bias => (
             [

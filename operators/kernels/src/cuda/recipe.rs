@@ -106,7 +106,8 @@ impl Recipe {
     }
 
     /// What a stage has kernels for, with models of this shape. Attention does not see where the residual is added, nor
-    /// clusters how it is made: not every combination is listed. Questions as all others.
+    /// clusters how it is made, and with clusters a product has better to do than to add the residual: not every combination
+    /// is listed. Questions as all others.
     pub fn all(stage: Stage, config: &BertConfig) -> Vec<Recipe> {
         use Attention::{Heads, Tiled};
         use Cluster::{Four, One, Two};
@@ -143,7 +144,10 @@ impl Recipe {
             };
             clusters.iter().map(of).collect::<Vec<Recipe>>()
         };
-        let all = listed.into_iter().flat_map(of);
+        let is_listed = |recipe: &Recipe| {
+            recipe.stage != Stage::Hopper || recipe.residual != Residual::InProduct
+        };
+        let all = listed.into_iter().flat_map(of).filter(is_listed);
         all.filter(|recipe| recipe.check(config).is_ok()).collect()
     }
 

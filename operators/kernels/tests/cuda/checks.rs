@@ -123,10 +123,7 @@ pub fn all_equal(results: impl Iterator<Item = Vec<f64>>) -> Vec<f64> {
 
 /// More multiprocessors than an emulated device has, so that there are clusters of four.
 pub fn spread(cluster: Cluster, multiprocessors: u32) -> Spread {
-    Spread {
-        multiprocessors: multiprocessors.max(cluster.blocks()),
-        cluster,
-    }
+    Spread::from(multiprocessors.max(cluster.blocks())).by(cluster)
 }
 
 /// In clusters of every size; the bits are the same.

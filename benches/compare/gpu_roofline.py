@@ -125,6 +125,37 @@ def attention(tokens, length, heads, width):
     )
 
 
+def attention_heads(tokens, length, heads):
+    """attention_heads.cu: all keys of a text and head at once, 16 queries a warp; heads of 32."""
+    walks = math.ceil(length / 16)
+    share = length / 256
+    return Kernel(
+        "attention by heads",
+        math.ceil(tokens / length) * heads,
+        tensor=walks * 4 * 16 * length * 32 / (0.62 * MATRIX),
+        shared=2 * length * 64 + walks * 2 * length * 64,
+        issue=walks / 4 * 970 * share,
+        mufu=walks * 16 * length,
+        l2=4 * length * 64,
+        hbm=tokens * heads * 32 * 2 * 4,
+        at_once=3,
+    )
+
+
+def feed_int8(tokens, wide, cluster):
+    """feed_int8_hopper.cu: as feed, in bytes; the counts of a chunk are docs/kernels.md's."""
+    chunks, tiles = math.ceil(wide / 128), math.ceil(tokens / 64)
+    return Kernel(
+        "feed-forward half, bytes",
+        tiles,
+        tensor=chunks * 2 * 64 * 384 * 128 * 2 / (2 * MATRIX),
+        shared=chunks * 1920 * SHARED + 4 * 48 * KB,
+        issue=chunks * 2080 + 2 * 1900,
+        l2=chunks * 96 * KB / cluster + (2 * 48 + 24) * KB,
+        hbm=tokens * (2 * 384 * 2 + 384),
+    )
+
+
 def norm(tokens, hidden, name="norm", rows=3):
     """norm.cu: memory, a warp a row."""
     return Kernel(name, math.ceil(tokens / 8), issue=2 * 400, l2=8 * rows * hidden * 2, hbm=tokens * rows * hidden * 2, at_once=4)
@@ -132,27 +163,29 @@ def norm(tokens, hidden, name="norm", rows=3):
 
 def layer(recipe, tokens, length, hidden, heads):
     kind, cluster = recipe
-    wide, is_int8 = 4 * hidden, kind == "int8"
+    wide, is_int8, is_fused = 4 * hidden, "int8" in kind, "fused" in kind
     element = 1 if is_int8 else 2
-    out = [product("QKV", tokens, hidden, 3 * hidden, 1600 if is_int8 else 1100, cluster, element)]
-    out.append(attention(tokens, length, heads, hidden // heads))
-    if kind.startswith("fused"):
+    out = [product("QKV", tokens, hidden, 3 * hidden, 1600 if is_int8 else 1300, cluster, element)]
+    by_heads = "by heads" in kind
+    out.append(attention_heads(tokens, length, heads) if by_heads else attention(tokens, length, heads, hidden // heads))
+    if is_fused:
         out.append(join(tokens, hidden, cluster))
     else:
-        out += [product("O", tokens, hidden, hidden, 1100, cluster), norm(tokens, hidden)]
-    if kind == "fused feed":
-        return out + [feed(tokens, wide, cluster)]
+        out += [product("O", tokens, hidden, hidden, 1300, cluster), norm(tokens, hidden)]
+    if "fused feed" in kind:
+        return out + [(feed_int8 if is_int8 else feed)(tokens, wide, cluster)]
     if is_int8:
         out.append(product("FFN1 + GELU", tokens, hidden, wide, 3250, cluster, 1, 128, 1))
         return out + [narrow_int8(tokens, wide, hidden, cluster), norm(tokens, hidden)]
-    out.append(product("FFN1 + GELU", tokens, hidden, wide, 2450, cluster))
-    if kind == "fused":
+    out.append(product("FFN1 + GELU", tokens, hidden, wide, 2700, cluster))
+    if is_fused:
         return out + [join(tokens, wide, cluster)]
-    return out + [product("FFN2", tokens, wide, hidden, 1100, cluster), norm(tokens, hidden)]
+    return out + [product("FFN2", tokens, wide, hidden, 1300, cluster), norm(tokens, hidden)]
 
 
 MODELS = {"MiniLM-L6": (384, 12, 6), "BGE-base": (768, 12, 12)}
-RECIPES = [(kind, cluster) for kind in ["stage 2", "fused", "fused feed", "int8"] for cluster in [1, 2, 4]]
+KINDS = ["stage 2", "fused", "fused feed", "fused feed, by heads", "int8", "int8, fused feed", "int8, fused feed, by heads"]
+RECIPES = [(kind, cluster) for kind in KINDS for cluster in [1, 2, 4]]
 
 
 def main():
@@ -168,7 +201,7 @@ def main():
         print(f"\n{model}, {args.tokens} tokens in texts of {args.length}\n")
         print("| recipe | M tokens/s | of the matrix rate | what bounds the time, % |\n|---|---|---|---|")
         for recipe in RECIPES:
-            if hidden != 384 and recipe[0].startswith("fused"):
+            if hidden != 384 and ("fused" in recipe[0] or "by heads" in recipe[0]):
                 continue
             kernels = layer(recipe, args.tokens, args.length, hidden, heads)
             ends = [norm(args.tokens, hidden, "embed", 4), norm(args.tokens, hidden, "pool", 1)]

@@ -108,9 +108,11 @@ KERNEL attention_naive(const int *counts, const int *starts, const float *qkv, f
 
 KERNEL __launch_bounds__(THREADS) attention_f16_d32(const int *tile_count, const int *starts, const int *list,
                                                     const u16 *qkv, u16 *context, int heads, float scale) {
+  ptx::follow();
   attend<32>(tile_count, starts, list, qkv, context, heads, scale);
 }
 KERNEL __launch_bounds__(THREADS) attention_f16_d64(const int *tile_count, const int *starts, const int *list,
                                                     const u16 *qkv, u16 *context, int heads, float scale) {
+  ptx::follow();
   attend<64>(tile_count, starts, list, qkv, context, heads, scale);
 }

@@ -90,13 +90,15 @@ done
 # beside src/cuda has them) and the blocks that a multiprocessor of 65,536 registers, 2,048 threads and
 # 227 KB holds of it; and the counts of the instructions that matter.
 awk '
-function want(kernel,    shared_weights) {
+function want(kernel,    shared_weights, follows) {
     shared_weights = kernel ~ /_by[24]$/ ? " MULTICAST" : ""
+    # As Launch::can_follow has it.
+    follows = kernel ~ /_naive$|^attention_heads|^whole_hopper/ ? "" : " ACQBULK"
     if (kernel ~ /^whole_hopper/) return "HGMMA HMMA LDSM LDGSTS"
-    if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG" shared_weights
-    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG" shared_weights
-    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_(f16|heads)/) return "HMMA LDSM LDGSTS"
-    return ""
+    if (kernel ~ /int8_hopper/) return "IGMMA UTMALDG SYNCS USETMAXREG" shared_weights follows
+    if (kernel ~ /_hopper_/) return "HGMMA UTMALDG SYNCS USETMAXREG" shared_weights follows
+    if (kernel ~ /^linear_f16/ || kernel ~ /^attention_(f16|heads)/) return "HMMA LDSM LDGSTS" follows
+    return follows
 }
 function threads(kernel) {
     if (kernel ~ /^whole_hopper/) return 256
@@ -135,7 +137,7 @@ is_code {
         split($i, word, ".")
         if (word[1] == "UTMALDG" && $i ~ /MULTICAST/) count[kernel, "MULTICAST"]++
         if ($i ~ /^MEMBAR.ALL.GPU/) count[kernel, "FENCE"]++
-        if (word[1] ~ /^(HMMA|HGMMA|IGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM)$/) count[kernel, word[1]]++
+        if (word[1] ~ /^(HMMA|HGMMA|IGMMA|LDSM|LDGSTS|UTMALDG|UTMASTG|SYNCS|LDL|STL|USETMAXREG|STSM|ACQBULK)$/) count[kernel, word[1]]++
     }
 }
 END {

@@ -355,6 +355,7 @@ DEVICE void feed(const TensorMap *from, const TensorMap *w1, const TensorMap *w2
     prepare<CLUSTER>(base);
   }
   cluster::meet<CLUSTER>();
+  ptx::follow();
   if (threadIdx.x < GROUP) {
     ptx::registers_down<40>();
     if (threadIdx.x == 0)

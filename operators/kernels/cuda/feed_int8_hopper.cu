@@ -282,6 +282,7 @@ template <int CLUSTER> DEVICE void feed(const TensorMap *w1, const TensorMap *w2
   if (threadIdx.x == 0)
     prepare<CLUSTER>(base);
   cluster::meet<CLUSTER>();
+  ptx::follow();
   int warp = (int)threadIdx.x / tiles::WARP;
   if (warp < GROUP_WARPS) {
     ptx::registers_down<40>();

@@ -196,6 +196,7 @@ DEVICE void join(const TensorMap *from, const TensorMap *w, const int *count, co
     ptx::barriers_ready();
   }
   cluster::meet<CLUSTER>();
+  ptx::follow();
   if (threadIdx.x < GROUP) {
     ptx::registers_down<40>();
     if (threadIdx.x == 0)

@@ -179,6 +179,7 @@ KERNEL linear_naive(const int *count, const float *x, const float *w, const floa
   KERNEL __launch_bounds__(THREADS, 2) linear_f16_##name(const int *count, const u16 *x, const u16 *w,                \
                                                          const float *bias, const u16 *residual, u16 *y, int inputs,  \
                                                          int outputs) {                                               \
+    ptx::follow();                                                                                                    \
     linear_tile<EPILOGUE>(count, x, w, bias, residual, y, inputs, outputs);                                           \
   }
 LINEAR(bias, BIAS)

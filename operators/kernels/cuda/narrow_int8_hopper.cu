@@ -149,6 +149,7 @@ DEVICE void narrow(const TensorMap *x, const TensorMap *w, const int *count, con
     ring.prepare(2 * GROUP / tiles::WARP);
   }
   cluster::meet<CLUSTER>();
+  ptx::follow();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
     ptx::registers_down<24>();

@@ -138,6 +138,7 @@ template <bool IS_INT8> DEVICE void add_norm(const int *count, const u16 *x, con
 KERNEL __launch_bounds__(THREADS) embed_f16(const int *count, const u32 *ids, const u32 *places, const u16 *words,
                                             const u16 *positions, const u16 *segments, u16 *out, const float *gain,
                                             const float *shift, int hidden, float epsilon) {
+  ptx::follow();
   embed<false>(count, ids, places, words, positions, segments,
                Norm{out, nullptr, nullptr, gain, shift, hidden, epsilon});
 }
@@ -146,16 +147,19 @@ KERNEL __launch_bounds__(THREADS) embed_int8(const int *count, const u32 *ids, c
                                              const u16 *positions, const u16 *segments, u16 *out, const float *gain,
                                              const float *shift, int hidden, float epsilon, unsigned char *bytes,
                                              float *scales) {
+  ptx::follow();
   embed<true>(count, ids, places, words, positions, segments, Norm{out, bytes, scales, gain, shift, hidden, epsilon});
 }
 
 KERNEL __launch_bounds__(THREADS) add_norm_f16(const int *count, const u16 *x, const u16 *y, u16 *out,
                                                const float *gain, const float *shift, int hidden, float epsilon) {
+  ptx::follow();
   add_norm<false>(count, x, y, Norm{out, nullptr, nullptr, gain, shift, hidden, epsilon});
 }
 
 KERNEL __launch_bounds__(THREADS) add_norm_int8(const int *count, const u16 *x, const u16 *y, u16 *out,
                                                 const float *gain, const float *shift, int hidden, float epsilon,
                                                 unsigned char *bytes, float *scales) {
+  ptx::follow();
   add_norm<true>(count, x, y, Norm{out, bytes, scales, gain, shift, hidden, epsilon});
 }

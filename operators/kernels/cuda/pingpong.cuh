@@ -151,6 +151,7 @@ DEVICE void multiply(const TensorMap *x, const TensorMap *w, const int *count, i
     ring.prepare(GROUP / tiles::WARP);
   }
   cluster::meet<CLUSTER>();
+  ptx::follow();
   int group = (int)threadIdx.x / GROUP;
   if (group == 0) {
     ptx::registers_down<24>();

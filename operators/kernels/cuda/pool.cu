@@ -55,6 +55,7 @@ KERNEL gather_naive(const int *text_count, const int *starts, const float *x, fl
 // Grid: capacity in texts; shared memory: (1,024 + 8) floats. out is f32.
 KERNEL __launch_bounds__(THREADS) pool_f16(const int *text_count, const int *starts, const u16 *x, float *out,
                                            int hidden, int is_mean) {
+  ptx::follow();
   SHARED_MEMORY(memory);
   int text = (int)blockIdx.x;
   if (text >= *text_count)
@@ -66,6 +67,7 @@ KERNEL __launch_bounds__(THREADS) pool_f16(const int *text_count, const int *sta
 // Grid: capacity in texts. The first row of every text.
 KERNEL __launch_bounds__(THREADS) gather_f16(const int *text_count, const int *starts, const u16 *x, u16 *out,
                                              int hidden) {
+  ptx::follow();
   int text = (int)blockIdx.x;
   if (text >= *text_count)
     return;
@@ -77,6 +79,7 @@ KERNEL __launch_bounds__(THREADS) gather_f16(const int *text_count, const int *s
 // Grid: capacity in texts; warp i makes labels i, i + 8 … logits [texts, labels] in f32.
 KERNEL __launch_bounds__(THREADS) logits_f16(const int *text_count, const u16 *pooled, const u16 *w, const float *bias,
                                              float *out, int hidden, int labels) {
+  ptx::follow();
   int text = (int)blockIdx.x, lane = (int)threadIdx.x % tiles::WARP;
   if (text >= *text_count)
     return;

@@ -157,6 +157,18 @@ DEVICE void warp_sync() { __syncwarp(); }
 // Hides where a number came from: what is computed from it is computed after this.
 DEVICE void made_anew(int &x) { asm volatile("" : "+r"(x)); }
 
+// ---- launches that overlap --------------------------------------------------------------------------
+
+// From here on this launch follows the one before it in its stream, which has ended, and whose results are seen. Where
+// launches overlap (programmatic dependent launch) what is in front of this ran beside that one's end, and the next launch
+// may get ready from now on; else it does nothing. Every kernel of a chain says it before it reads or writes what
+// others write, so whoever has ended has all that came before it behind it.
+DEVICE void follow() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- shared memory and asynchronous copies ------------------------------------------------------
 
 DEVICE u32 shared(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }

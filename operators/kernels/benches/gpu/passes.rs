@@ -40,27 +40,34 @@ pub fn question(name: &str, weights: &Weights, recipe: Recipe) {
             continue;
         }
         let events: f64 = timed(&mut device, &launches, 200).iter().sum();
-        let stream = device.stream(true).expect("a stream");
-        let graph = device.capture(stream, &launches).expect("a graph");
-        let mut times = Vec::new();
-        for round in 0..ROUNDS + 3 {
-            let since = Instant::now();
-            (0..32).for_each(|_| device.replay(stream, graph).expect("a replay"));
-            device.synchronize(stream).expect("a stream's end");
-            if round >= 3 {
-                times.push(since.elapsed().as_secs_f64() / 32.0);
-            }
-        }
+        let [graph, overlapping] =
+            [false, true].map(|overlap| replays(&mut device, &launches, 32, overlap) * 1e6);
         println!(
             "{name}, {recipe}: one question of 12 tokens on the device: {} launches by events {:.0} µs, a graph of \
-             them {:.0} µs, one after the other",
+             them {graph:.0} µs, of launches that overlap {overlapping:.0} µs, one after the other",
             launches.len(),
-            events * 1e3,
-            median(times) * 1e6
+            events * 1e3
         );
         drop(device);
         latency(name, weights, recipe, 12);
     }
+}
+
+/// Median seconds of a graph of launches, `times` of them one behind the other.
+pub fn replays(device: &mut Driver, launches: &[Launch], times: usize, overlap: bool) -> f64 {
+    let stream = device.stream(true).expect("a stream");
+    let graph = device.capture(stream, launches, overlap);
+    let graph = graph.expect("a graph");
+    let mut all = Vec::new();
+    for round in 0..ROUNDS + 3 {
+        let since = Instant::now();
+        (0..times).for_each(|_| device.replay(stream, graph).expect("a replay"));
+        device.synchronize(stream).expect("a stream's end");
+        if round >= 3 {
+            all.push(since.elapsed().as_secs_f64() / times as f64);
+        }
+    }
+    median(all)
 }
 
 /// Milliseconds of each launch by events: medians.

@@ -98,6 +98,7 @@ DEVICE float from_half(u16 h) { return emulate::half_to_float(h); }
 DEVICE u16 to_half(float f) { return emulate::float_to_half(f); }
 DEVICE u32 to_halves(float low, float high) { return (u32)to_half(low) | (u32)to_half(high) << 16; }
 DEVICE void made_anew(int &) {}
+DEVICE void follow() {}
 DEVICE int uniform(int value) { return value; }
 DEVICE float max_nan(float a, float b) { return a != a || b != b ? NAN : fmaxf(a, b); }
 DEVICE float exp2_fast(float x) { return exp2f(x); }

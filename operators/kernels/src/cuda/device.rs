@@ -214,6 +214,13 @@ impl Launch {
         self.kernel
     }
 
+    /// Whether the kernel waits by itself for the launch before it (`ptx::follow`), so that it may begin beside that one's
+    /// end. `build.sh` looks for it in the machine code.
+    pub fn can_follow(&self) -> bool {
+        let alone = ["attention_heads", "whole_hopper"];
+        !self.kernel.ends_with("_naive") && !alone.iter().any(|name| self.kernel.starts_with(name))
+    }
+
     /// Which of its blocks are there at once.
     pub fn placement(&self) -> Placement {
         self.placement
@@ -302,8 +309,14 @@ pub trait Device {
     ) -> Result<(), Fault>;
     /// Queues a kernel.
     fn launch(&mut self, stream: Stream, launch: &Launch) -> Result<(), Fault>;
-    /// Records launches as a graph, without running them.
-    fn capture(&mut self, stream: Stream, launches: &[Launch]) -> Result<Graph, Fault>;
+    /// Records launches as a graph, without running them. Those that overlap get ready beside the end of the one before
+    /// ([`Launch::can_follow`]); the order of what they read and write is the same.
+    fn capture(
+        &mut self,
+        stream: Stream,
+        launches: &[Launch],
+        overlap: bool,
+    ) -> Result<Graph, Fault>;
     /// Queues a graph.
     fn replay(&mut self, stream: Stream, graph: Graph) -> Result<(), Fault>;
     /// Whether all that was queued is done; an error of any of it comes out here.

@@ -159,7 +159,7 @@ impl Driver {
             _ => "feed_hopper_384_by4",
         })?;
         let shared_bytes = super::feed::SHARED_BYTES;
-        let mut attributes = attributes(Placement::Clusters(blocks));
+        let mut attributes = attributes(Placement::Clusters(blocks), false);
         let config = sys::CUlaunchConfig {
             gridDimX: blocks,
             gridDimY: 1,
@@ -188,7 +188,7 @@ impl Driver {
         self.streams[stream.0]
     }
 
-    fn queue(&self, stream: sys::CUstream, launch: &Launch) -> Result<(), Fault> {
+    fn queue(&self, stream: sys::CUstream, launch: &Launch, follows: bool) -> Result<(), Fault> {
         let Some(&function) = self.functions.get(launch.kernel) else {
             return Err(Fault::Unavailable(format!(
                 "{} is not loaded",
@@ -219,7 +219,7 @@ impl Driver {
             })
             .collect();
         let [x, y, z] = launch.grid;
-        let mut attributes = attributes(launch.placement);
+        let mut attributes = attributes(launch.placement, follows);
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -261,7 +261,7 @@ impl Driver {
             unsafe {
                 result::event::record(events[0], stream).map_err(fault)?;
                 for (launch, &event) in launches.iter().zip(&events[1..]) {
-                    self.queue(stream, launch)?;
+                    self.queue(stream, launch, false)?;
                     result::event::record(event, stream).map_err(fault)?;
                 }
                 result::stream::synchronize(stream).map_err(fault)?;
@@ -280,33 +280,42 @@ impl Driver {
     }
 }
 
-/// What the driver is told of a launch whose blocks meet.
-fn attributes(placement: Placement) -> Vec<sys::CUlaunchAttribute> {
+/// What the driver is told of a launch whose blocks meet, and of one that may begin beside the end of the one before.
+fn attributes(placement: Placement, follows: bool) -> Vec<sys::CUlaunchAttribute> {
     use sys::CUlaunchAttributeID::{
         CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION as CLUSTER, CU_LAUNCH_ATTRIBUTE_COOPERATIVE as WHOLE,
+        CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as FOLLOWS,
     };
     let attribute = |id, value| sys::CUlaunchAttribute {
         id,
         pad: [0; 4],
         value,
     };
+    let nothing = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    let mut attributes = Vec::new();
     match placement {
-        Placement::Alone => Vec::new(),
+        Placement::Alone => {}
         Placement::Clusters(blocks) => {
-            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            let mut value = nothing;
             value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
                 x: blocks,
                 y: 1,
                 z: 1,
             };
-            vec![attribute(CLUSTER, value)]
+            attributes.push(attribute(CLUSTER, value));
         }
         Placement::Whole => {
-            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            let mut value = nothing;
             value.cooperative = 1;
-            vec![attribute(WHOLE, value)]
+            attributes.push(attribute(WHOLE, value));
         }
     }
+    if follows {
+        let mut value = nothing;
+        value.programmaticStreamSerializationAllowed = 1;
+        attributes.push(attribute(FOLLOWS, value));
+    }
+    attributes
 }
 
 /// The copy engine's own form of a map: two dimensions, 128-byte swizzle, zeros outside.
@@ -473,18 +482,26 @@ impl Device for Driver {
 
     fn launch(&mut self, stream: Stream, launch: &Launch) -> Result<(), Fault> {
         self.enter()?;
-        self.queue(self.stream_of(stream), launch)
+        self.queue(self.stream_of(stream), launch, false)
     }
 
-    fn capture(&mut self, stream: Stream, launches: &[Launch]) -> Result<Graph, Fault> {
+    fn capture(
+        &mut self,
+        stream: Stream,
+        launches: &[Launch],
+        overlap: bool,
+    ) -> Result<Graph, Fault> {
         self.enter()?;
         let handle = self.stream_of(stream);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: a stream of this context; the capture is ended below on every path.
         unsafe { result::stream::begin_capture(handle, mode) }.map_err(fault)?;
-        let queued = launches
-            .iter()
-            .try_for_each(|launch| self.queue(handle, launch));
+        // The first has no launch before it, in its graph.
+        let overlap = overlap && self.facts.capability.0 >= 9;
+        let queued = launches.iter().enumerate().try_for_each(|(nth, launch)| {
+            let follows = overlap && nth > 0 && launch.can_follow();
+            self.queue(handle, launch, follows)
+        });
         // SAFETY: the capture was begun on this thread.
         let graph = unsafe { result::stream::end_capture(handle) }.map_err(fault);
         queued?;

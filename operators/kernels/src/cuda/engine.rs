@@ -74,6 +74,8 @@ pub struct Options {
     pub slots: Vec<SlotPlan>,
     /// Captured graphs, or a launch after the other.
     pub has_graphs: bool,
+    /// Graphs whose launches overlap ([`Launch::can_follow`]): off until a device has shown that it is faster.
+    pub overlap: bool,
 }
 
 impl Options {
@@ -115,6 +117,7 @@ impl Default for Options {
                 bulk,
             ],
             has_graphs: true,
+            overlap: false,
         }
     }
 }
@@ -173,13 +176,7 @@ impl DeviceEngine {
             .map(|(nth, plan)| {
                 let device = device.as_mut();
                 let is_first = nth == 0;
-                open_slot(
-                    device,
-                    &mut arena,
-                    &model,
-                    *plan,
-                    (is_first, options.has_graphs),
-                )
+                open_slot(device, &mut arena, &model, *plan, (is_first, options))
             })
             .collect::<Result<Vec<Slot>, Fault>>()?;
         Ok(DeviceEngine {
@@ -198,7 +195,7 @@ fn open_slot(
     arena: &mut Arena,
     model: &Model,
     plan: SlotPlan,
-    (is_first, has_graphs): (bool, bool),
+    (is_first, options): (bool, &Options),
 ) -> Result<Slot, Fault> {
     let stream = device.stream(plan.class == Class::Question)?;
     let buffers = model.buffers(arena, plan.most);
@@ -214,8 +211,8 @@ fn open_slot(
             true => model.forward(&batch, &buffers)?,
             false => model.launches(&batch, &buffers)?,
         };
-        let pass = match has_graphs {
-            true => Pass::Graph(device.capture(stream, &launches)?),
+        let pass = match options.has_graphs {
+            true => Pass::Graph(device.capture(stream, &launches, options.overlap)?),
             false => Pass::Launches(launches),
         };
         passes.push((batch, pass));

@@ -235,7 +235,7 @@ impl Device for Emulator {
         self.run(launch)
     }
 
-    fn capture(&mut self, _: Stream, launches: &[Launch]) -> Result<Graph, Fault> {
+    fn capture(&mut self, _: Stream, launches: &[Launch], _: bool) -> Result<Graph, Fault> {
         self.graphs.push(launches.to_vec());
         Ok(Graph(self.graphs.len() - 1))
     }

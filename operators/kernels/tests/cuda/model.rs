@@ -119,6 +119,7 @@ pub fn is_invariant(
     let output = Output::Vector(Pooling::Mean);
     let without = Options {
         has_graphs: false,
+        overlap: false,
         ..with.clone()
     };
     let mut engine = DeviceEngine::open(make(), &weights, &output, with).unwrap();

@@ -7,7 +7,7 @@
 //!   a question  all of it in one launch, if the recipe says so: see `whole`
 //! ```
 //!
-//! A device decides which places for the residual are fastest (bench `gpu`).
+//! A device decides which [`Recipe`] is fastest (bench `gpu`).
 //!
 //! Invariants: weights are exactly the checkpoint's, rounded to halves once, or rotated and rounded to bytes; with
 //! [`Attention::Heads`] those of queries are multiplied by log₂e / √d before;

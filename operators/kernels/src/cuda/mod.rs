@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Reading order: docs/kernels.md, which explains the kernels with pictures; [`device`] (the seam),
-//! [`tiles`] (index maps), [`linear`], [`join`], [`feed`], [`int8`], [`attention`], [`norm`], [`pool`], [`whole`] beside `cuda/<op>.cu`,
-//! [`oracle`] (what they must compute), [`batch`], [`encoder`], [`engine`], [`service`], [`choose`] and
-//! [`driver`].
+//! [`tiles`] (index maps), [`cluster`] (grids), [`linear`], [`join`], [`feed`], [`int8`], [`feed_int8`], [`attention`], [`norm`],
+//! [`pool`], [`whole`] beside `cuda/<op>.cu`, [`oracle`] (what they must compute), [`batch`], [`recipe`] (which of
+//! them), [`encoder`], [`engine`], [`service`], [`choose`] and [`driver`].
 //!
 //! Invariants: nothing here needs a GPU, a driver or a toolkit to build or to start; a text's vector
 //! is bitwise the same whatever shares its batch, on one device and stage; `unsafe` lives in

@@ -23,6 +23,8 @@ const END: i64 = -1;
 const REQUEST_LIMIT: i32 = 20_000;
 const TOPIC_EXISTS: i16 = 36;
 const TOPIC_UNKNOWN: i16 = 3;
+/// A broker that has just started does not know yet what it leads. Nothing was done.
+const NOT_LEADER: i16 = 6;
 
 /// One topic, as the broker tells it.
 #[derive(Clone, Debug, PartialEq)]
@@ -206,15 +208,17 @@ impl Kafka {
         let mut body = Out::default();
         body.i16(-1).i16(-1).i32(REQUEST_LIMIT);
         body.i32(1).text(topic).i32(1).i32(partition).bytes(&batch);
-        let done = self
-            .lead(topic, partition, api::PRODUCE, 3, &body)
-            .and_then(|mut answer| {
-                answer.list(|topic| {
-                    topic.text()?;
-                    topic.list(|part| Ok((part.i32()?, part.i16()?, part.i64()?, part.i64()?)))
-                })
-            });
-        let (_, error, offset, _) = ok(topic, done)[0][0];
+        let produced = || {
+            let mut answer = self.lead(topic, partition, api::PRODUCE, 3, &body)?;
+            answer.list(|topic| {
+                topic.text()?;
+                topic.list(|part| Ok((part.i32()?, part.i16()?, part.i64()?, part.i64()?)))
+            })
+        };
+        let (_, error, offset, _) = when_led(|| {
+            let parts = ok(topic, produced());
+            (parts[0][0].1, parts[0][0])
+        });
         assert!(error == 0, "{topic}/{partition}: error {error}");
         offset
     }
@@ -347,12 +351,20 @@ impl Kafka {
         let mut body = Out::default();
         body.i32(-1).i32(1).text(topic);
         body.i32(1).i32(partition).i64(when);
-        let mut answer = self.lead(topic, partition, api::LIST_OFFSETS, 1, &body)?;
-        let parts = answer.list(|topic| {
-            topic.text()?;
-            topic.list(|part| Ok((part.i32()?, part.i16()?, part.i64()?, part.i64()?)))
+        let found = when_led(|| {
+            let parts = self
+                .lead(topic, partition, api::LIST_OFFSETS, 1, &body)
+                .and_then(|mut answer| {
+                    answer.list(|topic| {
+                        topic.text()?;
+                        topic.list(|part| Ok((part.i32()?, part.i16()?, part.i64()?, part.i64()?)))
+                    })
+                });
+            let parts = parts.map(|parts| parts.concat());
+            let error = parts.as_ref().ok().and_then(|parts| parts.first());
+            (error.map_or(0, |part| part.1), parts)
         })?;
-        match parts.concat()[..] {
+        match found[..] {
             [(_, 0, _, offset)] => Ok(offset),
             ref other => Err(format!("error {other:?}")),
         }
@@ -377,6 +389,18 @@ impl Kafka {
 
     fn call(&self, key: i16, version: i16, body: &Out) -> Result<In, String> {
         Connection::open(&self.bootstrap)?.call(key, version, body)
+    }
+}
+
+/// Asks, and again while the broker does not know that it leads: (error, answer) of each time.
+fn when_led<T>(mut ask: impl FnMut() -> (i16, T)) -> T {
+    let deadline = Instant::now() + TOPIC_LIMIT;
+    loop {
+        let (error, answer) = ask();
+        if error != NOT_LEADER || Instant::now() > deadline {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -2,10 +2,14 @@
 
     pip install numpy tokenizers
     python benches/compare/int8_scheme.py MODEL_FOLDER [TEXTS_FILE] [COUNT]
+    python benches/compare/int8_scheme.py MODEL_FOLDER --ranking
 
 MODEL_FOLDER has MiniLM's shape (config.json is not read: 384 columns, 12 heads); TEXTS_FILE a text a line
 (tests/data/ranking/manual.txt), every third with its first nine words as a second text, COUNT in all (240).
 Six minutes on two cores. The table of docs/kernels.md was made by it.
+
+With --ranking instead: the known items of operators/tests/ranking.rs (sentences taken out of the paragraphs of
+tests/data/ranking/manual.txt; the rest of its paragraph is to be found), nDCG@10 and cosines in f32, by the scheme as built, and in FP8.
 
 A scheme says for each product: how the input's columns are mixed (0, 128: groups of so many; 32: the columns
 of a lane, see operators/kernels/cuda/bytes.cuh), and for how many columns of a row there is a scale (0: all).
@@ -13,6 +17,7 @@ Sums are exact here as there; attention and everything else is in f32.
 """
 
 import json
+import re
 import struct
 import sys
 
@@ -46,6 +51,16 @@ def rounded(x, columns):
     return (np.rint(parts / scale) * scale).reshape(x.shape)
 
 
+def as_e4m3(x, columns):
+    """FP8: four bits of exponent, three of mantissa behind the first, at most 448; a scale as for bytes."""
+    parts = x.reshape(-1, columns or x.shape[1])
+    scale = np.abs(parts).max(1, keepdims=True) / 448
+    scale[scale == 0] = 1
+    _, exponent = np.frexp(parts / scale)
+    step = np.ldexp(1.0, np.maximum(exponent - 4, -9)).astype(np.float32)  # subnormal below 2^-6
+    return (np.rint(parts / scale / step) * step * scale).reshape(x.shape)
+
+
 def norm(x, gain, shift):
     mean, variance = x.mean(1, keepdims=True), x.var(1, keepdims=True)
     return (x - mean) / np.sqrt(variance + 1e-12) * gain + shift
@@ -56,15 +71,17 @@ def gelu(x):
 
 
 class Product:
-    """y = x·Wᵀ + b; with a scheme of bytes, else as it is."""
+    """y = x·Wᵀ + b; with a scheme (mixed how, columns of a scale, what rounds: bytes), else as it is."""
 
     def __init__(self, weight, bias, scheme):
-        self.scheme, self.bias = scheme, bias
-        self.weight = weight if scheme is None else rounded(mixed(weight, scheme[0]), 0)
+        self.scheme, self.bias, self.weight = scheme, bias, weight
+        if scheme is not None:
+            self.round = scheme[2] if len(scheme) > 2 else rounded
+            self.weight = self.round(mixed(weight, scheme[0]), 0)
 
     def __call__(self, x):
         if self.scheme is not None:
-            x = rounded(mixed(x, self.scheme[0]), self.scheme[1])
+            x = self.round(mixed(x, self.scheme[0]), self.scheme[1])
         return x @ self.weight.T + self.bias
 
 
@@ -127,11 +144,58 @@ SCHEMES = {
     "mixed behind both, as built": ((GROUP, 0), (GROUP, 0), (32, GROUP)),
     "... a scale for 128 columns everywhere": ((GROUP, GROUP), (GROUP, GROUP), (32, GROUP)),
     "... 128 columns behind GELU too": ((GROUP, 0), (GROUP, 0), (GROUP, GROUP)),
+    "FP8 (E4M3), not mixed": ((0, 0, as_e4m3), (0, 0, as_e4m3), (0, GROUP, as_e4m3)),
+    "FP8 (E4M3), mixed as bytes are": ((GROUP, 0, as_e4m3), (GROUP, 0, as_e4m3), (32, GROUP, as_e4m3)),
 }
+
+
+def known_items(path):
+    """Questions, items, and of each question its item: as operators/tests/ranking.rs has them."""
+    questions, items, relevant = [], [], []
+    for paragraph in open(path, encoding="utf-8").read().splitlines():
+        parts = [part for end in re.split(r"(?<=\. )", paragraph) for part in re.split(r"(?<=; )", end)]
+        asked = [part for part in parts if 6 <= len(part.split()) <= 40]
+        if not asked:
+            continue
+        longest = max(len(part.encode()) for part in asked)
+        kept = [part for part in asked if len(part.encode()) == longest][-1]  # the last of the longest, as max_by_key
+        rest = paragraph
+        for part in asked:
+            if part != kept:
+                rest = rest.replace(part, "", 1)
+                questions.append(part.strip())
+                relevant.append(len(items))
+        items.append(rest)
+    return questions, items, np.array(relevant)
+
+
+def ranking(tokenizer, weights):
+    questions, items, relevant = known_items("tests/data/ranking/manual.txt")
+    print(f"{len(questions)} questions, {len(items)} items: nDCG@10", flush=True)
+    ranked = {name: scheme for name, scheme in SCHEMES.items() if name.endswith("as built") or name.startswith("FP8")}
+    exact = None
+    for name, scheme in {"f32": (), **ranked}.items():
+        model, vectors = Model(weights, *scheme), []
+        texts = [tokenizer.encode(text).ids for text in questions + items]
+        for begin in range(0, len(texts), 64):
+            vectors.append(model.encode(texts[begin : begin + 64]))
+        vectors = np.concatenate(vectors)
+        exact = vectors if exact is None else exact
+        cosines = (vectors * exact).sum(1)
+        scores = vectors[: len(questions)] @ vectors[len(questions) :].T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+        places = np.where(order == relevant[:, None], 1 / np.log2(np.arange(2, 12)), 0)
+        found, mean, least = places.sum(1).mean(), cosines.mean(), cosines.min()
+        print(f"{name:40} {found:.4f}  cosine mean {mean:.5f} least {least:.5f}", flush=True)
 
 
 def main():
     folder = sys.argv[1]
+    if sys.argv[2:] == ["--ranking"]:
+        tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(256)
+        return ranking(tokenizer, tensors(folder))
     path = sys.argv[2] if len(sys.argv) > 2 else "tests/data/ranking/manual.txt"
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 240
     tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")

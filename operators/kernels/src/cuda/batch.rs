@@ -138,7 +138,7 @@ pub struct OnDevice {
     pub tiles: Tensor,
     /// Items of attention by heads.
     pub item_count: Tensor,
-    /// `[items, 8]`: see [`Item`].
+    /// `[items, 8]`: first rows of four slots, then lengths and first queries (`cuda/attention_heads.cu`).
     pub items: Tensor,
 }
 

@@ -31,24 +31,26 @@
 // Invariants as in linear.cu: fixed order over K, no split, rows past the count not written. x in place. The bits
 // do not depend on the cluster's size. Limits: sm_90a; 384 columns; the inner width a multiple of 8.
 #include "cluster.cuh"
+#include "groups.cuh"
 #include "numbers.cuh"
 #include "tiles.cuh"
 
 namespace {
 using cluster::Tiles;
+using groups::GROUP, groups::HIDDEN, groups::OWN, groups::Place, groups::ROWS;
 
-constexpr int ROWS = 64, HIDDEN = 384, DEPTH = 64, CHUNK = 128, OWN = HIDDEN / 2;
+constexpr int DEPTH = 64, CHUNK = 128;
 constexpr int FIRST_STEPS = HIDDEN / DEPTH, FIRST_HALF = FIRST_STEPS / 2, SECOND_STEPS = CHUNK / DEPTH;
 constexpr int FIRST_STAGES = 3, SECOND_STAGES = 2;
-constexpr int GROUP = 128, THREADS = 3 * GROUP, GROUP_WARPS = GROUP / tiles::WARP;
+constexpr int THREADS = 3 * GROUP, GROUP_WARPS = GROUP / tiles::WARP;
 constexpr u32 BOX = ROWS * DEPTH * 2; // of x and of H: 64 rows of 128 bytes
 constexpr u32 FIRST_BYTES = CHUNK * DEPTH * 2, SECOND_BYTES = HIDDEN * DEPTH * 2;
 constexpr u32 H_AT = FIRST_STEPS * BOX, H_BYTES = SECOND_STEPS * BOX, FIRST_AT = H_AT + 2 * H_BYTES;
 constexpr u32 SECOND_AT = FIRST_AT + FIRST_STAGES * FIRST_BYTES;
 constexpr u32 SUMS_AT = SECOND_AT + SECOND_STAGES * SECOND_BYTES, SQUARES_AT = SUMS_AT + 2 * ROWS * 4;
 constexpr u32 BARRIERS_AT = SQUARES_AT + 2 * ROWS * 4;
-// Named barriers: of both groups; of each group (2), whose turn it is (2), whose H is there (2). 0 is __syncthreads.
-constexpr int MET = 1, OWN_MET = 2, TURN = 4, READY = 6;
+// Named barriers behind groups::MET: of each group (2), whose turn it is (2), whose H is there (2). 0 is __syncthreads.
+constexpr int OWN_MET = 2, TURN = 4, READY = 6;
 
 // A ring's stage of a step: where its bytes are, the barrier that says that they came, and that they may go.
 struct Stage {
@@ -141,13 +143,6 @@ DEVICE void produce(u32 memory, const TensorMap *x, const TensorMap *w1, const T
 }
 
 // ---- the consumers: two warpgroups ------------------------------------------------------------------
-
-// Where this thread is: its group's half of the columns, its warp's 16 rows, its first row and column of them.
-struct Place {
-  int group, warp, lane;
-  DEVICE int row() const { return warp * 16 + lane / 4; }
-  DEVICE int column() const { return lane % 4 * 2; }
-};
 
 // The step before is read, whose products have ended; remembers this one.
 template <int CLUSTER> DEVICE void release(u32 &before, u32 empty, int lane) {
@@ -243,20 +238,6 @@ DEVICE void multiply_tile(unsigned char *memory, float (&sums)[96], const float 
   release<CLUSTER>(before, 0, place.lane);
 }
 
-// Adds four lanes' numbers, which share a row, and those of the other group's half of it.
-DEVICE void row_sums(float *meeting, float (&sum)[2], const Place &place) {
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    sum[i] = numbers::quad_sum(sum[i]);
-    if (place.lane % 4 == 0)
-      meeting[place.group * ROWS + place.row() + i * 8] = sum[i];
-  }
-  ptx::part_sync(MET, 2 * GROUP);
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-    sum[i] = meeting[place.row() + i * 8] + meeting[ROWS + place.row() + i * 8];
-}
-
 // x's place in shared memory of this group's columns 8 n …, row `row` of the tile.
 DEVICE u32 *x_at(unsigned char *memory, const Place &place, int n, int i) {
   return (u32 *)(memory + (u32)(place.group * 3 + n / 8) * BOX + tiles::swizzled<8>(place.row() + i * 8, n % 8) +
@@ -266,7 +247,7 @@ DEVICE u32 *x_at(unsigned char *memory, const Place &place, int n, int i) {
 // sums + b2 + x, normalised, to x's place in shared memory.
 DEVICE void normalize(unsigned char *memory, float (&sums)[96], const float *bias, const float *gain,
                       const float *shift, float epsilon, const Place &place) {
-  float sum[2] = {}, squares[2] = {};
+  float sum[2] = {};
 #pragma unroll
   for (int n = 0; n < OWN / 8; n++) {
     numbers::Pair b = *(const numbers::Pair *)(bias + n * 8);
@@ -279,18 +260,8 @@ DEVICE void normalize(unsigned char *memory, float (&sums)[96], const float *bia
       sum[i] += low + high;
     }
   }
-  row_sums((float *)(memory + SUMS_AT), sum, place);
-#pragma unroll
-  for (int n = 0; n < OWN / 8; n++)
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      float &low = sums[n * 4 + i * 2], &high = sums[n * 4 + i * 2 + 1];
-      low -= sum[i] * (1.0f / HIDDEN); // in place: what is computed anew is kept beside what it was
-      high -= sum[i] * (1.0f / HIDDEN);
-      squares[i] += low * low + high * high;
-    }
-  row_sums((float *)(memory + SQUARES_AT), squares, place);
-  float inverse[2] = {rsqrtf(squares[0] * (1.0f / HIDDEN) + epsilon), rsqrtf(squares[1] * (1.0f / HIDDEN) + epsilon)};
+  float inverse[2];
+  groups::center((float *)(memory + SUMS_AT), (float *)(memory + SQUARES_AT), sums, sum, inverse, epsilon, place);
 #pragma unroll
   for (int n = 0; n < OWN / 8; n++) {
     numbers::Pair g = *(const numbers::Pair *)(gain + n * 8), s = *(const numbers::Pair *)(shift + n * 8);

@@ -7,21 +7,22 @@
 //   warps 1 – 3    in halves, from device memory: x of the next tile ▶ bytes here; finished rows ▶ bytes there
 #pragma once
 #include "cluster.cuh"
+#include "groups.cuh"
 #include "quantize.cuh"
 
 namespace feed_int8 {
 using cluster::Tiles;
+using groups::GROUP, groups::HIDDEN, groups::MET, groups::OWN, groups::Place, groups::ROWS;
 
-constexpr int ROWS = 64, HIDDEN = 384, CHUNK = 128, DEPTH = 128, OWN = HIDDEN / 2;
+constexpr int CHUNK = 128, DEPTH = 128;
 constexpr int FIRST_STEPS = HIDDEN / DEPTH, FIRST_STAGES = 3, H_STAGES = 4;
-constexpr int GROUP = 128, THREADS = 3 * GROUP, GROUP_WARPS = GROUP / tiles::WARP, WARPS = 2 * GROUP_WARPS;
+constexpr int THREADS = 3 * GROUP, GROUP_WARPS = GROUP / tiles::WARP, WARPS = 2 * GROUP_WARPS;
 constexpr int HELPERS = GROUP_WARPS - 1;
 constexpr u32 BOX = ROWS * DEPTH; // of x and of H: 64 rows of 128 bytes
 constexpr u32 X_BYTES = FIRST_STEPS * BOX, FIRST_BYTES = CHUNK * DEPTH, SECOND_BYTES = HIDDEN * DEPTH;
 constexpr u32 H_AT = 2 * X_BYTES, FIRST_AT = H_AT + H_STAGES * BOX, SECOND_AT = FIRST_AT + FIRST_STAGES * FIRST_BYTES;
 constexpr u32 X_SCALES_AT = SECOND_AT + 2 * SECOND_BYTES, H_SCALES_AT = X_SCALES_AT + 2 * ROWS * 4;
 constexpr u32 BARRIERS_AT = H_SCALES_AT + H_STAGES * ROWS * 4;
-constexpr int MET = 1; // the named barrier of both groups; 0 is __syncthreads
 // In x's place, behind a tile's products: 16 rows and 64 columns leave a warp at a time (join_hopper.cu), then row sums.
 constexpr int SLICE = 64, SLICE_CHUNKS = SLICE / tiles::CHUNK_HALVES, PITCH = SLICE * 2 + tiles::CHUNK_BYTES;
 constexpr u32 SUMS_AT = WARPS * 16 * PITCH, SQUARES_AT = SUMS_AT + 2 * ROWS * 4;

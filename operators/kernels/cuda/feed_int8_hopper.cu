@@ -44,13 +44,6 @@ using numbers::Pair;
 
 // ---- the consumers: two warpgroups ------------------------------------------------------------------
 
-// Where this thread is: its group's half of the columns, its warp's 16 rows, its first row and column of them.
-struct Place {
-  int group, warp, lane;
-  DEVICE int row() const { return warp * 16 + lane / 4; }
-  DEVICE int column() const { return lane % 4 * 2; }
-};
-
 // F1: a chunk's integers; `nth` counts chunks over all tiles. Gives the other group its turn.
 template <int CLUSTER> DEVICE void widen(u32 memory, int (&sums)[64], u32 x, int nth, const Place &place) {
   ptx::barrier_wait(turn_of(memory, place.group), (u32)(nth / 2 & 1) ^ (u32)(place.group == 0)); // the first: at once
@@ -164,25 +157,11 @@ DEVICE void multiply_tile(unsigned char *memory, float (&sums)[OWN / 2], const O
     narrow<CLUSTER>(memory, sums, first + of.chunks - 1, place);
 }
 
-// Adds four lanes' numbers, which share a row, and those of the other group's half of it.
-DEVICE void row_sums(float *meeting, float (&sum)[2], const Place &place) {
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    sum[i] = numbers::quad_sum(sum[i]);
-    if (place.lane % 4 == 0)
-      meeting[place.group * ROWS + place.row() + i * 8] = sum[i];
-  }
-  ptx::part_sync(MET, 2 * GROUP);
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-    sum[i] = meeting[place.row() + i * 8] + meeting[ROWS + place.row() + i * 8];
-}
-
 // sums · scales + b2 + x, less its mean; 1 / √(variance + ε) of both rows. x is the first row's, from this thread's first
 // column on, as b2 and W2's scales are; a row past the count has none.
 DEVICE void center(unsigned char *meeting, float (&sums)[OWN / 2], float (&inverse)[2], const float *columns,
                    const float *bias, const u16 *x, int rows, float epsilon, const Place &place) {
-  float sum[2] = {}, squares[2] = {};
+  float sum[2] = {};
 #pragma unroll
   for (int n = 0; n < OWN / 8; n++) {
     Pair w = *(const Pair *)(columns + n * 8), b = *(const Pair *)(bias + n * 8);
@@ -195,19 +174,7 @@ DEVICE void center(unsigned char *meeting, float (&sums)[OWN / 2], float (&inver
       sum[i] += own[0] + own[1];
     }
   }
-  row_sums((float *)(meeting + SUMS_AT), sum, place);
-#pragma unroll
-  for (int n = 0; n < OWN / 8; n++)
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      float *own = &sums[n * 4 + i * 2];
-      own[0] -= sum[i] * (1.0f / HIDDEN); // in place: what is computed anew is kept beside what it was
-      own[1] -= sum[i] * (1.0f / HIDDEN);
-      squares[i] += own[0] * own[0] + own[1] * own[1];
-    }
-  row_sums((float *)(meeting + SQUARES_AT), squares, place);
-  inverse[0] = rsqrtf(squares[0] * (1.0f / HIDDEN) + epsilon);
-  inverse[1] = rsqrtf(squares[1] * (1.0f / HIDDEN) + epsilon);
+  groups::center((float *)(meeting + SUMS_AT), (float *)(meeting + SQUARES_AT), sums, sum, inverse, epsilon, place);
 }
 
 // Stores a warp's 16 rows of its group's columns, 64 at a time. gain and shift: from this thread's first column on; x:

@@ -8,6 +8,7 @@
 #include "../tiles.cuh"
 #include "../hopper.cuh"
 #include "../cluster.cuh"
+#include "../groups.cuh"
 #include "../ring.cuh"
 #include "../pingpong.cuh"
 #include "../heads.cuh"

@@ -160,27 +160,14 @@ impl Driver {
         })?;
         let shared_bytes = super::feed::SHARED_BYTES;
         let mut attributes = attributes(Placement::Clusters(blocks), false);
-        let config = sys::CUlaunchConfig {
-            gridDimX: blocks,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: 384,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: shared_bytes,
-            hStream: std::ptr::null_mut(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
-        let name = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let sizes = ([blocks, 1, 1], 384, shared_bytes);
+        let config = config(sizes, std::ptr::null_mut(), &mut attributes);
+        allow_shared(function, shared_bytes).ok()?;
         let mut count = 0;
         // SAFETY: the function is of a loaded module; the configuration lives until the call returns.
-        unsafe {
-            result::function::set_function_attribute(function, name, shared_bytes as i32).ok()?;
-            sys::cuOccupancyMaxActiveClusters(&mut count, function, &config)
-                .result()
-                .ok()?;
-        }
+        unsafe { sys::cuOccupancyMaxActiveClusters(&mut count, function, &config) }
+            .result()
+            .ok()?;
         u32::try_from(count).ok()
     }
 
@@ -196,12 +183,7 @@ impl Driver {
             )));
         };
         if launch.shared_bytes > SHARED_BY_DEFAULT {
-            let name = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is of a loaded module.
-            unsafe {
-                result::function::set_function_attribute(function, name, launch.shared_bytes as i32)
-            }
-            .map_err(fault)?;
+            allow_shared(function, launch.shared_bytes)?;
         }
         // Values first, all of them, so that their addresses stay.
         let maps = launch
@@ -218,20 +200,9 @@ impl Driver {
                 None => (word as *const u64).cast_mut().cast(),
             })
             .collect();
-        let [x, y, z] = launch.grid;
         let mut attributes = attributes(launch.placement, follows);
-        let config = sys::CUlaunchConfig {
-            gridDimX: x,
-            gridDimY: y,
-            gridDimZ: z,
-            blockDimX: launch.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared_bytes,
-            hStream: stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
+        let sizes = (launch.grid, launch.threads, launch.shared_bytes);
+        let config = config(sizes, stream, &mut attributes);
         // SAFETY: launches are made only beside the kernels, with arguments in the kernel's order and
         // tensors that were checked against each other; the driver copies the arguments and the attributes
         // before it returns; a 4-byte argument is the low half of its little-endian word.
@@ -277,6 +248,33 @@ impl Driver {
             let _ = unsafe { result::event::destroy(event) };
         }
         times
+    }
+}
+
+/// Lets a kernel's blocks have so much dynamic shared memory.
+fn allow_shared(function: sys::CUfunction, bytes: u32) -> Result<(), Fault> {
+    let name = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: the function is of a loaded module.
+    unsafe { result::function::set_function_attribute(function, name, bytes as i32) }.map_err(fault)
+}
+
+/// A launch of (grid, threads, bytes of shared memory). It points to the attributes, which must live as long.
+fn config(
+    ([x, y, z], threads, shared_bytes): ([u32; 3], u32, u32),
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared_bytes,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
     }
 }
 

@@ -8,13 +8,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// (file name, text) of everything in `operators/kernels/cuda` that is compiled for a device.
-pub const FILES: [(&str, &str); 27] = [
+pub const FILES: [(&str, &str); 28] = [
     ("ptx.cuh", include_str!("../../cuda/ptx.cuh")),
     ("hopper.cuh", include_str!("../../cuda/hopper.cuh")),
     ("tiles.cuh", include_str!("../../cuda/tiles.cuh")),
     ("numbers.cuh", include_str!("../../cuda/numbers.cuh")),
     ("bytes.cuh", include_str!("../../cuda/bytes.cuh")),
     ("cluster.cuh", include_str!("../../cuda/cluster.cuh")),
+    ("groups.cuh", include_str!("../../cuda/groups.cuh")),
     ("rows.cuh", include_str!("../../cuda/rows.cuh")),
     ("softmax.cuh", include_str!("../../cuda/softmax.cuh")),
     ("pool.cuh", include_str!("../../cuda/pool.cuh")),
